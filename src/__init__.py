@@ -1,0 +1,1 @@
+"""Second-order optimisation and model parallelism for JAX."""

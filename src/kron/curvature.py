@@ -1,0 +1,257 @@
+"""`curvature`: what `kron` knows of a loss, and its gradient together with the statistics of its factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from .blocks import Block, Plan, param_names, plan_blocks, table
+from .errors import CurvatureError
+from .evaluate import evaluate
+from .operators.factor import accurate
+from .program import Program, trace
+from .sites import survey
+from .statistics import Statistics
+
+FISHERS = ('sampled', 'empirical', 'exact')
+_SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels are drawn apart from dropout masks
+
+
+def curvature(
+  loss_fn: Callable,
+  params: Any,
+  *args: Any,
+  fisher: str = 'sampled',
+  has_aux: bool = False,
+  fallback: Mapping[str, str] | str | None = None,
+  examples: int | Callable[..., Any] | None = None,
+) -> Curvature:
+  """Reads a loss and finds where each of its parameters meets data.
+
+  Args:
+    loss_fn: `loss_fn(params, *args)` -> scalar loss, a mean over the observations; with `has_aux`, (loss, aux). Its
+      outputs are marked by `kron.observe`.
+    params: pytree of arrays or ShapeDtypeStructs.
+    *args: the loss's further arguments: batch, keys, state; arrays or ShapeDtypeStructs.
+    fisher: 'sampled' draws targets from the model (one more backward pass), 'exact' sums over the square root of the
+      likelihood's own Fisher information (as many backward passes as outputs), 'empirical' takes the loss's gradients.
+    has_aux: as in jax.value_and_grad.
+    fallback: what to do with parameters whose use is not understood, by name or fnmatch pattern: 'gradient' (left to
+      the plain gradient) or 'diagonal' (squares of the batch's summed sampled gradient, which estimate the Fisher's
+      diagonal without bias: Liu et al. 2023, eq. 12; with the empirical Fisher they are biased by the mean). One
+      string stands for all parameters.
+    examples: the number of observations, or a function of the loss's arguments that counts them, where no mark does.
+
+  Returns:
+    A `Curvature`; print it to see what is covered.
+
+  Raises:
+    CurvatureError: a use is not understood and has no fallback; a parameter is unused; the likelihood is not marked.
+  """
+  if fisher not in FISHERS:
+    raise CurvatureError(f'fisher={fisher!r} is unknown; choose from {", ".join(FISHERS)}')
+  fallback = {'*': fallback} if isinstance(fallback, str) else dict(fallback or {})
+  return Curvature(loss_fn, params, args, fisher, has_aux, fallback, examples)
+
+
+class Curvature:
+  """The block structure of a loss's curvature. Immutable; made by `curvature`."""
+
+  def __init__(self, loss_fn, params, args, fisher, has_aux, fallback, examples):
+    self.loss_fn, self.fisher, self.has_aux = loss_fn, fisher, has_aux
+    self._fallback, self._examples = fallback, examples
+    names = param_names(params)
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
+    self._sizes = {name: math.prod(shape) for name, shape in zip(names, shapes, strict=True)}
+    _, plan, likelihoods = self._read(params, args)
+    self.blocks: tuple[Block, ...] = plan.blocks
+    self.gradient_only: dict[str, str] = plan.gradient_only
+    if fisher != 'empirical' and not likelihoods:
+      raise CurvatureError(
+        f"fisher={fisher!r} needs the likelihood: mark the network's outputs in the loss by kron.observe.categorical, "
+        "bernoulli, gaussian or custom, or choose fisher='empirical'"
+      )
+    if not likelihoods and examples is None:
+      raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
+
+  def __str__(self) -> str:
+    return table(self.blocks, self.gradient_only, self._sizes)
+
+  def __repr__(self) -> str:
+    return f'<Curvature of {len(self._sizes)} parameters, {len(self.blocks)} blocks, {self.fisher} Fisher>'
+
+  def value_and_grad(
+    self, params: Any, *args: Any, key: PRNGKeyArray | None = None, statistics: bool | Bool[Array, ''] = True
+  ) -> tuple[Any, Any, Statistics | None]:
+    """The loss (or (loss, aux)), its gradient, and the statistics of this batch.
+
+    Args:
+      params: as given to `curvature`; shapes of the batch may differ.
+      *args: as given to `curvature`.
+      key: for the targets of a sampled Fisher and the signs of an exact one. If None, it is folded out of the only PRNG
+        key among `args`; without one the exact Fisher's signs are the same at every call.
+      statistics: False leaves them out and returns None in their place: the plain gradient. A traced boolean decides
+        on the device; where it is false the statistics are zeros with `examples == 0`, which an update ignores.
+
+    Raises:
+      CurvatureError: the loss now has other sites than when `curvature` read it, or there is no key.
+    """
+    if isinstance(statistics, bool):
+      return self._with(params, args, key) if statistics else (*self._plain(params, args), None)
+
+    def without(params, args, key):
+      shapes = jax.eval_shape(self._with, params, args, key)[2]
+      return *self._plain(params, args), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    return jax.lax.cond(statistics, self._with, without, params, args, key)
+
+  def _plain(self, params: Any, args: tuple) -> tuple[Any, Any]:
+    return jax.value_and_grad(self.loss_fn, has_aux=self.has_aux)(params, *args)
+
+  def _with(self, params: Any, args: tuple, key: PRNGKeyArray | None) -> tuple[Any, Any, Statistics]:
+    program, plan, likelihoods = self._read(params, args)
+    if [b.signature() for b in plan.blocks] != [b.signature() for b in self.blocks]:
+      raise CurvatureError('the loss uses its parameters otherwise than when kron.curvature read it; call that again')
+    leaves, treedef = jax.tree.flatten(params)
+    data = jax.tree.leaves(args)
+    names = param_names(params)
+
+    def run(leaves, probes):
+      outputs, marks = evaluate(program, plan.taps, plan.chains, [*leaves, *data], probes)
+      return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
+
+    probes = {
+      b.name: {name: jnp.zeros((f.slots, f.n, f.n), b.dtype) for name, f in b.operator.factors.items()}
+      for b in plan.blocks
+      if not b.sampled_diagonal
+    }
+    (loss, outputs), pull, (aux, weights) = jax.vjp(run, leaves, probes, has_aux=True)
+    count = self._count(params, args, outputs, weights, likelihoods)
+    nothing = [jnp.zeros_like(z) for z in outputs]
+
+    def statistics_from(loss_cotangent, output_cotangents):
+      """Sums, from one backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
+      slopes, sums = pull((loss_cotangent, output_cotangents))
+      slopes = dict(zip(names, slopes, strict=True))
+      squares = {
+        b.name: {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
+        for b in plan.blocks
+        if b.sampled_diagonal
+      }
+      return {**sums, **squares}
+
+    grads, sums = pull((jnp.ones_like(loss), nothing))
+    still = jnp.zeros_like(loss)
+    if self.fisher == 'empirical':
+      sums = _scale_by_degree(statistics_from(jnp.ones_like(loss), nothing), plan, count)
+    elif self.fisher == 'sampled':
+      keys = jax.random.split(_random_key(key, args), len(outputs))
+      drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, outputs, strict=True)]
+      sums = statistics_from(still, _weighted(drawn, outputs, weights, likelihoods))
+    else:
+      key = _random_key(key, args, otherwise=0)
+      sums = _exact(lambda cotangents: statistics_from(still, cotangents), plan, likelihoods, outputs, weights, key)
+    uses = {name: jnp.asarray(rows, sums[name]['A'].dtype) for name, rows in plan.uses.items()}
+    examples = jnp.asarray(count, jnp.promote_types(loss.dtype, jnp.float32))
+    stats = Statistics(sums, uses, examples)
+    value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
+    return value, jax.tree.unflatten(treedef, grads), stats
+
+  def _read(self, params: Any, args: tuple) -> tuple[Program, Plan, list[Any]]:
+    """Traces the loss anew (as JAX does with any function) and plans its blocks."""
+    program, shapes = trace(self.loss_fn, params, *args)
+    loss_shape = shapes[0] if self.has_aux else shapes
+    if getattr(loss_shape, 'shape', None) != ():
+      raise CurvatureError(f'the loss must be one number, but the function returns {loss_shape}; has_aux={self.has_aux}')
+    names = param_names(params)
+    found = survey(program, len(names))
+    sizes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
+    plan = plan_blocks(found, names, sizes, self._fallback)
+    plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
+    return program, plan, [mark.params['likelihood'] for mark in found.marks]
+
+  def _count(self, params, args, outputs, weights, likelihoods) -> Any:
+    if callable(self._examples):
+      return self._examples(params, *args)
+    if self._examples is not None:
+      return self._examples
+    counts = [
+      weight[0].sum() if weight else math.prod(z.shape[: z.ndim - p.event_ndims])
+      for z, weight, p in zip(outputs, weights, likelihoods, strict=True)
+    ]
+    plain = {c for c in counts if isinstance(c, int)}
+    if len(plain) > 1:
+      raise CurvatureError(f'the marks count different numbers of observations ({sorted(plain)}); pass examples=')
+    return counts[0]
+
+
+def _scale_by_degree(sums, plan: Plan, count) -> Any:
+  """From gradients of a mean over `count` observations to those of the sum."""
+  degrees = {b.name: {name: f.degree for name, f in b.operator.factors.items()} for b in plan.blocks}
+  return {
+    block: {name: s * jnp.asarray(count, s.dtype) ** degrees[block][name] for name, s in factors.items()}
+    for block, factors in sums.items()
+  }
+
+
+def _weighted(cotangents, outputs, weights, likelihoods) -> list[Array]:
+  """Each observation's share: its Fisher information counts by its weight, a cotangent by the weight's root."""
+  result = []
+  for c, z, weight, p in zip(cotangents, outputs, weights, likelihoods, strict=True):
+    if weight:
+      c = c * jnp.sqrt(weight[0]).reshape(*weight[0].shape, *(1,) * p.event_ndims)
+    result.append(c.astype(z.dtype))
+  return result
+
+
+def _exact(statistics_from, plan: Plan, likelihoods, outputs, weights, key) -> Any:
+  """Sums the statistics of degree 2 over all columns of every likelihood's root; those of degree 0 are taken once.
+
+  Each observation's column gets a random sign. It cancels in that observation's own outer product, and makes the
+  products between observations vanish on average where the network couples them, as batch normalisation does.
+  """
+  nothing = [jnp.zeros_like(z) for z in outputs]
+  total = statistics_from(nothing)
+  degrees = {b.name: {name: f.degree for name, f in b.operator.factors.items()} for b in plan.blocks}
+  for i, (likelihood, z) in enumerate(zip(likelihoods, outputs, strict=True)):
+
+    def add(sums, k, i=i, likelihood=likelihood, z=z):
+      leading = z.shape[: z.ndim - likelihood.event_ndims]
+      signs = jax.random.rademacher(jax.random.fold_in(jax.random.fold_in(key, i), k), leading, jnp.float32)
+      column = likelihood.column(z, k) * signs.reshape(*leading, *(1,) * likelihood.event_ndims)
+      cotangents = [column if j == i else zeros for j, zeros in enumerate(nothing)]
+      parts = statistics_from(_weighted(cotangents, outputs, weights, likelihoods))
+      return {
+        block: {name: s + parts[block][name] if degrees[block][name] else s for name, s in factors.items()}
+        for block, factors in sums.items()
+      }, None
+
+    total, _ = jax.lax.scan(add, total, jnp.arange(likelihood.columns(z)))
+  return total
+
+
+def _random_key(key: PRNGKeyArray | None, args: tuple, otherwise: int | None = None) -> PRNGKeyArray:
+  """The key given, or one folded out of the only key among the loss's arguments, or one from a seed."""
+  if key is not None:
+    return key
+  keys = [leaf for leaf in jax.tree.leaves(args) if _is_key(leaf)]
+  if len(keys) == 1:
+    return jax.random.fold_in(keys[0], _SAMPLING)
+  if otherwise is not None:
+    return jax.random.key(otherwise)
+  raise CurvatureError(
+    f"fisher='sampled' draws targets: pass key= to value_and_grad (the loss's arguments hold {len(keys)} PRNG keys)"
+  )
+
+
+def _is_key(leaf: Any) -> bool:
+  if not hasattr(leaf, 'dtype'):
+    return False
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return leaf.shape == ()
+  return leaf.dtype == jnp.uint32 and leaf.shape == (2,)

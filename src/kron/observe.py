@@ -1,0 +1,180 @@
+"""Marks that tell a loss's likelihood: what its outputs say about the targets, and how many observations there are.
+
+A mark returns its outputs unchanged and may stand anywhere in the loss. Curvature is defined by the marks alone, so the
+loss itself may be weighted, regularised or have gradients of its own.
+
+A likelihood is any hashable object with the four members of `Likelihood`; `custom` takes one of the user's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from .errors import CurvatureError
+from .program import observe_p
+
+
+class Likelihood(Protocol):
+  """p(target | outputs) of one observation; outputs have `event_ndims` trailing axes, the leading ones count observations.
+
+  With F the Fisher information of one observation's outputs z, `draw` returns a random c with E[c cT] = F (the gradient
+  of -log p at a target drawn from the model), and the `columns` vectors `column(outputs, k)` satisfy sum_k c_k c_kT = F.
+  All are shaped like `outputs`.
+  """
+
+  event_ndims: int
+
+  def draw(self, key: PRNGKeyArray, outputs: Array) -> Array: ...
+
+  def columns(self, outputs: Array) -> int: ...
+
+  def column(self, outputs: Array, k: Int[Array, '']) -> Array: ...
+
+
+def _accurate(outputs: Array) -> Array:
+  return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+  """One of C classes by softmax. F = diag(p) - p pT, its columns sqrt(p_k) (p - e_k)."""
+
+  event_ndims: int = 1
+
+  def draw(self, key, outputs):
+    logits = _accurate(outputs)
+    label = jax.random.categorical(key, logits)
+    return jax.nn.softmax(logits) - jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
+
+  def columns(self, outputs):
+    return outputs.shape[-1]
+
+  def column(self, outputs, k):
+    p = jax.nn.softmax(_accurate(outputs))
+    return jnp.sqrt(p[..., k])[..., None] * (p - jax.nn.one_hot(k, p.shape[-1], dtype=p.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bernoulli:
+  """Independent bits by sigmoid. F = diag(p (1 - p))."""
+
+  event_ndims: int = 1
+
+  def draw(self, key, outputs):
+    p = jax.nn.sigmoid(_accurate(outputs))
+    return p - jax.random.bernoulli(key, p).astype(p.dtype)
+
+  def columns(self, outputs):
+    return _event_size(outputs, self.event_ndims)
+
+  def column(self, outputs, k):
+    p = jax.nn.sigmoid(_accurate(outputs))
+    return jnp.sqrt(p * (1 - p)) * _unit(outputs, self.event_ndims, k).astype(p.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+  """Independent normals of one known variance. F = I / variance."""
+
+  event_ndims: int = 1
+  variance: float = 1.0
+
+  def draw(self, key, outputs):
+    z = _accurate(outputs)
+    return jax.random.normal(key, z.shape, z.dtype) / math.sqrt(self.variance)
+
+  def columns(self, outputs):
+    return _event_size(outputs, self.event_ndims)
+
+  def column(self, outputs, k):
+    unit = _unit(outputs, self.event_ndims, k) / math.sqrt(self.variance)
+    return jnp.broadcast_to(unit, outputs.shape).astype(_accurate(outputs).dtype)
+
+
+def _event_size(outputs: Array, event_ndims: int) -> int:
+  return math.prod(outputs.shape[outputs.ndim - event_ndims :])
+
+
+def _unit(outputs: Array, event_ndims: int, k: Int[Array, '']) -> Float[Array, '...']:
+  event = outputs.shape[outputs.ndim - event_ndims :]
+  return jax.nn.one_hot(k, math.prod(event)).reshape(event)
+
+
+def categorical(
+  logits: Float[Array, '*n c'], labels: Int[Array, '*n'] | None = None, *, mask: Num[Array, '*n'] | None = None
+) -> Float[Array, '*n c']:
+  """Marks softmax outputs: one observation for each leading index of `logits`, or sum(mask) of them.
+
+  Args:
+    logits: unnormalised log-probabilities, classes last.
+    labels: the targets, checked for their shape only.
+    mask: weight of each observation, 0 for padding.
+
+  Returns:
+    `logits`, unchanged.
+
+  Raises:
+    CurvatureError: a shape does not fit.
+  """
+  return custom(logits, Categorical(), labels, mask=mask, target_ndims=0)
+
+
+def bernoulli(
+  logits: Float[Array, '*n d'],
+  targets: Num[Array, '*n d'] | None = None,
+  *,
+  mask: Num[Array, '*n'] | None = None,
+  event_ndims: int = 1,
+) -> Float[Array, '*n d']:
+  """Marks sigmoid outputs; the last `event_ndims` axes together are one observation. Otherwise as `categorical`."""
+  return custom(logits, Bernoulli(event_ndims), targets, mask=mask, target_ndims=event_ndims)
+
+
+def gaussian(
+  mean: Float[Array, '*n d'],
+  targets: Num[Array, '*n d'] | None = None,
+  *,
+  variance: float = 1.0,
+  mask: Num[Array, '*n'] | None = None,
+  event_ndims: int = 1,
+) -> Float[Array, '*n d']:
+  """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise as `categorical`.
+
+  variance: of the targets, in their unit squared. 1 belongs to the loss 1/2 |mean - target|^2, 1/2 to |mean - target|^2.
+  """
+  return custom(mean, Gaussian(event_ndims, variance), targets, mask=mask, target_ndims=event_ndims)
+
+
+def custom(
+  outputs: Float[Array, '*n ...'],
+  likelihood: Likelihood,
+  targets: Num[Array, '*n ...'] | None = None,
+  *,
+  mask: Num[Array, '*n'] | None = None,
+  target_ndims: int | None = None,
+) -> Float[Array, '*n ...']:
+  """Marks outputs by a likelihood of the user's own (see `Likelihood`). Otherwise as `categorical`."""
+  outputs = jnp.asarray(outputs)
+  leading = outputs.shape[: outputs.ndim - likelihood.event_ndims]
+  if outputs.ndim < likelihood.event_ndims:
+    raise CurvatureError(
+      f'observe: outputs of shape {outputs.shape} have fewer axes than one observation ({likelihood.event_ndims}); '
+      'set event_ndims'
+    )
+  if targets is not None and target_ndims is not None:
+    expected = leading + outputs.shape[outputs.ndim - target_ndims :] if target_ndims else leading
+    if jnp.shape(targets) != expected:
+      raise CurvatureError(
+        f'observe: targets have shape {jnp.shape(targets)}, outputs of shape {outputs.shape} want {expected}'
+      )
+  if mask is None:
+    return observe_p.bind(outputs, likelihood=likelihood)
+  if jnp.shape(mask) != leading:
+    raise CurvatureError(f'observe: mask has shape {jnp.shape(mask)}, outputs of shape {outputs.shape} want {leading}')
+  return observe_p.bind(outputs, jnp.asarray(mask, jnp.float32), likelihood=likelihood)

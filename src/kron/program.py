@@ -1,0 +1,196 @@
+"""The user's loss as a flat list of operations: the one file that touches JAX's tracing machinery.
+
+`trace` turns a function into a `Program`: nested `jit`s are inlined (they change nothing but names), every other
+operation is kept as JAX traced it and bound again when the program is evaluated, so that custom derivative rules stay in
+force. A rematerialised region keeps its own `body`. Dead operations are dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sysconfig
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+from jax.extend import source_info_util
+from jax.interpreters import ad, batching, mlir
+
+_JIT = ('jit', 'pjit', 'closed_call')
+_REMAT = ('checkpoint', 'remat2', 'remat')
+
+
+class Ref(NamedTuple):
+  """A value of the program: an index that is unique in the whole program, nested bodies included."""
+
+  index: int
+  shape: tuple[int, ...]
+  dtype: Any
+
+
+class Op(NamedTuple):
+  """One operation; `inputs` are `Ref`s, or literals by value. `body` is set for a rematerialised region."""
+
+  eqn: Any
+  inputs: tuple[Any, ...]
+  outputs: tuple[Ref, ...]
+  body: Program | None
+
+  @property
+  def name(self) -> str:
+    return self.eqn.primitive.name
+
+  @property
+  def params(self) -> dict[str, Any]:
+    return self.eqn.params
+
+
+class Program(NamedTuple):
+  """`inputs`, then `ops` in order, give `outputs` (`Ref`s or literals). `consts` are values by index of their `Ref`."""
+
+  inputs: tuple[Ref, ...]
+  consts: dict[int, Any]
+  ops: tuple[Op, ...]
+  outputs: tuple[Any, ...]
+
+
+def trace(fn: Callable, *args: Any) -> tuple[Program, Any]:
+  """The program of `fn(*args)` (arrays or ShapeDtypeStructs) and the pytree of its outputs' shapes."""
+  closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+  # A jaxpr traced under an outer transformation holds that transformation's tracers: it is used once, never cached.
+  return _flatten(closed.jaxpr, closed.consts, itertools.count()), shapes
+
+
+def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count) -> Program:
+  table: dict[Any, Any] = {}
+  values: dict[int, Any] = {}
+  ops: list[Op] = []
+
+  def define(var: Any) -> Ref:
+    table[var] = Ref(next(fresh), tuple(var.aval.shape), var.aval.dtype)
+    return table[var]
+
+  def read(atom: Any) -> Any:
+    return atom.val if isinstance(atom, jex.Literal) else table[atom]
+
+  def visit(jaxpr: Any) -> None:
+    for eqn in jaxpr.eqns:
+      inputs = tuple(read(v) for v in eqn.invars)
+      if eqn.primitive.name in _JIT:
+        inner, inner_consts = _open(eqn.params.get('jaxpr', eqn.params.get('call_jaxpr')))
+        bind_consts(inner, inner_consts)
+        # A shared inner jaxpr may be visited again: its variables are simply defined anew.
+        table.update(zip(inner.invars, inputs, strict=True))
+        visit(inner)
+        table.update(zip(eqn.outvars, [read(v) for v in inner.outvars], strict=True))
+        continue
+      body = None
+      if eqn.primitive.name in _REMAT:
+        body = _flatten(*_open(eqn.params['jaxpr']), fresh)
+      ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), body))
+
+  def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+      values[define(var).index] = value
+
+  bind_consts(jaxpr, consts)
+  inputs = tuple(define(v) for v in jaxpr.invars)
+  visit(jaxpr)
+  return _live(Program(inputs, values, tuple(ops), tuple(read(v) for v in jaxpr.outvars)))
+
+
+def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+  """A jaxpr and its constants, whether it came closed or open (the two are one class from jax 0.12 on)."""
+  return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
+
+
+def _live(program: Program) -> Program:
+  """Drops the operations whose results nobody reads; observation marks and side effects stay."""
+  needed = {v.index for v in program.outputs if isinstance(v, Ref)}
+  kept = []
+  for op in reversed(program.ops):
+    if op.eqn.effects or has_mark(op) or any(v.index in needed for v in op.outputs):
+      needed |= {v.index for v in op.inputs if isinstance(v, Ref)}
+      kept.append(op)
+  return program._replace(ops=tuple(reversed(kept)))
+
+
+def has_mark(op: Op) -> bool:
+  """Whether the operation is an observation mark or a region that holds one."""
+  return op.name == observe_p.name or (op.body is not None and any(has_mark(inner) for inner in op.body.ops))
+
+
+def bind(op: Op, *values: Any) -> list[Any]:
+  """The operation applied to other values, as JAX traced it: its derivative rules included."""
+  params = op.eqn.primitive.get_bind_params(op.params)
+  subfuns: Sequence[Any] = ()
+  if isinstance(params, tuple):  # before jax 0.10: (functions, params)
+    subfuns, params = params
+  source = op.eqn.source_info
+  # Profiles and compiled programs go on naming the user's own lines and scopes.
+  with source_info_util.user_context(
+    source.traceback, name_stack=source_info_util.current_name_stack() + source.name_stack
+  ):
+    out = op.eqn.primitive.bind(*subfuns, *values, **params)
+  return list(out) if op.eqn.primitive.multiple_results else [out]
+
+
+def rematerialise(op: Op, fn: Callable) -> Callable:
+  """`fn` under the checkpoint policy of the region `op`."""
+  return jax.checkpoint(fn, prevent_cse=op.params['prevent_cse'], policy=op.params['policy'])
+
+
+def source_line(op: Op) -> str:
+  """'file.py:12', the user's line that caused the operation: the innermost frame outside of installed packages."""
+  traceback = op.eqn.source_info.traceback
+  frames = list(traceback.frames) if traceback is not None else []
+  outside_jax = [f for f in frames if not f.file_name.startswith(_JAX)]
+  own = [f for f in outside_jax if not f.file_name.startswith(_INSTALLED) and not f.file_name.startswith(_HERE)]
+  for frame in own or outside_jax:
+    return f'{os.path.relpath(frame.file_name) if own else frame.file_name}:{frame.line_num}'
+  return 'an unknown line'
+
+
+_JAX = os.path.dirname(jax.__file__)
+_HERE = os.path.dirname(__file__)
+_INSTALLED = tuple({sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sysconfig.get_path('stdlib')})
+
+
+# The observation mark: an identity on its first operand (the network's outputs) that survives jit, vmap, remat and grad.
+# A second operand, if any, weighs the observations. Only a program under `curvature` ever looks at the mark.
+
+observe_p = jex.Primitive('kron_observe')
+
+
+@observe_p.def_impl
+def _observe_impl(outputs, *weights, likelihood):
+  del weights, likelihood
+  return outputs
+
+
+@observe_p.def_abstract_eval
+def _observe_abstract(outputs, *weights, likelihood):
+  del weights, likelihood
+  return outputs
+
+
+def _observe_jvp(primals, tangents, *, likelihood):
+  return observe_p.bind(*primals, likelihood=likelihood), tangents[0]
+
+
+def _observe_batch(operands, dims, *, likelihood):
+  # The batched axis becomes one more leading axis: more observations.
+  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not batching.not_mapped)
+  moved = [
+    jnp.broadcast_to(x, (size, *x.shape)) if d is batching.not_mapped else jnp.moveaxis(x, d, 0)
+    for x, d in zip(operands, dims, strict=True)
+  ]
+  return observe_p.bind(*moved, likelihood=likelihood), 0
+
+
+ad.primitive_jvps[observe_p] = _observe_jvp
+batching.primitive_batchers[observe_p] = _observe_batch
+mlir.register_lowering(observe_p, lambda ctx, outputs, *weights, likelihood: [outputs])

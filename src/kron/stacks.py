@@ -1,0 +1,100 @@
+"""Factors of one size live in one array, (owner, slot, n, n): one batched inverse per size, placed by its leading axis.
+
+`lay_out` is a pure function of the blocks and the number of owners. Factors are dealt to owners by longest processing
+time (n^3 for each slot); slots that an owner does not need are padding. The matrices of one factor stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .blocks import Block
+from .operators.factor import Factor
+
+
+class Place(NamedTuple):
+  """Where a factor's matrices are: slots `start` to `start + slots` of an owner in the stack of this name."""
+
+  stack: str
+  owner: int
+  start: int
+  slots: int
+
+
+class Layout(NamedTuple):
+  """Places by (block, factor); shapes (owners, slots, n, n) and types by stack."""
+
+  places: dict[tuple[str, str], Place]
+  shapes: dict[str, tuple[int, int, int, int]]
+  dtypes: dict[str, Any]
+  partners: dict[str, np.ndarray]  # stack -> (owners, slots): index of the partner's slot in `flat`, or the slot's own
+
+  def gather(self, values: Mapping[str, Mapping[str, Array]], padding: float = 0.0) -> dict[str, Array]:
+    """Stacks from factors by block, (slots, ...) each; padding slots hold a constant."""
+    stacks = {}
+    for stack, (owners, width, *_) in self.shapes.items():
+      rows: list[list[Array]] = [[] for _ in range(owners)]
+      tail: tuple[int, ...] = ()
+      for (block, factor), place in self.places.items():
+        if place.stack == stack:
+          rows[place.owner].append(values[block][factor])
+          tail = values[block][factor].shape[1:]
+      for row in rows:
+        missing = width - sum(len(part) for part in row)
+        if missing:
+          row.append(jnp.full((missing, *tail), padding, self.dtypes[stack]))
+      stacks[stack] = jnp.stack([jnp.concatenate(row) if len(row) > 1 else row[0] for row in rows])
+    return stacks
+
+  def read(self, stacks: Mapping[str, Array], block: str, factor: str) -> Array:
+    """One factor's (slots, ...) out of the stacks."""
+    place = self.places[block, factor]
+    return stacks[place.stack][place.owner, place.start : place.start + place.slots]
+
+  def partner_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
+    """For one number a slot: the number of the slot's partner, or its own where it has none."""
+    flat = jnp.concatenate([values[stack].reshape(-1) for stack in self.shapes])
+    return {stack: flat[self.partners[stack]] for stack in self.shapes}
+
+  def paired(self) -> dict[str, np.ndarray]:
+    """For each slot whether it has a partner, as (owners, slots)."""
+    own = self._flat_index()
+    return {stack: self.partners[stack] != own[stack] for stack in self.shapes}
+
+  def _flat_index(self) -> dict[str, np.ndarray]:
+    index, offset = {}, 0
+    for stack, (owners, slots, *_) in self.shapes.items():
+      index[stack] = np.arange(owners * slots).reshape(owners, slots) + offset
+      offset += owners * slots
+    return index
+
+
+def lay_out(blocks: Sequence[Block], owners: int = 1) -> Layout:
+  """Deals the factors of all blocks to owners."""
+  items: list[tuple[Block, str, Factor]] = [(b, name, f) for b in blocks for name, f in b.operator.factors.items()]
+  load = [0] * owners
+  used: dict[str, list[int]] = {}
+  places, dtypes, sizes = {}, {}, {}
+  for block, name, factor in sorted(items, key=lambda item: -item[2].slots * item[2].n ** 3):
+    stack = f'n{factor.n}' + ('' if block.dtype == jnp.float32 else f'_{np.dtype(block.dtype).name}')
+    owner = min(range(owners), key=lambda o: (load[o], o))
+    load[owner] += factor.slots * factor.n**3
+    start = used.setdefault(stack, [0] * owners)[owner]
+    used[stack][owner] += factor.slots
+    places[block.name, name] = Place(stack, owner, start, factor.slots)
+    dtypes[stack], sizes[stack] = block.dtype, factor.n
+  shapes = {stack: (owners, max(used[stack]), sizes[stack], sizes[stack]) for stack in sorted(used)}
+  layout = Layout(places, shapes, dtypes, {})
+  index = layout._flat_index()
+  partners = {stack: own.copy() for stack, own in index.items()}
+  for block, name, factor in items:
+    if factor.partner is not None:
+      here, there = places[block.name, name], places[block.name, factor.partner]
+      span = index[there.stack][there.owner, there.start : there.start + there.slots]
+      partners[here.stack][here.owner, here.start : here.start + here.slots] = span
+  return layout._replace(partners=partners)

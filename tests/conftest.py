@@ -1,0 +1,26 @@
+"""All tests run on eight emulated CPU devices."""
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_platforms', 'cpu')
+
+
+@pytest.fixture
+def x64():
+  """float64 for the length of one test."""
+  jax.config.update('jax_enable_x64', True)
+  yield
+  jax.config.update('jax_enable_x64', False)
+
+
+def pytest_addoption(parser):
+  parser.addoption('--all', action='store_true', help='run the long tests too')
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('--all'):
+    long = [item for item in items if item.get_closest_marker('long')]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if not item.get_closest_marker('long')]
