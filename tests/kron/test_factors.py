@@ -83,7 +83,7 @@ def conv(stride, padding, dilation, spatial, input_dilation=1):
   )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
   spatial=st.integers(1, 3),
   stride=st.integers(1, 3),
@@ -91,11 +91,11 @@ def conv(stride, padding, dilation, spatial, input_dilation=1):
   input_dilation=st.integers(1, 2),
   window=st.integers(1, 3),
   size=st.integers(5, 6),
-  padding=st.sampled_from(['SAME', 'VALID', 'asymmetric', 'cropping']),
+  padding=st.sampled_from(['SAME', 'VALID', 'asymmetric', 'causal']),
   bias=st.booleans(),
 )
 def test_conv(spatial, stride, dilation, input_dilation, window, size, padding, bias):
-  explicit = {'asymmetric': [(0, 2)] * spatial, 'cropping': [(-1, 1)] * spatial}
+  explicit = {'asymmetric': [(0, 2)] * spatial, 'causal': [(2, 0)] * spatial}
   if input_dilation > 1 and padding in ('SAME', 'VALID'):
     explicit[padding] = [(window // 2, window // 2)] * spatial
   linear = conv(stride, explicit.get(padding, padding), dilation, spatial, input_dilation)
@@ -201,8 +201,10 @@ def test_scale_and_shift(name, shape):
   names = [n for n in ('scale', 'shift') if f"p['{n}']" in _source(norm)]
   params = {n: jax.random.normal(jax.random.key(i), (3,)) for i, n in enumerate(names)}
   curvature = kron.curvature(lambda p, x: tail(norm(p, x)), params, x, fisher='empirical', examples=shape[0])
+  # Whole networks are compared bit for bit in test_programs.py; here XLA may fuse the only two readers of dy otherwise.
   _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
-  jax.tree.map(np.testing.assert_array_equal, grads, jax.jit(jax.grad(lambda p, x: tail(norm(p, x))))(params, x))
+  plain = jax.jit(jax.grad(lambda p, x: tail(norm(p, x))))(params, x)
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), grads, plain)
   expected = per_example_unit(norm, params, x, tail)
   if len(stats.sums) == 1:
     (block,) = stats.sums.values()

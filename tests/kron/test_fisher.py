@@ -24,7 +24,7 @@ def linear_problem(dtype, n=16):
   keys = jax.random.split(KEY, len(sizes))
   params = {
     f'layer{i}': {'kernel': jax.random.normal(k, (a, b), dtype), 'bias': jax.random.normal(k, (b,), dtype)}
-    for i, (k, a, b) in enumerate(zip(keys, sizes[:-1], sizes[1:], strict=True))
+    for i, (k, a, b) in enumerate(zip(keys[:-1], sizes[:-1], sizes[1:], strict=True))
   }
   return params, jax.random.normal(keys[-1], (n, 4), dtype)
 
