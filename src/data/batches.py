@@ -1,0 +1,116 @@
+"""Endless batches as grain datasets: their order and augmentation depend on the seed, never on devices or hosts.
+
+Step i's batch is a function of (seed, i), so an iterator's state is its next index, and a resumed run sees what the
+uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from .datasets import Arrays
+
+Batch = dict[str, np.ndarray]
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def array_batches(
+  arrays: Arrays, batch_size: int, *, seed: int, augment: Augment | None = None, shard: tuple[int, int] = (0, 1)
+) -> grain.MapDataset:
+  """Batches of a data set in memory, by whole-batch indexing.
+
+  Every epoch is a new permutation; batches run on across its end, so that all have the same size.
+
+  Args:
+    arrays: the split.
+    batch_size: of the global batch.
+    seed: of order and augmentation.
+    augment: (images, generator) -> images, on the global batch.
+    shard: (index, count) of this process's part of every batch.
+  """
+  n = len(arrays.label)
+
+  def make(step: int) -> Batch:
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, offsets = np.divmod(positions, n)
+    order = {e: np.random.default_rng((seed, 0, int(e))).permutation(n) for e in np.unique(epochs)}
+    rows = np.asarray([order[e][o] for e, o in zip(epochs, offsets, strict=True)])
+    images = arrays.image[rows]
+    if augment is not None:
+      # On the whole batch, before the shard is cut: augmentation must not change with the number of hosts.
+      images = augment(images, np.random.default_rng((seed, 1, step)))
+    part = slice(shard[0] * batch_size // shard[1], (shard[0] + 1) * batch_size // shard[1])
+    return {'image': images[part], 'label': arrays.label[rows][part]}
+
+  return grain.MapDataset.range(2**40).map(make)
+
+
+def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:
+  """Each image moved by up to `pixels` in both directions and mirrored with probability 1/2."""
+  n, height, width, _ = images.shape
+  padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+  top, left = rng.integers(0, 2 * pixels + 1, (2, n))
+  rows, columns = top[:, None] + np.arange(height), left[:, None] + np.arange(width)
+  columns = np.where(rng.random(n)[:, None] < 0.5, columns, columns[:, ::-1])
+  return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def record_batches(
+  source: Sequence[dict[str, Any]], batch_size: int, *, seed: int, size: int, train: bool, shard: tuple[int, int] = (0, 1)
+) -> grain.MapDataset:
+  """Batches of encoded images: decoded, cropped to `size` and normalised example by example.
+
+  Training crops a random part (8 to 100 % of the area) and mirrors half; evaluation takes the centre.
+  """
+  data = grain.MapDataset.source(source)
+  if train:
+    # Randomness comes before the shard is cut: it must not change with the number of hosts.
+    data = data.seed(seed).shuffle().repeat().random_map(_random_crop(size))
+  else:
+    data = data.map(_centre_crop(size))
+  data = data.slice(slice(shard[0], None, shard[1]))
+  return data.batch(batch_size // shard[1], drop_remainder=train)
+
+
+_MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def _decode(encoded: bytes) -> Any:
+  from PIL import Image
+
+  return Image.open(io.BytesIO(encoded)).convert('RGB')
+
+
+def _finish(image: Any, label: Any) -> Batch:
+  pixels = np.asarray(image, np.float32) / 255
+  return {'image': (pixels - _MEAN) / _STD, 'label': np.int32(label)}
+
+
+def _random_crop(size: int) -> Callable:
+  def crop(example: dict[str, Any], rng: np.random.Generator) -> Batch:
+    image = _decode(example['image'])
+    width, height = image.size
+    area = width * height * rng.uniform(0.08, 1)
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
+    left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+    image = image.resize((size, size), 2, (left, top, left + w, top + h))
+    batch = _finish(image, example['label'])
+    return {**batch, 'image': batch['image'][:, ::-1]} if rng.random() < 0.5 else batch
+
+  return crop
+
+
+def _centre_crop(size: int) -> Callable:
+  def crop(example: dict[str, Any]) -> Batch:
+    image = _decode(example['image'])
+    side = min(image.size) * 0.875
+    left, top = (image.size[0] - side) / 2, (image.size[1] - side) / 2
+    return _finish(image.resize((size, size), 2, (left, top, left + side, top + side)), example['label'])
+
+  return crop

@@ -1,0 +1,83 @@
+"""Residual networks with batch normalisation (He et al. 2016, v1.5), from a toy to ResNet-50 by their arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .layers import dense, named
+
+
+class ResNet(nn.Module):
+  """Logits from images.
+
+  Attributes:
+    blocks: residual blocks in each stage; (3, 4, 6, 3) is ResNet-50 with `bottleneck`.
+    width: channels of the first stage; each further stage doubles them and halves the image.
+    stem: 'imagenet' (7x7 by 2, then pooling by 2) or 'small' (3x3).
+    dtype: of the computation; parameters are float32.
+  """
+
+  blocks: Sequence[int]
+  classes: int
+  width: int = 64
+  bottleneck: bool = True
+  stem: str = 'imagenet'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b classes']:
+    conv = functools.partial(
+      nn.Conv,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=named(nn.initializers.he_normal(), 'window', 'window', 'in', 'out'),
+    )
+    norm = functools.partial(
+      nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, param_dtype=jnp.float32
+    )
+    x = x.astype(self.dtype)
+    if self.stem == 'imagenet':
+      x = conv(self.width, (7, 7), strides=2, padding=[(3, 3), (3, 3)], name='stem')(x)
+    else:
+      x = conv(self.width, (3, 3), name='stem')(x)
+    x = nn.relu(norm(name='stem_norm')(x))
+    if self.stem == 'imagenet':
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+    for stage, count in enumerate(self.blocks):
+      for block in range(count):
+        strides = 2 if stage > 0 and block == 0 else 1
+        residual = _Block(self.width * 2**stage, strides, self.bottleneck, conv, norm, name=f'stage{stage}_block{block}')
+        x = residual(x)
+    x = x.mean(axis=(1, 2))
+    return dense(self.classes, ('in', 'classes'), nn.initializers.lecun_normal(), dtype=self.dtype, name='logits')(
+      x
+    ).astype(jnp.float32)
+
+
+class _Block(nn.Module):
+  features: int
+  strides: int
+  bottleneck: bool
+  conv: Any
+  norm: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    out = self.features * (4 if self.bottleneck else 1)
+    y = x
+    if self.bottleneck:
+      y = nn.relu(self.norm(name='norm_in')(self.conv(self.features, (1, 1), name='conv_in')(y)))
+    y = self.conv(self.features, (3, 3), strides=self.strides, name='conv_mid')(y)
+    y = self.norm(name='norm_mid')(y)
+    window = (1, 1) if self.bottleneck else (3, 3)
+    y = self.conv(out, window, name='conv_out')(nn.relu(y))
+    y = self.norm(name='norm_out')(y)
+    if x.shape != y.shape:
+      x = self.norm(name='norm_skip')(self.conv(out, (1, 1), strides=self.strides, name='conv_skip')(x))
+    return nn.relu(x + y)

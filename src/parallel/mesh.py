@@ -1,0 +1,62 @@
+"""One helper for every mesh: `make_mesh('data=4,model=2')`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+AXES = ('data', 'fsdp', 'model', 'space', 'pipe')
+
+
+class MeshError(ValueError):
+  """A mesh, a batch or a rule that does not fit the devices; one line."""
+
+
+def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
+  """Sizes by axis from a string such as 'data=-1,model=2'; -1 stands for what is left of the devices.
+
+  Raises:
+    MeshError: an unknown or repeated axis, a size that is no number, or a product that is not the number of devices.
+  """
+  sizes: dict[str, int] = {}
+  for part in filter(None, (p.strip() for p in spec.split(','))):
+    axis, equals, size = (s.strip() for s in part.partition('='))
+    if axis not in AXES:
+      raise MeshError(f'mesh {spec!r}: axis {axis!r} is unknown; choose from {", ".join(AXES)}')
+    if axis in sizes:
+      raise MeshError(f'mesh {spec!r}: axis {axis!r} is given twice')
+    if not equals or not (size == '-1' or (size.isdigit() and int(size) > 0)):
+      raise MeshError(f'mesh {spec!r}: write each axis as name=size, with a positive size or -1; got {part!r}')
+    sizes[axis] = int(size)
+  sizes = sizes or {'data': -1}
+  open_axes = [axis for axis, size in sizes.items() if size == -1]
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if len(open_axes) > 1:
+    raise MeshError(f'mesh {spec!r}: only one axis may be -1')
+  if open_axes and n_devices % fixed == 0:
+    sizes[open_axes[0]] = n_devices // fixed
+  if math.prod(sizes.values()) != n_devices:
+    wanted = ' x '.join(f'{axis} {size}' for axis, size in sizes.items())
+    raise MeshError(f'mesh {spec!r}: {wanted} does not make the {n_devices} devices there are; change the mesh')
+  return sizes
+
+
+def make_mesh(spec: str = 'data=-1', devices: Sequence[jax.Device] | None = None, explicit: bool = False) -> Mesh:
+  """A mesh over the devices (all by default).
+
+  Args:
+    spec: see `parse_mesh`.
+    devices: in the order of the mesh, last axis fastest.
+    explicit: Explicit instead of Auto axes (sharding in types).
+
+  Raises:
+    MeshError: see `parse_mesh`.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = parse_mesh(spec, len(devices))
+  kind = AxisType.Explicit if explicit else AxisType.Auto
+  return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes), axis_types=(kind,) * len(sizes))

@@ -1,0 +1,97 @@
+"""Sharding as tables: which mesh axis each logical axis of a model family runs along.
+
+Models name logical axes and nothing more (flax's logical partitioning); these tables are the only place where the names
+meet a mesh. A mesh axis that a mesh does not have is simply not used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .mesh import MeshError
+
+Rules = Mapping[str, str | None]
+
+RULES: dict[str, Rules] = {
+  'mlp': {'in': None, 'hidden': 'model', 'out': None},
+  # Every other layer of a deep network is split by columns, the next by rows: one all-reduce for a pair.
+  'autoencoder': {'even': None, 'odd': 'model', 'pixels': None},
+  'resnet': {'window': None, 'in': None, 'out': 'model', 'classes': None},
+}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+  """The leading axis over `data` (and `fsdp`, where the mesh has it).
+
+  Raises:
+    MeshError: the batch does not divide.
+  """
+  axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
+  shards = math.prod(mesh.shape[axis] for axis in axes)
+  if batch_size % shards:
+    raise MeshError(f'batch_size={batch_size} does not divide by the {shards} shards of {" x ".join(axes)}; change one')
+  return NamedSharding(mesh, PartitionSpec(axes))
+
+
+def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) -> Any:
+  """Shardings of a parameter tree.
+
+  Args:
+    params: arrays or ShapeDtypeStructs.
+    logical_axes: a tree of the same structure with a PartitionSpec of logical names, or None, at each leaf.
+    rules: a row of `RULES`.
+    mesh: the mesh.
+
+  Raises:
+    MeshError: a logical axis without a rule.
+  """
+
+  def one(path, leaf, names):
+    where = jax.tree_util.keystr(path, simple=True, separator='/')
+    spec: list[str | None] = []
+    for size, name in zip(leaf.shape, tuple(names or (None,) * leaf.ndim), strict=True):
+      if name is not None and name not in rules:
+        raise MeshError(f'{where}: logical axis {name!r} has no rule; the table knows {", ".join(rules)}')
+      axis = rules[name] if name is not None else None
+      if axis in mesh.shape and size % mesh.shape[axis]:
+        logging.warning('%s: axis of length %d does not divide by %s=%d: replicated', where, size, axis, mesh.shape[axis])
+        axis = None
+      spec.append(axis if axis in mesh.shape and axis not in spec else None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(one, params, logical_axes)
+
+
+def state_shardings(state: Any, shardings: Any, mesh: Mesh, stacks: PartitionSpec | None = None) -> Any:
+  """Shardings of an optimiser state: leaves that mirror a parameter follow it, the rest is replicated.
+
+  Args:
+    state: arrays or ShapeDtypeStructs, from `jax.eval_shape(tx.init, params)`.
+    shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's.
+    mesh: the mesh.
+    stacks: for leaves under a field called `factors` or `weights` (K-FAC's moving averages): see `Placement.spec`.
+  """
+  flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
+  by_path = {tuple(map(str, path)): sharding for path, sharding in flat}
+
+  def one(path, leaf):
+    keys = tuple(map(str, path))
+    for i in range(len(keys)):
+      mirrored = by_path.get(keys[i:])
+      if mirrored is not None and len(mirrored.spec) <= leaf.ndim:
+        return mirrored
+    if stacks is not None and {'.factors', '.weights'} & set(keys):
+      return NamedSharding(mesh, stacks)
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(one, state)
