@@ -1,6 +1,6 @@
 """Data sets prepared through TFDS as array_record, and batches that depend on the seed alone. No TensorFlow."""
 
-from .batches import array_batches, record_batches
+from .batches import array_batches, ordered_batches, record_batches, shift_and_flip
 from .datasets import DATASETS, DataError, load_arrays, record_source
 
-__all__ = ['DATASETS', 'DataError', 'array_batches', 'load_arrays', 'record_batches', 'record_source']
+__all__ = ['DATASETS', 'DataError', 'array_batches', 'load_arrays', 'ordered_batches', 'record_batches', 'record_source', 'shift_and_flip']

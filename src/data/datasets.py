@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from . import builders
 
@@ -67,7 +70,9 @@ def _prepared(name: str, folder: str, source: str) -> Any:
         'or name their folder by --config.data.source'
       )
   if not Path(builder.data_path).is_dir():
-    builder.download_and_prepare()
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):
+      builder.download_and_prepare()
   return builder
 
 
@@ -77,8 +82,6 @@ def record_source(name: str, split: str, *, folder: str = '') -> Sequence[dict[s
   Raises:
     DataError: it is not prepared in the folder, or as tfrecord files, which need TensorFlow.
   """
-  import tensorflow_datasets as tfds
-
   where = data_dir(folder)
   try:
     return tfds.data_source(name, split=split, data_dir=where, download=False, decoders={'image': tfds.decode.SkipDecoding()})

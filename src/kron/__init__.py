@@ -3,11 +3,13 @@
 from . import observe
 from .curvature import Curvature, curvature
 from .errors import CurvatureError
-from .kfac import clip_by_kl, kfac
+from .kfac import ClipByKlState, clip_by_kl, kfac
+from .logical import from_logical, to_logical
 from .precondition import ScaleByKfacState, factors, find_state, scale_by_kfac
 from .statistics import Statistics, accumulate
 
 __all__ = [
+  'ClipByKlState',
   'Curvature',
   'CurvatureError',
   'ScaleByKfacState',
@@ -17,7 +19,9 @@ __all__ = [
   'curvature',
   'factors',
   'find_state',
+  'from_logical',
   'kfac',
   'observe',
   'scale_by_kfac',
+  'to_logical',
 ]

@@ -66,6 +66,13 @@ class Layout(NamedTuple):
     own = self._flat_index()
     return {stack: self.partners[stack] != own[stack] for stack in self.shapes}
 
+  def used(self) -> dict[str, np.ndarray]:
+    """For each slot whether a factor has it, as (owners, slots)."""
+    result = {stack: np.zeros(shape[:2], bool) for stack, shape in self.shapes.items()}
+    for place in self.places.values():
+      result[place.stack][place.owner, place.start : place.start + place.slots] = True
+    return result
+
   def _flat_index(self) -> dict[str, np.ndarray]:
     index, offset = {}, 0
     for stack, (owners, slots, *_) in self.shapes.items():

@@ -1,0 +1,101 @@
+"""From the command line to a function of (config, workdir): flags, devices, and errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.errors import ConfigError, RunError
+
+
+def launch(main: Callable[[Any, str], None], default_config: str | None = None, default_workdir: str = 'runs/train') -> None:
+  """Parses the flags and runs `main`.
+
+  Exit codes: 0 done, 2 the user's mistake, 3 a run that failed, 130 interrupted.
+  """
+  config = config_flags.DEFINE_config_file('config', default_config, 'The config file; --config.x=y overrides x.')
+  workdir = flags.DEFINE_string('workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.')
+
+  def run(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
+    if config.value is None:
+      raise ConfigError('name a config: --config=experiments/configs/digits.py')
+    use_devices(config.value)
+    main(config.value, workdir.value)
+
+  logging.set_verbosity(logging.WARNING)
+  try:
+    app.run(_guarded(run), flags_parser=_parse_flags)
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+def use_devices(config: Any) -> None:
+  """Emulates `config.devices` devices where there is only a CPU; must come before anything computes."""
+  if config.get('devices', 0):
+    jax.config.update('jax_num_cpu_devices', int(config.devices))
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+    _fail(_flag_message(argv, error), 2)
+
+
+def _flag_message(argv: list[str], error: Exception) -> str:
+  """One line for a mistake in the flags, with the nearest name where a key is unknown."""
+  line = str(error.args[0] if error.args else error).strip().splitlines()[0]
+  holder = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
+  for arg in argv[1:]:
+    name, _, _ = arg.lstrip('-').partition('=')
+    if not name.startswith('config.') or holder is None:
+      continue
+    keys = _keys(holder)
+    path = name.removeprefix('config.')
+    if path not in keys:
+      near = difflib.get_close_matches(path, keys, n=1, cutoff=0.4)
+      return f'--{name}: the config has no key {path!r}' + (f'; did you mean --config.{near[0]}?' if near else '')
+  return line
+
+
+def _keys(config: Any, prefix: str = '') -> list[str]:
+  keys = []
+  for key, value in config.items():
+    keys.append(prefix + key)
+    if hasattr(value, 'items'):
+      keys += _keys(value, f'{prefix}{key}.')
+  return keys
+
+
+def _guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  from kronmesh.data import DataError
+  from kronmesh.kron import CurvatureError
+  from kronmesh.parallel import MeshError
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      run(argv)
+    except (ConfigError, MeshError, DataError, CurvatureError) as error:
+      _fail(str(error), 2)
+    except RunError as error:
+      _fail(str(error), 3)
+    except KeyboardInterrupt:
+      _fail('interrupted; the same command goes on from the last checkpoint', 130)
+
+  return guarded
+
+
+def _fail(message: str, code: int) -> None:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(code)

@@ -1,0 +1,326 @@
+"""Trains one config: mesh, data, model, state, step, loop.
+
+  python experiments/train.py --config=experiments/configs/digits.py --config.optimizer=adam --workdir=runs/adam
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from kronmesh import data, kron, parallel
+
+from experiments.errors import ConfigError, RunError
+from experiments.optimizers import make_optimizer
+from experiments.progress import Progress
+from experiments.tasks import Task, make_task
+
+
+class TrainState(NamedTuple):
+  """All that a run needs to go on, beside the config; the data's position is the step."""
+
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  key: jax.Array
+
+
+class Run(NamedTuple):
+  """A config made real on a mesh.
+
+  step: (state, batch, refresh) -> (state, metrics); refresh is static: whether K-FAC takes statistics and inverts.
+  evaluate: (state, batch) -> metrics.
+  """
+
+  config: Any
+  task: Task
+  mesh: Mesh
+  curvature: kron.Curvature | None
+  placement: parallel.Placement
+  shardings: TrainState
+  init: Callable[[], TrainState]
+  step: Callable
+  evaluate: Callable
+  train_batches: Callable[[int], Iterator[dict[str, Any]]]
+  eval_batches: Callable[[], Iterator[dict[str, Any]]]
+
+
+def build(config: Any) -> Run:
+  """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here."""
+  _check(config)
+  mesh = parallel.make_mesh(config.mesh)
+  batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
+  task = make_task(config)
+  train_batches, eval_batches = make_data(config, batch_sharding)
+
+  image = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0)))
+  key = jax.random.key(config.seed)
+  boxed = jax.eval_shape(lambda k: task.model.init(k, jnp.zeros(image['image'].shape), train=False), key)
+  logical = nn.get_partition_spec(boxed)['params']
+  variables = nn.meta.unbox(boxed)
+  params = variables.pop('params')
+  curvature = None
+  if config.optimizer == 'kfac':
+    curvature = kron.curvature(task.loss, params, variables, image, fisher=config.kfac.fisher, has_aux=True)
+  placement = parallel.Placement(mesh)
+  tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
+
+  def init() -> TrainState:
+    key = jax.random.key(config.seed)
+    variables = nn.meta.unbox(task.model.init(key, jnp.zeros(image['image'].shape), train=False))
+    params = variables.pop('params')
+    return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), jax.random.fold_in(key, 1))
+
+  like = jax.eval_shape(init)
+  param_shardings = parallel.param_shardings(like.params, logical, parallel.RULES[config.model.name], mesh)
+  replicated = parallel.replicated(mesh)
+  shardings = TrainState(
+    step=replicated,
+    params=param_shardings,
+    model_state=jax.tree.map(lambda _: replicated, like.model_state),
+    opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, stacks=placement.spec),
+    key=replicated,
+  )
+
+  def step(state: TrainState, batch: dict[str, jax.Array], refresh: bool) -> tuple[TrainState, dict[str, jax.Array]]:
+    args = (state.params, state.model_state, batch)
+    extra: dict[str, Any] = {}
+    if curvature is not None:
+      key = jax.random.fold_in(state.key, state.step)
+      (_, aux), grads, stats = curvature.value_and_grad(*args, key=key, statistics=refresh)
+      extra = {'stats': stats, 'phase': 'refresh' if refresh else 'plain'}
+    else:
+      (_, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(*args)
+    metrics, model_state = aux
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {**metrics, 'finite_input': jnp.isfinite(batch['image']).all(), **_health(opt_state)}
+    return TrainState(state.step + 1, params, model_state, opt_state, state.key), metrics
+
+  def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return task.loss(state.params, state.model_state, batch, train=False)[1][0]
+
+  return Run(
+    config=config,
+    task=task,
+    mesh=mesh,
+    curvature=curvature,
+    placement=placement,
+    shardings=shardings,
+    init=jax.jit(init, out_shardings=shardings),
+    step=jax.jit(
+      step,
+      in_shardings=(shardings, batch_sharding),
+      out_shardings=(shardings, replicated),
+      donate_argnums=0,
+      static_argnums=2,
+    ),
+    evaluate=jax.jit(evaluate, in_shardings=(shardings, batch_sharding), out_shardings=replicated),
+    train_batches=train_batches,
+    eval_batches=eval_batches,
+  )
+
+
+def _check(config: Any) -> None:
+  for name in ('steps', 'eval_every', 'log_every'):
+    if config[name] < 1:
+      raise ConfigError(f'config.{name}={config[name]} must be at least 1')
+
+
+def _health(opt_state: Any) -> dict[str, jax.Array]:
+  """What K-FAC reports of itself: matrices dropped for not being finite, and how much the KL clip shortened the step."""
+  is_clip = lambda x: isinstance(x, kron.ClipByKlState)  # noqa: E731
+  clips = [x.clip for x in jax.tree.leaves(opt_state, is_leaf=is_clip) if is_clip(x)]
+  health = {'kl_clip': clips[0]} if clips else {}
+  is_state = lambda x: isinstance(x, kron.ScaleByKfacState)  # noqa: E731
+  for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
+    health['rejected'] = state.rejected_statistics + state.rejected_inverses
+  return health
+
+
+def make_data(config: Any, sharding: Any) -> tuple[Callable, Callable]:
+  """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
+  own, shard = config.data, (jax.process_index(), jax.process_count())
+  if own.name == 'imagenet2012':
+    settings = {'batch_size': own.batch_size, 'seed': config.seed, 'size': own.image_size, 'shard': shard}
+    train = data.record_batches(data.record_source(own.name, 'train', folder=own.folder), train=True, **settings)
+    split = data.record_source(own.name, 'validation', folder=own.folder)
+    held_out = [data.record_batches(split, train=False, **settings)]
+  else:
+    arrays = data.load_arrays(own.name, 'train', folder=own.folder, source=own.source)
+    augment = data.shift_and_flip if own.augment else None
+    train = data.array_batches(arrays, own.batch_size, seed=config.seed, augment=augment, shard=shard)
+    held_out = [data.ordered_batches(
+      data.load_arrays(own.name, own.eval_split, folder=own.folder, source=own.source), own.batch_size, shard=shard
+    )]
+
+  def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+  def train_batches(start: int) -> Iterator[dict[str, jax.Array]]:
+    iterator = iter(train.to_iter_dataset())
+    iterator.set_state({'next_index': start})
+    return map(put, iterator)
+
+  return train_batches, lambda: map(put, iter(held_out[0].to_iter_dataset()))
+
+
+def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
+  """Means of the metrics over one pass of the evaluation set (whole batches of it)."""
+  parts = [run.evaluate(state, batch) for batch in run.eval_batches()]
+  if not parts:
+    raise ConfigError(f'the evaluation set has no whole batch of {run.config.data.batch_size}; lower data.batch_size')
+  return {name: float(np.mean([part[name] for part in jax.device_get(parts)])) for name in parts[0]}
+
+
+def is_refresh(config: Any, step: int) -> bool:
+  """Whether K-FAC takes statistics and refreshes its inverses at this step."""
+  return config.optimizer == 'kfac' and step % config.kfac.inverses_every == 0
+
+
+def train(config: Any, workdir: str | Path, quiet: bool = False) -> list[dict[str, float]]:
+  """Trains, from the newest checkpoint in the work folder if there is one.
+
+  Writes `metrics.jsonl`, `config.json`, `coverage.txt` (K-FAC) and `checkpoints/` there.
+
+  Returns:
+    The rows of `metrics.jsonl` that carry an evaluation.
+
+  Raises:
+    ConfigError, parallel.MeshError, data.DataError, kron.CurvatureError: a config that cannot be run.
+    RunError: the loss or a batch is not finite.
+  """
+  workdir = Path(workdir).absolute()
+  run = build(config)
+  workdir.mkdir(parents=True, exist_ok=True)
+  _check_same_config(config, workdir / 'config.json')
+  if run.curvature is not None:
+    (workdir / 'coverage.txt').write_text(f'{run.curvature}\n')
+  options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints, create=True)
+  with ocp.CheckpointManager(workdir / 'checkpoints', options=options) as checkpoints:
+    state = restore(run, checkpoints)
+    start = int(state.step)
+    _drop_rows_after(workdir / 'metrics.jsonl', start)
+    rows = _loop(run, state, start, workdir, checkpoints, quiet)
+  return rows
+
+
+def _loop(run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool) -> list[dict[str, float]]:
+  config = run.config
+  batches = run.train_batches(start)
+  rows, pending, clock, trained = [], [], time.perf_counter(), 0.0
+  title = f'{config.optimizer} on {config.data.name}'
+  with Progress(title, config.steps, start, config.data.batch_size, quiet) as bar, (workdir / 'metrics.jsonl').open('a') as log:
+    for step in range(start, config.steps):
+      state, metrics = run.step(state, next(batches), is_refresh(config, step))
+      pending.append((step + 1, metrics))
+      done = step + 1
+      if done % config.eval_every and done % config.log_every and done != config.steps:
+        continue
+      # One wait for the device for all the steps since the last.
+      values = [(s, jax.tree.map(float, m)) for s, m in jax.device_get(pending)]
+      trained += time.perf_counter() - clock
+      for at, row in values:
+        log.write(json.dumps({'step': at, **row}) + '\n')
+        _check_finite(at, row)
+      pending, latest = [], dict(values[-1][1])
+      latest.pop('finite_input')
+      bar.update(done, latest)
+      if done % config.eval_every == 0 or done == config.steps:
+        scores = evaluate_all(run, state)
+        row = {'step': done, 'seconds': trained, **{f'eval_{k}': v for k, v in scores.items()}}
+        log.write(json.dumps(row) + '\n')
+        log.flush()
+        rows.append(row)
+        bar.note(scores)
+      if done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
+        save(run, checkpoints, done, state)
+      clock = time.perf_counter()
+  return rows
+
+
+def _check_finite(step: int, row: dict[str, float]) -> None:
+  if not row['finite_input']:
+    raise RunError(f'step {step}: the batch holds values that are not finite; mend the data set')
+  if not np.isfinite(row['loss']):
+    raise RunError(f'step {step}: the loss is {row["loss"]}; lower the learning rate or raise the damping')
+
+
+def _check_same_config(config: Any, path: Path) -> None:
+  """A work folder belongs to one config, its length apart: a resumed run must be the run that was interrupted."""
+  free = ('steps', 'eval_every', 'checkpoint_every', 'log_every', 'keep_checkpoints', 'mesh', 'devices', 'target')
+  new = json.loads(config.to_json())
+  if path.exists():
+    old = json.loads(path.read_text())
+    changed = [k for k in new if k not in free and new[k] != old.get(k)]
+    if changed:
+      raise ConfigError(f'{path.parent} holds a run with another {", ".join(changed)}; choose another --workdir or remove it')
+  path.write_text(json.dumps(new, indent=2) + '\n')
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+  """Metrics logged after the checkpoint that is resumed from will be logged again."""
+  if path.exists():
+    rows = [line for line in path.read_text().splitlines() if json.loads(line)['step'] <= step]
+    path.write_text(''.join(f'{line}\n' for line in rows))
+
+
+def _logical(run: Run, state: TrainState) -> TrainState:
+  """As a checkpoint holds it: factors by parameter, keys as numbers."""
+  state = state._replace(key=jax.random.key_data(state.key))
+  return state if run.curvature is None else state._replace(opt_state=kron.to_logical(state.opt_state, run.curvature))
+
+
+def save(run: Run, checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
+  """Saves in the background; a step that is there already stays."""
+  if step not in checkpoints.all_steps():
+    checkpoints.save(step, args=ocp.args.StandardSave(_logical(run, state)))
+
+
+def restore(run: Run, checkpoints: ocp.CheckpointManager) -> TrainState:
+  """The newest checkpoint on this run's mesh, or a new state."""
+  if checkpoints.latest_step() is None:
+    return run.init()
+  replicated = parallel.replicated(run.mesh)
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    jax.eval_shape(lambda: _logical(run, run.init())),
+  )
+  found = checkpoints.restore(checkpoints.latest_step(), args=ocp.args.StandardRestore(like))
+
+  def physical(found: TrainState) -> TrainState:
+    found = found._replace(key=jax.random.wrap_key_data(found.key))
+    if run.curvature is None:
+      return found
+    return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, run.placement.owners))
+
+  return jax.jit(physical, out_shardings=run.shardings)(found)
+
+
+def main(config: Any, workdir: str) -> None:
+  """One run from the command line."""
+  rows = train(config, workdir)
+  if rows:
+    scores = ', '.join(f'{k.removeprefix("eval_")} {v:.4g}' for k, v in rows[-1].items() if k.startswith('eval_'))
+    print(f'{scores} on {config.data.name}/{config.data.eval_split} after {rows[-1]["step"]} steps')
+  print(f'metrics, coverage table and checkpoints are in {workdir}')
+
+
+if __name__ == '__main__':
+  from experiments.launch import launch
+
+  launch(main)
