@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,10 +54,10 @@ class Run(NamedTuple):
   curvature: kron.Curvature | None
   placement: parallel.Placement
   shardings: TrainState
-  init: Callable[[], TrainState]
+  init: Callable[[int], TrainState]  # of the seed
   step: Callable
   evaluate: Callable
-  train_batches: Callable[[int], Iterator[dict[str, Any]]]
+  train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # of the seed and the first step
   eval_batches: Callable[[], Iterator[dict[str, Any]]]
 
 
@@ -67,9 +69,8 @@ def build(config: Any) -> Run:
   task = make_task(config)
   train_batches, eval_batches = make_data(config, batch_sharding)
 
-  image = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0)))
-  key = jax.random.key(config.seed)
-  boxed = jax.eval_shape(lambda k: task.model.init(k, jnp.zeros(image['image'].shape), train=False), key)
+  image = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0, 0)))
+  boxed = jax.eval_shape(lambda: task.model.init(jax.random.key(0), jnp.zeros(image['image'].shape), train=False))
   logical = nn.get_partition_spec(boxed)['params']
   variables = nn.meta.unbox(boxed)
   params = variables.pop('params')
@@ -79,13 +80,13 @@ def build(config: Any) -> Run:
   placement = parallel.Placement(mesh)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
-  def init() -> TrainState:
-    key = jax.random.key(config.seed)
+  def init(seed: int) -> TrainState:
+    key = jax.random.key(seed)
     variables = nn.meta.unbox(task.model.init(key, jnp.zeros(image['image'].shape), train=False))
     params = variables.pop('params')
     return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), jax.random.fold_in(key, 1))
 
-  like = jax.eval_shape(init)
+  like = jax.eval_shape(init, 0)
   param_shardings = parallel.param_shardings(like.params, logical, parallel.RULES[config.model.name], mesh)
   replicated = parallel.replicated(mesh)
   shardings = TrainState(
@@ -156,27 +157,32 @@ def make_data(config: Any, sharding: Any) -> tuple[Callable, Callable]:
   """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
   own, shard = config.data, (jax.process_index(), jax.process_count())
   if own.name == 'imagenet2012':
-    settings = {'batch_size': own.batch_size, 'seed': config.seed, 'size': own.image_size, 'shard': shard}
-    train = data.record_batches(data.record_source(own.name, 'train', folder=own.folder), train=True, **settings)
-    split = data.record_source(own.name, 'validation', folder=own.folder)
-    held_out = [data.record_batches(split, train=False, **settings)]
+    settings = {'batch_size': own.batch_size, 'size': own.image_size, 'shard': shard}
+    source = data.record_source(own.name, 'train', folder=own.folder)
+    held_out = data.record_batches(
+      data.record_source(own.name, 'validation', folder=own.folder), seed=0, train=False, **settings
+    )
+
+    def train(seed: int) -> Any:
+      return data.record_batches(source, seed=seed, train=True, **settings)
   else:
     arrays = data.load_arrays(own.name, 'train', folder=own.folder, source=own.source)
     augment = data.shift_and_flip if own.augment else None
-    train = data.array_batches(arrays, own.batch_size, seed=config.seed, augment=augment, shard=shard)
-    held_out = [data.ordered_batches(
-      data.load_arrays(own.name, own.eval_split, folder=own.folder, source=own.source), own.batch_size, shard=shard
-    )]
+    split = data.load_arrays(own.name, own.eval_split, folder=own.folder, source=own.source)
+    held_out = data.ordered_batches(split, own.batch_size, shard=shard)
+
+    def train(seed: int) -> Any:
+      return data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard)
 
   def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
-  def train_batches(start: int) -> Iterator[dict[str, jax.Array]]:
-    iterator = iter(train.to_iter_dataset())
+  def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
+    iterator = iter(train(seed).to_iter_dataset())
     iterator.set_state({'next_index': start})
     return map(put, iterator)
 
-  return train_batches, lambda: map(put, iter(held_out[0].to_iter_dataset()))
+  return train_batches, lambda: map(put, iter(held_out.to_iter_dataset()))
 
 
 def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
@@ -192,10 +198,16 @@ def is_refresh(config: Any, step: int) -> bool:
   return config.optimizer == 'kfac' and step % config.kfac.inverses_every == 0
 
 
-def train(config: Any, workdir: str | Path, quiet: bool = False) -> list[dict[str, float]]:
+def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None = None) -> list[dict[str, float]]:
   """Trains, from the newest checkpoint in the work folder if there is one.
 
   Writes `metrics.jsonl`, `config.json`, `coverage.txt` (K-FAC) and `checkpoints/` there.
+
+  Args:
+    config: see experiments/configs/defaults.py.
+    workdir: the run's folder.
+    quiet: no progress.
+    run: one built before from a config that differs in its seed at most.
 
   Returns:
     The rows of `metrics.jsonl` that carry an evaluation.
@@ -205,7 +217,7 @@ def train(config: Any, workdir: str | Path, quiet: bool = False) -> list[dict[st
     RunError: the loss or a batch is not finite.
   """
   workdir = Path(workdir).absolute()
-  run = build(config)
+  run = build(config) if run is None else run._replace(config=config)
   workdir.mkdir(parents=True, exist_ok=True)
   _check_same_config(config, workdir / 'config.json')
   if run.curvature is not None:
@@ -221,7 +233,7 @@ def train(config: Any, workdir: str | Path, quiet: bool = False) -> list[dict[st
 
 def _loop(run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool) -> list[dict[str, float]]:
   config = run.config
-  batches = run.train_batches(start)
+  batches = run.train_batches(config.seed, start)
   rows, pending, clock, trained = [], [], time.perf_counter(), 0.0
   title = f'{config.optimizer} on {config.data.name}'
   with Progress(title, config.steps, start, config.data.batch_size, quiet) as bar, (workdir / 'metrics.jsonl').open('a') as log:
@@ -294,11 +306,11 @@ def save(run: Run, checkpoints: ocp.CheckpointManager, step: int, state: TrainSt
 def restore(run: Run, checkpoints: ocp.CheckpointManager) -> TrainState:
   """The newest checkpoint on this run's mesh, or a new state."""
   if checkpoints.latest_step() is None:
-    return run.init()
+    return run.init(run.config.seed)
   replicated = parallel.replicated(run.mesh)
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-    jax.eval_shape(lambda: _logical(run, run.init())),
+    jax.eval_shape(lambda: _logical(run, run.init(0))),
   )
   found = checkpoints.restore(checkpoints.latest_step(), args=ocp.args.StandardRestore(like))
 
@@ -321,6 +333,4 @@ def main(config: Any, workdir: str) -> None:
 
 
 if __name__ == '__main__':
-  from experiments.launch import launch
-
   launch(main)

@@ -23,7 +23,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.data.eval_split = 'train'
   config.steps = 300
   config.eval_every = 5
-  config.target = 1.0
+  config.target = 0.6
+  config.kfac.inverses_every = 5
+  config.kfac.statistics_every = 5
   return config
 
 
