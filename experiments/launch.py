@@ -21,7 +21,9 @@ from ml_collections import config_flags
 from experiments.errors import ConfigError, RunError
 
 
-def launch(main: Callable[[Any, str], None], default_config: str | None = None, default_workdir: str = 'runs/train') -> None:
+def launch(
+  main: Callable[[Any, str], None], default_config: str | None = None, default_workdir: str = 'runs/train'
+) -> None:
   """Parses the flags and runs `main`.
 
   Exit codes: 0 done, 2 the user's mistake, 3 a run that failed, 130 interrupted.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import optax
-from kronmesh import kron
-from kronmesh.parallel import Placement
 
 from experiments.errors import ConfigError
+from kronmesh import kron
+from kronmesh.parallel import Placement
 
 OPTIMIZERS = ('kfac', 'sgd', 'adam', 'muon')
 

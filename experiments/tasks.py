@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from kronmesh import kron, models
 
 from experiments.errors import ConfigError
+from kronmesh import kron, models
 
 
 class Task(NamedTuple):

@@ -1,6 +1,6 @@
 """Trains one config: mesh, data, model, state, step, loop.
 
-  python experiments/train.py --config=experiments/configs/digits.py --config.optimizer=adam --workdir=runs/adam
+python experiments/train.py --config=experiments/configs/digits.py --config.optimizer=adam --workdir=runs/adam
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from kronmesh import data, kron, parallel
 
 from experiments.errors import ConfigError, RunError
 from experiments.optimizers import make_optimizer
 from experiments.progress import Progress
 from experiments.tasks import Task, make_task
+from kronmesh import data, kron, parallel
 
 
 class TrainState(NamedTuple):
@@ -231,12 +231,17 @@ def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None
   return rows
 
 
-def _loop(run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool) -> list[dict[str, float]]:
+def _loop(
+  run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool
+) -> list[dict[str, float]]:
   config = run.config
   batches = run.train_batches(config.seed, start)
   rows, pending, clock, trained = [], [], time.perf_counter(), 0.0
   title = f'{config.optimizer} on {config.data.name}'
-  with Progress(title, config.steps, start, config.data.batch_size, quiet) as bar, (workdir / 'metrics.jsonl').open('a') as log:
+  with (
+    Progress(title, config.steps, start, config.data.batch_size, quiet) as bar,
+    (workdir / 'metrics.jsonl').open('a') as log,
+  ):
     for step in range(start, config.steps):
       state, metrics = run.step(state, next(batches), is_refresh(config, step))
       pending.append((step + 1, metrics))
@@ -280,7 +285,9 @@ def _check_same_config(config: Any, path: Path) -> None:
     old = json.loads(path.read_text())
     changed = [k for k in new if k not in free and new[k] != old.get(k)]
     if changed:
-      raise ConfigError(f'{path.parent} holds a run with another {", ".join(changed)}; choose another --workdir or remove it')
+      raise ConfigError(
+        f'{path.parent} holds a run with another {", ".join(changed)}; choose another --workdir or remove it'
+      )
   path.write_text(json.dumps(new, indent=2) + '\n')
 
 

@@ -1,6 +1,6 @@
 """Runs one config by several optimisers and seeds, and writes a table, a JSON file and pictures.
 
-  python scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
+python scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax
 import matplotlib
 import numpy as np
 from absl import flags
+
 from experiments.errors import ConfigError
 from experiments.optimizers import OPTIMIZERS
 from experiments.train import Run, build, restore, train
@@ -87,7 +88,15 @@ def summarise(name: str, run: Run, curves: list[list[dict[str, float]]]) -> dict
 
 def table(summaries: list[dict[str, Any]], target: float, metric: str) -> str:
   """One row for each optimiser, and its steps as a multiple of the first one's."""
-  head = ('optimiser', f'steps to {metric} {target:g}', '(of each seed)', 'x first', 'seconds', f'final {metric}', 'ms a step')
+  head = (
+    'optimiser',
+    f'steps to {metric} {target:g}',
+    '(of each seed)',
+    'x first',
+    'seconds',
+    f'final {metric}',
+    'ms a step',
+  )
   rows, base = [head], summaries[0]['steps_to_target']
   for s in summaries:
     steps = s['steps_to_target']
@@ -154,7 +163,9 @@ def main(config: Any, workdir: str) -> None:
   metric = 'error' if lower else 'accuracy'
   text = table(summaries, config.target, metric)
   (folder / 'table.txt').write_text(text + '\n')
-  (folder / 'compare.json').write_text(json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1))
+  (folder / 'compare.json').write_text(
+    json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
+  )
   _picture_curves(summaries, config, metric, lower, folder / 'curves.png')
   print(f'\n{text}\n\nmedians of {_SEEDS.value} seeds, {config.steps} steps, mesh {config.mesh}')
   print(f'curves: {folder / "curves.png"}')

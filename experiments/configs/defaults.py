@@ -24,7 +24,9 @@ def defaults() -> ConfigDict:
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted
 
   rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'warmup_steps': 0, 'weight_decay': 0.0}
-  config.kfac = ConfigDict({**rate, 'momentum': 0.9, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.95, 'fisher': 'sampled'})
+  config.kfac = ConfigDict(
+    {**rate, 'momentum': 0.9, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.95, 'fisher': 'sampled'}
+  )
   config.kfac.statistics_every = 1
   config.kfac.inverses_every = 1
   config.sgd = ConfigDict({**rate, 'momentum': 0.9})

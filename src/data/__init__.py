@@ -3,4 +3,13 @@
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip
 from .datasets import DATASETS, DataError, load_arrays, record_source
 
-__all__ = ['DATASETS', 'DataError', 'array_batches', 'load_arrays', 'ordered_batches', 'record_batches', 'record_source', 'shift_and_flip']
+__all__ = [
+  'DATASETS',
+  'DataError',
+  'array_batches',
+  'load_arrays',
+  'ordered_batches',
+  'record_batches',
+  'record_source',
+  'shift_and_flip',
+]

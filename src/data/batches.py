@@ -73,7 +73,13 @@ def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int 
 
 
 def record_batches(
-  source: Sequence[dict[str, Any]], batch_size: int, *, seed: int, size: int, train: bool, shard: tuple[int, int] = (0, 1)
+  source: Sequence[dict[str, Any]],
+  batch_size: int,
+  *,
+  seed: int,
+  size: int,
+  train: bool,
+  shard: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
   """Batches of encoded images: decoded, cropped to `size` and normalised example by example.
 

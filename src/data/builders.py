@@ -12,7 +12,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 FASHION_MNIST_DEBIAN = '/usr/share/datasets/fashion-mnist'
-_IDX = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'), 'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')}
+_IDX = {
+  'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+  'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
+}
 
 
 def _features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
@@ -68,7 +71,9 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
 
 def idx_files_in(folder: str) -> bool:
   """Whether the folder has all four IDX files, gzipped or not."""
-  return all(any((Path(folder) / (name + end)).is_file() for end in ('', '.gz')) for pair in _IDX.values() for name in pair)
+  return all(
+    any((Path(folder) / (name + end)).is_file() for end in ('', '.gz')) for pair in _IDX.values() for name in pair
+  )
 
 
 def read_idx(path: Path) -> np.ndarray:

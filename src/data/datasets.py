@@ -84,9 +84,11 @@ def record_source(name: str, split: str, *, folder: str = '') -> Sequence[dict[s
   """
   where = data_dir(folder)
   try:
-    return tfds.data_source(name, split=split, data_dir=where, download=False, decoders={'image': tfds.decode.SkipDecoding()})
+    return tfds.data_source(
+      name, split=split, data_dir=where, download=False, decoders={'image': tfds.decode.SkipDecoding()}
+    )
   except (tfds.core.DatasetNotFoundError, AssertionError, NotImplementedError, ValueError) as error:
     raise DataError(
-      f"{name}: no array_record data set in {where} ({str(error).splitlines()[0][:120]}); prepare it there by TFDS with "
+      f'{name}: no array_record data set in {where} ({str(error).splitlines()[0][:120]}); prepare it there by TFDS with '
       "file_format='array_record', or name its folder by --config.data.folder"
     ) from error

@@ -152,4 +152,3 @@ def table(blocks: Sequence[Block], gradient_only: Mapping[str, str], sizes: Mapp
   widths = [max(len(row[i]) for row in rows) for i in range(4)]
   lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
   return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
-

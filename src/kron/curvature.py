@@ -167,7 +167,9 @@ class Curvature:
     program, shapes = trace(self.loss_fn, params, *args)
     loss_shape = shapes[0] if self.has_aux else shapes
     if getattr(loss_shape, 'shape', None) != ():
-      raise CurvatureError(f'the loss must be one number, but the function returns {loss_shape}; has_aux={self.has_aux}')
+      raise CurvatureError(
+        f'the loss must be one number, but the function returns {loss_shape}; has_aux={self.has_aux}'
+      )
     names = param_names(params)
     found = survey(program, len(names))
     sizes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]

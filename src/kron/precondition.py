@@ -81,7 +81,9 @@ def scale_by_kfac(
 
   def init(params):
     del params
-    eyes = {s: jnp.broadcast_to(jnp.eye(n, dtype=layout.dtypes[s]), (o, k, n, n)) for s, (o, k, n, _) in layout.shapes.items()}
+    eyes = {
+      s: jnp.broadcast_to(jnp.eye(n, dtype=layout.dtypes[s]), (o, k, n, n)) for s, (o, k, n, _) in layout.shapes.items()
+    }
     return ScaleByKfacState(
       count=jnp.zeros((), jnp.int32),
       factors={s: jnp.zeros(shape, layout.dtypes[s]) for s, shape in layout.shapes.items()},

@@ -52,7 +52,9 @@ class ResNet(nn.Module):
     for stage, count in enumerate(self.blocks):
       for block in range(count):
         strides = 2 if stage > 0 and block == 0 else 1
-        residual = _Block(self.width * 2**stage, strides, self.bottleneck, conv, norm, name=f'stage{stage}_block{block}')
+        residual = _Block(
+          self.width * 2**stage, strides, self.bottleneck, conv, norm, name=f'stage{stage}_block{block}'
+        )
         x = residual(x)
     x = x.mean(axis=(1, 2))
     return dense(self.classes, ('in', 'classes'), nn.initializers.lecun_normal(), dtype=self.dtype, name='logits')(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Placement(NamedTuple):
-  """Factors dealt over all devices of a mesh; inverses return to every device (COMM-OPT of KAISA, Pauloski et al. 2021).
+  """Factors dealt over all devices of a mesh; inverses return to every device (KAISA's COMM-OPT, Pauloski et al. 2021).
 
   `kron.kfac(..., owners=placement.owners, over_stacks=placement.over_stacks)` runs each inverse on its owner only.
   """
@@ -27,7 +27,7 @@ class Placement(NamedTuple):
     return PartitionSpec(tuple(self.mesh.axis_names))
 
   def over_stacks(self, fn: Callable) -> Callable:
-    """`fn` of arrays that lead with the owner axis, run by each owner on its own part; the result is on every device."""
+    """`fn` of arrays that lead with the owner axis, run by each owner on its own part; every device gets the result."""
     local = jax.shard_map(fn, mesh=self.mesh, in_specs=self.spec, out_specs=self.spec)
 
     def everywhere(*stacks):

@@ -64,7 +64,9 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
         raise MeshError(f'{where}: logical axis {name!r} has no rule; the table knows {", ".join(rules)}')
       axis = rules[name] if name is not None else None
       if axis in mesh.shape and size % mesh.shape[axis]:
-        logging.warning('%s: axis of length %d does not divide by %s=%d: replicated', where, size, axis, mesh.shape[axis])
+        logging.warning(
+          '%s: axis of length %d does not divide by %s=%d: replicated', where, size, axis, mesh.shape[axis]
+        )
         axis = None
       spec.append(axis if axis in mesh.shape and axis not in spec else None)
     return NamedSharding(mesh, PartitionSpec(*spec))

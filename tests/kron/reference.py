@@ -38,7 +38,7 @@ def input_rows(linear, x, kernel, out_axes):
 
 
 def exact_fisher(network, params, x, root):
-  """(1/N) sum_i J_iT root_i root_iT J_i over the raveled parameters; root(z) gives (n_columns, *z.shape) for one example."""
+  """(1/N) sum_i J_iT root_i root_iT J_i over raveled parameters; root(z) is (columns, *z.shape) for one example."""
   flat, unravel = jax.flatten_util.ravel_pytree(params)
 
   def one(xi):

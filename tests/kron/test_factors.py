@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kronmesh import kron
 from tests.kron.reference import close, gram, input_rows
 

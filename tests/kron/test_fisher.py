@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from kronmesh import kron
 from tests.kron.reference import close, exact_fisher
 
@@ -75,7 +76,10 @@ LIKELIHOODS = {
     functools.partial(kron.observe.gaussian, variance=0.5),
     lambda z: jnp.sqrt(2) * jnp.eye(z.size),
   ),
-  'categorical': (kron.observe.categorical, lambda z: _cholesky(jnp.diag(jax.nn.softmax(z)) - jnp.outer(jax.nn.softmax(z), jax.nn.softmax(z)))),
+  'categorical': (
+    kron.observe.categorical,
+    lambda z: _cholesky(jnp.diag(jax.nn.softmax(z)) - jnp.outer(jax.nn.softmax(z), jax.nn.softmax(z))),
+  ),
   'bernoulli': (kron.observe.bernoulli, lambda z: jnp.diag(jnp.sqrt(jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)))),
 }
 
@@ -158,7 +162,7 @@ def test_custom_likelihood_equals_the_built_in_one():
 
 
 def test_the_diagonal_fallback_is_an_unbiased_diagonal():
-  """A parameter that enters through exp() has no site; its squared sampled gradients average to the Fisher's diagonal."""
+  """A parameter that enters through exp() has no site; its squared sampled gradients average to the diagonal."""
   x = jax.random.normal(KEY, (6, 3))
   params = {'rate': jax.random.normal(jax.random.key(1), (3,))}
 
