@@ -38,8 +38,7 @@ def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Pla
     weight_decay=own.weight_decay,
     decay=own.decay,
     inverses_every=own.inverses_every,
-    owners=placement.owners,
-    over_stacks=placement.over_stacks,
+    placement=placement,
   )
 
 

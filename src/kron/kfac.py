@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .curvature import Curvature
-from .precondition import scale_by_kfac
+from .precondition import Placement, scale_by_kfac
 
 
 class ClipByKlState(NamedTuple):
@@ -68,15 +67,14 @@ def kfac(
   decay: optax.ScalarOrSchedule = 0.95,
   statistics_every: int = 1,
   inverses_every: int = 1,
-  owners: int = 1,
-  over_stacks: Callable[[Callable], Callable] = lambda fn: fn,
+  placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """K-FAC: `scale_by_kfac` in a `clip_by_kl`, weight decay, momentum, learning rate.
 
   Args:
     learning_rate: a number or a schedule.
     curvature: from `kron.curvature`.
-    damping, decay, statistics_every, inverses_every, owners, over_stacks: see `scale_by_kfac`.
+    damping, decay, statistics_every, inverses_every, placement: see `scale_by_kfac`.
     momentum: heavy-ball coefficient on the preconditioned gradient.
     kl_clip: largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
     weight_decay: decoupled; params times this are added to the natural gradient.
@@ -106,8 +104,7 @@ def kfac(
     decay=decay,
     statistics_every=statistics_every,
     inverses_every=inverses_every,
-    owners=owners,
-    over_stacks=over_stacks,
+    placement=placement,
   )
   if kl_clip is not None:
     natural = clip_by_kl(natural, kl_clip, learning_rate)

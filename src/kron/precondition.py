@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,20 @@ from .stacks import Layout, lay_out
 from .statistics import Statistics
 
 Phase = Literal['plain', 'refresh']
+
+
+class Placement(Protocol):
+  """The seam through which stacks are spread over a mesh (`kronmesh.parallel.Placement`).
+
+  owners: leading length of the stacks.
+  over_stacks: makes a function of arrays that lead with the owner axis into one that runs owner by owner.
+
+  An object rather than two arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
+  """
+
+  owners: int
+
+  def over_stacks(self, fn: Callable) -> Callable: ...
 
 
 class ScaleByKfacState(NamedTuple):
@@ -44,8 +58,7 @@ def scale_by_kfac(
   decay: optax.ScalarOrSchedule = 0.95,
   statistics_every: int = 1,
   inverses_every: int = 1,
-  owners: int = 1,
-  over_stacks: Callable[[Callable], Callable] = lambda fn: fn,
+  placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Multiplies the gradient by the damped inverse of the curvature's blocks.
 
@@ -58,9 +71,7 @@ def scale_by_kfac(
     decay: of the factors' moving averages, per use of statistics; debiased, so the first statistics count in full.
     statistics_every: of the updates that are given statistics, every how many-th counted from 0 takes them in.
     inverses_every: every how many updates the inverses are refreshed.
-    owners: leading length of the stacks.
-    over_stacks: makes a function of arrays that lead with the owner axis into one that runs owner by owner: the seam
-      through which `kronmesh.parallel` spreads the inverses over a mesh.
+    placement: who owns which factors; None for one owner.
 
   Returns:
     A transformation whose `update` takes, beside optax's own arguments,
@@ -77,7 +88,7 @@ def scale_by_kfac(
     et al., 2020 (arXiv:2002.06015).
   """
   blocks = curvature.blocks
-  layout = lay_out(blocks, owners)
+  layout = lay_out(blocks, placement.owners if placement else 1)
 
   def init(params):
     del params
@@ -104,7 +115,7 @@ def scale_by_kfac(
       state = _when(due, lambda s: _average(s, stats, layout, blocks, rate), state)
     due = _is_due(count, inverses_every) if phase is None else phase == 'refresh'
     strength = damping(count) if callable(damping) else damping
-    state = _when(due, lambda s: _refresh(s, layout, strength, over_stacks), state)
+    state = _when(due, lambda s: _refresh(s, layout, strength, placement), state)
     updates = _precondition(updates, state.inverses, layout, blocks)
     return updates, state._replace(count=optax.safe_increment(count))
 
@@ -143,13 +154,14 @@ def _average(state: ScaleByKfacState, stats: Statistics, layout: Layout, blocks,
   return state._replace(factors=factors, weights=weights, rejected_statistics=rejected)
 
 
-def _refresh(state: ScaleByKfacState, layout: Layout, damping, over_stacks) -> ScaleByKfacState:
+def _refresh(state: ScaleByKfacState, layout: Layout, damping, placement: Placement | None) -> ScaleByKfacState:
   """Recomputes the inverses; a slot whose new inverse is not finite, or that has no statistics yet, keeps its old one."""
   means = _debias(state)
   added = slot_damping(layout, means, jnp.asarray(damping))
   inverses, rejected = {}, state.rejected_inverses
   for stack, x in means.items():
-    new = over_stacks(damped_inverse)(x, added[stack])
+    invert = placement.over_stacks(damped_inverse) if placement else damped_inverse
+    new = invert(x, added[stack])
     finite, known = jnp.isfinite(new).all((-1, -2)), state.weights[stack] > 0
     inverses[stack] = jnp.where((finite & known)[..., None, None], new, state.inverses[stack])
     rejected = rejected + (~finite & known).sum(dtype=jnp.int32)

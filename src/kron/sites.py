@@ -18,7 +18,7 @@ DATA = 'data'
 
 
 class Derived(NamedTuple):
-  """A function of these parameters alone, such as an L2 term."""
+  """A function of these parameters alone, such as an L2 term; `op` is the first step that was not followed."""
 
   params: frozenset[int]
   op: Op
@@ -182,7 +182,7 @@ def _result(op: Op, walk: _Walk) -> Any:
   if not params:
     return DATA if DATA in inputs else None
   if DATA not in inputs:
-    return Derived(params, op)
+    return Derived(params, next((kind.op for kind in inputs if isinstance(kind, Derived)), op))
   if op.name in ('add', 'sub', 'add_any') and not op.outputs[0].shape:  # the loss plus an L2 term
     walk.found.regularisers.update(params)
     return DATA

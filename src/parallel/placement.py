@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 class Placement(NamedTuple):
   """Factors dealt over all devices of a mesh; inverses return to every device (KAISA's COMM-OPT, Pauloski et al. 2021).
 
-  `kron.kfac(..., owners=placement.owners, over_stacks=placement.over_stacks)` runs each inverse on its owner only.
+  `kron.kfac(..., placement=Placement(mesh))` runs each inverse on its owner only.
   """
 
   mesh: Mesh
