@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -34,10 +33,14 @@ def launch(
   def run(argv: list[str]) -> None:
     if len(argv) > 1:
       raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
-    if config.value is None:
+    try:
+      settings = config.value
+    except OSError as error:
+      raise ConfigError(f'no config file {flags.FLAGS["config"]._config_filename!r}') from error
+    if settings is None:
       raise ConfigError('name a config: --config=experiments/configs/digits.py')
-    use_devices(config.value)
-    main(config.value, workdir.value)
+    use_devices(settings)
+    main(settings, workdir.value)
 
   logging.set_verbosity(logging.WARNING)
   try:
@@ -57,32 +60,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-    _fail(_flag_message(argv, error), 2)
+    _fail(_flag_message(error), 2)
 
 
-def _flag_message(argv: list[str], error: Exception) -> str:
-  """One line for a mistake in the flags, with the nearest name where a key is unknown."""
-  line = str(error.args[0] if error.args else error).strip().splitlines()[0]
-  holder = flags.FLAGS['config'].value if 'config' in flags.FLAGS else None
-  for arg in argv[1:]:
-    name, _, _ = arg.lstrip('-').partition('=')
-    if not name.startswith('config.') or holder is None:
-      continue
-    keys = _keys(holder)
-    path = name.removeprefix('config.')
-    if path not in keys:
-      near = difflib.get_close_matches(path, keys, n=1, cutoff=0.4)
-      return f'--{name}: the config has no key {path!r}' + (f'; did you mean --config.{near[0]}?' if near else '')
-  return line
-
-
-def _keys(config: Any, prefix: str = '') -> list[str]:
-  keys = []
-  for key, value in config.items():
-    keys.append(prefix + key)
-    if hasattr(value, 'items'):
-      keys += _keys(value, f'{prefix}{key}.')
-  return keys
+def _flag_message(error: Exception) -> str:
+  """One line for a mistake in the flags; ml_collections names the nearest key itself."""
+  text = ' '.join(str(error.args[0] if error.args else error).replace('\\n', ' ').split())
+  if isinstance(error, KeyError | AttributeError):
+    return f'the config has no key {text}'
+  return text
 
 
 def _guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

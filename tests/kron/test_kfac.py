@@ -1,4 +1,4 @@
-"""K-FAC as an optax optimiser: it solves the damped system it claims to, and lives inside everything optax and jit offer."""
+"""K-FAC as an optax optimiser: it solves its damped system, and lives inside what optax and jit offer."""
 
 import functools
 

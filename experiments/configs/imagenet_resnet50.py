@@ -1,0 +1,30 @@
+"""ResNet-50 on ImageNet by K-FAC, bf16, batch 4,096.
+
+  python experiments/train.py --config=experiments/configs/imagenet_resnet50.py --config.data.folder=/path/to/tfds
+
+Reads imagenet2012 as TFDS prepares it with file_format='array_record'. Nothing has been measured
+with it: the data set cannot be shipped, and the tests run it on mock data of the same schema.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import defaults
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  del arg
+  config = defaults()
+  config.model = ConfigDict({'name': 'resnet', 'blocks': (3, 4, 6, 3), 'classes': 1000, 'width': 64})
+  config.model.bottleneck = True
+  config.model.stem = 'imagenet'
+  config.model.dtype = 'bfloat16'
+  config.data.name = 'imagenet2012'
+  config.data.batch_size = 4096
+  config.data.eval_split = 'validation'
+  config.steps = 10_000
+  config.eval_every = 1000
+  config.checkpoint_every = 1000
+  config.kfac.warmup_steps = 500
+  config.kfac.weight_decay = 1e-3
+  config.kfac.inverses_every = 10
+  return config

@@ -1,0 +1,203 @@
+"""The training loop: sharded equals unsharded, resumed equals uninterrupted, mistakes end in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.configs import digits, digits_classifier
+from experiments.errors import ConfigError, RunError
+from experiments.train import build, train
+from kronmesh import kron
+from kronmesh.parallel import MeshError
+
+ROOT = Path(__file__).parents[2]
+
+
+def small(optimizer='kfac', mesh='data=4,model=2', steps=6):
+  config = digits.get_config()
+  config.model.widths = (16, 12, 8)
+  config.data.batch_size = 64
+  config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
+  config.eval_every, config.kfac.inverses_every = 3, 2
+  return config
+
+
+def losses(folder):
+  rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return [row['loss'] for row in rows if 'loss' in row]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+  """Bit for bit, factors, momentum and data order included."""
+  train(small(steps=6), tmp_path / 'whole', quiet=True)
+  first = small(steps=6)
+  first.checkpoint_every = 3
+  # The run is cut off at step 5, after the checkpoint of step 3.
+  cut = build(first)
+  calls = []
+
+  def step(*args):
+    calls.append(1)
+    if len(calls) == 5:
+      raise KeyboardInterrupt
+    return cut.step(*args)
+
+  with pytest.raises(KeyboardInterrupt):
+    train(first, tmp_path / 'parts', quiet=True, run=cut._replace(step=step))
+  assert len(losses(tmp_path / 'parts')) == 3
+  train(first, tmp_path / 'parts', quiet=True)
+  assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
+  assert len(calls) == 5
+
+
+def test_a_checkpoint_resumes_on_another_mesh(tmp_path):
+  train(small(steps=3), tmp_path / 'a', quiet=True)
+  train(small(steps=6, mesh='data=8'), tmp_path / 'a', quiet=True)
+  train(small(steps=6), tmp_path / 'b', quiet=True)
+  # The cosine schedule ends elsewhere in a run of three steps, so only the resumed half's data and state must agree.
+  assert len(losses(tmp_path / 'a')) == 6 and losses(tmp_path / 'a')[0] == losses(tmp_path / 'b')[0]
+
+
+def five_steps(mesh, devices):
+  """Losses, parameters and factors after five steps."""
+
+
+  config = small(mesh=mesh)
+  run = build_on(config, devices)
+  state = run.init(0)
+  values = []
+  for batch in (b for b, _ in zip(run.train_batches(0, 0), range(5), strict=False)):
+    state, metrics = run.step(state, batch, True)
+    values.append(float(metrics['loss']))
+  return values, jax.device_get(state.params), kron.factors(jax.device_get(state.opt_state), run.curvature)
+
+
+def build_on(config, devices):
+  from unittest import mock
+
+  with mock.patch('jax.devices', lambda *a: devices):
+    return build(config)
+
+
+@pytest.mark.parametrize('mesh', ['data=8', 'data=4,model=2', 'data=2,model=4', 'data=4,fsdp=2'])
+def test_eight_devices_equal_one(mesh):
+  """Losses, parameters and factors after five K-FAC steps, norm-relative 1e-5 in f32 at damping 0.1."""
+  one, eight = five_steps('data=1', jax.devices()[:1]), five_steps(mesh, jax.devices())
+  for a, b in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('optimizer', ['kfac', 'sgd', 'adam', 'muon'])
+def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
+  rows = train(small(optimizer, steps=9), tmp_path, quiet=True)
+  assert rows[-1]['eval_error'] < rows[0]['eval_error']
+  assert (tmp_path / 'coverage.txt').exists() == (optimizer == 'kfac')
+
+
+def test_a_batch_that_is_not_finite_ends_the_run(tmp_path):
+  run = build(small())
+
+  def poisoned(seed, start):
+    for batch in run.train_batches(seed, start):
+      yield {**batch, 'image': batch['image'].at[0].set(np.nan)}
+
+  with pytest.raises(RunError, match='step 1: the batch holds values that are not finite'):
+    train(small(), tmp_path, quiet=True, run=run._replace(train_batches=poisoned))
+
+
+MISTAKES = {
+  'mesh': ({'mesh': 'data=3'}, MeshError, 'does not make the 8 devices'),
+  'axis': ({'mesh': 'date=8'}, MeshError, "axis 'date' is unknown"),
+  'batch': ({'data.batch_size': 66}, MeshError, 'batch_size=66 does not divide'),
+  'optimizer': ({'optimizer': 'lbfgs'}, ConfigError, "'lbfgs' is unknown"),
+  'task': ({'task': 'dream'}, ConfigError, "'dream' is unknown"),
+  'model': ({'model.name': 'gpt'}, ConfigError, "'gpt' is unknown"),
+  'steps': ({'steps': 0}, ConfigError, 'at least 1'),
+}
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistakes_in_a_config_show_before_anything_is_written(tmp_path, name):
+  changes, kind, words = MISTAKES[name]
+  config = small()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(kind) as error:
+    train(config, tmp_path / 'run', quiet=True)
+  assert words in str(error.value) and '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_belongs_to_one_config(tmp_path):
+  train(small(steps=3), tmp_path, quiet=True)
+  with pytest.raises(ConfigError, match='another optimizer'):
+    train(small('adam', steps=3), tmp_path, quiet=True)
+
+
+def command(*args, **env):
+  return subprocess.run(
+    [sys.executable, *args],
+    cwd=ROOT,
+    env={**os.environ, **env},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+COMMANDS = {
+  'a typo in a key': (['--config.optimiser=adam'], 'Did you mean "optimizer"'),
+  'a typo in a section': (['--config.kfac.dampin=1'], 'Did you mean "damping"'),
+  'a wrong type': (['--config.steps=many'], 'steps'),
+  'a wrong mesh': (['--config.mesh=data=3'], 'does not make the 8 devices'),
+  'a missing data set': (
+    ['--config.data.name=fashion_mnist', '--config.data.source=/nowhere'],
+    'no IDX files in /nowhere',
+  ),
+  'an unknown flag': (['--wordkir=x'], 'wordkir'),
+  'a stray word': (['adam'], "'adam' is no flag"),
+}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_mistakes_on_the_command_line_end_in_one_line(tmp_path, name):
+  args, words = COMMANDS[name]
+  done = command(
+    'experiments/train.py', '--config=experiments/configs/digits.py', f'--workdir={tmp_path}', *args,
+    KRONMESH_DATA=str(tmp_path / 'data') if 'missing' in name else os.environ.get('KRONMESH_DATA', ''),
+  )  # fmt: skip
+  lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+  assert done.returncode == 2 and len(lines) == 1 and words in lines[0], done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_a_missing_config_is_named():
+  done = command('experiments/train.py', '--config=experiments/configs/nothing.py')
+  assert done.returncode == 2 and 'nothing.py' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
+@pytest.mark.long
+def test_compare_writes_its_table_and_pictures(tmp_path):
+  args = ['scripts/compare.py', '--config=experiments/configs/digits.py', f'--workdir={tmp_path}', '--seeds=2']
+  args += ['--config.model.widths=(16,8)', '--config.steps=20', '--config.target=9.0', '--optimizers=kfac,adam']
+  done = command(*args)
+  assert done.returncode == 0, done.stderr
+  for name in ('table.txt', 'compare.json', 'curves.png', 'reconstructions.png'):
+    assert (tmp_path / name).stat().st_size > 100
+  assert 'kfac' in done.stdout and 'adam' in done.stdout
+  again = command(*args)
+  assert again.returncode == 0 and again.stdout.split('\n\n')[1] == done.stdout.split('\n\n')[1], (
+    'a second run only reads'
+  )
+
+
+@pytest.mark.long
+def test_the_classifier_learns(tmp_path):
+  rows = train(digits_classifier.get_config(), tmp_path, quiet=True)
+  assert rows[-1]['eval_accuracy'] > 0.95
