@@ -33,14 +33,14 @@ def launch(
   def run(argv: list[str]) -> None:
     if len(argv) > 1:
       raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
-    try:
-      settings = config.value
-    except OSError as error:
-      raise ConfigError(f'no config file {flags.FLAGS["config"]._config_filename!r}') from error
-    if settings is None:
+    if config.value is None:
       raise ConfigError('name a config: --config=experiments/configs/digits.py')
-    use_devices(settings)
-    main(settings, workdir.value)
+    try:
+      use_devices(config.value)
+    except OSError as error:  # a file that could not be read shows at the first use of its config
+      name = config_flags.get_config_filename(flags.FLAGS['config'])
+      raise ConfigError(f'no config file {name!r}; see experiments/configs') from error
+    main(config.value, workdir.value)
 
   logging.set_verbosity(logging.WARNING)
   try:

@@ -1,10 +1,13 @@
-"""All tests run on eight emulated CPU devices."""
+"""All tests run on eight emulated CPU devices, under the settings that commands get from `launch`."""
+
+import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A classifier of scikit-learn's digits by K-FAC, on an emulated mesh of 4 x 2 devices: the task of `make train-classifier`.
+"""A classifier of scikit-learn's digits by K-FAC, on an emulated mesh of 4 x 2 devices: `make train-classifier`.
 
   python experiments/train.py --config=experiments/configs/digits_classifier.py
 

@@ -2,8 +2,8 @@
 
   python experiments/train.py --config=experiments/configs/fashion_mnist_autoencoder.py
 
-Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by --config.data.source. Meant for a GPU; on two cores a
-step takes seconds.
+Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by --config.data.source. Meant for a GPU; on
+two cores a step takes seconds.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .curvature import Curvature
+from .operators.factor import accurate
 from .precondition import Placement, scale_by_kfac
 
 
@@ -47,11 +48,11 @@ def clip_by_kl(
     natural, inner_state = inner.update(updates, state.inner, params, **extra)
     rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
     bound = max_kl(state.count) if callable(max_kl) else max_kl
-    products = jax.tree.map(lambda g, u: jnp.sum(g.astype(jnp.float32) * u.astype(jnp.float32)), updates, natural)
+    products = jax.tree.map(lambda g, u: jnp.sum(accurate(g) * accurate(u)), updates, natural)
     kl = rate**2 * sum(jax.tree.leaves(products), start=jnp.zeros(()))
-    clip = jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1).astype(jnp.float32)
+    clip = jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
     natural = jax.tree.map(lambda u: u * clip.astype(u.dtype), natural)
-    return natural, ClipByKlState(optax.safe_increment(state.count), clip, inner_state)
+    return natural, ClipByKlState(optax.safe_increment(state.count), clip.astype(state.clip.dtype), inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from .errors import CurvatureError
+from .operators.factor import accurate
 from .program import observe_p
 
 
@@ -37,10 +38,6 @@ class Likelihood(Protocol):
   def column(self, outputs: Array, k: Int[Array, '']) -> Array: ...
 
 
-def _accurate(outputs: Array) -> Array:
-  return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-
-
 @dataclasses.dataclass(frozen=True)
 class Categorical:
   """One of C classes by softmax. F = diag(p) - p pT, its columns sqrt(p_k) (p - e_k)."""
@@ -48,7 +45,7 @@ class Categorical:
   event_ndims: int = 1
 
   def draw(self, key, outputs):
-    logits = _accurate(outputs)
+    logits = accurate(outputs)
     label = jax.random.categorical(key, logits)
     return jax.nn.softmax(logits) - jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
 
@@ -56,7 +53,7 @@ class Categorical:
     return outputs.shape[-1]
 
   def column(self, outputs, k):
-    p = jax.nn.softmax(_accurate(outputs))
+    p = jax.nn.softmax(accurate(outputs))
     return jnp.sqrt(p[..., k])[..., None] * (p - jax.nn.one_hot(k, p.shape[-1], dtype=p.dtype))
 
 
@@ -67,14 +64,14 @@ class Bernoulli:
   event_ndims: int = 1
 
   def draw(self, key, outputs):
-    p = jax.nn.sigmoid(_accurate(outputs))
+    p = jax.nn.sigmoid(accurate(outputs))
     return p - jax.random.bernoulli(key, p).astype(p.dtype)
 
   def columns(self, outputs):
     return _event_size(outputs, self.event_ndims)
 
   def column(self, outputs, k):
-    p = jax.nn.sigmoid(_accurate(outputs))
+    p = jax.nn.sigmoid(accurate(outputs))
     return jnp.sqrt(p * (1 - p)) * _unit(outputs, self.event_ndims, k).astype(p.dtype)
 
 
@@ -86,7 +83,7 @@ class Gaussian:
   variance: float = 1.0
 
   def draw(self, key, outputs):
-    z = _accurate(outputs)
+    z = accurate(outputs)
     return jax.random.normal(key, z.shape, z.dtype) / math.sqrt(self.variance)
 
   def columns(self, outputs):
@@ -94,7 +91,7 @@ class Gaussian:
 
   def column(self, outputs, k):
     unit = _unit(outputs, self.event_ndims, k) / math.sqrt(self.variance)
-    return jnp.broadcast_to(unit, outputs.shape).astype(_accurate(outputs).dtype)
+    return jnp.broadcast_to(unit, outputs.shape).astype(accurate(outputs).dtype)
 
 
 def _event_size(outputs: Array, event_ndims: int) -> int:

@@ -66,8 +66,6 @@ def test_a_checkpoint_resumes_on_another_mesh(tmp_path):
 
 def five_steps(mesh, devices):
   """Losses, parameters and factors after five steps."""
-
-
   config = small(mesh=mesh)
   run = build_on(config, devices)
   state = run.init(0)
