@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ from jaxtyping import Array, Float
 from .stacks import Layout
 
 
-def slot_damping(layout: Layout, factors: Mapping[str, Array], damping: Float[Array, '']) -> dict[str, Array]:
+def slot_damping(
+  layout: Layout, factors: Mapping[str, Array], damping: Float[Array, ''], replicate: Callable = lambda x: x
+) -> dict[str, Array]:
   """The number added to the diagonal of each slot, (owner, slot).
 
   Factors A and G of one block share the damping: pi sqrt(damping) and sqrt(damping) / pi, with pi^2 the ratio of their
-  mean diagonals (Martens and Grosse 2015, section 6.3). Other slots get the damping itself.
+  mean diagonals (Martens and Grosse 2015, section 6.3). Other slots get the damping itself. `replicate`: see `Placement`.
   """
   trace = {stack: jnp.trace(x, axis1=-2, axis2=-1) / x.shape[-1] for stack, x in factors.items()}
-  partner, paired = layout.partner_values(trace), layout.paired()
+  partner, paired = layout.partner_values(trace, replicate), layout.paired()
   result = {}
   for stack, own in trace.items():
     usable = (own > 0) & (partner[stack] > 0)

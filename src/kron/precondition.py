@@ -24,14 +24,30 @@ class Placement(Protocol):
   """The seam through which stacks are spread over a mesh (`kronmesh.parallel.Placement`).
 
   owners: leading length of the stacks.
-  over_stacks: makes a function of arrays that lead with the owner axis into one that runs owner by owner.
+  over_stacks: makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner, its
+    results on every device.
+  replicate: the same values on every device.
 
-  An object rather than two arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
+  An object rather than several arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
   """
 
   owners: int
 
   def over_stacks(self, fn: Callable) -> Callable: ...
+
+  def replicate(self, values: Any) -> Any: ...
+
+
+class Local(NamedTuple):
+  """The placement of a program that knows of no mesh."""
+
+  owners: int = 1
+
+  def over_stacks(self, fn: Callable) -> Callable:
+    return fn
+
+  def replicate(self, values: Any) -> Any:
+    return values
 
 
 class ScaleByKfacState(NamedTuple):
@@ -87,8 +103,8 @@ def scale_by_kfac(
     Martens and Grosse, 2015 (arXiv:1503.05671); Grosse and Martens, 2016 (arXiv:1602.01407); for scale and shift Osawa
     et al., 2020 (arXiv:2002.06015).
   """
-  blocks = curvature.blocks
-  layout = lay_out(blocks, placement.owners if placement else 1)
+  blocks, placement = curvature.blocks, placement or Local()
+  layout = lay_out(blocks, placement.owners)
 
   def init(params):
     del params
@@ -112,11 +128,11 @@ def scale_by_kfac(
     if stats is not None:
       rate = decay(count) if callable(decay) else decay
       due = _is_due(count, statistics_every) if phase is None else True
-      state = _when(due, lambda s: _average(s, stats, layout, blocks, rate), state)
+      state = _when(due, lambda s: _average(s, stats, layout, blocks, rate, placement), state)
     due = _is_due(count, inverses_every) if phase is None else phase == 'refresh'
     strength = damping(count) if callable(damping) else damping
     state = _when(due, lambda s: _refresh(s, layout, strength, placement), state)
-    updates = _precondition(updates, state.inverses, layout, blocks)
+    updates = _precondition(updates, state.inverses, layout, blocks, placement)
     return updates, state._replace(count=optax.safe_increment(count))
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -133,7 +149,9 @@ def _when(due: Any, fn: Callable, state: ScaleByKfacState) -> ScaleByKfacState:
   return jax.lax.cond(due, fn, lambda s: s, state)
 
 
-def _average(state: ScaleByKfacState, stats: Statistics, layout: Layout, blocks, decay) -> ScaleByKfacState:
+def _average(
+  state: ScaleByKfacState, stats: Statistics, layout: Layout, blocks, decay, placement: Placement
+) -> ScaleByKfacState:
   """Takes the batch's means into the moving averages, but for matrices that are not finite."""
   some = stats.examples > 0
   means = {}
@@ -141,7 +159,7 @@ def _average(state: ScaleByKfacState, stats: Statistics, layout: Layout, blocks,
     factors = block.operator.factors.items()
     counts = {name: stats.uses[block.name] if f.degree == 0 else stats.examples for name, f in factors}
     means[block.name] = {name: stats.sums[block.name][name] / jnp.where(some, counts[name], 1) for name, _ in factors}
-  new = layout.gather(means)
+  new = layout.gather(placement.replicate(means))
   factors, weights, rejected = {}, {}, state.rejected_statistics
   for stack, x in new.items():
     finite = jnp.isfinite(x).all((-1, -2))
@@ -154,18 +172,28 @@ def _average(state: ScaleByKfacState, stats: Statistics, layout: Layout, blocks,
   return state._replace(factors=factors, weights=weights, rejected_statistics=rejected)
 
 
-def _refresh(state: ScaleByKfacState, layout: Layout, damping, placement: Placement | None) -> ScaleByKfacState:
-  """Recomputes the inverses; a slot whose new inverse is not finite, or that has no statistics yet, keeps its old one."""
+def _refresh(state: ScaleByKfacState, layout: Layout, damping, placement: Placement) -> ScaleByKfacState:
+  """Recomputes the inverses."""
   means = _debias(state)
-  added = slot_damping(layout, means, jnp.asarray(damping))
-  inverses, rejected = {}, state.rejected_inverses
+  added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
+  inverses, dropped = placement.over_stacks(_renew)(means, added, state.weights, state.inverses)
+  return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
+
+
+def _renew(
+  means: dict[str, Float[Array, 'o s n n']],
+  damping: dict[str, Float[Array, 'o s']],
+  weights: dict[str, Float[Array, 'o s']],
+  old: dict[str, Float[Array, 'o s n n']],
+) -> tuple[dict[str, Float[Array, 'o s n n']], Int[Array, 'o']]:
+  """Damped inverses, and how many were dropped: a slot keeps its old one if the new is not finite or rests on nothing."""
+  inverses, dropped = {}, []
   for stack, x in means.items():
-    invert = placement.over_stacks(damped_inverse) if placement else damped_inverse
-    new = invert(x, added[stack])
-    finite, known = jnp.isfinite(new).all((-1, -2)), state.weights[stack] > 0
-    inverses[stack] = jnp.where((finite & known)[..., None, None], new, state.inverses[stack])
-    rejected = rejected + (~finite & known).sum(dtype=jnp.int32)
-  return state._replace(inverses=inverses, rejected_inverses=rejected)
+    new = damped_inverse(x, damping[stack])
+    finite, known = jnp.isfinite(new).all((-1, -2)), weights[stack] > 0
+    inverses[stack] = jnp.where((finite & known)[..., None, None], new, old[stack])
+    dropped.append((~finite & known).sum(1))
+  return inverses, sum(dropped)
 
 
 def _debias(state: ScaleByKfacState) -> dict[str, Array]:
@@ -175,7 +203,7 @@ def _debias(state: ScaleByKfacState) -> dict[str, Array]:
   }
 
 
-def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, blocks) -> Any:
+def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, blocks, placement: Placement) -> Any:
   """The gradient tree with every block multiplied by its inverse; parameters without a block pass."""
   leaves, treedef = jax.tree.flatten(updates)
   by_name = dict(zip(param_names(updates), leaves, strict=True))
@@ -186,8 +214,11 @@ def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, bloc
     if len(present) < len(block.params):
       missing = next(name for name in block.params if name not in by_name)
       raise CurvatureError(f'{missing!r} shares a block with {present[0]!r} but is not among the gradients; give both')
-    v = block.operator.to_matrix(*(by_name[name] for name in block.params))
+    # Whole on every device, as the inverses are: one gather here, where products of shards cost several collectives.
+    gradients = placement.replicate([by_name[name] for name in block.params])
+    v = block.operator.to_matrix(*gradients)
     v = block.operator.precondition(v, {f: layout.read(inverses, block.name, f) for f in block.operator.factors})
+    v = placement.replicate(v)
     for name, u in zip(block.params, block.operator.from_matrix(v), strict=True):
       by_name[name] = u.astype(by_name[name].dtype)
   return jax.tree.unflatten(treedef, list(by_name.values()))

@@ -6,7 +6,7 @@ time (n^3 for each slot); slots that an owner does not need are padding. The mat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -56,9 +56,9 @@ class Layout(NamedTuple):
     place = self.places[block, factor]
     return stacks[place.stack][place.owner, place.start : place.start + place.slots]
 
-  def partner_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
+  def partner_values(self, values: Mapping[str, Array], replicate: Callable = lambda x: x) -> dict[str, Array]:
     """For one number a slot: the number of the slot's partner, or its own where it has none."""
-    flat = jnp.concatenate([values[stack].reshape(-1) for stack in self.shapes])
+    flat = replicate(jnp.concatenate([values[stack] for stack in self.shapes], axis=1)).reshape(-1)
     return {stack: flat[self.partners[stack]] for stack in self.shapes}
 
   def paired(self) -> dict[str, np.ndarray]:
@@ -74,10 +74,11 @@ class Layout(NamedTuple):
     return result
 
   def _flat_index(self) -> dict[str, np.ndarray]:
-    index, offset = {}, 0
+    """Positions when the slots of all stacks stand side by side, (owners, slots of all), flattened."""
+    total, offset, index = sum(shape[1] for shape in self.shapes.values()), 0, {}
     for stack, (owners, slots, *_) in self.shapes.items():
-      index[stack] = np.arange(owners * slots).reshape(owners, slots) + offset
-      offset += owners * slots
+      index[stack] = np.arange(owners)[:, None] * total + np.arange(slots) + offset
+      offset += slots
     return index
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -29,8 +29,8 @@ class Placement(NamedTuple):
   def over_stacks(self, fn: Callable) -> Callable:
     """`fn` of arrays that lead with the owner axis, run by each owner on its own part; every device gets the result."""
     local = jax.shard_map(fn, mesh=self.mesh, in_specs=self.spec, out_specs=self.spec)
+    return lambda *stacks: self.replicate(local(*stacks))
 
-    def everywhere(*stacks):
-      return jax.lax.with_sharding_constraint(local(*stacks), NamedSharding(self.mesh, PartitionSpec()))
-
-    return everywhere
+  def replicate(self, values: Any) -> Any:
+    """The same values on every device."""
+    return jax.lax.with_sharding_constraint(values, NamedSharding(self.mesh, PartitionSpec()))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from kronmesh import kron
+from kronmesh.kron.precondition import Local
 from tests.kron.reference import close
 
 KEY = jax.random.key(0)
@@ -182,22 +183,12 @@ def test_statistics_that_are_not_finite_are_dropped_and_counted(problem):
   assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
-class Owners:
-  """A placement that computes everything where it is."""
-
-  def __init__(self, owners):
-    self.owners = owners
-
-  def over_stacks(self, fn):
-    return fn
-
-
 def test_any_number_of_owners_gives_the_same_update_and_checkpoint(problem):
   params, x, y = problem
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
   results, logical = [], []
   for owners in (1, 2, 5):
-    tx = kron.kfac(0.1, curvature, placement=Owners(owners))
+    tx = kron.kfac(0.1, curvature, placement=Local(owners))
     _, grads, stats = curvature.value_and_grad(params, x, y)
     updates, state = tx.update(grads, tx.init(params), params, stats=stats)
     results.append(updates)
