@@ -29,6 +29,7 @@ def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Pla
     return optax.adamw(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay)
   if config.optimizer == 'muon':
     return optax.contrib.muon(rate, beta=own.momentum, weight_decay=own.weight_decay)
+  # Without intervals: the loop says at each step what is due, see `train.phase`.
   return kron.kfac(
     rate,
     curvature,
@@ -37,7 +38,6 @@ def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Pla
     kl_clip=own.kl_clip or None,
     weight_decay=own.weight_decay,
     decay=own.decay,
-    inverses_every=own.inverses_every,
     placement=placement,
   )
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Num
 
 from experiments.errors import ConfigError
 from kronmesh import kron, models
@@ -57,13 +58,20 @@ def _apply(model: nn.Module, params: Any, model_state: Any, images: jax.Array, t
   return model.apply(variables, images, train=train), model_state
 
 
+def _mean(values: Num[Array, 'b'], batch: dict[str, jax.Array]) -> Float[Array, '']:
+  """Over the examples of the batch; what fills up a last batch has mask 0."""
+  if 'mask' not in batch:
+    return values.mean()
+  return (values * batch['mask']).sum() / batch['mask'].sum()
+
+
 def _reconstruction(model: nn.Module) -> Callable:
   def loss(params, model_state, batch, train=True):
     pixels = batch['image'].reshape(batch['image'].shape[0], -1)
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
-    logits = kron.observe.bernoulli(logits, pixels)
-    value = optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1).mean()
-    error = ((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1).mean()
+    logits = kron.observe.bernoulli(logits, pixels, mask=batch.get('mask'))
+    value = _mean(optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1), batch)
+    error = _mean(((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1), batch)
     return value, ({'loss': value, 'error': error}, model_state)
 
   return loss
@@ -72,9 +80,9 @@ def _reconstruction(model: nn.Module) -> Callable:
 def _classification(model: nn.Module) -> Callable:
   def loss(params, model_state, batch, train=True):
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
-    logits = kron.observe.categorical(logits, batch['label'])
-    value = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
-    accuracy = (logits.argmax(-1) == batch['label']).mean()
+    logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
+    value = _mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    accuracy = _mean(logits.argmax(-1) == batch['label'], batch)
     return value, ({'loss': value, 'accuracy': accuracy}, model_state)
 
   return loss

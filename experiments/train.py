@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 class Run(NamedTuple):
   """A config made real on a mesh.
 
-  step: (state, batch, refresh) -> (state, metrics); refresh is static: whether K-FAC takes statistics and inverts.
+  step: (state, batch, statistics, refresh) -> (state, metrics); the last two are static, see `phase`.
   evaluate: (state, batch) -> metrics.
   """
 
@@ -97,12 +97,14 @@ def build(config: Any) -> Run:
     key=replicated,
   )
 
-  def step(state: TrainState, batch: dict[str, jax.Array], refresh: bool) -> tuple[TrainState, dict[str, jax.Array]]:
+  def step(
+    state: TrainState, batch: dict[str, jax.Array], statistics: bool, refresh: bool
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     args = (state.params, state.model_state, batch)
     extra: dict[str, Any] = {}
     if curvature is not None:
       key = jax.random.fold_in(state.key, state.step)
-      (_, aux), grads, stats = curvature.value_and_grad(*args, key=key, statistics=refresh)
+      (_, aux), grads, stats = curvature.value_and_grad(*args, key=key, statistics=statistics)
       extra = {'stats': stats, 'phase': 'refresh' if refresh else 'plain'}
     else:
       (_, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(*args)
@@ -113,7 +115,8 @@ def build(config: Any) -> Run:
     return TrainState(state.step + 1, params, model_state, opt_state, state.key), metrics
 
   def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return task.loss(state.params, state.model_state, batch, train=False)[1][0]
+    metrics = task.loss(state.params, state.model_state, batch, train=False)[1][0]
+    return {**metrics, 'examples': batch['mask'].sum()}
 
   return Run(
     config=config,
@@ -128,7 +131,7 @@ def build(config: Any) -> Run:
       in_shardings=(shardings, batch_sharding),
       out_shardings=(shardings, replicated),
       donate_argnums=0,
-      static_argnums=2,
+      static_argnums=(2, 3),
     ),
     evaluate=jax.jit(evaluate, in_shardings=(shardings, batch_sharding), out_shardings=replicated),
     train_batches=train_batches,
@@ -137,9 +140,11 @@ def build(config: Any) -> Run:
 
 
 def _check(config: Any) -> None:
-  for name in ('steps', 'eval_every', 'log_every'):
-    if config[name] < 1:
-      raise ConfigError(f'config.{name}={config[name]} must be at least 1')
+  counts = {name: config[name] for name in ('steps', 'eval_every', 'log_every')}
+  counts |= {f'kfac.{name}': config.kfac[name] for name in ('statistics_every', 'inverses_every')}
+  for name, value in counts.items():
+    if value < 1:
+      raise ConfigError(f'config.{name}={value} must be at least 1')
 
 
 def _health(opt_state: Any) -> dict[str, jax.Array]:
@@ -186,16 +191,28 @@ def make_data(config: Any, sharding: Any) -> tuple[Callable, Callable]:
 
 
 def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
-  """Means of the metrics over one pass of the evaluation set (whole batches of it)."""
-  parts = [run.evaluate(state, batch) for batch in run.eval_batches()]
-  if not parts:
-    raise ConfigError(f'the evaluation set has no whole batch of {run.config.data.batch_size}; lower data.batch_size')
-  return {name: float(np.mean([part[name] for part in jax.device_get(parts)])) for name in parts[0]}
+  """Means of the metrics over one pass of the evaluation set."""
+  parts = jax.device_get([run.evaluate(state, batch) for batch in run.eval_batches()])
+  counts = [part.pop('examples') for part in parts]
+  return {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
 
 
-def is_refresh(config: Any, step: int) -> bool:
-  """Whether K-FAC takes statistics and refreshes its inverses at this step."""
-  return config.optimizer == 'kfac' and step % config.kfac.inverses_every == 0
+def first_at_target(run: Run, rows: list[dict[str, float]]) -> dict[str, float] | None:
+  """The first evaluation at which the task's metric reached the config's target.
+
+  Raises:
+    ConfigError: the config has no target.
+  """
+  if not run.config.target:
+    raise ConfigError('set config.target: the value of the metric that is to be reached')
+  key, sign = f'eval_{run.task.target}', 1 if run.task.lower_is_better else -1
+  return next((row for row in rows if sign * row[key] <= sign * run.config.target), None)
+
+
+def phase(config: Any, step: int) -> tuple[bool, bool]:
+  """Whether K-FAC takes statistics at this step, and whether it refreshes its inverses."""
+  kfac = config.optimizer == 'kfac'
+  return kfac and step % config.kfac.statistics_every == 0, kfac and step % config.kfac.inverses_every == 0
 
 
 def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None = None) -> list[dict[str, float]]:
@@ -243,7 +260,7 @@ def _loop(
     (workdir / 'metrics.jsonl').open('a') as log,
   ):
     for step in range(start, config.steps):
-      state, metrics = run.step(state, next(batches), is_refresh(config, step))
+      state, metrics = run.step(state, next(batches), *phase(config, step))
       pending.append((step + 1, metrics))
       done = step + 1
       if done % config.eval_every and done % config.log_every and done != config.steps:

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.errors import ConfigError
 from experiments.optimizers import OPTIMIZERS
-from experiments.train import Run, build, restore, train
+from experiments.train import Run, build, first_at_target, restore, train
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -35,8 +35,6 @@ _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each optimiser runs wi
 
 def compare(config: Any, workdir: Path, optimizers: list[str], seeds: int) -> list[dict[str, Any]]:
   """Trains all members, seed by seed over one compiled program, and returns one summary for each optimiser."""
-  if not config.target:
-    raise ConfigError('set config.target: the value of the metric that is to be reached')
   summaries = []
   for name in optimizers:
     own = copy.deepcopy(config)
@@ -62,12 +60,8 @@ def _logged(folder: Path) -> list[dict[str, float]]:
 
 def summarise(name: str, run: Run, curves: list[list[dict[str, float]]]) -> dict[str, Any]:
   """Medians over the seeds; steps and seconds to the target are None unless most seeds reach it."""
-  key, sign = f'eval_{run.task.target}', 1 if run.task.lower_is_better else -1
-
-  def first(rows: list[dict[str, float]]) -> dict[str, float] | None:
-    return next((row for row in rows if sign * row[key] <= sign * run.config.target), None)
-
-  reached = [first(rows) for rows in curves]
+  key = f'eval_{run.task.target}'
+  reached = [first_at_target(run, rows) for rows in curves]
 
   def median(field: str) -> float | None:
     values = [row[field] if row else float('inf') for row in reached]

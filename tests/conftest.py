@@ -18,6 +18,16 @@ def x64():
   jax.config.update('jax_enable_x64', False)
 
 
+@pytest.fixture(scope='session')
+def imagenet_folder(tmp_path_factory):
+  """A folder with mock data prepared as imagenet2012."""
+  from tests.data.mock_imagenet import Imagenet2012
+
+  folder = tmp_path_factory.mktemp('tfds')
+  Imagenet2012(data_dir=folder, file_format='array_record').download_and_prepare()
+  return str(folder)
+
+
 def pytest_addoption(parser):
   parser.addoption('--all', action='store_true', help='run the long tests too')
 

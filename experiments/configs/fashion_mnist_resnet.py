@@ -23,5 +23,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.steps = 600
   config.eval_every = 100
   config.kfac.weight_decay = 1e-3
+  config.kfac.statistics_every = 10
   config.kfac.inverses_every = 10
   return config

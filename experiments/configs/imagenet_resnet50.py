@@ -26,5 +26,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.checkpoint_every = 1000
   config.kfac.warmup_steps = 500
   config.kfac.weight_decay = 1e-3
+  config.kfac.statistics_every = 10
   config.kfac.inverses_every = 10
   return config

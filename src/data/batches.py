@@ -51,15 +51,16 @@ def array_batches(
 
 
 def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> grain.MapDataset:
-  """One pass in the set's own order, in whole batches."""
+  """One pass in the set's own order. The last batch is filled up; `mask` is 1 for examples and 0 for what fills."""
+  n = len(arrays.label)
 
   def make(step: int) -> Batch:
-    part = slice(
-      step * batch_size + shard[0] * batch_size // shard[1], step * batch_size + (shard[0] + 1) * batch_size // shard[1]
-    )
-    return {'image': arrays.image[part], 'label': arrays.label[part]}
+    first = step * batch_size
+    positions = np.arange(first + shard[0] * batch_size // shard[1], first + (shard[0] + 1) * batch_size // shard[1])
+    rows = np.minimum(positions, n - 1)
+    return {'image': arrays.image[rows], 'label': arrays.label[rows], 'mask': (positions < n).astype(np.float32)}
 
-  return grain.MapDataset.range(len(arrays.label) // batch_size).map(make)
+  return grain.MapDataset.range(-(-n // batch_size)).map(make)
 
 
 def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:
@@ -83,16 +84,17 @@ def record_batches(
 ) -> grain.MapDataset:
   """Batches of encoded images: decoded, cropped to `size` and normalised example by example.
 
-  Training crops a random part (8 to 100 % of the area) and mirrors half; evaluation takes the centre.
+  Training crops a random part (8 to 100 % of the area) and mirrors half, without end; evaluation takes the centre, in
+  one pass with a `mask` as in `ordered_batches`.
   """
-  data = grain.MapDataset.source(source)
   if train:
     # Randomness comes before the shard is cut: it must not change with the number of hosts.
-    data = data.seed(seed).shuffle().repeat().random_map(_random_crop(size))
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_random_crop(size))
   else:
-    data = data.map(_centre_crop(size))
-  data = data.slice(slice(shard[0], None, shard[1]))
-  return data.batch(batch_size // shard[1], drop_remainder=train)
+    n, crop = len(source), _centre_crop(size)
+    data = grain.MapDataset.range(-(-n // batch_size) * batch_size)
+    data = data.map(lambda i: {**crop(source[min(i, n - 1)]), 'mask': np.float32(i < n)})
+  return data.slice(slice(shard[0], None, shard[1])).batch(batch_size // shard[1])
 
 
 _MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)

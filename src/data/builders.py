@@ -26,7 +26,7 @@ def _features(shape: tuple[int, int, int]) -> tfds.features.FeaturesDict:
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """scikit-learn's 1,797 handwritten digits, 8x8, values 0 to 16; every sixth example is the test split (300)."""
+  """scikit-learn's 1,797 handwritten digits, 8x8, values 0 to 16; every sixth example is in the test split (299)."""
 
   VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = None

@@ -1,5 +1,6 @@
 """The training loop: sharded equals unsharded, resumed equals uninterrupted, mistakes end in one line."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from experiments.errors import ConfigError, RunError
 from experiments.train import build, train
 from kronmesh import kron
 from kronmesh.parallel import MeshError
+from tests.data.idx import write_idx
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +27,7 @@ def small(optimizer='kfac', mesh='data=4,model=2', steps=6):
   config.data.batch_size = 64
   config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
   config.eval_every, config.kfac.inverses_every = 3, 2
+  config.kfac.damping = 0.01
   return config
 
 
@@ -65,15 +68,16 @@ def test_a_checkpoint_resumes_on_another_mesh(tmp_path):
 
 
 def five_steps(mesh, devices):
-  """Losses, parameters and factors after five steps."""
+  """Losses, the way the parameters went, and the factors after five steps at damping 1e-2."""
   config = small(mesh=mesh)
   run = build_on(config, devices)
   state = run.init(0)
-  values = []
+  start, losses = jax.device_get(state.params), []
   for batch in (b for b, _ in zip(run.train_batches(0, 0), range(5), strict=False)):
-    state, metrics = run.step(state, batch, True)
-    values.append(float(metrics['loss']))
-  return values, jax.device_get(state.params), kron.factors(jax.device_get(state.opt_state), run.curvature)
+    state, metrics = run.step(state, batch, True, True)
+    losses.append(float(metrics['loss']))
+  way = jax.tree.map(np.subtract, jax.device_get(state.params), start)
+  return losses, way, kron.factors(jax.device_get(state.opt_state), run.curvature)
 
 
 def build_on(config, devices):
@@ -83,11 +87,15 @@ def build_on(config, devices):
     return build(config)
 
 
+@pytest.fixture(scope='module')
+def one_device():
+  return five_steps('data=1', jax.devices()[:1])
+
+
 @pytest.mark.parametrize('mesh', ['data=8', 'data=4,model=2', 'data=2,model=4', 'data=4,fsdp=2'])
-def test_eight_devices_equal_one(mesh):
-  """Losses, parameters and factors after five K-FAC steps, norm-relative 1e-5 in f32 at damping 0.1."""
-  one, eight = five_steps('data=1', jax.devices()[:1]), five_steps(mesh, jax.devices())
-  for a, b in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
+def test_eight_devices_equal_one(mesh, one_device):
+  for a, b in zip(five_steps(mesh, jax.devices()), one_device, strict=True):
+    a, b = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (a, b))
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
@@ -117,6 +125,7 @@ MISTAKES = {
   'task': ({'task': 'dream'}, ConfigError, "'dream' is unknown"),
   'model': ({'model.name': 'gpt'}, ConfigError, "'gpt' is unknown"),
   'steps': ({'steps': 0}, ConfigError, 'at least 1'),
+  'intervals': ({'kfac.inverses_every': 0}, ConfigError, 'kfac.inverses_every=0 must be at least 1'),
 }
 
 
@@ -178,6 +187,29 @@ def test_mistakes_on_the_command_line_end_in_one_line(tmp_path, name):
 def test_a_missing_config_is_named():
   done = command('experiments/train.py', '--config=experiments/configs/nothing.py')
   assert done.returncode == 2 and 'nothing.py' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
+CONFIGS = {
+  'digits_classifier': {'model.hidden': (8,), 'data.batch_size': 128},
+  'fashion_mnist_autoencoder': {'model.widths': (16, 8), 'data.batch_size': 64},
+  'fashion_mnist_resnet': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16},
+  'imagenet_resnet50': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'data.image_size': 32},
+}
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * ('resnet' in n)) for n in CONFIGS])
+def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
+  config = importlib.import_module(f'experiments.configs.{name}').get_config()
+  config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3})
+  section = config[config.optimizer]
+  section.warmup_steps = min(section.warmup_steps, 1)
+  if config.data.name == 'imagenet2012':
+    config.data.folder = imagenet_folder
+  if config.data.name == 'fashion_mnist':
+    write_idx(tmp_path / 'idx', packed=True, train=64, test=20)
+    config.data.folder, config.data.source = str(tmp_path / 'data'), str(tmp_path / 'idx')
+  row = train(config, tmp_path / 'run', quiet=True)[-1]
+  assert row['step'] == 3 and np.isfinite(row['eval_loss'])
 
 
 @pytest.mark.long

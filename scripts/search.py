@@ -1,0 +1,106 @@
+"""Tries the settings that a config's `sweep()` yields, as many for each optimiser, and prints the best of each.
+
+python scripts/search.py --config=experiments/configs/digits.py --workdir=runs/search
+
+Best is the setting with the fewest steps to the target, among equals the one with the best final value. The seed is one
+that scripts/compare.py does not use. A second call goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import json
+import runpy
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.errors import ConfigError, RunError
+from experiments.tasks import make_task
+from experiments.train import build, first_at_target, train
+
+_SEED = flags.DEFINE_integer('seed', 1000, 'The seed of all trials.')
+
+Trial = dict[str, Any]
+
+
+def check_trials(trials: Sequence[Trial]) -> None:
+  """Raises ConfigError unless every trial names its optimiser and all optimisers have equally many."""
+  if any('optimizer' not in trial for trial in trials):
+    raise ConfigError("sweep() must name the 'optimizer' in everything it yields")
+  counts = collections.Counter(trial['optimizer'] for trial in trials)
+  if len(set(counts.values())) > 1:
+    raise ConfigError(f'sweep() must try every optimiser equally often, not {dict(counts)}')
+
+
+def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
+  """Trains once. `steps` to the target is None if it was not reached, `final` is None if the run diverged."""
+  own = copy.deepcopy(config)
+  own.update_from_flattened_dict(trial)
+  own.seed = seed
+  run = build(own)
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      rows = train(own, folder, quiet=True, run=run)
+    except RunError:
+      return {'steps': None, 'final': None}
+  row = first_at_target(run, rows)
+  return {'steps': row['step'] if row else None, 'final': rows[-1][f'eval_{run.task.target}']}
+
+
+def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:
+  """Sorts scores, best first."""
+  steps = float('inf') if score['steps'] is None else score['steps']
+  if score['final'] is None:
+    return steps, float('inf')
+  return steps, score['final'] if lower_is_better else -score['final']
+
+
+def main(config: Any, workdir: str) -> None:
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  sweep = runpy.run_path(path).get('sweep')
+  if sweep is None:
+    raise ConfigError(f'{path} has no sweep(): a function that yields overrides')
+  trials = list(sweep())
+  check_trials(trials)
+  log = Path(workdir) / 'trials.jsonl'
+  log.parent.mkdir(parents=True, exist_ok=True)
+  done = {}
+  if log.exists():
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    done = {json.dumps(row['trial']): row for row in rows}
+  for i, trial in enumerate(trials):
+    key = json.dumps(trial)
+    if key not in done:
+      done[key] = {'trial': trial, **attempt(config, trial, _SEED.value)}
+      with log.open('a') as file:
+        file.write(json.dumps(done[key]) + '\n')
+    steps, final = done[key]['steps'], done[key]['final']
+    reached = f'target at step {steps}' if steps else 'target not reached'
+    words = ' '.join(f'{name}={value}' for name, value in trial.items())
+    print(
+      f'{i + 1}/{len(trials)} {words}: {reached}, {"diverged" if final is None else f"final {final:.4g}"}', flush=True
+    )
+
+  lower = make_task(config).lower_is_better
+  print(f'\nbest of {len(trials)} trials, {config.steps} steps, target {config.target:g}:')
+  for optimizer in dict.fromkeys(trial['optimizer'] for trial in trials):
+    own = [done[json.dumps(t)] for t in trials if t['optimizer'] == optimizer]
+    best = min(own, key=lambda score: rank(score, lower))
+    words = ' '.join(f'--config.{k}={v}' for k, v in best['trial'].items())
+    print(f'  {words}   (steps {best["steps"]}, final {best["final"]})')
+  print(f'all trials: {log}')
+
+
+if __name__ == '__main__':
+  launch(main, default_workdir='runs/search')

@@ -1,0 +1,83 @@
+"""Data sets are prepared once, as array_record, without TensorFlow, and a missing one is named."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from kronmesh import data
+from kronmesh.data import DataError
+from tests.data.idx import write_idx
+
+
+def test_digits_are_scikit_learns(tmp_path):
+  train, test = (data.load_arrays('digits', split, folder=str(tmp_path)) for split in ('train', 'test'))
+  given = sklearn.datasets.load_digits()
+  assert train.image.shape == (1498, 8, 8, 1) and test.image.shape == (299, 8, 8, 1)
+  images = np.concatenate([train.image, test.image])[..., 0] * 16
+  assert sorted(map(bytes, images.astype(np.uint8))) == sorted(map(bytes, given.images.astype(np.uint8)))
+  labels = {bytes(image.astype(np.uint8)): label for image, label in zip(given.images, given.target, strict=True)}
+  assert all(
+    labels[bytes(image)] == label
+    for image, label in zip(images.astype(np.uint8), [*train.label, *test.label], strict=True)
+  )
+  assert list(tmp_path.rglob('*.array_record*')), 'kept for the next run'
+  again = data.load_arrays('digits', 'test', folder=str(tmp_path))
+  np.testing.assert_array_equal(again.image, test.image)
+
+
+@pytest.mark.parametrize('packed', [False, True], ids=['plain', 'gzip'])
+def test_fashion_mnist_from_idx_files(tmp_path, packed):
+  written = write_idx(tmp_path / 'idx', packed, train=12, test=5)
+  for split, (images, labels) in written.items():
+    arrays = data.load_arrays('fashion_mnist', split, folder=str(tmp_path / 'data'), source=str(tmp_path / 'idx'))
+    pairs = {(bytes(i), int(n)) for i, n in zip(images, labels, strict=True)}
+    pixels = np.rint(arrays.image[..., 0] * 255).astype(np.uint8)
+    assert {(bytes(i), int(n)) for i, n in zip(pixels, arrays.label, strict=True)} == pairs
+
+
+def test_what_is_missing_is_named(tmp_path):
+  with pytest.raises(DataError, match='no IDX files in /nowhere; install'):
+    data.load_arrays('fashion_mnist', 'train', folder=str(tmp_path), source='/nowhere')
+  with pytest.raises(DataError, match="data set 'cifar' is unknown"):
+    data.load_arrays('cifar', 'train')
+  with pytest.raises(DataError, match="split 'valid' is unknown"):
+    data.load_arrays('digits', 'valid')
+  with pytest.raises(DataError, match=f'imagenet2012: no array_record data set in {tmp_path}') as error:
+    data.record_source('imagenet2012', 'train', folder=str(tmp_path))
+  assert '\n' not in str(error.value)
+
+
+@pytest.fixture
+def imagenet(imagenet_folder):
+  return data.record_source('imagenet2012', 'validation', folder=str(imagenet_folder))
+
+
+def test_imagenet_batches_of_mock_data(imagenet):
+  settings = {'batch_size': 4, 'seed': 0, 'size': 32}
+  train = data.record_batches(imagenet, train=True, **settings)
+  whole = train[3]
+  assert whole['image'].shape == (4, 32, 32, 3) and whole['image'].dtype == np.float32
+  assert np.isfinite(whole['image']).all() and whole['label'].shape == (4,)
+  np.testing.assert_array_equal(whole['image'], data.record_batches(imagenet, train=True, **settings)[3]['image'])
+  held_out = data.record_batches(imagenet, train=False, **settings)
+  assert [batch['mask'].sum() for batch in held_out] == [4, 4, 2]
+
+
+def test_imagenet_parts_of_processes_make_up_the_batch(imagenet):
+  settings = {'batch_size': 4, 'seed': 0, 'size': 32, 'train': True}
+  whole = data.record_batches(imagenet, **settings)[2]
+  parts = [data.record_batches(imagenet, shard=(i, 2), **settings)[2] for i in range(2)]
+  for i, part in enumerate(parts):
+    np.testing.assert_array_equal(part['image'], whole['image'][i::2])
+
+
+def test_tensorflow_is_never_imported(tmp_path):
+  code = (
+    'import sys; from kronmesh import data, models, parallel, kron; '
+    f"data.load_arrays('digits', 'train', folder={str(tmp_path)!r}); "
+    "sys.exit('tensorflow' in sys.modules)"
+  )
+  assert subprocess.run([sys.executable, '-c', code], check=False, timeout=300).returncode == 0

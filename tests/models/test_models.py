@@ -1,0 +1,60 @@
+"""Models have the sizes of their papers, and every parameter names its axes for the sharding tables."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kronmesh import models, parallel
+
+MODELS = {
+  'autoencoder': (models.Autoencoder(widths=(1000, 500, 250, 30)), (2, 28, 28, 1), (2, 784)),
+  'mlp': (models.MLP(hidden=(128, 64), classes=10), (2, 8, 8, 1), (2, 10)),
+  'resnet': (models.ResNet(blocks=(3, 4, 6, 3), classes=1000, dtype=jnp.bfloat16), (2, 224, 224, 3), (2, 1000)),
+}
+# 784-1000-500-250-30 and back; 64-128-64-10; He et al. 2016 count 25.6 million for ResNet-50.
+SIZES = {'autoencoder': 2_837_314, 'mlp': 17_226, 'resnet': 25_557_032}
+
+
+def shapes(name):
+  model, given, _ = MODELS[name]
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(given), train=False))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_sizes_and_types(name):
+  model, given, expected = MODELS[name]
+  variables = nn.meta.unbox(shapes(name))
+  leaves = jax.tree.leaves(variables['params'])
+  assert sum(math.prod(leaf.shape) for leaf in leaves) == SIZES[name]
+  assert {leaf.dtype for leaf in leaves} == {jnp.dtype('float32')}
+  out = jax.eval_shape(lambda v: model.apply(v, jnp.zeros(given), train=False), variables)
+  assert out.shape == expected and out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_the_tables_place_every_parameter(name):
+  """At model=2 half of the kernels' entries or more lie on each device, and each fits its table."""
+  boxed = shapes(name)
+  params = nn.meta.unbox(boxed)['params']
+  mesh = parallel.make_mesh('data=4,model=2')
+  found = parallel.param_shardings(params, nn.get_partition_spec(boxed)['params'], parallel.RULES[name], mesh)
+  local = sum(
+    math.prod(sharding.shard_shape(leaf.shape))
+    for leaf, sharding in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True)
+  )
+  assert SIZES[name] / 2 <= local < 0.6 * SIZES[name]
+
+
+@pytest.mark.parametrize('bottleneck', [False, True])
+@pytest.mark.parametrize('stem', ['small', 'imagenet'])
+def test_a_toy_resnet_trains_its_statistics(stem, bottleneck):
+  model = models.ResNet(blocks=(1, 1), classes=3, width=4, bottleneck=bottleneck, stem=stem)
+  x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+  variables = nn.meta.unbox(model.init(jax.random.key(0), x))
+  out, state = model.apply(variables, x, train=True, mutable=['batch_stats'])
+  assert out.shape == (4, 3)
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), state['batch_stats'], variables['batch_stats'])
+  assert all(jax.tree.leaves(moved))
