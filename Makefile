@@ -6,10 +6,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 
-.PHONY: train test test-all lint constraints clean
+.PHONY: train train-classifier test test-all lint constraints clean
 
 train: $(STAMP)
 	$(RUN) scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
+
+train-classifier: $(STAMP)
+	$(RUN) scripts/compare.py --config=experiments/configs/digits_classifier.py --workdir=runs/digits_classifier
 
 test: $(STAMP)
 	$(RUN) -m pytest -n 2

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from experiments.checkpoints import open_checkpoints, restore, save
 from experiments.errors import ConfigError, RunError
 from experiments.optimizers import make_optimizer
 from experiments.progress import Progress
@@ -65,9 +65,9 @@ def build(config: Any) -> Run:
   """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here."""
   _check(config)
   mesh = parallel.make_mesh(config.mesh)
-  batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
   task = make_task(config)
-  train_batches, eval_batches = make_data(config, batch_sharding)
+  train_batches, eval_batches = make_data(config, mesh)
+  batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
 
   image = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0, 0)))
   boxed = jax.eval_shape(lambda: task.model.init(jax.random.key(0), jnp.zeros(image['image'].shape), train=False))
@@ -158,36 +158,37 @@ def _health(opt_state: Any) -> dict[str, jax.Array]:
   return health
 
 
-def make_data(config: Any, sharding: Any) -> tuple[Callable, Callable]:
+def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
   """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
   own, shard = config.data, (jax.process_index(), jax.process_count())
+  train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
+  train_sharding, eval_sharding = (parallel.batch_sharding(mesh, size) for size in (train_size, eval_size))
   if own.name == 'imagenet2012':
-    settings = {'batch_size': own.batch_size, 'size': own.image_size, 'shard': shard}
-    source = data.record_source(own.name, 'train', folder=own.folder)
-    held_out = data.record_batches(
-      data.record_source(own.name, 'validation', folder=own.folder), seed=0, train=False, **settings
-    )
+    source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
+    settings = {'size': own.image_size, 'shard': shard}
+    held_out = data.record_batches(split, eval_size, seed=0, train=False, **settings)
 
     def train(seed: int) -> Any:
-      return data.record_batches(source, seed=seed, train=True, **settings)
+      return data.record_batches(source, train_size, seed=seed, train=True, **settings)
   else:
-    arrays = data.load_arrays(own.name, 'train', folder=own.folder, source=own.source)
+    arrays, split = (
+      data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', own.eval_split)
+    )
     augment = data.shift_and_flip if own.augment else None
-    split = data.load_arrays(own.name, own.eval_split, folder=own.folder, source=own.source)
-    held_out = data.ordered_batches(split, own.batch_size, shard=shard)
+    held_out = data.ordered_batches(split, eval_size, shard=shard)
 
     def train(seed: int) -> Any:
-      return data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard)
+      return data.array_batches(arrays, train_size, seed=seed, augment=augment, shard=shard)
 
-  def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  def put(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
     iterator = iter(train(seed).to_iter_dataset())
     iterator.set_state({'next_index': start})
-    return map(put, iterator)
+    return (put(batch, train_sharding) for batch in iterator)
 
-  return train_batches, lambda: map(put, iter(held_out.to_iter_dataset()))
+  return train_batches, lambda: (put(batch, eval_sharding) for batch in held_out.to_iter_dataset())
 
 
 def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
@@ -239,8 +240,7 @@ def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None
   _check_same_config(config, workdir / 'config.json')
   if run.curvature is not None:
     (workdir / 'coverage.txt').write_text(f'{run.curvature}\n')
-  options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints, create=True)
-  with ocp.CheckpointManager(workdir / 'checkpoints', options=options) as checkpoints:
+  with open_checkpoints(workdir, config.keep_checkpoints) as checkpoints:
     state = restore(run, checkpoints)
     start = int(state.step)
     _drop_rows_after(workdir / 'metrics.jsonl', start)
@@ -313,38 +313,6 @@ def _drop_rows_after(path: Path, step: int) -> None:
   if path.exists():
     rows = [line for line in path.read_text().splitlines() if json.loads(line)['step'] <= step]
     path.write_text(''.join(f'{line}\n' for line in rows))
-
-
-def _logical(run: Run, state: TrainState) -> TrainState:
-  """As a checkpoint holds it: factors by parameter, keys as numbers."""
-  state = state._replace(key=jax.random.key_data(state.key))
-  return state if run.curvature is None else state._replace(opt_state=kron.to_logical(state.opt_state, run.curvature))
-
-
-def save(run: Run, checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
-  """Saves in the background; a step that is there already stays."""
-  if step not in checkpoints.all_steps():
-    checkpoints.save(step, args=ocp.args.StandardSave(_logical(run, state)))
-
-
-def restore(run: Run, checkpoints: ocp.CheckpointManager) -> TrainState:
-  """The newest checkpoint on this run's mesh, or a new state."""
-  if checkpoints.latest_step() is None:
-    return run.init(run.config.seed)
-  replicated = parallel.replicated(run.mesh)
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-    jax.eval_shape(lambda: _logical(run, run.init(0))),
-  )
-  found = checkpoints.restore(checkpoints.latest_step(), args=ocp.args.StandardRestore(like))
-
-  def physical(found: TrainState) -> TrainState:
-    found = found._replace(key=jax.random.wrap_key_data(found.key))
-    if run.curvature is None:
-      return found
-    return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, run.placement.owners))
-
-  return jax.jit(physical, out_shardings=run.shardings)(found)
 
 
 def main(config: Any, workdir: str) -> None:

@@ -20,14 +20,16 @@ import jax
 import matplotlib
 import numpy as np
 from absl import flags
+from ml_collections import config_flags
 
+from experiments.checkpoints import open_checkpoints, restore
 from experiments.errors import ConfigError
 from experiments.optimizers import OPTIMIZERS
-from experiments.train import Run, build, first_at_target, restore, train
+from experiments.tasks import Task, make_task
+from experiments.train import Run, build, first_at_target, phase, train
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-import orbax.checkpoint as ocp
 
 _OPTIMIZERS = flags.DEFINE_list('optimizers', list(OPTIMIZERS), 'The optimisers to compare.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each optimiser runs with.', lower_bound=1)
@@ -35,27 +37,48 @@ _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each optimiser runs wi
 
 def compare(config: Any, workdir: Path, optimizers: list[str], seeds: int) -> list[dict[str, Any]]:
   """Trains all members, seed by seed over one compiled program, and returns one summary for each optimiser."""
-  summaries = []
+  summaries, pictures = [], {}
   for name in optimizers:
     own = copy.deepcopy(config)
     own.optimizer = name
     run = build(own)
+    folders = [workdir / name / f'seed{seed}' for seed in range(seeds)]
+    if not all(_logged(folder, own.steps) for folder in folders):
+      warm_up(run)
     curves = []
-    for seed in range(seeds):
+    for seed, folder in enumerate(folders):
       own.seed = seed
-      folder = workdir / name / f'seed{seed}'
       rows = train(own, folder, run=run)
-      curves.append(rows or _logged(folder))
+      curves.append(rows or _logged(folder, own.steps))
     summaries.append(summarise(name, run, curves))
-    if config.task == 'reconstruct' and name == optimizers[0]:
-      _picture_reconstructions(own, run, workdir / name / 'seed0', workdir / 'reconstructions.png')
+    if config.task == 'reconstruct':
+      pictures['image'], pictures[name] = reconstruct(run, folders[0])
+  if pictures:
+    _picture_reconstructions(pictures, workdir / 'reconstructions.png')
   return summaries
 
 
-def _logged(folder: Path) -> list[dict[str, float]]:
-  """The evaluations of a run that was complete already."""
-  rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  return [row for row in rows if 'seconds' in row]
+def reconstruct(run: Run, folder: Path, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
+  """The first images of the evaluation set, and what the run's last checkpoint makes of them: (n, height, width)."""
+  with open_checkpoints(folder) as checkpoints:
+    params = jax.device_get(restore(run, checkpoints).params)
+  images = np.asarray(next(run.eval_batches())['image'])[:n]
+  made = jax.nn.sigmoid(run.task.model.apply({'params': params}, images))
+  return images[..., 0], np.asarray(made).reshape(images.shape)[..., 0]
+
+
+def warm_up(run: Run) -> None:
+  """Compiles every program of a run, so that the seconds of its curves are of training alone."""
+  batch = next(run.train_batches(0, 0))
+  for at in {phase(run.config, step) for step in range(run.config.steps)}:
+    run.step(run.init(0), batch, *at)
+
+
+def _logged(folder: Path, steps: int) -> list[dict[str, float]]:
+  """The evaluations of a run that is complete; none of any other."""
+  log = folder / 'metrics.jsonl'
+  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  return [row for row in rows if 'seconds' in row] if rows and rows[-1]['step'] >= steps else []
 
 
 def summarise(name: str, run: Run, curves: list[list[dict[str, float]]]) -> dict[str, Any]:
@@ -80,25 +103,28 @@ def summarise(name: str, run: Run, curves: list[list[dict[str, float]]]) -> dict
   }
 
 
-def table(summaries: list[dict[str, Any]], target: float, metric: str) -> str:
-  """One row for each optimiser, and its steps as a multiple of the first one's."""
+def table(summaries: list[dict[str, Any]], target: float, metric: str, budget: int) -> str:
+  """One row for each optimiser; the fourth column is the first optimiser's steps as a share of the row's."""
+  first = summaries[0]
   head = (
     'optimiser',
     f'steps to {metric} {target:g}',
     '(of each seed)',
-    'x first',
+    f'{first["optimizer"]} needs',
     'seconds',
     f'final {metric}',
     'ms a step',
   )
-  rows, base = [head], summaries[0]['steps_to_target']
+  rows = [head]
   for s in summaries:
-    steps = s['steps_to_target']
+    steps, share = s['steps_to_target'], '-'
+    if first['steps_to_target']:
+      share = ('' if steps else '< ') + f'{first["steps_to_target"] / (steps or budget):.2f} of it'
     rows.append((
       s['optimizer'],
-      'not reached' if steps is None else f'{steps:g}',
+      f'{steps:g}' if steps else f'> {budget}',
       ' '.join('-' if n is None else str(n) for n in s['steps_by_seed']),
-      '-' if not (steps and base) else f'{steps / base:.2f}',
+      share,
       '-' if s['seconds_to_target'] is None else f'{s["seconds_to_target"]:.1f}',
       f'{s["final"]:.4g}',
       f'{s["ms_per_step"]:.1f}',
@@ -108,7 +134,7 @@ def table(summaries: list[dict[str, Any]], target: float, metric: str) -> str:
   return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
-def _picture_curves(summaries: list[dict[str, Any]], config: Any, metric: str, lower: bool, path: Path) -> None:
+def _picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, path: Path) -> None:
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained', sharey=True)
   for i, s in enumerate(summaries):
     for j, curve in enumerate(s['curves']):
@@ -118,9 +144,9 @@ def _picture_curves(summaries: list[dict[str, Any]], config: Any, metric: str, l
   for axis, label in zip(axes, ('step', 'seconds of training on this machine'), strict=True):
     axis.axhline(config.target, color='black', linewidth=0.8, linestyle=':')
     axis.set_xlabel(label)
-    axis.set_yscale('log' if lower else 'linear')
+    axis.set_yscale('log' if task.lower_is_better else 'linear')
     axis.grid(alpha=0.3)
-  axes[0].set_ylabel(f'{metric} ({config.data.eval_split})')
+  axes[0].set_ylabel(f'{task.target} ({config.data.eval_split})')
   axes[0].annotate('target', (0, config.target), xytext=(2, 3), textcoords='offset points', fontsize=8)
   axes[0].legend(frameon=False)
   figure.suptitle(f'{config.model.name} on {config.data.name}, batch {config.data.batch_size}, mesh {config.mesh}')
@@ -128,21 +154,17 @@ def _picture_curves(summaries: list[dict[str, Any]], config: Any, metric: str, l
   plt.close(figure)
 
 
-def _picture_reconstructions(config: Any, run: Run, folder: Path, path: Path, n: int = 12) -> None:
-  with ocp.CheckpointManager((folder / 'checkpoints').absolute()) as checkpoints:
-    state = restore(run, checkpoints)
-  batch = next(run.eval_batches())
-  logits = run.task.model.apply({'params': jax.device_get(state.params)}, np.asarray(batch['image']))
-  given = np.asarray(batch['image'])[:n, ..., 0]
-  made = np.asarray(jax.nn.sigmoid(logits))[:n].reshape(given.shape)
-  figure, axes = plt.subplots(2, n, figsize=(n * 0.8, 2), layout='constrained')
-  for row, images in zip(axes, (given, made), strict=True):
+def _picture_reconstructions(pictures: dict[str, np.ndarray], path: Path) -> None:
+  """One row of images for each name."""
+  n = len(next(iter(pictures.values())))
+  size = (n * 0.8, len(pictures) * 0.85)
+  figure, axes = plt.subplots(len(pictures), n, figsize=size, layout='constrained', squeeze=False)
+  for row, (name, images) in zip(axes, pictures.items(), strict=True):
+    row[0].set_ylabel(name)
     for axis, image in zip(row, images, strict=True):
       axis.imshow(image, cmap='gray_r', vmin=0, vmax=1)
       axis.set_xticks([])
       axis.set_yticks([])
-  axes[0, 0].set_ylabel('image')
-  axes[1, 0].set_ylabel(config.optimizer)
   figure.savefig(path, dpi=130)
   plt.close(figure)
 
@@ -153,22 +175,27 @@ def main(config: Any, workdir: str) -> None:
   if unknown:
     raise ConfigError(f'--optimizers: {unknown[0]!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
   summaries = compare(config, folder, _OPTIMIZERS.value, _SEEDS.value)
-  lower = config.task == 'reconstruct'
-  metric = 'error' if lower else 'accuracy'
-  text = table(summaries, config.target, metric)
+  task = make_task(config)
+  text = table(summaries, config.target, task.target, config.steps)
   (folder / 'table.txt').write_text(text + '\n')
   (folder / 'compare.json').write_text(
     json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
   )
-  _picture_curves(summaries, config, metric, lower, folder / 'curves.png')
-  print(f'\n{text}\n\nmedians of {_SEEDS.value} seeds, {config.steps} steps, mesh {config.mesh}')
-  print(f'curves: {folder / "curves.png"}')
-  if lower:
-    print(f'reconstructions: {folder / "reconstructions.png"}')
+  _picture_curves(summaries, config, task, folder / 'curves.png')
   first = folder / _OPTIMIZERS.value[0] / 'seed0'
-  print(f'coverage, metrics and checkpoints: {first}' if _OPTIMIZERS.value[0] == 'kfac' else f'metrics: {first}')
-  print('next: make train-classifier; or change one thing: python experiments/train.py '
-        '--config=experiments/configs/digits.py --config.kfac.damping=0.3 --workdir=runs/damping')  # fmt: skip
+  print(f'\n{text}\n')
+  print(
+    f'medians of {_SEEDS.value} seeds, {config.steps} steps each, mesh {config.mesh}; seconds are without compilation'
+  )
+  print(f'curves                 {folder / "curves.png"}')
+  if config.task == 'reconstruct':
+    print(f'reconstructions        {folder / "reconstructions.png"}')
+  print(f'metrics, checkpoints   {first}')
+  if _OPTIMIZERS.value[0] == 'kfac':
+    print(f'what K-FAC covers      {first / "coverage.txt"}')
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  print('next: make train-classifier, or change one thing:')
+  print(f'  .venv/bin/python experiments/train.py --config={path} --config.kfac.damping=0.03 --workdir=runs/damping')
 
 
 if __name__ == '__main__':

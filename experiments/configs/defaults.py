@@ -21,6 +21,7 @@ def defaults() -> ConfigDict:
   config.model = ConfigDict({'name': 'mlp'})
   config.data = ConfigDict({'name': 'digits', 'folder': '', 'source': '', 'batch_size': 256, 'augment': False})
   config.data.image_size = 224  # of data sets that are cropped (imagenet2012)
+  config.data.eval_batch_size = 0  # 0: batch_size
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted
 
   rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'warmup_steps': 0, 'weight_decay': 0.0}
