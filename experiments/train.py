@@ -162,7 +162,8 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
   """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
   own, shard = config.data, (jax.process_index(), jax.process_count())
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
-  train_sharding, eval_sharding = (parallel.batch_sharding(mesh, size) for size in (train_size, eval_size))
+  train_sharding = parallel.batch_sharding(mesh, train_size)
+  eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
   if own.name == 'imagenet2012':
     source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
     settings = {'size': own.image_size, 'shard': shard}

@@ -30,7 +30,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> NamedSharding:
   """The leading axis over `data` (and `fsdp`, where the mesh has it).
 
   Raises:
@@ -39,7 +39,7 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
   axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
   shards = math.prod(mesh.shape[axis] for axis in axes)
   if batch_size % shards:
-    raise MeshError(f'batch_size={batch_size} does not divide by the {shards} shards of {" x ".join(axes)}; change one')
+    raise MeshError(f'{name}={batch_size} does not divide by the {shards} shards of {" x ".join(axes)}; change one')
   return NamedSharding(mesh, PartitionSpec(axes))
 
 

@@ -1,0 +1,62 @@
+"""What the documents show runs, and what they point to is there."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import kronmesh
+from kronmesh import data, kron, models, parallel
+
+ROOT = Path(__file__).parents[1]
+
+
+def modules():
+  for package in (data, kron, models, parallel):
+    yield package
+    for found in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):
+      yield importlib.import_module(found.name)
+
+
+def test_docstrings_run():
+  results = [doctest.testmod(module) for module in modules()]
+  assert sum(r.attempted for r in results) > 5 and not any(r.failed for r in results)
+
+
+def test_the_readme_trains():
+  """The README's own lines in a loop, which lowers the loss."""
+  code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL).group(1)
+  k = jax.random.split(jax.random.key(0), 3)
+  batch = {'image': jax.random.normal(k[0], (64, 12)), 'label': jax.random.randint(k[1], (64,), 0, 4)}
+  model = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(4)])
+  names = {'model': model, 'batch': batch, 'params': model.init(k[2], batch['image'])['params'], 'key': k[2]}
+  names |= {'batches': [batch] * 20, 'optax': optax, 'jax': jax, 'jnp': jnp}
+  before = names['params']
+  exec(code, names)
+  variables = ({'params': params} for params in (before, names['params']))
+  losses = [
+    optax.softmax_cross_entropy_with_integer_labels(model.apply(v, batch['image']), batch['label']).mean()
+    for v in variables
+  ]
+  assert losses[1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'docs/architecture.md', 'docs/results.md'])
+def test_files_named_in_a_page_are_there(page):
+  text = (ROOT / page).read_text()
+  named = set(re.findall(r'`((?:src|experiments|scripts|tests|docs)/[\w./]+)`', text))
+  named |= {f'{(ROOT / page).parent.relative_to(ROOT)}/{link}' for link in re.findall(r'\]\(([\w./]+)\)', text)}
+  assert named, 'a page without a pointer'
+  for name in named:
+    assert (ROOT / name).exists(), f'{page} names {name}'
+
+
+def test_the_package_is_the_one_of_this_folder():
+  assert Path(kronmesh.__file__).parent == ROOT / 'src'

@@ -1,0 +1,48 @@
+"""What is installed is what is there, and packages import each other one way."""
+
+import ast
+import configparser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / 'src').rglob('*.py'))
+
+
+def test_setup_names_every_package():
+  config = configparser.ConfigParser()
+  config.read(ROOT / 'setup.cfg')
+  listed = set(config['options']['packages'].split())
+  there = {'.'.join(('kronmesh', *path.parent.relative_to(ROOT / 'src').parts)) for path in SOURCES}
+  assert there == listed
+
+
+def imports(path):
+  """Top-level packages outside the standard library's, and (level, module) of relative imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from ((0, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.level, node.module or ''
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(p.relative_to(ROOT / 'src')))
+def test_imports_go_one_way(path):
+  inside = path.relative_to(ROOT / 'src').parts
+  for level, module in imports(path):
+    assert level < len(inside), f'{path}: reaches out of {inside[0]} by {"." * level}{module}'
+    top = module.split('.')[0]
+    assert level or top not in ('kronmesh', 'experiments', 'scripts', 'tests', 'tensorflow'), f'{path}: {module}'
+    if inside[0] == 'kron' and not level:
+      assert top not in ('flax', 'ml_collections', 'absl', 'tensorflow_datasets', 'grain'), f'{path}: {module}'
+
+
+def test_only_one_file_touches_jax_internals():
+  """`jax.core`, `jax._src`, `jax.extend` and tracing: src/kron/program.py alone."""
+  found = [
+    str(path.relative_to(ROOT))
+    for path in SOURCES
+    if any(m.startswith(('jax.core', 'jax._src', 'jax.extend', 'jax.interpreters')) for _, m in imports(path))
+  ]
+  assert found == ['src/kron/program.py']
