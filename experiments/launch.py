@@ -44,7 +44,7 @@ def launch(
 
   logging.set_verbosity(logging.WARNING)
   try:
-    app.run(_guarded(run), flags_parser=_parse_flags)
+    app.run(guarded(run), flags_parser=_parse_flags)
   except KeyboardInterrupt:
     sys.exit(130)
 
@@ -71,12 +71,13 @@ def _flag_message(error: Exception) -> str:
   return text
 
 
-def _guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  """`run`, with every error that is the user's to mend turned into one line and an exit code."""
   from kronmesh.data import DataError
   from kronmesh.kron import CurvatureError
   from kronmesh.parallel import MeshError
 
-  def guarded(argv: list[str]) -> None:
+  def wrapped(argv: list[str]) -> None:
     try:
       run(argv)
     except (ConfigError, MeshError, DataError, CurvatureError) as error:
@@ -86,7 +87,7 @@ def _guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except KeyboardInterrupt:
       _fail('interrupted; the same command goes on from the last checkpoint', 130)
 
-  return guarded
+  return wrapped
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,6 +1,17 @@
 """What every config starts from; a config names only what differs."""
 
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
+
+
+def grid(optimizer: str, **values: Sequence[float]) -> Iterator[dict[str, Any]]:
+  """All combinations of an optimiser's settings, as overrides of a config."""
+  for combination in itertools.product(*values.values()):
+    settings = dict(zip(values, combination, strict=True))
+    yield {'optimizer': optimizer, **{f'{optimizer}.{name}': value for name, value in settings.items()}}
 
 
 def defaults() -> ConfigDict:

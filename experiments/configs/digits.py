@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults
+from experiments.configs.defaults import defaults, grid
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -28,23 +28,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.target = 0.6
   # What scripts/search.py chose, from 12 settings for each optimiser; see docs/results.md.
   config.kfac.update({'learning_rate': 0.3, 'damping': 0.003, 'momentum': 0.8, 'kl_clip': 0.3, 'decay': 0.9})
-  config.sgd.update({'learning_rate': 0.02, 'momentum': 0.8})
+  config.sgd.update({'learning_rate': 0.05, 'momentum': 0.8})
   config.adam.update({'learning_rate': 5e-3, 'b1': 0.8})
   config.muon.update({'learning_rate': 0.07, 'momentum': 0.9})
   return config
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """What scripts/search.py tries: as many settings for each optimiser."""
-  for damping in (0.003, 0.01, 0.03):
-    for rate in (0.1, 0.3):
-      for momentum in (0.8, 0.9):
-        yield {'optimizer': 'kfac', 'kfac.damping': damping, 'kfac.learning_rate': rate, 'kfac.momentum': momentum}
-  for momentum in (0.8, 0.9):
-    for rate in (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2):
-      yield {'optimizer': 'sgd', 'sgd.learning_rate': rate, 'sgd.momentum': momentum}
-    for rate in (1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2):
-      yield {'optimizer': 'adam', 'adam.learning_rate': rate, 'adam.b1': momentum}
-  for momentum in (0.9, 0.95):
-    for rate in (0.02, 0.03, 0.05, 0.07, 0.1, 0.15):
-      yield {'optimizer': 'muon', 'muon.learning_rate': rate, 'muon.momentum': momentum}
+  """What scripts/search.py tries: twelve settings for each optimiser."""
+  yield from grid('kfac', damping=(0.001, 0.003, 0.01), learning_rate=(0.1, 0.3), momentum=(0.8, 0.9))
+  yield from grid('sgd', momentum=(0.8, 0.9), learning_rate=(2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1))
+  yield from grid('adam', b1=(0.8, 0.9), learning_rate=(1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2))
+  yield from grid('muon', momentum=(0.9, 0.95), learning_rate=(0.02, 0.03, 0.05, 0.07, 0.1, 0.15))

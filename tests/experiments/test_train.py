@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,8 +15,10 @@ import pytest
 
 from experiments.configs import digits, digits_classifier
 from experiments.errors import ConfigError, RunError
+from experiments.launch import guarded
 from experiments.train import build, train
 from kronmesh import kron
+from kronmesh.data import DataError
 from kronmesh.parallel import MeshError
 from tests.data.idx import write_idx
 
@@ -23,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def small(optimizer='kfac', mesh='data=4,model=2', steps=6):
   config = digits.get_config()
-  config.model.widths = (16, 12, 8)
+  config.model.widths = (16, 8)
   config.data.batch_size = 64
   config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
   config.eval_every, config.kfac.inverses_every = 3, 2
@@ -210,6 +214,52 @@ def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
     config.data.folder, config.data.source = str(tmp_path / 'data'), str(tmp_path / 'idx')
   row = train(config, tmp_path / 'run', quiet=True)[-1]
   assert row['step'] == 3 and np.isfinite(row['eval_loss'])
+
+
+ENDINGS = {
+  'a config': (ConfigError('a'), 2),
+  'a mesh': (MeshError('a'), 2),
+  'data': (DataError('a'), 2),
+  'a loss': (kron.CurvatureError('a'), 2),
+  'a run': (RunError('a'), 3),
+  'Ctrl-C': (KeyboardInterrupt(), 130),
+}
+
+
+@pytest.mark.parametrize('name', ENDINGS)
+def test_every_known_error_ends_in_one_line_and_a_code(name, capsys):
+  error, code = ENDINGS[name]
+
+  def run(argv):
+    raise error
+
+  with pytest.raises(SystemExit) as ended:
+    guarded(run)(['train.py'])
+  printed = capsys.readouterr().err
+  assert ended.value.code == code and printed.startswith('error: ') and printed.count('\n') == 1
+
+
+@pytest.mark.long
+def test_ctrl_c_and_the_same_command_again(tmp_path):
+  args = ['experiments/train.py', '--config=experiments/configs/digits.py', '--config.model.widths=(16,8)']
+  args += ['--config.steps=40', '--config.checkpoint_every=10', f'--workdir={tmp_path}']
+  first = subprocess.Popen([sys.executable, *args, '--config.steps=4000'], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  wait_until(lambda: (tmp_path / 'checkpoints' / '10').exists(), 120)
+  first.send_signal(signal.SIGINT)
+  _, printed = first.communicate(timeout=120)
+  assert first.returncode == 130 and printed.splitlines()[-1].startswith('error: interrupted'), printed
+  assert 'Traceback' not in printed
+  again = command(*args)
+  assert again.returncode == 0, again.stderr
+  steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert sorted(set(steps)) == list(range(1, max(steps) + 1)) and max(steps) >= 40
+
+
+def wait_until(condition, seconds):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, f'nothing after {seconds} s'
+    time.sleep(0.2)
 
 
 @pytest.mark.long
