@@ -144,7 +144,10 @@ def _picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, pa
   for axis, label in zip(axes, ('step', 'seconds of training on this machine'), strict=True):
     axis.axhline(config.target, color='black', linewidth=0.8, linestyle=':')
     axis.set_xlabel(label)
-    axis.set_yscale('log' if task.lower_is_better else 'linear')
+    if task.lower_is_better:
+      axis.set_yscale('log')
+    else:
+      axis.set_ylim(bottom=config.target - 0.15)
     axis.grid(alpha=0.3)
   axes[0].set_ylabel(f'{task.target} ({config.data.eval_split})')
   axes[0].annotate('target', (0, config.target), xytext=(2, 3), textcoords='offset points', fontsize=8)
@@ -194,7 +197,7 @@ def main(config: Any, workdir: str) -> None:
   if _OPTIMIZERS.value[0] == 'kfac':
     print(f'what K-FAC covers      {first / "coverage.txt"}')
   path = config_flags.get_config_filename(flags.FLAGS['config'])
-  print('next: make train-classifier, or change one thing:')
+  print('next: make train, make train-classifier, or one run with one thing changed:')
   print(f'  .venv/bin/python experiments/train.py --config={path} --config.kfac.damping=0.03 --workdir=runs/damping')
 
 

@@ -53,7 +53,6 @@ def test_files_named_in_a_page_are_there(page):
   text = (ROOT / page).read_text()
   named = set(re.findall(r'`((?:src|experiments|scripts|tests|docs)/[\w./]+)`', text))
   named |= {f'{(ROOT / page).parent.relative_to(ROOT)}/{link}' for link in re.findall(r'\]\(([\w./]+)\)', text)}
-  assert named, 'a page without a pointer'
   for name in named:
     assert (ROOT / name).exists(), f'{page} names {name}'
 

@@ -26,16 +26,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.eval_every = 1
   config.target = 0.95
   # What scripts/search.py chose, from 12 settings for each optimiser; see docs/results.md.
-  config.kfac.update({'learning_rate': 0.3, 'damping': 0.03, 'momentum': 0.8, 'kl_clip': 0.3, 'decay': 0.9})
-  config.sgd.update({'learning_rate': 0.3, 'momentum': 0.9})
-  config.adam.update({'learning_rate': 1e-2, 'b1': 0.9})
-  config.muon.update({'learning_rate': 0.1, 'momentum': 0.95})
+  config.kfac.update({'learning_rate': 0.3, 'damping': 0.01, 'momentum': 0.8, 'kl_clip': 0.3, 'decay': 0.9})
+  config.sgd.update({'learning_rate': 0.7, 'momentum': 0.9})
+  config.adam.update({'learning_rate': 1e-2, 'b1': 0.8})
+  config.muon.update({'learning_rate': 0.2, 'momentum': 0.9})
   return config
 
 
 def sweep() -> Iterator[dict[str, Any]]:
   """What scripts/search.py tries: twelve settings for each optimiser."""
   yield from grid('kfac', damping=(0.01, 0.03, 0.1), learning_rate=(0.1, 0.3), momentum=(0.8, 0.9))
-  yield from grid('sgd', momentum=(0.8, 0.9), learning_rate=(0.03, 0.1, 0.2, 0.3, 0.5, 0.7))
+  yield from grid('sgd', momentum=(0.8, 0.9), learning_rate=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
   yield from grid('adam', b1=(0.8, 0.9), learning_rate=(3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2))
   yield from grid('muon', momentum=(0.9, 0.95), learning_rate=(0.03, 0.05, 0.1, 0.15, 0.2, 0.3))

@@ -1,13 +1,18 @@
 """The commands beside training: what they choose and print."""
 
 import importlib
+import json
+from pathlib import Path
 
 import pytest
 
 from experiments.configs import digits, digits_classifier
 from experiments.errors import ConfigError
+from experiments.tasks import make_task
 from scripts.compare import table
 from scripts.search import attempt, check_trials, rank
+
+ROOT = Path(__file__).parents[2]
 
 
 def summary(name, steps, by_seed, final):
@@ -30,18 +35,27 @@ def test_a_table_without_the_first_one_at_the_target_claims_nothing():
   assert 'of it' not in text and '> 80' in text
 
 
-@pytest.mark.parametrize('config', [digits, digits_classifier])
-def test_sweeps_try_every_optimiser_equally_often(config):
-  trials = list(config.sweep())
+@pytest.mark.parametrize('module', [digits, digits_classifier])
+def test_configs_hold_what_an_equal_search_chose(module):
+  """The recorded trials are those of the sweep, and the best of them stands in the config."""
+  name = module.__name__.rsplit('.', 1)[1]
+  trials, config = list(module.sweep()), module.get_config()
   check_trials(trials)
-  assert {t['optimizer'] for t in trials} == {'kfac', 'sgd', 'adam', 'muon'}
-  for trial in trials:
-    config.get_config().update_from_flattened_dict(trial)  # raises where a key is unknown
-  # What the search chose stands in the config.
-  for name in ('kfac', 'sgd', 'adam', 'muon'):
-    own = [{k: v for k, v in t.items() if k != 'optimizer'} for t in trials if t['optimizer'] == name]
-    chosen = config.get_config()
-    assert any(all(chosen[name][k.split('.')[1]] == v for k, v in trial.items()) for trial in own), name
+  scores = [json.loads(line) for line in (ROOT / 'docs' / name / 'trials.jsonl').read_text().splitlines()]
+  assert [score['trial'] for score in scores] == trials
+  for optimizer in ('kfac', 'sgd', 'adam', 'muon'):
+    own = [score for score in scores if score['trial']['optimizer'] == optimizer]
+    best = min(own, key=lambda score: rank(score, make_task(config).lower_is_better))['trial']
+    chosen = config.copy_and_resolve_references()
+    chosen.update_from_flattened_dict({k: v for k, v in best.items() if k != 'optimizer'})
+    assert chosen == config, f'{optimizer}: {best}'
+
+
+@pytest.mark.parametrize(
+  'page, name', [('README.md', 'digits'), ('docs/results.md', 'digits'), ('docs/results.md', 'digits_classifier')]
+)
+def test_pages_show_the_tables_as_printed(page, name):
+  assert (ROOT / 'docs' / name / 'table.txt').read_text().rstrip() in (ROOT / page).read_text()
 
 
 def test_unequal_sweeps_are_refused():
