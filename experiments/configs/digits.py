@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.eval_every = 2
   config.target = 0.6
   # What scripts/search.py chose, from 12 settings for each optimiser; see docs/results.md.
-  config.kfac.update({'learning_rate': 0.3, 'damping': 0.001, 'momentum': 0.8, 'kl_clip': 0.3, 'decay': 0.9})
+  config.kfac.update({'learning_rate': 0.3, 'damping': 0.001, 'momentum': 0.8})
   config.sgd.update({'learning_rate': 0.05, 'momentum': 0.8})
   config.adam.update({'learning_rate': 5e-3, 'b1': 0.8})
   config.muon.update({'learning_rate': 0.07, 'momentum': 0.9})
