@@ -15,7 +15,7 @@ class Progress:
   def __init__(self, title: str, steps: int, start: int, batch_size: int, quiet: bool = False):
     self.title, self.steps, self.batch_size, self.quiet = title, steps, batch_size, quiet
     self.done, self.began, self.notes = start, time.perf_counter(), ''
-    self.first = start
+    self.first, self.rejected = start, {}
     live = sys.stderr.isatty() and not quiet
     self.bar = tqdm(total=steps, initial=start, desc=title, unit='step', dynamic_ncols=True) if live else None
     self.printed = 0.0
@@ -42,6 +42,16 @@ class Progress:
       print(f'{self.title}: step {done}/{self.steps} {shown}, {rate:,.0f} examples/s, {left:.0f} s left', flush=True)
       self.printed = time.perf_counter()
     self.done = done
+
+  def warn_of_rejected(self, metrics: dict[str, float]) -> None:
+    """Says so when K-FAC has dropped matrices since the last time."""
+    rejected = {
+      name: n for name, n in metrics.items() if name.startswith('rejected_') and n > self.rejected.get(name, 0)
+    }
+    if rejected:
+      counts = ', '.join(f'{n:.0f} {name.removeprefix("rejected_")}' for name, n in rejected.items())
+      tqdm.write(f'warning: {self.title}: so far {counts} were not finite and were dropped', file=sys.stderr)
+    self.rejected |= rejected
 
   def note(self, scores: dict[str, float]) -> None:
     """The latest evaluation, shown from now on."""

@@ -148,14 +148,10 @@ def _check(config: Any) -> None:
 
 
 def _health(opt_state: Any) -> dict[str, jax.Array]:
-  """What K-FAC reports of itself: matrices dropped for not being finite, and how much the KL clip shortened the step."""
-  is_clip = lambda x: isinstance(x, kron.ClipByKlState)  # noqa: E731
-  clips = [x.clip for x in jax.tree.leaves(opt_state, is_leaf=is_clip) if is_clip(x)]
-  health = {'kl_clip': clips[0]} if clips else {}
-  is_state = lambda x: isinstance(x, kron.ScaleByKfacState)  # noqa: E731
-  for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
-    health['rejected'] = state.rejected_statistics + state.rejected_inverses
-  return health
+  """What K-FAC reports of itself: how much the clip shortened the step, and matrices dropped for not being finite."""
+  names = ('clip', 'rejected_statistics', 'rejected_inverses')
+  found = {name: optax.tree_utils.tree_get(opt_state, name) for name in names}
+  return {name: value for name, value in found.items() if value is not None}
 
 
 def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
@@ -272,6 +268,7 @@ def _loop(
       for at, row in values:
         log.write(json.dumps({'step': at, **row}) + '\n')
         _check_finite(at, row)
+      bar.warn_of_rejected(values[-1][1])
       pending, latest = [], dict(values[-1][1])
       latest.pop('finite_input')
       bar.update(done, latest)
