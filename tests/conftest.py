@@ -1,5 +1,16 @@
 """All tests run on eight emulated CPU devices, under the settings that commands get from `launch`."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
+# What one test has compiled serves the others, on all workers and in the commands they start.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='kronmesh-tests-')
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
 import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax

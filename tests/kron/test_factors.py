@@ -84,18 +84,32 @@ def conv(stride, padding, dilation, spatial, input_dilation=1):
   )
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-  spatial=st.integers(1, 3),
-  stride=st.integers(1, 3),
-  dilation=st.integers(1, 2),
-  input_dilation=st.integers(1, 2),
-  window=st.integers(1, 3),
-  size=st.integers(5, 6),
-  padding=st.sampled_from(['SAME', 'VALID', 'asymmetric', 'causal']),
-  bias=st.booleans(),
-)
-def test_conv(spatial, stride, dilation, input_dilation, window, size, padding, bias):
+CONVOLUTIONS = {
+  'spatial': st.integers(1, 3),
+  'stride': st.integers(1, 3),
+  'dilation': st.integers(1, 2),
+  'input_dilation': st.integers(1, 2),
+  'window': st.integers(1, 3),
+  'size': st.integers(5, 6),
+  'padding': st.sampled_from(['SAME', 'VALID', 'asymmetric', 'causal']),
+  'bias': st.booleans(),
+}
+
+
+@settings(max_examples=8, deadline=None)
+@given(**CONVOLUTIONS)
+def test_conv(**case):
+  check_conv(**case)
+
+
+@pytest.mark.long
+@settings(max_examples=60, deadline=None)
+@given(**CONVOLUTIONS)
+def test_many_convs(**case):
+  check_conv(**case)
+
+
+def check_conv(spatial, stride, dilation, input_dilation, window, size, padding, bias):
   explicit = {'asymmetric': [(0, 2)] * spatial, 'causal': [(2, 0)] * spatial}
   if input_dilation > 1 and padding in ('SAME', 'VALID'):
     explicit[padding] = [(window // 2, window // 2)] * spatial

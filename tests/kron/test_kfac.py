@@ -190,7 +190,7 @@ def test_any_number_of_owners_gives_the_same_update_and_checkpoint(problem):
   for owners in (1, 2, 5):
     tx = kron.kfac(0.1, curvature, placement=Local(owners))
     _, grads, stats = curvature.value_and_grad(params, x, y)
-    updates, state = tx.update(grads, tx.init(params), params, stats=stats)
+    updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
     results.append(updates)
     logical.append(kron.to_logical(state, curvature))
     back = kron.from_logical(logical[0], curvature, owners)

@@ -130,8 +130,18 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize('fisher', ['empirical', 'sampled'])
-@pytest.mark.parametrize('name', NETWORKS)
+# The larger networks compile for long: one Fisher each in `make test`, the others in `make test-all`.
+BRIEF = {('resnet f32', 'empirical'), ('resnet bf16', 'sampled')}
+CASES = [
+  pytest.param(
+    name, fisher, marks=[pytest.mark.long] * ('bf16' in name or 'f32' in name) * ((name, fisher) not in BRIEF)
+  )
+  for name in NETWORKS
+  for fisher in ('empirical', 'sampled')
+]
+
+
+@pytest.mark.parametrize('name, fisher', CASES)
 def test_gradients_with_probes_are_the_plain_ones_bit_for_bit(name, fisher):
   loss, params, batch, has_aux = NETWORKS[name]()
   curvature = kron.curvature(loss, params, *batch, fisher=fisher, has_aux=has_aux)
