@@ -26,6 +26,7 @@ lint: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'error: Python 3.11 or newer is needed; name one by make PYTHON=/path/to/python'; exit 2; }
+	@echo 'installing into $(VENV): about a minute, once'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]' --constraint constraints.txt
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -64,10 +65,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _flag_message(error: Exception) -> str:
-  """One line for a mistake in the flags; ml_collections names the nearest key itself."""
-  text = ' '.join(str(error.args[0] if error.args else error).replace('\\n', ' ').split())
+  """One line for a mistake in the flags; ml_collections knows the nearest key."""
+  lines = str(error.args[0] if error.args else error).replace('\\n', '\n').split('\n')
+  if 'Traceback' in lines[0]:  # the config file itself raised: which file, and its last line
+    lines = [lines[0].partition(': Error')[0] + ':', lines[-1]]
+  text = ' '.join(' '.join(lines).split())
+  nearest = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
+  if nearest:
+    return f'the config has no key {nearest[2]!r}; did you mean {nearest[1]!r}?'
   if isinstance(error, KeyError | AttributeError):
-    return f'the config has no key {text}'
+    return f'the config has no such key: {text}'
   return text
 
 

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from experiments.configs.defaults import defaults, grid
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  del arg
+def get_config() -> ConfigDict:
   config = defaults()
   config.devices = 8
   config.mesh = 'data=4,model=2'

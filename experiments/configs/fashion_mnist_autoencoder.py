@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from experiments.configs.defaults import defaults
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  del arg
+def get_config() -> ConfigDict:
   config = defaults()
   config.task = 'reconstruct'
   config.model = ConfigDict({'name': 'autoencoder', 'widths': (1000, 500, 250, 30)})

@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 from experiments.configs.defaults import defaults
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  del arg
+def get_config() -> ConfigDict:
   config = defaults()
   config.model = ConfigDict(
     {'name': 'resnet', 'blocks': (1, 1, 1), 'classes': 10, 'width': 16, 'bottleneck': False, 'stem': 'small'}

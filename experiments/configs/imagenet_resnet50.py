@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from experiments.configs.defaults import defaults
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-  del arg
+def get_config() -> ConfigDict:
   config = defaults()
   config.model = ConfigDict({'name': 'resnet', 'blocks': (3, 4, 6, 3), 'classes': 1000, 'width': 64})
   config.model.bottleneck = True
