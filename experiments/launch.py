@@ -66,8 +66,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _flag_message(error: Exception) -> str:
   """One line for a mistake in the flags; ml_collections knows the nearest key."""
-  lines = str(error.args[0] if error.args else error).replace('\\n', '\n').split('\n')
-  if 'Traceback' in lines[0]:  # the config file itself raised: which file, and its last line
+  text = str(error.args[0] if error.args else error).replace('\\n', '\n').strip()
+  lines = text.splitlines()
+  if 'Traceback' in text:  # the config file itself raised: which file, and its last line
     lines = [lines[0].partition(': Error')[0] + ':', lines[-1]]
   text = ' '.join(' '.join(lines).split())
   nearest = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
