@@ -244,12 +244,11 @@ def test_every_known_error_ends_in_one_line_and_a_code(name, capsys):
 def test_ctrl_c_and_the_same_command_again(tmp_path):
   args = ['experiments/train.py', '--config=experiments/configs/digits.py', '--config.model.widths=(16,8)']
   args += ['--config.steps=40', '--config.checkpoint_every=10', f'--workdir={tmp_path}']
+  # A shell's background jobs ignore the signal, and so would what they start.
+  heed = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
+  heed += 'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
   first = subprocess.Popen(
-    [sys.executable, *args, '--config.steps=4000'],
-    cwd=ROOT,
-    stderr=subprocess.PIPE,
-    text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    [sys.executable, '-c', heed, *args, '--config.steps=4000'], cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
   try:
     wait_until(lambda: (tmp_path / 'checkpoints' / '10').exists(), 120)
