@@ -62,9 +62,9 @@ def kfac(
   curvature: Curvature,
   *,
   damping: optax.ScalarOrSchedule = 0.1,
-  momentum: float = 0.9,
+  momentum: optax.ScalarOrSchedule = 0.9,
   kl_clip: optax.ScalarOrSchedule | None = 0.1,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
   decay: optax.ScalarOrSchedule = 0.95,
   statistics_every: int = 1,
   inverses_every: int = 1,
@@ -76,9 +76,9 @@ def kfac(
     learning_rate: a number or a schedule.
     curvature: from `kron.curvature`.
     damping, decay, statistics_every, inverses_every, placement: see `scale_by_kfac`.
-    momentum: heavy-ball coefficient on the preconditioned gradient.
+    momentum: heavy-ball coefficient on the preconditioned gradient; a number or a schedule.
     kl_clip: largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
-    weight_decay: decoupled; params times this are added to the natural gradient.
+    weight_decay: decoupled; params times this are added to the natural gradient. A number or a schedule.
 
   Returns:
     A transformation whose `update` takes `stats=` and `phase=` (see `scale_by_kfac`).
@@ -107,11 +107,12 @@ def kfac(
     inverses_every=inverses_every,
     placement=placement,
   )
+  trace = optax.inject_hyperparams(optax.trace) if callable(momentum) else optax.trace
   if kl_clip is not None:
     natural = clip_by_kl(natural, kl_clip, learning_rate)
   return optax.chain(
     natural,
     optax.add_decayed_weights(weight_decay),
-    optax.trace(momentum),
+    trace(decay=momentum),
     optax.scale_by_learning_rate(learning_rate),
   )

@@ -106,7 +106,8 @@ WRAPPERS = {
   'schedules': lambda c: kron.kfac(
     optax.cosine_decay_schedule(0.05, 20), c, damping=optax.linear_schedule(0.3, 0.1, 20),
     kl_clip=optax.constant_schedule(0.1),
-    decay=optax.constant_schedule(0.9),
+    decay=optax.constant_schedule(0.9), momentum=optax.linear_schedule(0.5, 0.9, 20),
+    weight_decay=optax.constant_schedule(1e-4),
   ),
   'chain': lambda c: optax.chain(optax.clip_by_global_norm(10.0), kron.kfac(0.05, c)),
   'inject_hyperparams': lambda c: optax.inject_hyperparams(kron.kfac)(0.05, c, damping=0.1, inverses_every=2),
@@ -139,6 +140,21 @@ def test_an_ordinary_optax_optimiser(problem, name):
   (_, after), losses = train(params, state, KEY)
   check_types(state, after)
   assert losses[-1] < 0.9 * losses[0], losses
+
+
+def test_a_constant_schedule_equals_its_number(problem):
+  params, x, y = problem
+  curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
+  numbers = {'damping': 0.2, 'decay': 0.8, 'momentum': 0.7, 'kl_clip': 1e-3, 'weight_decay': 0.1}
+  results = []
+  for wrap in (lambda v: v, optax.constant_schedule):
+    tx = kron.kfac(wrap(0.1), curvature, **{name: wrap(value) for name, value in numbers.items()})
+    state, update = tx.init(params), jax.jit(tx.update)
+    for _ in range(3):
+      updates, state = update(grads, state, params, stats=stats)
+    results.append(updates)
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), *results)
 
 
 def test_init_takes_shapes_and_state_leaves_have_names(problem):
