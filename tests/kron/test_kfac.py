@@ -157,6 +157,21 @@ def test_a_constant_schedule_equals_its_number(problem):
   jax.tree.map(lambda a, b: close(a, b, 1e-6), *results)
 
 
+@pytest.mark.parametrize('momentum', [0.5, lambda count: jnp.where(count == 1, 0.5, 0.9)], ids=['number', 'schedule'])
+def test_momentum_is_that_of_the_heavy_ball(problem, momentum):
+  params, x, y = problem
+  curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
+  steps = []
+  for m in (0.0, momentum):
+    tx = kron.kfac(0.1, curvature, momentum=m)
+    first, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
+    second, _ = jax.jit(tx.update)(grads, state, params, stats=stats)
+    steps.append((first, second))
+  (first, second), (_, moved) = steps
+  jax.tree.map(lambda u, u1, u2: close(u, u2 + 0.5 * u1, 1e-5), moved, first, second)
+
+
 def test_init_takes_shapes_and_state_leaves_have_names(problem):
   params, x, y = problem
   shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), (params, x, y))
