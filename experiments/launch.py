@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Before JAX and SciPy load. Emulated devices share few cores: a BLAS with threads of its own makes them wait for each
@@ -20,22 +21,20 @@ from ml_collections import config_flags
 
 from experiments.errors import ConfigError, RunError
 
+_DEFAULT_CONFIG = str(Path(__file__).parent / 'configs' / 'digits.py')
 
-def launch(
-  main: Callable[[Any, str], None], default_config: str | None = None, default_workdir: str = 'runs/train'
-) -> None:
+
+def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train') -> None:
   """Parses the flags and runs `main`.
 
   Exit codes: 0 done, 2 the user's mistake, 3 a run that failed, 130 interrupted.
   """
-  config = config_flags.DEFINE_config_file('config', default_config, 'The config file; --config.x=y overrides x.')
+  config = config_flags.DEFINE_config_file('config', _DEFAULT_CONFIG, 'The config file; --config.x=y overrides x.')
   workdir = flags.DEFINE_string('workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.')
 
   def run(argv: list[str]) -> None:
     if len(argv) > 1:
       raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
-    if config.value is None:
-      raise ConfigError('name a config: --config=experiments/configs/digits.py')
     try:
       use_devices(config.value)
     except OSError as error:  # a file that could not be read shows at the first use of its config

@@ -36,7 +36,7 @@ class Progress:
     shown = ' '.join(f'{k} {v:.4g}' for k, v in metrics.items() if k in ('loss', 'error', 'accuracy'))
     if self.bar is not None:
       self.bar.update(done - self.done)
-      self.bar.set_postfix_str(f'{shown}{self.notes}, {rate:,.0f} examples/s')
+      self.bar.set_postfix_str(f'{shown}, {rate:,.0f} examples/s{self.notes}')
     elif not self.quiet and (time.perf_counter() - self.printed > 5 or done == self.steps):
       left = seconds / max(done - self.first, 1) * (self.steps - done)
       print(f'{self.title}: step {done}/{self.steps} {shown}, {rate:,.0f} examples/s, {left:.0f} s left', flush=True)

@@ -1,6 +1,8 @@
 """Trains one config: mesh, data, model, state, step, loop.
 
 python experiments/train.py --config=experiments/configs/digits.py --config.optimizer=adam --workdir=runs/adam
+
+Without --config it trains digits.py.
 """
 
 from __future__ import annotations
@@ -319,7 +321,8 @@ def main(config: Any, workdir: str) -> None:
   if rows:
     scores = ', '.join(f'{k.removeprefix("eval_")} {v:.4g}' for k, v in rows[-1].items() if k.startswith('eval_'))
     print(f'{scores} on {config.data.name}/{config.data.eval_split} after {rows[-1]["step"]} steps')
-  print(f'metrics, coverage table and checkpoints are in {workdir}')
+  covers = ', what K-FAC covers (coverage.txt)' if config.optimizer == 'kfac' else ''
+  print(f'metrics{covers} and checkpoints are in {workdir}')
 
 
 if __name__ == '__main__':

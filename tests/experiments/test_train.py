@@ -189,6 +189,11 @@ def test_mistakes_on_the_command_line_end_in_one_line(tmp_path, name):
   assert 'Traceback' not in done.stderr
 
 
+def test_digits_are_the_default_config():
+  done = command('experiments/train.py', '--config.mesh=data=3')
+  assert done.returncode == 2 and 'does not make the 8 devices' in done.stderr, done.stderr
+
+
 def test_a_missing_config_is_named():
   done = command('experiments/train.py', '--config=experiments/configs/nothing.py')
   assert done.returncode == 2 and 'nothing.py' in done.stderr and 'Traceback' not in done.stderr, done.stderr
