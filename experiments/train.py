@@ -197,14 +197,14 @@ def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
   return {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
 
 
-def first_at_target(run: Run, rows: list[dict[str, float]]) -> dict[str, float] | None:
-  """The first evaluation at which the task's metric reached the config's target.
-
-  Raises:
-    ConfigError: the config has no target.
-  """
-  if not run.config.target:
+def check_target(config: Any) -> None:
+  """Raises ConfigError if the config has no target."""
+  if not config.target:
     raise ConfigError('set config.target: the value of the metric that is to be reached')
+
+
+def first_at_target(run: Run, rows: list[dict[str, float]]) -> dict[str, float] | None:
+  """The first evaluation at which the task's metric reached the config's target."""
   key, sign = f'eval_{run.task.target}', 1 if run.task.lower_is_better else -1
   return next((row for row in rows if sign * row[key] <= sign * run.config.target), None)
 

@@ -26,7 +26,7 @@ from experiments.checkpoints import open_checkpoints, restore
 from experiments.errors import ConfigError
 from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import Task, make_task
-from experiments.train import Run, build, first_at_target, phase, train
+from experiments.train import Run, build, check_target, first_at_target, phase, train
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -177,6 +177,7 @@ def main(config: Any, workdir: str) -> None:
   unknown = sorted(set(_OPTIMIZERS.value) - set(OPTIMIZERS))
   if unknown:
     raise ConfigError(f'--optimizers: {unknown[0]!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+  check_target(config)
   summaries = compare(config, folder, _OPTIMIZERS.value, _SEEDS.value)
   task = make_task(config)
   text = table(summaries, config.target, task.target, config.steps)

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 
 from experiments.errors import ConfigError, RunError
 from experiments.tasks import make_task
-from experiments.train import build, first_at_target, train
+from experiments.train import build, check_target, first_at_target, train
 
 _SEED = flags.DEFINE_integer('seed', 1000, 'The seed of all trials.')
 
@@ -73,6 +73,7 @@ def main(config: Any, workdir: str) -> None:
     raise ConfigError(f'{path} has no sweep(): a function that yields overrides')
   trials = list(sweep())
   check_trials(trials)
+  check_target(config)
   log = Path(workdir) / 'trials.jsonl'
   log.parent.mkdir(parents=True, exist_ok=True)
   done = {}

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,14 @@ def test_unequal_sweeps_are_refused():
     check_trials([{'optimizer': 'sgd'}, {'optimizer': 'adam'}, {'optimizer': 'adam'}])
   with pytest.raises(ConfigError, match="name the 'optimizer'"):
     check_trials([{'sgd.learning_rate': 1.0}])
+
+
+@pytest.mark.parametrize('name', ['compare', 'search'])
+def test_a_config_without_a_target_is_refused_before_training(name, tmp_path):
+  args = [f'scripts/{name}.py', '--config.target=0.0', f'--workdir={tmp_path / "run"}']
+  done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+  assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith('error: set config.target')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_ranking():
