@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .errors import CurvatureError
-from .evaluate import Tap
-from .operators import Kronecker, Unit
+from .evaluate import Tap, Taps
+from .operators import SHARING, Kronecker, Unit
+from .operators.factor import Factor, split, whole
 from .operators.unit import diagonal
-from .program import Op
+from .program import Program, source_line
+from .reach import biases, reaching
 from .sites import Site, Survey
+from .weights import Arrangement
 
 FALLBACKS = ('gradient', 'diagonal')
+OVERSIZE = ('diagonal', 'blocks')
+
+
+class Options(NamedTuple):
+  """What the caller of `curvature` chose; patterns are fnmatch's, on the parameters' names."""
+
+  fallback: Mapping[str, str]
+  sharing: Mapping[str, str]
+  max_factor: int
+  oversize: str
 
 
 class Block(NamedTuple):
@@ -27,9 +42,11 @@ class Block(NamedTuple):
   operator: Kronecker | Unit
   dtype: Any  # of its statistics
   sampled_diagonal: bool = False  # its statistic is a squared sum of gradients, for want of a site
+  partial: bool = False  # it does not hold every entry of its parameters
+  flops: int = 0  # of the statistics of the batch that was read
 
   def signature(self) -> tuple:
-    factors = tuple((name, f.slots, f.n) for name, f in self.operator.factors.items())
+    factors = tuple((name, f.rows, f.n) for name, f in self.operator.factors.items())
     return self.params, self.operator.name, factors
 
 
@@ -37,18 +54,18 @@ class Plan(NamedTuple):
   """How one program's blocks are filled.
 
   blocks: in the order of the parameters.
-  taps: by site key.
-  chains: as in the survey.
-  uses: the rows that the input factor of a block sums over.
+  taps: where the probes go.
+  probes: shapes, by block and statistic.
   gradient_only: the parameters without a block, each with the reason.
+  regularised: the parameters that have a block and a term of their own in the loss.
   aux_tree: the structure of the loss's auxiliary output, if any.
   """
 
   blocks: tuple[Block, ...]
-  taps: dict[int, Tap]
-  chains: dict[int, tuple[Op, int]]
-  uses: dict[str, int]
+  taps: Taps
+  probes: dict[str, dict[str, tuple[int, ...]]]
   gradient_only: dict[str, str]
+  regularised: tuple[str, ...]
   aux_tree: Any = None
 
 
@@ -58,97 +75,299 @@ def param_names(params: Any) -> list[str]:
   return [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
 
 
+class _Use(NamedTuple):
+  """A site with its place in a block: the layout of its matrix or channels, and the bias that is added to its result."""
+
+  site: Site
+  layout: Arrangement
+  transposed: bool
+  shift: Site | None
+  shift_layout: Arrangement | None
+
+
 def plan_blocks(
-  survey: Survey, names: Sequence[str], shapes: Sequence[tuple[int, ...]], fallback: Mapping[str, str]
+  program: Program,
+  survey: Survey,
+  names: Sequence[str],
+  shapes: Sequence[tuple[int, ...]],
+  options: Options,
+  from_loss: bool,
+  observations: int | None,
 ) -> Plan:
   """The blocks of a survey.
 
+  Args:
+    from_loss: whether the loss's own gradients make the curvature (the empirical Fisher), or the observed outputs.
+    observations: the length of the axis that counts examples, where it is known.
+
   Raises:
-    CurvatureError: a parameter is refused or unused and no fallback was chosen for it, or a fallback does not fit.
+    CurvatureError: a parameter is refused or unused and no fallback was chosen for it, or a choice does not fit.
   """
-  _check_fallbacks(fallback, names)
-  blocks, taps, uses, gradient_only = [], {}, {}, {}
-  refused = survey.refusals
-  biases = {
-    key: (shift, axes)
-    for key, (shift, axes) in survey.biases.items()
-    if not {survey.sites[key].weight.param, shift.weight.param} & set(refused)
-  }
-  joined = {shift.key for shift, _ in biases.values()}
-  by_param = {site.weight.param: site for site in survey.sites.values()}
+  _check(options, names)
+  live = reaching(program, survey, from_loss)
+  sites = [s for group in survey.sites.values() for s in group if s.key in live]
+  refused: dict[int, str] = {}
+  for param, refusals in survey.refusals.items():
+    for refusal in refusals:
+      if refusal.key in live:
+        refused.setdefault(param, f'used by {refusal.reason} at {refusal.line}, which is not understood')
+  for site in sites:
+    reason = _without_examples(site, observations)
+    if reason:
+      refused.setdefault(site.weight.params[0], f'used by {reason} at {source_line(site.op)}, which is not understood')
+  refused = {p: r for s in sites for p in s.weight.params for q in s.weight.params if (r := refused.get(q))} | refused
+  sites = [s for s in sites if not set(s.weight.params) & set(refused)]
+  uses = _uses(sites, biases(program, survey, live), options)
+  _refuse_overlaps(uses, shapes, refused)
+  uses = [group for group in uses if not {p for u in group for p in u.layout.params} & set(refused)]
+  joined = {u.shift.key for group in uses for u in group if u.shift is not None}
+  found = {}
+  for group in uses:
+    if group[0].site.key not in joined:
+      pieces = [name for name in found if name.split('[')[0] == names[group[0].layout.params[0]]]
+      block, taps = _block(group, names, shapes, options, len(pieces))
+      found[block.name] = block, taps
+  blocks = {name: block for name, (block, _) in found.items()}
+  by_key: dict[int, list[Tap]] = {}
+  for _, taps in found.values():
+    for tap in taps:
+      by_key.setdefault(tap.site.key, []).append(tap)
+  gradient_only: dict[str, str] = {}
+  owned = {p for block in blocks.values() for p in block.params}
+  in_loss = live if from_loss else reaching(program, survey, True)
   for param, name in enumerate(names):
-    site = by_param.get(param)
-    if site is None or param in refused:
-      choice = next((value for pattern, value in fallback.items() if fnmatch.fnmatch(name, pattern)), None)
-      if choice == 'diagonal':
-        dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-        blocks.append(Block(name, (name,), diagonal(shapes[param]), dtype, sampled_diagonal=True))
-      elif choice == 'gradient' or (param in survey.regularisers and param not in refused):
-        gradient_only[name] = 'as chosen' if choice else 'only in terms of its own'
-      else:
-        _complain(name, param, survey)
-    elif site.key not in joined:
-      block = _block(site, biases.get(site.key), names, shapes)
-      blocks.append(block)
-      taps[site.key] = Tap(block.name, site, block.operator)
-      if isinstance(block.operator, Kronecker):
-        uses[block.name] = block.operator.uses(site.op.outputs[0].shape)
-  return Plan(tuple(blocks), taps, survey.chains, uses, gradient_only)
+    if name in owned:
+      continue
+    choice = _choice(options.fallback, name)
+    reason = _own_terms(param, program, survey, in_loss)
+    if choice == 'diagonal':
+      dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+      blocks[name] = Block(name, (name,), diagonal(param, shapes[param]), dtype, sampled_diagonal=True)
+    elif choice == 'gradient' or (reason and param not in refused):
+      gradient_only[name] = 'as chosen' if choice else reason
+    else:
+      _complain(name, refused.get(param), param, survey, in_loss)
+  order = {name: i for i, name in enumerate(names)}
+  ordered = tuple(sorted(blocks.values(), key=lambda b: (order[b.params[0]], b.name)))
+  regularised = tuple(n for i, n in enumerate(names) if i in survey.regularisers and n in owned)
+  probes = {}
+  for name, (block, taps) in found.items():
+    stack = taps[0].site.weight.stack
+    shapes_of = block.operator.probes().items()
+    probes[name] = {k: shape if k.startswith('uses') else (*stack, *shape) for k, shape in shapes_of}
+  return Plan(ordered, Taps(by_key, survey.chains), probes, gradient_only, regularised)
+
+
+def _without_examples(site: Site, observations: int | None) -> str | None:
+  """Why a site cannot tell examples apart, if it cannot."""
+  if site.kind in ('linear', 'gain'):
+    return None
+  shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
+  if not shape or 0 in site.weight.axes:
+    return f'{site.op.name} (with no leading axis that counts examples)'
+  if observations and shape[0] % observations:
+    return f'{site.op.name} (whose leading axis has length {shape[0]}, no multiple of the {observations} observations)'
+  return None
+
+
+def _uses(sites: Sequence[Site], shifts: Mapping[int, tuple[Site, tuple[int, ...]]], options: Options) -> list[list[_Use]]:
+  """Sites grouped by block: those of the same matrix, perhaps transposed, or of the same channels."""
+  groups: dict[tuple, list[_Use]] = {}
+  # A table is laid out as its look-up sees it, whatever comes first in the program.
+  for site in sorted(sites, key=lambda s: not (s.linear is not None and s.linear.one_hot)):
+    shift, axes = shifts.get(site.key, (None, ())) if site.kind != 'gain' else (None, ())
+    shift_layout = None
+    if site.kind == 'linear':
+      layout, flipped = _matrix(site), _matrix(site, flip=True)
+      transposed = _identity(layout) not in groups and _identity(flipped) in groups
+      layout = flipped if transposed else layout
+      if shift is not None:
+        shift_layout = shift.weight.arranged((site.linear.slots, site.linear.n_out), axes)
+    else:
+      layout, transposed = _channels(site), False
+      if shift is not None:
+        shift_layout = shift.weight.arranged((math.prod(shift.weight.core),), axes)
+    groups.setdefault(_identity(layout), []).append(_Use(site, layout, transposed, shift, shift_layout))
+  return [_with_bias(group, sites, options) for group in groups.values()]
+
+
+def _identity(layout: Arrangement) -> tuple:
+  return layout.params, layout.key, layout.shape
+
+
+def _matrix(site: Site, flip: bool = False) -> Arrangement:
+  """The kernel as (slots, rows, columns) of the operation, or of its transpose."""
+  linear, weight = site.linear, site.weight
+  shape = site.op.inputs[site.position].shape
+  if linear.kernel_shape != shape:
+    weight = weight.reshaped(shape, linear.kernel_shape)
+  slots, rows, columns = linear.kernel_axes
+  if flip:
+    return weight.arranged((linear.slots, linear.n_out, linear.n_in), slots, columns, rows)
+  return weight.arranged((linear.slots, linear.n_in, linear.n_out), slots, rows, columns)
+
+
+def _channels(site: Site) -> Arrangement:
+  return site.weight.arranged((math.prod(site.weight.core),), site.weight.axes)
+
+
+def _with_bias(group: list[_Use], sites: Sequence[Site], options: Options) -> list[_Use]:
+  """Keeps the shift with its kernel or scale where every use of the shift is one of this group, else drops it."""
+  shifts = [u for u in group if u.shift is not None]
+  layouts = {_identity(u.shift_layout) for u in shifts}
+  keys = {u.shift.key for u in shifts}
+  params = {p for u in shifts for p in u.shift.weight.params}
+  all_uses = {s.key for s in sites if set(s.weight.params) & params}
+  linear = group[0].site.linear
+  full = linear is None or not (any(u.site.linear.one_hot for u in group) or linear.n_in + 1 > options.max_factor)
+  alone = not params & {p for u in group for p in u.layout.params}
+  if len(layouts) == 1 and keys == all_uses and full and alone:
+    if linear is not None or (len(shifts) == len(group) and group[0].site.weight.unique):
+      return group
+  return [u._replace(shift=None, shift_layout=None) for u in group]
+
+
+def _refuse_overlaps(groups: list[list[_Use]], shapes: Sequence[tuple[int, ...]], refused: dict[int, str]) -> None:
+  """Refuses parameters of which two blocks would hold the same entries."""
+  by_param: dict[int, list[list[_Use]]] = {}
+  joined = {u.shift.key for group in groups for u in group if u.shift is not None}
+  for group in groups:
+    if group[0].site.key not in joined:
+      for p in group[0].layout.params:
+        by_param.setdefault(p, []).append(group)
+  for param, several in by_param.items():
+    seen = np.zeros(math.prod(shapes[param]), int)
+    for group in several if len(several) > 1 else ():
+      seen += _entries(group[0].layout, param, shapes)
+    if seen.max(initial=0) > 1:
+      first, second = (source_line(group[0].site.op) for group in several[:2])
+      refused[param] = f'laid out as different matrices at {first} and at {second}'
+
+
+def _entries(layout: Arrangement, param: int, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+  """For each entry of a parameter whether it is in the layout."""
+  with jax.ensure_compile_time_eval():
+    numbers = [
+      np.arange(1, math.prod(shapes[p]) + 1, dtype=np.int32).reshape(shapes[p]) * (p == param) for p in layout.params
+    ]
+    there = np.asarray(layout.apply(*(jnp.asarray(n) for n in numbers))).reshape(-1)
+  found = np.zeros(math.prod(shapes[param]) + 1, int)
+  found[there] = 1
+  return found[1:]
 
 
 def _block(
-  site: Site, joining: tuple[Site, tuple[int, ...]] | None, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
-) -> Block:
-  param, weight = site.weight.param, site.weight
-  bias, axes = joining or (None, ())
-  params = [param] if bias is None else [param, bias.weight.param]
+  group: list[_Use], names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: Options, pieces: int
+) -> tuple[Block, list[Tap]]:
+  first = group[0]
+  weight, layout = first.site.weight, first.layout
+  shift = next((u for u in group if u.shift is not None), None)
+  params = list(layout.params) + ([] if shift is None else list(shift.shift_layout.params))
   sizes = tuple(tuple(shapes[p]) for p in params)
-  dtype = jnp.promote_types(site.op.outputs[0].dtype, jnp.float32)
-  if site.linear is not None:
-    bias_moves = None if bias is None else bias.weight.matrix_moves(axes)
-    operator = Kronecker(site.linear, sizes[0], sizes[-1] if bias else (), bias_moves)
+  own_names = tuple(names[p] for p in params)
+  loops = math.prod(weight.stack)
+  dtype = jnp.promote_types(jnp.finfo(first.site.op.outputs[0].dtype).dtype, jnp.float32)
+  if first.site.linear is not None and first.site.kind == 'linear':
+    operator = _kronecker(group, sizes, loops, own_names[0], options)
+    flops = sum(_flops(u.site, operator) for u in group)
   else:
-    moves = [weight.matrix_moves(weight.channels())]
-    if bias is not None:
-      moves.append(bias.weight.matrix_moves(axes))
-    operator = Unit(site.kind == 'scale', sizes, tuple(moves), weight.channels())
-  return Block(names[param], tuple(names[p] for p in params), operator, dtype)
+    layouts = (layout,) if shift is None else (layout, shift.shift_layout)
+    name = 'scale and shift' if shift is not None else _unit_name(first.site)
+    spread = None if weight.unique else layout
+    if spread is not None:
+      layouts = diagonal(params[0], sizes[0]).layouts
+    operator, flops = Unit(name, layouts, sizes, loops, spread), 0
+  covered = math.prod(layout.shape) + (0 if shift is None else math.prod(shift.shift_layout.shape))
+  partial = weight.unique and covered < sum(math.prod(size) for size in sizes)
+  name = own_names[0] + (f'[{pieces}]' if pieces else '')
+  block = Block(name, own_names, operator, dtype, partial=partial, flops=flops)
+  return block, [Tap(name, u.site, operator, u.shift is not None, u.transposed) for u in group]
 
 
-def _check_fallbacks(fallback: Mapping[str, str], names: Sequence[str]) -> None:
-  for pattern, choice in fallback.items():
-    if choice not in FALLBACKS:
-      raise CurvatureError(f'fallback {choice!r} for {pattern!r} is unknown; choose from {", ".join(FALLBACKS)}')
-    if not any(fnmatch.fnmatch(name, pattern) for name in names):
-      raise CurvatureError(f'fallback for {pattern!r} matches no parameter; there are {", ".join(names[:8])} ...')
+def _unit_name(site: Site) -> str:
+  if site.kind == 'entrywise':
+    return {'mul': 'scale', 'add': 'shift', 'sub': 'shift', 'add_any': 'shift'}.get(site.op.name, site.op.name)
+  return {'gain': 'gain', 'free': 'free'}[site.kind]
 
 
-def _complain(name: str, param: int, survey: Survey) -> None:
+def _kronecker(
+  group: list[_Use], sizes: tuple[tuple[int, ...], ...], loops: int, name: str, options: Options
+) -> Kronecker:
+  first = next(u for u in group if not u.transposed)
+  shift = next((u for u in group if u.shift is not None), None)
+  linear, one_hot = first.site.linear, any(u.site.linear.one_hot for u in group)
+  slots, n_in = loops * linear.slots, linear.n_in + (shift is not None)
+  rows = _side(slots, n_in, 'G', options) if not one_hot else Factor(slots, n_in, 1, n_in, 'G')
+  columns = _side(slots, linear.n_out, 'A', options)
+  transposed = any(u.transposed for u in group)
+  reduced = None
+  if _choice(options.sharing, name) == 'reduce':
+    reduced = _reduced(group, name, one_hot or transposed)
+  bias = None if shift is None else shift.shift_layout
+  return Kronecker(linear.name, first.layout, bias, sizes, rows, columns, loops, reduced, transposed)
+
+
+def _side(slots: int, size: int, partner: str, options: Options) -> Factor:
+  if size <= options.max_factor:
+    return whole(slots, size, partner)
+  return split(slots, size, 1 if options.oversize == 'diagonal' else options.max_factor, partner)
+
+
+def _reduced(group: list[_Use], name: str, unfit: bool) -> int:
+  """The number of examples of a kernel whose uses are to be reduced."""
+  if unfit:
+    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}}: an embedding or a transposed use knows *expand* only")
+  if any(u.site.sharded for u in group):
+    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}} inside of a shard_map is not supported; use 'expand'")
+  counts = set()
+  for u in group:
+    y = jax.ShapeDtypeStruct(u.site.op.outputs[0].shape, jnp.float32)
+    counts.add(jax.eval_shape(u.site.linear.output_rows, y).shape[1])
+  if len(counts) > 1:
+    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}}: its uses have {sorted(counts)} examples; use 'expand'")
+  return counts.pop()
+
+
+def _flops(site: Site, operator: Kronecker) -> int:
+  """Of the products that a site's statistics add."""
+  uses = math.prod(site.op.outputs[0].shape) // (site.linear.n_out * site.linear.slots)
+  a, g = operator.rows, operator.columns
+  each = sum((1 if f.n == 1 else f.n) * f.parts * f.n for f in (a, g))
+  return 2 * uses * each * site.linear.slots * site.times
+
+
+def _choice(patterns: Mapping[str, str], name: str) -> str | None:
+  return next((value for pattern, value in patterns.items() if fnmatch.fnmatch(name, pattern)), None)
+
+
+def _check(options: Options, names: Sequence[str]) -> None:
+  for what, chosen, known in (('fallback', options.fallback, FALLBACKS), ('sharing', options.sharing, SHARING)):
+    for pattern, choice in chosen.items():
+      if choice not in known:
+        raise CurvatureError(f'{what} {choice!r} for {pattern!r} is unknown; choose from {", ".join(known)}')
+      if not any(fnmatch.fnmatch(name, pattern) for name in names):
+        raise CurvatureError(f'{what} for {pattern!r} matches no parameter; there are {", ".join(names[:8])} ...')
+  if options.oversize not in OVERSIZE:
+    raise CurvatureError(f'oversize={options.oversize!r} is unknown; choose from {", ".join(OVERSIZE)}')
+
+
+def _own_terms(param: int, program: Program, survey: Survey, in_loss: set[int]) -> str | None:
+  """Why a parameter without a block needs none, if so."""
+  sites = [s for group in survey.sites.values() for s in group if param in s.weight.params]
+  if any(s.key in in_loss for s in sites):
+    return None
+  if param in survey.regularisers or any(r.key in in_loss for r in survey.refusals.get(param, ())):
+    return 'only in terms of its own'
+  read = any(op is not None for op in survey.readers.get(program.inputs[param].index, ()))
+  return 'it has no gradient' if read else None
+
+
+def _complain(name: str, refusal: str | None, param: int, survey: Survey, in_loss: set[int]) -> None:
   choose = f"fallback={{{name!r}: 'diagonal'}} or 'gradient'"
-  if param in survey.refusals:
-    refusal = survey.refusals[param]
+  if refusal is not None:
+    raise CurvatureError(f'parameter {name!r} is {refusal}; change that, or pass {choose}')
+  if any(param in s.weight.params and s.key in in_loss for group in survey.sites.values() for s in group):
     raise CurvatureError(
-      f'parameter {name!r} is used by {refusal.reason} at {refusal.line}, which is not understood; '
-      f'change that, or pass {choose}'
+      f'parameter {name!r} reaches the loss but no observed output; mark that output by kron.observe, or pass {choose}'
     )
   raise CurvatureError(f'parameter {name!r} is never used by the loss; take it out of params, or pass {choose}')
-
-
-def table(blocks: Sequence[Block], gradient_only: Mapping[str, str], sizes: Mapping[str, int]) -> str:
-  """The coverage table: parameters, operator, factors as slots x n x n, and share of all parameters."""
-  total = max(1, sum(sizes.values()))
-  rows = [('parameters', 'operator', 'factors', 'share')]
-  for block in blocks:
-    stem = block.params[0].rpartition('/')[0]
-    label = ' + '.join([block.params[0], *(p.removeprefix(f'{stem}/') for p in block.params[1:])])
-    kind = 'diagonal (fallback)' if block.sampled_diagonal else block.operator.name
-    factors = ', '.join(
-      f'{name} {f.n}x{f.n}' if f.slots == 1 else f'{name} {f.slots} of {f.n}x{f.n}'
-      for name, f in block.operator.factors.items()
-    )
-    rows.append((label, kind, factors, f'{sum(sizes[p] for p in block.params) / total:.1%}'))
-  for name, reason in gradient_only.items():
-    rows.append((name, f'gradient only ({reason})', '-', f'{sizes[name] / total:.1%}'))
-  widths = [max(len(row[i]) for row in rows) for i in range(4)]
-  lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-  return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from .blocks import Block, Plan, param_names, plan_blocks, table
+from .blocks import Block, Options, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import evaluate
 from .operators.factor import accurate
-from .program import Program, trace
-from .sites import survey
-from .statistics import Statistics
+from .program import Op, Program, trace
+from .statistics import Statistics, degree
+from .survey import survey
+from .table import table
 
 FISHERS = ('sampled', 'empirical', 'exact')
 _SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels are drawn apart from dropout masks
@@ -30,6 +31,10 @@ def curvature(
   has_aux: bool = False,
   fallback: Mapping[str, str] | str | None = None,
   examples: int | Callable[..., Any] | None = None,
+  sharing: Mapping[str, str] | str = 'expand',
+  max_factor: int = 8192,
+  oversize: str = 'diagonal',
+  operators: Mapping[str, Callable] | None = None,
 ) -> Curvature:
   """Reads a loss and finds where each of its parameters meets data.
 
@@ -46,6 +51,12 @@ def curvature(
       diagonal without bias: Liu et al. 2023, eq. 12; with the empirical Fisher they are biased by the mean). One
       string stands for all parameters.
     examples: the number of observations, or a function of the loss's arguments that counts them, where no mark does.
+    sharing: how a kernel that each example uses several times (positions, time steps, siamese branches) is treated, by
+      name or pattern: 'expand' takes the uses for independent, 'reduce' sums over them first (Eschenhagen et al. 2023).
+    max_factor: the largest matrix kept whole; the table shows which are not.
+    oversize: what larger ones become: 'diagonal', or 'blocks' of at most that size along the diagonal.
+    operators: for a function with a derivative rule of its own (or a primitive) whose inside is not understood, by its
+      name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
 
   Returns:
     A `Curvature`; print it to see what is covered.
@@ -55,32 +66,27 @@ def curvature(
   """
   if fisher not in FISHERS:
     raise CurvatureError(f'fisher={fisher!r} is unknown; choose from {", ".join(FISHERS)}')
-  fallback = {'*': fallback} if isinstance(fallback, str) else dict(fallback or {})
-  return Curvature(loss_fn, params, args, fisher, has_aux, fallback, examples)
+  everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
+  options = Options(everywhere(fallback), everywhere(sharing), max_factor, oversize)
+  return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 
 
 class Curvature:
   """The block structure of a loss's curvature. Immutable; made by `curvature`."""
 
-  def __init__(self, loss_fn, params, args, fisher, has_aux, fallback, examples):
+  def __init__(self, loss_fn, params, args, fisher, has_aux, options, examples, operators):
     self.loss_fn, self.fisher, self.has_aux = loss_fn, fisher, has_aux
-    self._fallback, self._examples = fallback, examples
+    self._options, self._examples, self._operators = options, examples, operators
     names = param_names(params)
     shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
     self._sizes = {name: math.prod(shape) for name, shape in zip(names, shapes, strict=True)}
-    _, plan, likelihoods = self._read(params, args)
+    _, plan, marks = self._read(params, args)
     self.blocks: tuple[Block, ...] = plan.blocks
     self.gradient_only: dict[str, str] = plan.gradient_only
-    if fisher != 'empirical' and not likelihoods:
-      raise CurvatureError(
-        f"fisher={fisher!r} needs the likelihood: mark the network's outputs in the loss by kron.observe.categorical, "
-        "bernoulli, gaussian or custom, or choose fisher='empirical'"
-      )
-    if not likelihoods and examples is None:
-      raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
+    self.regularised: tuple[str, ...] = plan.regularised
 
   def __str__(self) -> str:
-    return table(self.blocks, self.gradient_only, self._sizes)
+    return table(self.blocks, self.gradient_only, self.regularised, self._sizes)
 
   def __repr__(self) -> str:
     return f'<Curvature of {len(self._sizes)} parameters, {len(self.blocks)} blocks, {self.fisher} Fisher>'
@@ -114,7 +120,7 @@ class Curvature:
     return jax.value_and_grad(self.loss_fn, has_aux=self.has_aux)(params, *args)
 
   def _with(self, params: Any, args: tuple, key: PRNGKeyArray | None) -> tuple[Any, Any, Statistics]:
-    program, plan, likelihoods = self._read(params, args)
+    program, plan, marks = self._read(params, args)
     if [b.signature() for b in plan.blocks] != [b.signature() for b in self.blocks]:
       raise CurvatureError('the loss uses its parameters otherwise than when kron.curvature read it; call that again')
     leaves, treedef = jax.tree.flatten(params)
@@ -122,60 +128,85 @@ class Curvature:
     names = param_names(params)
 
     def run(leaves, probes):
-      outputs, marks = evaluate(program, plan.taps, plan.chains, [*leaves, *data], probes)
+      outputs, marks = evaluate(program, plan.taps, [*leaves, *data], probes)
       return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
 
+    dtypes = {b.name: b.dtype for b in plan.blocks}
     probes = {
-      b.name: {name: jnp.zeros((f.slots, f.n, f.n), b.dtype) for name, f in b.operator.factors.items()}
-      for b in plan.blocks
-      if not b.sampled_diagonal
+      name: {k: jnp.zeros(shape, jnp.float32 if k.startswith('uses') else dtypes[name]) for k, shape in shapes.items()}
+      for name, shapes in plan.probes.items()
     }
-    (loss, outputs), pull, (aux, weights) = jax.vjp(run, leaves, probes, has_aux=True)
+    (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
+    likelihoods = [mark.params['likelihood'] for mark in marks]
+    weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
     count = self._count(params, args, outputs, weights, likelihoods)
+    observed = [
+      p.prepare(z, *extra[len(weight) :]) if hasattr(p, 'prepare') else z
+      for p, z, weight, extra in zip(likelihoods, outputs, weights, extras, strict=True)
+    ]
     nothing = [jnp.zeros_like(z) for z in outputs]
 
     def statistics_from(loss_cotangent, output_cotangents):
       """Sums, from one backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
       slopes, sums = pull((loss_cotangent, output_cotangents))
       slopes = dict(zip(names, slopes, strict=True))
-      squares = {
-        b.name: {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
-        for b in plan.blocks
-        if b.sampled_diagonal
-      }
-      return {**sums, **squares}
+      result = {}
+      for b in plan.blocks:
+        if b.sampled_diagonal:
+          result[b.name] = {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
+        else:
+          flat = {k: s if s.ndim == 0 else s.reshape(-1, *s.shape[-2:]) for k, s in sums[b.name].items()}
+          result[b.name] = b.operator.finish(flat)
+      return result
 
     grads, sums = pull((jnp.ones_like(loss), nothing))
     still = jnp.zeros_like(loss)
     if self.fisher == 'empirical':
-      sums = _scale_by_degree(statistics_from(jnp.ones_like(loss), nothing), plan, count)
+      sums = _of_the_sum(statistics_from(jnp.ones_like(loss), nothing), count)
     elif self.fisher == 'sampled':
       keys = jax.random.split(_random_key(key, args), len(outputs))
-      drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, outputs, strict=True)]
+      drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
       sums = statistics_from(still, _weighted(drawn, outputs, weights, likelihoods))
     else:
       key = _random_key(key, args, otherwise=0)
-      sums = _exact(lambda cotangents: statistics_from(still, cotangents), plan, likelihoods, outputs, weights, key)
-    uses = {name: jnp.asarray(rows, sums[name]['A'].dtype) for name, rows in plan.uses.items()}
+      marked = list(zip(likelihoods, outputs, observed, strict=True))
+      sums = _exact(lambda cotangents: statistics_from(still, cotangents), marked, weights, key)
     examples = jnp.asarray(count, jnp.promote_types(loss.dtype, jnp.float32))
-    stats = Statistics(sums, uses, examples)
+    stats = Statistics.of(sums, {b.name: b.operator.loops for b in plan.blocks}, examples)
     value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
     return value, jax.tree.unflatten(treedef, grads), stats
 
-  def _read(self, params: Any, args: tuple) -> tuple[Program, Plan, list[Any]]:
-    """Traces the loss anew (as JAX does with any function) and plans its blocks."""
-    program, shapes = trace(self.loss_fn, params, *args)
+  def _read(self, params: Any, args: tuple) -> tuple[Program, Plan, list[Op]]:
+    """Traces the loss anew (as JAX does with any function) and plans its blocks; also the marks."""
+    program, shapes = trace(self.loss_fn, params, *args, operators=self._operators)
     loss_shape = shapes[0] if self.has_aux else shapes
     if getattr(loss_shape, 'shape', None) != ():
       raise CurvatureError(
         f'the loss must be one number, but the function returns {loss_shape}; has_aux={self.has_aux}'
       )
     names = param_names(params)
+    for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
+      if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise CurvatureError(f'parameter {name!r} has type {leaf.dtype}; parameters must be real numbers')
     found = survey(program, len(names))
+    marks = [mark for mark, _ in found.marks]
+    if self.fisher != 'empirical' and not marks:
+      raise CurvatureError(
+        f"fisher={self.fisher!r} needs the likelihood: mark the network's outputs in the loss by kron.observe.categorical, "
+        "bernoulli, gaussian or custom, or choose fisher='empirical'"
+      )
+    if not marks and self._examples is None:
+      raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
     sizes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
-    plan = plan_blocks(found, names, sizes, self._fallback)
+    observations = self._examples if isinstance(self._examples, int) else None
+    if marks:
+      z, likelihood = marks[0].outputs[0], marks[0].params['likelihood']
+      observations = z.shape[0] if len(z.shape) > likelihood.event_ndims else None
+    plan = plan_blocks(
+      program, found, names, sizes, self._options, self.fisher == 'empirical', observations
+    )
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
-    return program, plan, [mark.params['likelihood'] for mark in found.marks]
+    return program, plan, marks
 
   def _count(self, params, args, outputs, weights, likelihoods) -> Any:
     if callable(self._examples):
@@ -192,12 +223,11 @@ class Curvature:
     return counts[0]
 
 
-def _scale_by_degree(sums, plan: Plan, count) -> Any:
+def _of_the_sum(sums, count) -> Any:
   """From gradients of a mean over `count` observations to those of the sum."""
-  degrees = {b.name: {name: f.degree for name, f in b.operator.factors.items()} for b in plan.blocks}
   return {
-    block: {name: s * jnp.asarray(count, s.dtype) ** degrees[block][name] for name, s in factors.items()}
-    for block, factors in sums.items()
+    block: {name: s * jnp.asarray(count, s.dtype) ** degree(name) for name, s in parts.items()}
+    for block, parts in sums.items()
   }
 
 
@@ -211,25 +241,26 @@ def _weighted(cotangents, outputs, weights, likelihoods) -> list[Array]:
   return result
 
 
-def _exact(statistics_from, plan: Plan, likelihoods, outputs, weights, key) -> Any:
+def _exact(statistics_from, marked, weights, key) -> Any:
   """Sums the statistics of degree 2 over all columns of every likelihood's root; those of degree 0 are taken once.
 
   Each observation's column gets a random sign. It cancels in that observation's own outer product, and makes the
   products between observations vanish on average where the network couples them, as batch normalisation does.
   """
+  outputs = [z for _, z, _ in marked]
+  likelihoods = [likelihood for likelihood, *_ in marked]
   nothing = [jnp.zeros_like(z) for z in outputs]
   total = statistics_from(nothing)
-  degrees = {b.name: {name: f.degree for name, f in b.operator.factors.items()} for b in plan.blocks}
-  for i, (likelihood, z) in enumerate(zip(likelihoods, outputs, strict=True)):
+  for i, (likelihood, z, observed) in enumerate(marked):
 
-    def add(sums, k, i=i, likelihood=likelihood, z=z):
+    def add(sums, k, i=i, likelihood=likelihood, z=z, observed=observed):
       leading = z.shape[: z.ndim - likelihood.event_ndims]
       signs = jax.random.rademacher(jax.random.fold_in(jax.random.fold_in(key, i), k), leading, jnp.float32)
-      column = likelihood.column(z, k) * signs.reshape(*leading, *(1,) * likelihood.event_ndims)
+      column = likelihood.column(observed, k) * signs.reshape(*leading, *(1,) * likelihood.event_ndims)
       cotangents = [column if j == i else zeros for j, zeros in enumerate(nothing)]
       parts = statistics_from(_weighted(cotangents, outputs, weights, likelihoods))
       return {
-        block: {name: s + parts[block][name] if degrees[block][name] else s for name, s in factors.items()}
+        block: {name: s + parts[block][name] if degree(name) else s for name, s in factors.items()}
         for block, factors in sums.items()
       }, None
 

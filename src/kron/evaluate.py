@@ -1,8 +1,9 @@
 """Evaluates a program with a probe at every site, so that its gradient carries the statistics.
 
 Each site's operation is replaced by a twin with the same value and the same derivatives, and one more argument, the
-probe: zeros shaped like the site's factors. The probe changes nothing in the forward pass; its cotangent is defined to
-be the site's statistics. Sums over microbatches, shards and loops are then what autodiff does with any cotangent.
+probe: zeros shaped like the site's statistics. The probe changes nothing in the forward pass; its cotangent is defined to
+be the statistics. Sums over microbatches, shards and loops are then what autodiff does with any cotangent; where a loop
+slices a parameter, it slices the probe too.
 """
 
 from __future__ import annotations
@@ -12,105 +13,316 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from .operators import Kronecker, Unit
+from .operators import Kronecker, Side, Unit
 from .operators.factor import accurate
-from .program import Op, Program, Ref, bind, observe_p, rematerialise
+from .operators.unit import by_example
+from .program import Op, Program, Ref, bind, has_mark, observe_p, rematerialise, scan_split, shard, vary, varying
 from .sites import Site
 
 
 class Tap(NamedTuple):
-  """A site whose statistics belong to the block of this name."""
+  """A site whose statistics belong to the block of this name.
+
+  bias: whether the block's bias is added here; `axes`: where the channels are, for a scale with a shift.
+  transposed: whether the site uses the block's matrix transposed.
+  """
 
   block: str
   site: Site
   operator: Kronecker | Unit
+  bias: bool = False
+  transposed: bool = False
+
+
+class Taps(NamedTuple):
+  """By site key; with the survey's `chains` (how the coefficients of weights were made)."""
+
+  taps: Mapping[int, Sequence[Tap]]
+  chains: Mapping[int, Mapping[tuple[int, ...], tuple[int, ...]]]
+
+  def inside(self, program: Program) -> list[Tap]:
+    found = []
+    for op in program.ops:
+      found += self.taps.get(op.outputs[0].index, ()) if op.outputs else ()
+      for body in op.bodies:
+        found += self.inside(body)
+    return found
 
 
 Probes = dict[str, dict[str, Array]]
+Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
 
 
 def evaluate(
   program: Program,
-  taps: Mapping[int, Tap],
-  chains: Mapping[int, tuple[Op, int]],
+  taps: Taps,
   inputs: Sequence[Array],
   probes: Probes,
+  coefficients: Mapping[int, Coefficients] | None = None,
+  depth: int = 0,
 ) -> tuple[list[Array], list[tuple[Array, ...]]]:
   """The program's outputs, and the operands of its observation marks in order.
 
   Args:
     program: as traced.
-    taps: by site key.
-    chains: the survey's: how a scaled weight was made.
+    taps: where the probes go.
     inputs: values for the program's inputs.
-    probes: zeros, by block and factor.
+    probes: zeros, by block and statistic.
+    coefficients: of those inputs that are scaled weights, by position.
+    depth: how many loops are around it.
   """
   env: dict[int, Any] = dict(program.consts)
   env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
+  known: dict[int, Coefficients] = {program.inputs[i].index: c for i, c in (coefficients or {}).items()}
   marks: list[tuple[Array, ...]] = []
-
-  def read(value: Any) -> Any:
-    return env[value.index] if isinstance(value, Ref) else value
-
-  def coefficient(value: Ref, site: Site) -> Array | float:
-    """d value / d parameter, entry by entry: the weight's own history, applied to ones."""
-    if value.index not in chains:
-      at_site = value.index == site.op.inputs[site.position].index
-      return site.weight.scale if at_site else jnp.full(value.shape, site.weight.scale, value.dtype)
-    op, i = chains[value.index]
-    if op.name in ('add', 'sub'):
-      return coefficient(op.inputs[i], site)
-    operands = [coefficient(v, site) if j == i else read(v) for j, v in enumerate(op.inputs)]
-    return bind(op, *operands)[0]
-
   for op in program.ops:
-    values = [read(v) for v in op.inputs]
-    tap = taps.get(op.outputs[0].index) if op.outputs else None
-    if op.body is not None:
-
-      def region(values, probes, op=op):
-        return evaluate(op.body, taps, chains, values, probes)
-
-      results, inner = rematerialise(op, region)(values, probes)
-      marks += inner
-    elif op.name == observe_p.name:
+    values = [env[v.index] if isinstance(v, Ref) else v for v in op.inputs]
+    scaled = {i: known[v.index] for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index in known}
+    here = taps.taps.get(op.outputs[0].index, ()) if op.outputs else ()
+    for tap in here:
+      if tap.site.kind == 'free':
+        values[tap.site.position] = _copied(tap, values, probes, scaled)
+    here = [tap for tap in here if tap.site.kind != 'free']
+    if op.name == observe_p.name:
       marks.append(tuple(values))
       results = values[:1]
-    elif tap is not None:
-      c = coefficient(op.inputs[tap.site.position], tap.site)
-      results = [_tapped(op, tap, values, probes[tap.block], c)]
+    elif op.bodies and (has_mark(op) or any(taps.inside(body) for body in op.bodies)):
+      results, inner = _region(op, taps, values, probes, scaled, depth)
+      marks += inner
+    elif here:
+      results = [_tapped(op, here, values, probes, scaled)]
     else:
       results = bind(op, *values)
     env.update({v.index: result for v, result in zip(op.outputs, results, strict=True)})
-  return [read(v) for v in program.outputs], marks
+    for v in op.outputs:
+      for params, positions in taps.chains.get(v.index, {}).items():
+        known.setdefault(v.index, {})[params] = _coefficient(op, v, params, positions, values, scaled)
+  return [env[v.index] if isinstance(v, Ref) else v for v in program.outputs], marks
 
 
-def _tapped(op: Op, tap: Tap, values: list[Any], probe: dict[str, Array], coefficient: Array | float) -> Array:
-  """The site's operation with its probe."""
-  position = tap.site.position
+def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled: Mapping[int, Coefficients]) -> Array:
+  """d result / d parameter, entry by entry: the tangent of the operation for a parameter that grows by one everywhere."""
+  place = next(k for k, v in enumerate(op.outputs) if v.index == out.index)
 
-  def operator(x, w):
-    return bind(op, *((w, x) if position == 0 else (x, w)))[0]
+  def function(*weights):
+    full = list(values)
+    for position, w in zip(positions, weights, strict=True):
+      full[position] = w
+    return bind(op, *full)[place]
 
-  known = (accurate(jax.lax.stop_gradient(coefficient)),) if isinstance(coefficient, jax.Array) else ()
+  primals = [values[i] for i in positions]
+  tangents = [scaled.get(i, {}).get(params, None) for i in positions]
+  tangents = [jnp.ones_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
+  return jax.lax.stop_gradient(jax.jvp(function, primals, tangents)[1])
+
+
+def _coefficient_at(tap: Tap, scaled: Mapping[int, Coefficients]) -> Array | None:
+  return scaled.get(tap.site.position, {}).get(tap.site.weight.params)
+
+
+# --- bodies
+
+
+def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int):
+  """An operation with bodies that hold sites or marks."""
+
+  def body(values, probes, index=0, shift=0, depth=depth):
+    inner = {i - shift: c for i, c in scaled.items() if i >= shift}
+    return evaluate(op.bodies[index], taps, values, probes, inner, depth)
+
+  if op.region == 'remat':
+    return rematerialise(op, body)(values, probes)
+  if op.region == 'cond':
+    branches = [lambda v, p, k=k: body(v, p, index=k, shift=1) for k in range(len(op.bodies))]
+    return jax.lax.switch(values[0], branches, values[1:], probes)
+  if op.region == 'scan':
+    return _scan(op, taps, values, probes, scaled, depth)
+  if op.region == 'shard_map':
+    return _sharded(op, body, values, probes)
+  return _custom(op, body, values, probes)
+
+
+def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int):
+  (body,) = op.bodies
+  n_consts, n_carry = scan_split(op)
+  n_whole = n_consts + n_carry
+  consts, carry, xs = values[:n_consts], values[n_consts:n_whole], values[n_whole:]
+  sliced = {tap.block for tap in taps.inside(body) if tap.site.loops[depth]}
+  moving = {
+    name: {k: p for k, p in probe.items() if not k.startswith('uses')} for name, probe in probes.items() if name in sliced
+  }
+  loops = {i: c for i, c in scaled.items() if i >= n_whole}
+
+  def step(carry, xs):
+    xs, moving, loops = xs
+    own = {name: {**probes[name], **moving.get(name, {})} for name in probes}
+    inner = {**{i: c for i, c in scaled.items() if i < n_whole}, **loops}
+    results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, depth + 1)
+    return results[:n_carry], (results[n_carry:], marks)
+
+  p = op.params
+  carry, (ys, marks) = jax.lax.scan(
+    step, list(carry), (list(xs), moving, loops), p['length'], reverse=p['reverse'], unroll=p['unroll']
+  )
+  return [*carry, *ys], marks
+
+
+def _sharded(op: Op, body, values, probes: Probes):
+  """The body once for each shard; probes go in whole, so that their cotangents are summed over the mesh."""
+  axes = _batch_axes(op)
+
+  def local(values, probes):
+    results, marks = body(values, probes)
+    return results, [tuple(_lead(z) for z in mark) for mark in marks]
+
+  def _lead(z):
+    return vary(z, frozenset(axes))
+
+  marks_spec = [PartitionSpec(axes) if axes else PartitionSpec()]
+  number = sum(_count_marks(inner) for inner in op.bodies[0].ops)
+  return shard(op, local, PartitionSpec(), marks_spec * number)(list(values), probes)
+
+
+def _count_marks(op: Op) -> int:
+  return int(op.name == observe_p.name) + sum(_count_marks(inner) for body in op.bodies for inner in body.ops)
+
+
+def _batch_axes(op: Op) -> tuple[str, ...]:
+  """The mesh axes over which the observations of a shard_map are split: those of its operands' leading axes."""
+  found: list[str] = []
+  for spec in op.params['in_specs']:
+    first = spec[0] if len(spec) else None
+    for axis in first if isinstance(first, tuple) else (first,):
+      if axis is not None and axis not in found:
+        found.append(axis)
+  return tuple(found)
+
+
+def _custom(op: Op, body, values, probes: Probes):
+  """A function with a derivative rule of its own: its value and gradient are its own, its statistics those of its body."""
+  if has_mark(op):
+    return bind(op, *values), body(values, probes)[1]
+  structs = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), probes)
 
   @jax.custom_vjp
-  def twin(x, w, probe, *known):
-    del probe, known
-    return operator(x, w)
+  def twin(values, probes):
+    del probes
+    return bind(op, *values)
 
-  def forward(x, w, probe, *known):
-    y, pull = jax.vjp(operator, x, w)
-    return y, (pull, x, known)
+  def backward(values, dys):
+    _, pull = jax.vjp(lambda floating: bind(op, *_with_floats(values, floating)), _floats(values))
+    zeros = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), structs)
+    _, pull_probes = jax.vjp(lambda probes: body(values, probes)[0], zeros)
+    return _with_floats([None] * len(values), pull(list(dys))[0], values), pull_probes(list(dys))[0]
+
+  twin.defvjp(lambda values, probes: (bind(op, *values), values), backward)
+  return twin(list(values), probes), []
+
+
+def _floats(values: Sequence[Any]) -> list[Any]:
+  """The values that have gradients."""
+  return [v for v in values if jnp.issubdtype(jnp.result_type(v), jnp.inexact)]
+
+
+def _with_floats(values: Sequence[Any], floats: Sequence[Any], like: Sequence[Any] | None = None) -> list[Any]:
+  """The values with others in place of those that have gradients (as `like` tells, or they themselves)."""
+  others = iter(floats)
+  kinds = values if like is None else like
+  return [next(others) if jnp.issubdtype(jnp.result_type(k), jnp.inexact) else v for v, k in zip(values, kinds, strict=True)]
+
+
+# --- sites
+
+
+def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, scaled) -> Array:
+  """The operation with the probes of its sites."""
+  for tap in here:
+    if tap.site.kind == 'entrywise' and jnp.shape(values[tap.site.position]) != op.outputs[0].shape:
+      i = tap.site.position
+      values = [*values[:i], jnp.broadcast_to(values[i], op.outputs[0].shape), *values[i + 1 :]]
+  own = {tap.block: probes[tap.block] for tap in here}
+  known = [_coefficient_at(tap, scaled) for tap in here]
+
+  @jax.custom_vjp
+  def twin(values, probes, known):
+    del probes, known
+    return bind(op, *values)[0]
+
+  def forward(values, probes, known):
+    y, pull = jax.vjp(lambda floating: bind(op, *_with_floats(values, floating))[0], _floats(values))
+    return y, (pull, values, probes, known)
 
   def backward(residuals, dy):
-    pull, x, known = residuals
-    factor = 1 / x if op.name == 'div' else x
-    statistics = tap.operator.statistics(factor, dy, known[0] if known else coefficient)
-    statistics = {name: s.astype(probe[name].dtype) for name, s in statistics.items()}
-    return *pull(dy), statistics, *(jnp.zeros_like(c) for c in known)
+    pull, values, probes, known = residuals
+    slopes = _with_floats([None] * len(values), pull(dy)[0], values)
+    sums = {name: {k: jnp.zeros_like(z) for k, z in probe.items()} for name, probe in probes.items()}
+    for tap, c in zip(here, known, strict=True):
+      found = _statistics(op, tap, values, slopes, dy, c)
+      target = sums[tap.block]
+      target |= {k: target[k] + s.astype(target[k].dtype).reshape(target[k].shape) for k, s in found.items()}
+    return slopes, sums, [None if c is None else jnp.zeros_like(c) for c in known]
 
   twin.defvjp(forward, backward)
-  return twin(values[1 - position], values[position], probe, *known)
+  axes = frozenset().union(*(varying(v) for v in values))
+  own, known = jax.tree.map(lambda x: vary(x, axes), (own, known))
+  return twin(list(values), own, known)
+
+
+def _copied(tap: Tap, values: list[Any], probes: Probes, scaled) -> Array:
+  """The operand of a free site, whose cotangent is the gradient of each example's copy."""
+  value, c = values[tap.site.position], _coefficient_at(tap, scaled)
+
+  @jax.custom_vjp
+  def twin(value, probe, c):
+    del probe, c
+    return value
+
+  def backward(residuals, dy):
+    probe, c = residuals
+    found = tap.operator.statistics([_of_examples(tap, dy, c)])
+    return dy, {k: s.astype(probe[k].dtype) for k, s in found.items()}, None if c is None else jnp.zeros_like(c)
+
+  twin.defvjp(lambda value, probe, c: (value, (probe, c)), backward)
+  probe, c = jax.tree.map(lambda x: vary(x, varying(value)), (probes[tap.block], c))
+  return twin(value, probe, c)
+
+
+def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
+  """The gradient of each example with respect to the parameter's channels, (b, c)."""
+  slope = accurate(slope)
+  slope = slope * (tap.site.weight.scale if coefficient is None else accurate(coefficient))
+  return by_example(slope.real, tap.site.weight.axes)
+
+
+def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, coefficient: Array | None) -> dict[str, Array]:
+  """What one site adds to the statistics of its block."""
+  site = tap.site
+  if site.kind == 'entrywise':
+    gradients = [_of_examples(tap, slopes[site.position], coefficient)]
+    if len(tap.operator.layouts) == 2:
+      gradients.append(by_example(accurate(dy), site.weight.axes) if tap.bias else jnp.zeros_like(gradients[0]))
+    return tap.operator.statistics(gradients)
+  if site.kind == 'gain':
+    return tap.operator.statistics([_of_gain(op, site, values, dy, coefficient)])
+  side = Side(site.weight.scale)
+  if coefficient is not None:
+    matrix = site.linear.matrix(coefficient)
+    along_columns = site.weight.varies <= set(site.linear.column_axes)
+    side = Side(columns=matrix[:, 0]) if along_columns else Side(rows=matrix[:, :, 0])
+  x = values[1 - site.position]
+  return tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed)
+
+
+def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:
+  """The gradient of each example with respect to a factor of the kernel: of y, linear in the kernel, along dkernel/dgain."""
+  full = list(values)
+  full[site.position] = derivative.astype(values[site.position].dtype)
+  along = accurate(bind(op, *full)[0]) * accurate(dy)
+  shape = op.inputs[site.position].shape
+  sums = site.linear.output_rows(along).sum(2)  # s b o
+  sums = jnp.moveaxis(sums, 1, 0).reshape(-1, *(shape[a] for a in site.linear.column_axes))
+  kept = tuple(1 + k for k, a in enumerate(site.linear.column_axes) if a in site.weight.axes)
+  return by_example(sums, kept)

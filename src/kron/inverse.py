@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .stacks import Layout
@@ -20,13 +21,13 @@ def slot_damping(
   mean diagonals (Martens and Grosse 2015, section 6.3). Other slots get the damping itself. `replicate`: see `Placement`.
   """
   trace = {stack: jnp.trace(x, axis1=-2, axis2=-1) / x.shape[-1] for stack, x in factors.items()}
-  partner, paired = layout.partner_values(trace, replicate), layout.paired()
-  result = {}
-  for stack, own in trace.items():
-    usable = (own > 0) & (partner[stack] > 0)
-    ratio = jnp.where(usable, own / jnp.where(usable, partner[stack], 1), 1)
-    result[stack] = jnp.where(paired[stack], jnp.sqrt(damping * ratio), damping).astype(own.dtype)
-  return result
+  own = layout.group_means(trace, replicate)
+  partner = own[layout.partners]
+  usable = (own > 0) & (partner > 0)
+  ratio = jnp.where(usable, own / jnp.where(usable, partner, 1), 1)
+  paired = layout.partners != np.arange(len(layout.partners))
+  added = jnp.where(paired, jnp.sqrt(damping * ratio), damping)
+  return {stack: added[index].astype(factors[stack].dtype) for stack, index in layout.groups.items()}
 
 
 def damped_inverse(matrices: Float[Array, 'o s n n'], damping: Float[Array, 'o s']) -> Float[Array, 'o s n n']:

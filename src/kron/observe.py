@@ -171,7 +171,7 @@ def custom(
         f'observe: targets have shape {jnp.shape(targets)}, outputs of shape {outputs.shape} want {expected}'
       )
   if mask is None:
-    return observe_p.bind(outputs, likelihood=likelihood)
+    return observe_p.bind(outputs, likelihood=likelihood, weighted=False)
   if jnp.shape(mask) != leading:
     raise CurvatureError(f'observe: mask has shape {jnp.shape(mask)}, outputs of shape {outputs.shape} want {leading}')
-  return observe_p.bind(outputs, jnp.asarray(mask, jnp.float32), likelihood=likelihood)
+  return observe_p.bind(outputs, jnp.asarray(mask, jnp.float32), likelihood=likelihood, weighted=True)

@@ -154,11 +154,7 @@ def _average(
 ) -> ScaleByKfacState:
   """Takes the batch's means into the moving averages, but for matrices that are not finite."""
   some = stats.examples > 0
-  means = {}
-  for block in blocks:
-    factors = block.operator.factors.items()
-    counts = {name: stats.uses[block.name] if f.degree == 0 else stats.examples for name, f in factors}
-    means[block.name] = {name: stats.sums[block.name][name] / jnp.where(some, counts[name], 1) for name, _ in factors}
+  means = {block.name: block.operator.combine(stats.means(block.name)) for block in blocks}
   new = layout.gather(placement.replicate(means))
   factors, weights, rejected = {}, {}, state.rejected_statistics
   for stack, x in new.items():
@@ -207,6 +203,7 @@ def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, bloc
   """The gradient tree with every block multiplied by its inverse; parameters without a block pass."""
   leaves, treedef = jax.tree.flatten(updates)
   by_name = dict(zip(param_names(updates), leaves, strict=True))
+  result = dict(by_name)
   for block in blocks:
     present = [name for name in block.params if name in by_name]
     if not present:
@@ -217,11 +214,14 @@ def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, bloc
     # Whole on every device, as the inverses are: one gather here, where products of shards cost several collectives.
     gradients = placement.replicate([by_name[name] for name in block.params])
     v = block.operator.to_matrix(*gradients)
-    v = block.operator.precondition(v, {f: layout.read(inverses, block.name, f) for f in block.operator.factors})
-    v = placement.replicate(v)
-    for name, u in zip(block.params, block.operator.from_matrix(v), strict=True):
-      by_name[name] = u.astype(by_name[name].dtype)
-  return jax.tree.unflatten(treedef, list(by_name.values()))
+    u = block.operator.precondition(v, {f: layout.read(inverses, block.name, f) for f in block.operator.factors})
+    u = block.operator.from_matrix(placement.replicate(u))
+    mine = block.operator.from_matrix(jnp.ones_like(v)) if block.partial else [None] * len(u)
+    for name, new, mask in zip(block.params, u, mine, strict=True):
+      new = new.astype(by_name[name].dtype)
+      # The pieces of a parameter leave one another's entries, and those that no piece holds, as they are.
+      result[name] = new if mask is None else jnp.where(mask != 0, new, result[name])
+  return jax.tree.unflatten(treedef, list(result.values()))
 
 
 def factors(state: Any, curvature: Curvature) -> dict[str, dict[str, Float[Array, 'slots n n']]]:

@@ -1,8 +1,9 @@
-"""The user's loss as a flat list of operations: the one file that touches JAX's tracing machinery.
+"""The user's loss as a list of operations: the one file that touches JAX's tracing machinery.
 
 `trace` turns a function into a `Program`: nested `jit`s are inlined (they change nothing but names), every other
 operation is kept as JAX traced it and bound again when the program is evaluated, so that custom derivative rules stay in
-force. A rematerialised region keeps its own `body`. Dead operations are dropped.
+force. Loops, branches, rematerialised regions, shard_map and functions with derivative rules of their own keep `bodies`.
+Dead operations are dropped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +21,18 @@ from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.interpreters import ad, batching, mlir
 
-_JIT = ('jit', 'pjit', 'closed_call')
-_REMAT = ('checkpoint', 'remat2', 'remat')
+_JIT = ('jit', 'pjit', 'closed_call', 'core_call')
+# What an operation with bodies does with them, by the names that JAX has given it, and where its bodies are.
+_REGIONS = {
+  'checkpoint': ('remat', 'jaxpr'),
+  'remat2': ('remat', 'jaxpr'),
+  'remat': ('remat', 'jaxpr'),
+  'scan': ('scan', 'jaxpr'),
+  'cond': ('cond', 'branches'),
+  'custom_jvp_call': ('custom', 'call_jaxpr'),
+  'custom_vjp_call': ('custom', 'call_jaxpr'),
+  'shard_map': ('shard_map', 'jaxpr'),
+}
 
 
 class Ref(NamedTuple):
@@ -32,12 +44,13 @@ class Ref(NamedTuple):
 
 
 class Op(NamedTuple):
-  """One operation; `inputs` are `Ref`s, or literals by value. `body` is set for a rematerialised region."""
+  """One operation; `inputs` are `Ref`s, or literals by value. A `region` ('remat', 'scan', 'cond'...) has `bodies`."""
 
   eqn: Any
   inputs: tuple[Any, ...]
   outputs: tuple[Ref, ...]
-  body: Program | None
+  region: str | None
+  bodies: tuple[Program, ...]
 
   @property
   def name(self) -> str:
@@ -57,14 +70,17 @@ class Program(NamedTuple):
   outputs: tuple[Any, ...]
 
 
-def trace(fn: Callable, *args: Any) -> tuple[Program, Any]:
-  """The program of `fn(*args)` (arrays or ShapeDtypeStructs) and the pytree of its outputs' shapes."""
+def trace(fn: Callable, *args: Any, operators: Mapping[str, Callable] = MappingProxyType({})) -> tuple[Program, Any]:
+  """The program of `fn(*args)` (arrays or ShapeDtypeStructs) and the pytree of its outputs' shapes.
+
+  operators: plain functions whose programs become the bodies of custom functions or primitives of these names.
+  """
   closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
   # A jaxpr traced under an outer transformation holds that transformation's tracers: it is used once, never cached.
-  return _flatten(closed.jaxpr, closed.consts, itertools.count()), shapes
+  return _flatten(closed.jaxpr, closed.consts, itertools.count(), operators), shapes
 
 
-def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count) -> Program:
+def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operators: Mapping[str, Callable]) -> Program:
   table: dict[Any, Any] = {}
   values: dict[int, Any] = {}
   ops: list[Op] = []
@@ -87,10 +103,15 @@ def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count) -> Progr
         visit(inner)
         table.update(zip(eqn.outvars, [read(v) for v in inner.outvars], strict=True))
         continue
-      body = None
-      if eqn.primitive.name in _REMAT:
-        body = _flatten(*_open(eqn.params['jaxpr']), fresh)
-      ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), body))
+      region, where = _REGIONS.get(eqn.primitive.name, (None, ''))
+      inner = () if region is None else eqn.params[where]
+      plain = operators.get(_function_name(eqn))
+      if plain is not None:
+        region, inner = 'custom', jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
+      bodies = tuple(
+        _flatten(*_open(j), fresh, operators) for j in (inner if isinstance(inner, tuple) else (inner,))
+      )
+      ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies))
 
   def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
     for var, value in zip(jaxpr.constvars, consts, strict=True):
@@ -100,6 +121,13 @@ def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count) -> Progr
   inputs = tuple(define(v) for v in jaxpr.invars)
   visit(jaxpr)
   return _live(Program(inputs, values, tuple(ops), tuple(read(v) for v in jaxpr.outvars)))
+
+
+def _function_name(eqn: Any) -> str:
+  """The name of the Python function that a derivative rule belongs to; of the primitive elsewhere."""
+  body = eqn.params.get('call_jaxpr') if eqn.primitive.name.startswith('custom_') else None
+  info = getattr(_open(body)[0], 'debug_info', None) if body is not None else None
+  return info.func_src_info.split(' ')[0] if info is not None and info.func_src_info else eqn.primitive.name
 
 
 def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
@@ -120,7 +148,7 @@ def _live(program: Program) -> Program:
 
 def has_mark(op: Op) -> bool:
   """Whether the operation is an observation mark or a region that holds one."""
-  return op.name == observe_p.name or (op.body is not None and any(has_mark(inner) for inner in op.body.ops))
+  return op.name == observe_p.name or any(has_mark(inner) for body in op.bodies for inner in body.ops)
 
 
 def bind(op: Op, *values: Any) -> list[Any]:
@@ -141,6 +169,50 @@ def bind(op: Op, *values: Any) -> list[Any]:
 def rematerialise(op: Op, fn: Callable) -> Callable:
   """`fn` under the checkpoint policy of the region `op`."""
   return jax.checkpoint(fn, prevent_cse=op.params['prevent_cse'], policy=op.params['policy'])
+
+
+def scan_split(op: Op) -> tuple[int, int]:
+  """How many of a scan's operands are constants, and how many are carried; the others are sliced."""
+  (body,) = op.bodies
+  # A carried value has the same rank inside and outside: so do the constants, which stand before them.
+  carried = sum(len(v.shape) == len(r.shape) for v, r in zip(op.outputs, _shaped(body.outputs), strict=True))
+  whole = sum(len(v.shape) == len(jnp.shape(o)) for v, o in zip(body.inputs, op.inputs, strict=True))
+  return whole - carried, carried
+
+
+def _shaped(values: Sequence[Any]) -> list[Any]:
+  return [v if isinstance(v, Ref) else jnp.asarray(v) for v in values]
+
+
+def shard(op: Op, fn: Callable, more_in: Any, more_out: Any) -> Callable:
+  """`fn(values, more)` -> (results, more) over the mesh of a shard_map `op`, with specs for what comes in addition."""
+  p = op.params
+  axes = p.get('newly_manual_axes', p.get('manual_axes', frozenset()))
+  return jax.shard_map(
+    fn,
+    mesh=p['mesh'],
+    in_specs=(list(p['in_specs']), more_in),
+    out_specs=(list(p['out_specs']), more_out),
+    axis_names=set(axes),
+    check_vma=p['check_vma'],
+  )
+
+
+def varying(x: Any) -> frozenset[str]:
+  """The mesh axes along which a value differs inside of a shard_map; none elsewhere."""
+  return getattr(getattr(jax.typeof(x), 'manual_axis_type', None), 'varying', frozenset())
+
+
+def vary(x: Any, axes: frozenset[str]) -> Any:
+  """`x`, said to differ along these mesh axes too; its cotangent is summed over them."""
+  missing = tuple(sorted(axes - varying(x)))
+  return jax.lax.pcast(x, missing, to='varying') if missing else x
+
+
+def concrete(op: Op, values: Sequence[Any]) -> list[Any]:
+  """The results of an operation on known numbers, now, even while an outer function is traced."""
+  with jax.ensure_compile_time_eval():
+    return bind(op, *values)
 
 
 def source_line(op: Op) -> str:
@@ -166,31 +238,31 @@ observe_p = jex.Primitive('kron_observe')
 
 
 @observe_p.def_impl
-def _observe_impl(outputs, *weights, likelihood):
-  del weights, likelihood
+def _observe_impl(outputs, *weights, likelihood, weighted):
+  del weights, likelihood, weighted
   return outputs
 
 
 @observe_p.def_abstract_eval
-def _observe_abstract(outputs, *weights, likelihood):
-  del weights, likelihood
+def _observe_abstract(outputs, *weights, likelihood, weighted):
+  del weights, likelihood, weighted
   return outputs
 
 
-def _observe_jvp(primals, tangents, *, likelihood):
-  return observe_p.bind(*primals, likelihood=likelihood), tangents[0]
+def _observe_jvp(primals, tangents, *, likelihood, weighted):
+  return observe_p.bind(*primals, likelihood=likelihood, weighted=weighted), tangents[0]
 
 
-def _observe_batch(operands, dims, *, likelihood):
+def _observe_batch(operands, dims, *, likelihood, weighted):
   # The batched axis becomes one more leading axis: more observations.
   size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not batching.not_mapped)
   moved = [
     jnp.broadcast_to(x, (size, *x.shape)) if d is batching.not_mapped else jnp.moveaxis(x, d, 0)
     for x, d in zip(operands, dims, strict=True)
   ]
-  return observe_p.bind(*moved, likelihood=likelihood), 0
+  return observe_p.bind(*moved, likelihood=likelihood, weighted=weighted), 0
 
 
 ad.primitive_jvps[observe_p] = _observe_jvp
 batching.primitive_batchers[observe_p] = _observe_batch
-mlir.register_lowering(observe_p, lambda ctx, outputs, *weights, likelihood: [outputs])
+mlir.register_lowering(observe_p, lambda ctx, outputs, *extra, likelihood, weighted: [outputs])

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from .blocks import Block
 from .operators.factor import Factor
@@ -32,7 +33,8 @@ class Layout(NamedTuple):
   places: dict[tuple[str, str], Place]
   shapes: dict[str, tuple[int, int, int, int]]
   dtypes: dict[str, Any]
-  partners: dict[str, np.ndarray]  # stack -> (owners, slots): index of the partner's slot in `flat`, or the slot's own
+  groups: dict[str, np.ndarray]  # stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together
+  partners: np.ndarray  # group -> the group of its partner, or its own
 
   def gather(self, values: Mapping[str, Mapping[str, Array]], padding: float = 0.0) -> dict[str, Array]:
     """Stacks from factors by block, (slots, ...) each; padding slots hold a constant."""
@@ -56,15 +58,12 @@ class Layout(NamedTuple):
     place = self.places[block, factor]
     return stacks[place.stack][place.owner, place.start : place.start + place.slots]
 
-  def partner_values(self, values: Mapping[str, Array], replicate: Callable = lambda x: x) -> dict[str, Array]:
-    """For one number a slot: the number of the slot's partner, or its own where it has none."""
+  def group_means(self, values: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, 'groups']:
+    """The mean of one number a slot over the parts of each whole matrix; padding slots are group 0, which is nobody's."""
     flat = replicate(jnp.concatenate([values[stack] for stack in self.shapes], axis=1)).reshape(-1)
-    return {stack: flat[self.partners[stack]] for stack in self.shapes}
-
-  def paired(self) -> dict[str, np.ndarray]:
-    """For each slot whether it has a partner, as (owners, slots)."""
-    own = self._flat_index()
-    return {stack: self.partners[stack] != own[stack] for stack in self.shapes}
+    index = np.concatenate([self.groups[stack] for stack in self.shapes], axis=1).reshape(-1)
+    counts = np.maximum(np.bincount(index, minlength=len(self.partners)), 1)
+    return jax.ops.segment_sum(flat, index, len(self.partners)) / counts.astype(flat.dtype)
 
   def used(self) -> dict[str, np.ndarray]:
     """For each slot whether a factor has it, as (owners, slots)."""
@@ -73,14 +72,6 @@ class Layout(NamedTuple):
       result[place.stack][place.owner, place.start : place.start + place.slots] = True
     return result
 
-  def _flat_index(self) -> dict[str, np.ndarray]:
-    """Positions when the slots of all stacks stand side by side, (owners, slots of all), flattened."""
-    total, offset, index = sum(shape[1] for shape in self.shapes.values()), 0, {}
-    for stack, (owners, slots, *_) in self.shapes.items():
-      index[stack] = np.arange(owners)[:, None] * total + np.arange(slots) + offset
-      offset += slots
-    return index
-
 
 def lay_out(blocks: Sequence[Block], owners: int = 1) -> Layout:
   """Deals the factors of all blocks to owners."""
@@ -88,21 +79,27 @@ def lay_out(blocks: Sequence[Block], owners: int = 1) -> Layout:
   load = [0] * owners
   used: dict[str, list[int]] = {}
   places, dtypes, sizes = {}, {}, {}
-  for block, name, factor in sorted(items, key=lambda item: -item[2].slots * item[2].n ** 3):
+  for block, name, factor in sorted(items, key=lambda item: -item[2].rows * item[2].n ** 3):
     stack = f'n{factor.n}' + ('' if block.dtype == jnp.float32 else f'_{np.dtype(block.dtype).name}')
     owner = min(range(owners), key=lambda o: (load[o], o))
-    load[owner] += factor.slots * factor.n**3
+    load[owner] += factor.rows * factor.n**3
     start = used.setdefault(stack, [0] * owners)[owner]
-    used[stack][owner] += factor.slots
-    places[block.name, name] = Place(stack, owner, start, factor.slots)
+    used[stack][owner] += factor.rows
+    places[block.name, name] = Place(stack, owner, start, factor.rows)
     dtypes[stack], sizes[stack] = block.dtype, factor.n
   shapes = {stack: (owners, max(used[stack]), sizes[stack], sizes[stack]) for stack in sorted(used)}
-  layout = Layout(places, shapes, dtypes, {})
-  index = layout._flat_index()
-  partners = {stack: own.copy() for stack, own in index.items()}
+  groups = {stack: np.zeros(shape[:2], np.int32) for stack, shape in shapes.items()}
+  first: dict[tuple[str, str], int] = {}
+  number = 1
+  for block, name, factor in items:
+    place = places[block.name, name]
+    first[block.name, name] = number
+    whole = np.repeat(np.arange(number, number + factor.slots), factor.parts)
+    groups[place.stack][place.owner, place.start : place.start + place.slots] = whole
+    number += factor.slots
+  partners = np.arange(number)
   for block, name, factor in items:
     if factor.partner is not None:
-      here, there = places[block.name, name], places[block.name, factor.partner]
-      span = index[there.stack][there.owner, there.start : there.start + there.slots]
-      partners[here.stack][here.owner, here.start : here.start + here.slots] = span
-  return layout._replace(partners=partners)
+      mine, theirs = first[block.name, name], first[block.name, factor.partner]
+      partners[mine : mine + factor.slots] = np.arange(theirs, theirs + factor.slots)
+  return Layout(places, shapes, dtypes, groups, partners)

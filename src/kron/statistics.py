@@ -5,20 +5,42 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 class Statistics(NamedTuple):
   """What one batch says of the curvature. Sums: microbatches and shards add.
 
-  sums: block -> factor -> sum of outer products, (slots, n, n).
-  uses: block -> how many rows its input factor sums over.
+  sums: block -> statistic -> sum of outer products, (slots, n, n). A and G, of a kernel also used transposed A' and G'.
+  uses: block -> over how many rows the statistics of its inputs, A and A', sum for each slot.
   examples: how many observations there were; 0 means that no statistics were taken.
   """
 
   sums: dict[str, dict[str, Float[Array, 'slots n n']]]
-  uses: dict[str, Float[Array, '']]
+  uses: dict[str, dict[str, Float[Array, '']]]
   examples: Float[Array, '']
+
+  @classmethod
+  def of(cls, parts: dict[str, dict[str, Array]], loops: dict[str, int], examples: Array) -> Statistics:
+    """From what the probes returned; the uses there are those of all iterations of the loops that slice a kernel."""
+    sums = {b: {k: s for k, s in p.items() if not k.startswith(_USES)} for b, p in parts.items()}
+    uses = {b: {k.removeprefix(_USES): s / loops[b] for k, s in p.items() if k.startswith(_USES)} for b, p in parts.items()}
+    return cls(sums, uses, examples)
+
+  def means(self, block: str) -> dict[str, Float[Array, 'slots n n']]:
+    """The statistics of a block as means: those of inputs over the uses, those of gradients over the observations."""
+    some = lambda n: jnp.where(n > 0, n, 1)  # noqa: E731
+    counts = self.uses[block]
+    return {k: s / some(counts.get(k, self.examples)).astype(s.dtype) for k, s in self.sums[block].items()}
+
+
+_USES = 'uses '
+
+
+def degree(statistic: str) -> int:
+  """How a statistic grows with the loss's gradient: 0 for those of inputs and counts, 2 for the others."""
+  return 0 if statistic.startswith((_USES, 'A')) else 2
 
 
 def accumulate(*statistics: Statistics) -> Statistics:

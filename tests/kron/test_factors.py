@@ -59,7 +59,7 @@ def test_dense(case):
   n_out = np.prod([dy.shape[a] for a in out_axes])
   close(stats.sums['kernel']['A'][0], gram(rows), 1e-5)
   close(stats.sums['kernel']['G'][0], gram(dy.reshape(-1, n_out)), 1e-5)
-  assert stats.uses['kernel'] == rows.shape[0] and stats.examples == x.shape[0]
+  assert stats.uses['kernel']['A'] == rows.shape[0] and stats.examples == x.shape[0]
 
 
 def test_a_bias_appends_a_one_to_the_input():

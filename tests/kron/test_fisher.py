@@ -37,7 +37,7 @@ def loss_fn(params, x, key=None, observe=kron.observe.gaussian, network=linear_n
 
 def block_of(stats, name):
   """A x G over the homogeneous matrix (inputs and a last row for the bias)."""
-  a = stats.sums[name]['A'][0] / stats.uses[name]
+  a = stats.sums[name]['A'][0] / stats.uses[name]['A']
   g = stats.sums[name]['G'][0] / stats.examples
   return np.kron(a, g)
 

@@ -65,7 +65,7 @@ def test_moving_averages_are_debiased(problem):
   for part in range(3):
     own = x[part * 8 : part * 8 + 8], y[:8]
     _, grads, stats = curvature.value_and_grad(params, *own)
-    means.append(stats.sums['last/kernel']['A'][0] / stats.uses['last/kernel'])
+    means.append(stats.sums['last/kernel']['A'][0] / stats.uses['last/kernel']['A'])
     _, state = tx.update(grads, state, params, stats=stats)
   weights = np.array([0.1 * 0.9**2, 0.1 * 0.9, 0.1])
   expected = sum(w * m for w, m in zip(weights, means, strict=True)) / weights.sum()

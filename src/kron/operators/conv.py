@@ -1,7 +1,8 @@
-"""Convolutions in any number of dimensions, with stride, padding and dilation of the kernel or of the input.
+"""Convolutions in any number of dimensions, with stride, padding, dilation of the kernel or of the input, and groups.
 
 The rows of a convolution are its patches, taken as shifted slices rather than by a convolution with one-hot kernels
-(KFC, Grosse and Martens 2016, eq. 12; design.md has the times of both).
+(KFC, Grosse and Martens 2016, eq. 12; design.md has the times of both). Groups are slots, one pair of factors each; a
+depthwise convolution has as many as channels.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ..program import Op
-from ..weights import Move, Weight
+from ..weights import Weight
+from .dense import kernel_matrix
 
 
 class Conv(NamedTuple):
-  """`conv_general_dilated` with one group; the kernel is its second operand."""
+  """`conv_general_dilated`; the kernel is its second operand, its output channels split into (groups, n_out)."""
 
-  kernel_moves: tuple[Move, ...]  # kernel -> (window * channels in, channels out)
+  kernel_shape: tuple[int, ...]
+  kernel_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+  slots: int
   n_in: int
   n_out: int
   features: tuple[int, ...]
@@ -32,9 +36,9 @@ class Conv(NamedTuple):
   kernel_dilation: tuple[int, ...]
   input_spec: tuple[int, ...]  # the axes of batch, channels, space...
   output_spec: tuple[int, ...]
-  scale: float
 
   name = 'conv'
+  one_hot = False
 
   @classmethod
   def recognise(cls, op: Op, position: int, weight: Weight) -> Conv | None:
@@ -42,26 +46,40 @@ class Conv(NamedTuple):
     if op.name != 'conv_general_dilated' or position != 1 or not weight.covers(op.inputs[1].shape):
       return None
     p = op.params
-    if p['feature_group_count'] != 1 or p['batch_group_count'] != 1:
+    if p['batch_group_count'] != 1:
       return None
-    shape, numbers = op.inputs[1].shape, p['dimension_numbers']
+    groups, shape, numbers = p['feature_group_count'], op.inputs[1].shape, p['dimension_numbers']
     out, channels, *space = numbers.rhs_spec
+    split = (*shape[:out], groups, shape[out] // groups, *shape[out + 1 :])
+    channels, space = channels + (channels > out), [a + (a > out) for a in space]
     return cls(
-      kernel_moves=weight.matrix_moves((*space, channels), (out,)),
+      kernel_shape=split,
+      kernel_axes=((out,), (*space, channels), (out + 1,)),
+      slots=groups,
       n_in=math.prod(shape) // shape[out],
-      n_out=shape[out],
+      n_out=shape[out] // groups,
       features=(numbers.out_spec[1],),
-      window=tuple(shape[a] for a in space),
+      window=tuple(split[a] for a in space),
       strides=tuple(p['window_strides']),
       padding=tuple(p['padding']),
       input_dilation=tuple(p['lhs_dilation']),
       kernel_dilation=tuple(p['rhs_dilation']),
       input_spec=tuple(numbers.lhs_spec),
       output_spec=tuple(numbers.out_spec),
-      scale=weight.scale,
     )
 
-  def input_rows(self, x: Float[Array, '...']) -> Float[Array, 'rows n_in']:
+  def matrix(self, kernel: Array) -> Float[Array, 's i o']:
+    return kernel_matrix(self, kernel)
+
+  @property
+  def row_axes(self) -> tuple[int, ...]:
+    return tuple(a - (a > self.kernel_axes[0][0]) for a in self.kernel_axes[1])
+
+  @property
+  def column_axes(self) -> tuple[int, ...]:
+    return self.kernel_axes[0]
+
+  def input_rows(self, x: Float[Array, '...']) -> Float[Array, 's b r i']:
     """One row for each output position: the patch under the kernel, window outermost, channels innermost."""
     batch, channels, *space = self.input_spec
     x = x.transpose((batch, *space, channels))
@@ -74,8 +92,15 @@ class Conv(NamedTuple):
       start = [o * d for o, d in zip(offset, self.kernel_dilation, strict=True)]
       limit = [s + length - r for s, length, r in zip(start, size, reach, strict=True)]
       slices.append(lax.slice(x, (0, *start, 0), (n, *limit, c), (1, *self.strides, 1)))
-    return jnp.concatenate(slices, axis=-1).reshape(-1, self.n_in)
+    if self.slots == 1:
+      return jnp.concatenate(slices, axis=-1).reshape(1, n, -1, self.n_in)
+    patches = jnp.stack(slices, axis=-2)  # b, space, window, channels
+    patches = patches.reshape(n, -1, len(slices), self.slots, c // self.slots)
+    return patches.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
 
-  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 'rows n_out']:
+  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
     batch, channels, *space = self.output_spec
-    return dy.transpose((batch, *space, channels)).reshape(-1, self.n_out)
+    dy = dy.transpose((batch, *space, channels))
+    if self.slots == 1:
+      return dy.reshape(1, dy.shape[0], -1, self.n_out)
+    return dy.reshape(dy.shape[0], -1, self.slots, self.n_out).transpose(2, 0, 1, 3)

@@ -1,55 +1,104 @@
-"""Matrix products: y = x W over any number of contracted, free and leading axes, the kernel on either side."""
+"""Matrix products: y = x W over any contracted, free and batch axes, the kernel on either side.
+
+Batch axes along which the kernel differs (experts, heads) are slots, one pair of factors each. Where the data are
+one-hot, as in an embedding by a product, the input factor is the diagonal of their squares.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
 from ..program import Op
-from ..weights import Move, Weight
+from ..weights import Weight
+from .factor import accurate
 
 
 class Dense(NamedTuple):
-  """`dot_general` without batch axes; `contract` are the data's contracted axes in the kernel's order."""
+  """`dot_general`; `kernel_axes` are the kernel's axes that make slots, rows and columns of its matrix."""
 
-  kernel_moves: tuple[Move, ...]  # kernel -> (n_in, n_out)
+  kernel_shape: tuple[int, ...]
+  kernel_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+  slots: int
   n_in: int
   n_out: int
-  features: tuple[int, ...]  # the axes of y that come from the kernel
-  contract: tuple[int, ...]
-  kernel_first: bool
-  scale: float
+  features: tuple[int, ...]  # the axes of y that come from the kernel: slots, then columns
+  input_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # of x: slots, uses, contracted
+  output_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # of y: slots, uses, columns
+  one_hot: bool = False
 
-  name = 'dense'
+  @property
+  def name(self) -> str:
+    return 'embedding' if self.one_hot else 'dense'
 
   @classmethod
   def recognise(cls, op: Op, position: int, weight: Weight) -> Dense | None:
     """The operator, if `op` multiplies data by the kernel in operand `position`."""
-    if op.name != 'dot_general' or not weight.covers(op.inputs[position].shape):
+    if op.name != 'dot_general' or not weight.unique:
       return None
     contract, batch = op.params['dimension_numbers']
-    if batch[position]:
+    shape, other = op.inputs[position].shape, op.inputs[1 - position].shape
+    inner, batched = tuple(contract[position]), tuple(batch[position])
+    free = tuple(a for a in range(len(shape)) if a not in inner and a not in batched)
+    slots = [k for k, a in enumerate(batched) if a in weight.axes]
+    repeated = [k for k in range(len(batched)) if k not in slots]
+    if any(shape[a] != 1 and a not in weight.axes for a in (*inner, *free)):
       return None
-    shape, y_ndim = op.inputs[position].shape, len(op.outputs[0].shape)
-    inner = tuple(contract[position])
-    free = tuple(axis for axis in range(len(shape)) if axis not in inner)
-    features = range(len(free)) if position == 0 else range(y_ndim - len(free), y_ndim)
+    x_batch = tuple(batch[1 - position])
+    x_free = tuple(a for a in range(len(other)) if a not in x_batch and a not in contract[1 - position])
+    lead = len(batched)
+    y_free, y_out = range(lead, lead + len(x_free)), range(lead + len(x_free), lead + len(x_free) + len(free))
+    if position == 0:
+      y_out, y_free = range(lead, lead + len(free)), range(lead + len(free), lead + len(free) + len(x_free))
+    kernel_axes = (tuple(batched[k] for k in slots), inner, free)
+    sizes = [math.prod(shape[a] for a in group) for group in kernel_axes]
     return cls(
-      kernel_moves=weight.matrix_moves(inner, free),
-      n_in=math.prod(shape[a] for a in inner),
-      n_out=math.prod(shape[a] for a in free),
-      features=tuple(features),
-      contract=tuple(contract[1 - position]),
-      kernel_first=position == 0,
-      scale=weight.scale,
+      shape,
+      kernel_axes,
+      *sizes,
+      features=(*slots, *y_out),
+      input_axes=(
+        tuple(x_batch[k] for k in slots),
+        (*(x_batch[k] for k in repeated), *x_free),
+        tuple(contract[1 - position]),
+      ),
+      output_axes=(tuple(slots), (*repeated, *y_free), tuple(y_out)),
     )
 
-  def input_rows(self, x: Float[Array, '...']) -> Float[Array, 'rows n_in']:
-    """One row for each use of the kernel."""
-    leading = [axis for axis in range(x.ndim) if axis not in self.contract]
-    return x.transpose((*leading, *self.contract)).reshape(-1, self.n_in)
+  def matrix(self, kernel: Array) -> Float[Array, 's i o']:
+    return kernel_matrix(self, kernel)
 
-  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 'rows n_out']:
-    return dy.reshape(self.n_out, -1).T if self.kernel_first else dy.reshape(-1, self.n_out)
+  @property
+  def row_axes(self) -> tuple[int, ...]:
+    """The kernel's axes along which its rows may be scaled; `column_axes`: along which its columns may."""
+    return self.kernel_axes[0] + self.kernel_axes[1]
+
+  @property
+  def column_axes(self) -> tuple[int, ...]:
+    return self.kernel_axes[0] + self.kernel_axes[2]
+
+  def input_rows(self, x: Float[Array, '...']) -> Float[Array, 's b r i']:
+    """One row for each use of the kernel; b is the first axis that is not the kernel's."""
+    return rows(x, self.input_axes)
+
+  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
+    return rows(dy, self.output_axes)
+
+  def input_diagonal(self, x: Float[Array, '...']) -> Float[Array, 's i']:
+    return (accurate(rows(x, self.input_axes)) ** 2).sum((1, 2))
+
+
+def rows(x: Array, axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> Float[Array, 's b r n']:
+  """Axes gathered into slots, examples (the first of the uses), further uses, and features."""
+  slots, uses, features = axes
+  sizes = [math.prod(x.shape[a] for a in group) for group in (slots, uses[:1], uses[1:], features)]
+  return x.transpose((*slots, *uses, *features)).reshape(sizes)
+
+
+def kernel_matrix(linear: Any, kernel: Array) -> Float[Array, 's i o']:
+  """A kernel, or an array shaped like it, as one matrix for each slot."""
+  axes = [a for group in linear.kernel_axes for a in group]
+  axes += [a for a in range(len(linear.kernel_shape)) if a not in axes]  # of length one
+  return kernel.reshape(linear.kernel_shape).transpose(axes).reshape(linear.slots, linear.n_in, linear.n_out)

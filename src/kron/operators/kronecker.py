@@ -1,74 +1,144 @@
 """Blocks with two factors, F = A x G: a kernel with, perhaps, the bias added to its result.
 
-With rows a of the input (a one appended where there is a bias) and g of the loss's gradient at the output,
-A = E[a aT] over all uses of the kernel and G = E[sum over an example's uses of g gT]: K-FAC *expand* (Martens and Grosse
-2015, eq. 1; Eschenhagen et al. 2023, eq. 12). The update of the gradient matrix V is A^-1 V G^-1.
+With rows a of the input (a one appended where there is a bias) and g of the loss's gradient at the output, K-FAC *expand*
+has A = E[a aT] over all uses of the kernel and G = E[sum over an example's uses of g gT] (Martens and Grosse 2015, eq. 1;
+Eschenhagen et al. 2023, eq. 12); *reduce* first takes the mean of a and the sum of g over each example's uses (the same,
+eq. 17). The update of the gradient matrix V is A^-1 V G^-1.
+
+A kernel may also be used transposed: a tied embedding in the decoder, or a layer in a derivative that the loss itself
+takes. Then F = A x G + G' x A', with G' on the side of the rows, A' on that of the columns. It is replaced by the product
+with the same partial traces: (tr G A + tr A' G') x (tr A G + tr G' A') / tr F.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from ..weights import Move, move, move_back
+from ..weights import Arrangement
 from .conv import Conv
 from .dense import Dense
-from .factor import Factor, accurate
+from .embedding import Embedding
+from .factor import Factor, accurate, gram, multiply
+
+Linear = Dense | Conv | Embedding
+SHARING = ('expand', 'reduce')
 
 
 class Kronecker(NamedTuple):
-  """The block of one linear operator; `bias_moves` is None without a bias."""
+  """The block of one kernel (slots, rows, columns) and its bias (slots, columns).
 
-  linear: Dense | Conv
-  kernel_shape: tuple[int, ...]
-  bias_shape: tuple[int, ...]
-  bias_moves: tuple[Move, ...] | None
+  rows, columns: factors of all slots, those of the `loops` iterations that slice the kernel included.
+  reduced: None for *expand*; for *reduce* the number of examples, whose rows are summed before their products are taken.
+  transposed: whether some uses are of the transposed matrix.
+  """
 
-  @property
-  def name(self) -> str:
-    return self.linear.name
+  name: str
+  kernel: Arrangement
+  bias: Arrangement | None
+  shapes: tuple[tuple[int, ...], ...]  # of the kernel's parameters, then the bias's
+  rows: Factor
+  columns: Factor
+  loops: int = 1
+  reduced: int | None = None
+  transposed: bool = False
 
   @property
   def factors(self) -> dict[str, Factor]:
-    n = self.linear.n_in + (self.bias_moves is not None)
-    return {'A': Factor(1, n, degree=0, partner='G'), 'G': Factor(1, self.linear.n_out, degree=2, partner='A')}
+    return {'A': self.rows, 'G': self.columns}
 
-  def uses(self, dy_shape: tuple[int, ...]) -> int:
-    """How many rows `statistics` sums over."""
-    return math.prod(dy_shape) // self.linear.n_out
+  def probes(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of what `statistics` returns in one iteration; the counts of uses are numbers."""
+    a, g = self.rows, self.columns
+    if self.reduced is not None:
+      slots = a.slots // self.loops
+      return {'A': (slots, self.reduced, a.size), 'G': (slots, self.reduced, g.size), 'uses A': ()}
+    by_rows, by_columns = (a.rows // self.loops, a.n, a.n), (g.rows // self.loops, g.n, g.n)
+    shapes = {'A': by_rows, 'G': by_columns, 'uses A': ()}
+    if self.transposed:
+      shapes |= {"A'": by_columns, "G'": by_rows, "uses A'": ()}
+    return shapes
 
-  def statistics(self, x: Array, dy: Array, coefficient: Array | float) -> dict[str, Float[Array, '1 n n']]:
-    """Sums of a aT and g gT over the rows of one batch."""
-    del coefficient
-    rows = self.linear.input_rows(x)
-    a = _gram(rows) * self.linear.scale**2
-    if self.bias_moves is not None:
-      ones = rows.sum(0, dtype=a.dtype, keepdims=True) * self.linear.scale
-      count = jnp.full((1, 1), rows.shape[0], a.dtype)
-      a = jnp.block([[a, ones.T], [ones, count]])
-    return {'A': a[None], 'G': _gram(self.linear.output_rows(dy))[None]}
+  def statistics(
+    self, linear: Linear, x: Array, dy: Array, coefficient: Side, bias: bool, transposed: bool
+  ) -> dict[str, Array]:
+    """What one use of the kernel adds: sums of a aT and g gT over its rows, or for *reduce* the summed rows.
 
-  def to_matrix(self, kernel: Array, bias: Array | None = None) -> Float[Array, 'n_in n_out']:
-    v = move(self.linear.kernel_moves, accurate(kernel))
-    if bias is not None:
-      v = jnp.concatenate([v, move(self.bias_moves, accurate(bias)).reshape(1, -1)])
+    Args:
+      coefficient: by which the operation's rows and columns are multiplied in the kernel itself.
+      bias: whether this use adds the block's bias.
+      transposed: whether the operation's rows are the block's columns.
+    """
+    g = linear.output_rows(dy)
+    if coefficient.columns is not None:
+      g = g * coefficient.columns[:, None, None].astype(g.dtype)
+    uses = jnp.asarray(g.shape[1] * g.shape[2] * (2 if jnp.iscomplexobj(g) else 1), jnp.float32)
+    a_side, g_side = (self.columns, self.rows) if transposed else (self.rows, self.columns)
+    if linear.one_hot:
+      a = linear.input_diagonal(x).reshape(-1, 1, 1)
+    else:
+      a = linear.input_rows(x)
+      if coefficient.rows is not None:
+        a = a * coefficient.rows[:, None, None].astype(a.dtype)
+      if self.bias is not None and not transposed:
+        a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
+      if self.reduced is not None:
+        return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses}
+      a = gram(a_side, a.reshape(a.shape[0], -1, a.shape[-1]))
+    if self.bias is not None and transposed:
+      g = jnp.concatenate([g, jnp.zeros((*g.shape[:-1], 1), g.dtype)], -1)
+    sums = (a * coefficient.scale**2, gram(g_side, g.reshape(g.shape[0], -1, g.shape[-1])), uses)
+    return dict(zip(("A'", "G'", "uses A'") if transposed else ('A', 'G', 'uses A'), sums, strict=True))
+
+  def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
+    """Sums over examples and uses from what came back through the probes."""
+    if self.reduced is None:
+      return sums
+    each = jnp.maximum(sums['uses A'] / (self.loops * self.reduced), 1)
+    a, g = sums['A'] / each.astype(sums['A'].dtype), sums['G']
+    return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each}
+
+  def combine(self, means: dict[str, Array]) -> dict[str, Array]:
+    """The two factors from the means of all statistics."""
+    if not self.transposed:
+      return {'A': means['A'], 'G': means['G']}
+    a, g, back_a, back_g = (means[k] for k in ('A', 'G', "A'", "G'"))
+    tr = lambda factor, m: jnp.trace(m, axis1=1, axis2=2).reshape(factor.slots, -1).sum(1)  # noqa: E731
+    spread = lambda factor, t: jnp.repeat(t, factor.parts)[:, None, None]  # noqa: E731
+    at, gt, bat, bgt = tr(self.rows, a), tr(self.columns, g), tr(self.columns, back_a), tr(self.rows, back_g)
+    root = jnp.sqrt(jnp.maximum(at * gt + bgt * bat, jnp.finfo(at.dtype).tiny))
+    rows = spread(self.rows, gt / root) * a + spread(self.rows, bat / root) * back_g
+    columns = spread(self.columns, at / root) * g + spread(self.columns, bgt / root) * back_a
+    return {'A': rows, 'G': columns}
+
+  def to_matrix(self, *gradients: Array) -> Float[Array, 's i o']:
+    n = len(self.kernel.params)
+    v = self.kernel.apply(*(accurate(g) for g in gradients[:n]))
+    if self.bias is not None:
+      b = self.bias.apply(*(accurate(g) for g in gradients[n:]))
+      v = jnp.concatenate([v, b[:, None, :]], 1)
     return v
 
-  def from_matrix(self, v: Float[Array, 'n_in n_out']) -> tuple[Array, ...]:
-    kernel = move_back(self.linear.kernel_moves, self.kernel_shape, v[: self.linear.n_in])
-    if self.bias_moves is None:
-      return (kernel,)
-    return kernel, move_back(self.bias_moves, self.bias_shape, v[-1])
+  def from_matrix(self, v: Float[Array, 's i o']) -> list[Array]:
+    n = len(self.kernel.params)
+    if self.bias is None:
+      return self.kernel.back(self.shapes, v)
+    return self.kernel.back(self.shapes[:n], v[:, :-1]) + self.bias.back(self.shapes[n:], v[:, -1])
 
-  def precondition(self, v: Float[Array, 'n_in n_out'], inverses: dict[str, Array]) -> Float[Array, 'n_in n_out']:
-    return inverses['A'][0] @ v @ inverses['G'][0]
+  def precondition(self, v: Float[Array, 's i o'], inverses: dict[str, Array]) -> Float[Array, 's i o']:
+    v = multiply(self.rows, inverses['A'], v)
+    if self.columns.parts == 1:
+      return v @ inverses['G']
+    return jnp.swapaxes(multiply(self.columns, inverses['G'], jnp.swapaxes(v, 1, 2)), 1, 2)
 
 
-def _gram(rows: Float[Array, 'rows n']) -> Float[Array, 'n n']:
-  """rowsT rows, summed in at least f32 whatever the rows' type."""
-  dtype = jnp.promote_types(rows.dtype, jnp.float32)
-  return lax.dot_general(rows, rows, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+class Side(NamedTuple):
+  """The coefficient of a weight at its site: a number, or arrays along the rows or columns of its matrix."""
+
+  scale: float = 1.0
+  rows: Float[Array, 's i'] | None = None
+  columns: Float[Array, 's o'] | None = None
+
+

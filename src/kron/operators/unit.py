@@ -1,7 +1,8 @@
-"""Blocks of one small matrix for each channel: a norm's scale and shift together, either alone, or a plain diagonal.
+"""Blocks of one small matrix for each channel: a norm's scale and shift together, or any free parameter alone.
 
-For y = c x s + b, elementwise along the channels, the gradients of one example are ds = sum c x dy and db = sum dy over
-its positions, and the block is the 2 x 2 matrix E[(ds, db)(ds, db)T] (SP-NGD, Osawa et al. 2020, section 4.2).
+A free parameter meets data entry by entry (y = c x s + b, a learned temperature) or is put beside it (class tokens,
+position embeddings). With ds and db the gradients of one example, summed over its positions, the block is the 2 x 2
+matrix E[(ds, db)(ds, db)T] for each channel (SP-NGD, Osawa et al. 2020, section 4.2), or E[ds^2] alone.
 """
 
 from __future__ import annotations
@@ -9,57 +10,73 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..weights import Move, move, move_back
-from .factor import Factor, accurate
+from ..weights import Arrangement
+from .factor import Factor, accurate, whole
 
 
 class Unit(NamedTuple):
-  """Scale and shift, in this order, where they are; `channels`: their axes in y, in the order of the matrix's rows."""
+  """One or two parameters, laid out as (channels,) in the same order, those of all `loops` iterations that slice them.
 
-  has_scale: bool
+  spread: for a parameter whose entries were picked several times (a table of relative positions): from the gradient of
+    what was picked, channel by channel, back to the parameter's entries.
+  """
+
+  name: str
+  layouts: tuple[Arrangement, ...]
   shapes: tuple[tuple[int, ...], ...]
-  moves: tuple[tuple[Move, ...], ...]  # each parameter -> (channels,)
-  channels: tuple[int, ...]
+  loops: int = 1
+  spread: Arrangement | None = None
 
-  @property
-  def name(self) -> str:
-    return 'scale and shift' if len(self.shapes) == 2 else 'scale' if self.has_scale else 'shift'
+  reduced = None
+  transposed = False
 
   @property
   def factors(self) -> dict[str, Factor]:
-    return {'F': Factor(math.prod(self.shapes[0]), len(self.shapes), degree=2)}
+    return {'F': whole(math.prod(self.layouts[0].shape), len(self.layouts))}
 
-  def statistics(self, x: Array, dy: Array, coefficient: Array | float) -> dict[str, Float[Array, 'c k k']]:
-    """Sums over the examples (leading axis) of the outer products of their gradients, channel by channel."""
-    dy = accurate(dy)
-    gradients = []
-    if self.has_scale:
-      gradients.append(self._by_example(accurate(x) * coefficient * dy))
-      coefficient = 1.0  # a shift that joins a scale is a plain one
-    if len(self.shapes) > len(gradients):
-      gradients.append(self._by_example(dy * coefficient))
+  def probes(self) -> dict[str, tuple[int, ...]]:
+    k = len(self.layouts)
+    return {'F': (self.factors['F'].slots // self.loops, k, k)}
+
+  def statistics(self, gradients: list[Float[Array, 'b c']]) -> dict[str, Float[Array, 'c k k']]:
+    """Sums over the examples of the outer products of their gradients, channel by channel."""
+    if self.spread is not None:
+      (g,) = gradients
+      back = lambda x: self.spread.back(self.shapes, x.reshape(self.spread.shape))[0].reshape(-1)  # noqa: E731
+      gradients = [jax.vmap(back)(g)]
     u = jnp.stack(gradients, axis=-1)
     return {'F': jnp.einsum('bci,bcj->cij', u, u)}
 
-  def _by_example(self, dy: Float[Array, 'b ...']) -> Float[Array, 'b c']:
-    rest = tuple(axis for axis in range(1, dy.ndim) if axis not in self.channels)
-    return dy.transpose((0, *self.channels, *rest)).reshape(dy.shape[0], math.prod(self.shapes[0]), -1).sum(-1)
+  def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
+    return sums
+
+  def combine(self, means: dict[str, Array]) -> dict[str, Array]:
+    return means
 
   def to_matrix(self, *gradients: Array) -> Float[Array, 'c k']:
-    vectors = [move(moves, accurate(g)).reshape(-1) for moves, g in zip(self.moves, gradients, strict=True)]
-    return jnp.stack(vectors, axis=-1)
+    laid_out = [w.apply(accurate(g)).reshape(-1) for w, g in zip(self.layouts, gradients, strict=True)]
+    return jnp.stack(laid_out, axis=-1)
 
-  def from_matrix(self, v: Float[Array, 'c k']) -> tuple[Array, ...]:
-    return tuple(move_back(m, shape, v[:, i]) for i, (m, shape) in enumerate(zip(self.moves, self.shapes, strict=True)))
+  def from_matrix(self, v: Float[Array, 'c k']) -> list[Array]:
+    parts = zip(self.layouts, self.shapes, strict=True)
+    return [w.back([shape], v[:, k].reshape(w.shape))[0] for k, (w, shape) in enumerate(parts)]
 
   def precondition(self, v: Float[Array, 'c k'], inverses: dict[str, Array]) -> Float[Array, 'c k']:
     return jnp.einsum('cij,cj->ci', inverses['F'], v)
 
 
-def diagonal(shape: tuple[int, ...]) -> Unit:
+def by_example(dy: Float[Array, 'b ...'], channels: tuple[int, ...]) -> Float[Array, 'b c']:
+  """Sums over every axis but the first and the channels."""
+  rest = tuple(a for a in range(1, dy.ndim) if a not in channels)
+  return dy.sum(rest).reshape(dy.shape[0], -1)
+
+
+def diagonal(param: int, shape: tuple[int, ...], name: str = 'diagonal') -> Unit:
   """A block of one number for each entry of a parameter, whose statistic is the square of a summed gradient."""
-  flatten: Move = (tuple(range(len(shape))), (math.prod(shape),))
-  return Unit(False, (shape,), ((flatten,),), ())
+  size = math.prod(shape)
+  layout = Arrangement((param,), ('flat',), lambda x: x.reshape(-1), (size,))
+  return Unit(name, (layout,), (shape,))

@@ -1,0 +1,93 @@
+"""Embeddings: rows of a table picked by `gather`. The input is a one-hot vector, so its factor is a diagonal of counts."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from ..program import Op
+from ..weights import Weight
+from .dense import kernel_matrix
+
+
+class Embedding(NamedTuple):
+  """`gather` along the axes `picked` of the table, whole along its others."""
+
+  kernel_shape: tuple[int, ...]
+  kernel_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+  slots: int
+  n_in: int
+  n_out: int
+  features: tuple[int, ...]
+  output_axes: tuple[int, ...]  # of y: uses, then features
+  picked: tuple[int, ...]
+  columns: tuple[int, ...]  # which column of the indices belongs to each picked axis
+  drop: bool  # indices outside of the table pick nothing
+
+  name = 'embedding'
+  one_hot = True
+
+  @classmethod
+  def recognise(cls, op: Op, position: int, weight: Weight) -> Embedding | None:
+    """The operator, if `op` looks rows up in the table in operand 0."""
+    if op.name != 'gather' or position != 0 or not weight.covers(op.inputs[0].shape):
+      return None
+    shape, numbers = op.inputs[0].shape, op.params['dimension_numbers']
+    sizes = op.params['slice_sizes']
+    if numbers.operand_batching_dims:
+      return None
+    # An axis taken whole may have an index too (always zero, as vmap writes it).
+    picked = tuple(a for a in numbers.start_index_map if sizes[a] == 1)
+    kept = tuple(a for a in range(len(shape)) if a not in picked)
+    if any(sizes[a] != shape[a] for a in kept) or not picked:
+      return None
+    y_ndim = len(op.outputs[0].shape)
+    offsets = [a for a in range(len(shape)) if a not in numbers.collapsed_slice_dims]
+    place = dict(zip(offsets, numbers.offset_dims, strict=True))
+    features = tuple(place[a] for a in kept)
+    uses = tuple(a for a in range(y_ndim) if a not in features)
+    mode = op.params['mode']
+    return cls(
+      kernel_shape=shape,
+      kernel_axes=((), picked, kept),
+      slots=1,
+      n_in=math.prod(shape[a] for a in picked),
+      n_out=math.prod(shape[a] for a in kept),
+      features=features,
+      output_axes=(*uses, *features),
+      picked=picked,
+      columns=tuple(numbers.start_index_map.index(a) for a in picked),
+      drop=mode == lax.GatherScatterMode.FILL_OR_DROP,
+    )
+
+  def matrix(self, kernel: Array) -> Float[Array, 's i o']:
+    return kernel_matrix(self, kernel)
+
+  @property
+  def row_axes(self) -> tuple[int, ...]:
+    return ()  # counts know no scale
+
+  @property
+  def column_axes(self) -> tuple[int, ...]:
+    return self.kernel_axes[2]
+
+  def input_diagonal(self, indices: Int[Array, '... k']) -> Float[Array, '1 i']:
+    """How often each row was picked."""
+    sizes = [self.kernel_shape[a] for a in self.picked]
+    inside = jnp.ones(indices.shape[:-1], bool)
+    row = jnp.zeros(indices.shape[:-1], jnp.int32)
+    for size, column in zip(sizes, self.columns, strict=True):
+      index = indices[..., column]
+      inside &= (index >= 0) & (index < size)
+      row = row * size + jnp.clip(index, 0, size - 1).astype(jnp.int32)
+    weight = inside.astype(jnp.float32) if self.drop else jnp.ones(row.shape, jnp.float32)
+    return jnp.zeros((1, self.n_in), jnp.float32).at[0, row.reshape(-1)].add(weight.reshape(-1))
+
+  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, '1 b r o']:
+    uses = self.output_axes[: dy.ndim - len(self.features)]
+    sizes = [1, *(dy.shape[a] for a in uses[:1]), math.prod(dy.shape[a] for a in uses[1:]), self.n_out]
+    return dy.transpose(self.output_axes).reshape(sizes if uses else (1, 1, 1, self.n_out))

@@ -1,0 +1,121 @@
+"""Walks a program and notes its sites: where each parameter meets data, by what the operations mean.
+
+A weight is followed through what only rearranges or scales it until it meets data (`follow.py`), into loops, branches and
+other bodies. What is met otherwise is refused, with the parameter, the operation and the line, and never treated as
+something it is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import follow
+from .program import Op, Program, Ref, observe_p, scan_split
+from .sites import DATA, INPUT, Derived, Survey, Walk, params_of
+from .weights import Weight
+
+
+def survey(program: Program, n_params: int) -> Survey:
+  """The sites of a program whose first `n_params` inputs are the parameters."""
+  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}), {})
+  _note_readers(program, walk.found)
+  kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
+  for kind in _visit(program, kinds, walk):
+    walk.found.regularisers.update(params_of(kind))
+  return walk.found
+
+
+def _note_readers(program: Program, found: Survey) -> None:
+  for op in (*program.ops, None):
+    for v in program.outputs if op is None else op.inputs:
+      if isinstance(v, Ref):
+        found.readers.setdefault(v.index, []).append(op)
+  for op in program.ops:
+    found.makers.update((v.index, op) for v in op.outputs)
+    for body in op.bodies:
+      _note_readers(body, found)
+
+
+def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
+  """Walks one program; returns the kinds of its outputs, activations settled."""
+  walk.kinds.update(dict.fromkeys(program.consts, INPUT))
+  walk.kinds.update({v.index: kind for v, kind in zip(program.inputs, inputs, strict=True)})
+  for op in program.ops:
+    if op.name == observe_p.name:
+      walk.found.marks.append((op, walk.depth))
+    results = _region(op, walk) or follow.results(op, walk)
+    walk.kinds.update({v.index: kind for v, kind in zip(op.outputs, results, strict=True)})
+  return [follow.settle(v, walk) for v in program.outputs]
+
+
+def _region(op: Op, walk: Walk) -> list[Any] | None:
+  """The kinds of the results of an operation with bodies; None where none needs to be looked into."""
+  if op.region is None or follow.is_entrywise(op):
+    return None
+  inputs = [walk.kind(v) for v in op.inputs]
+  marked = any(follow.holds_mark(body) for body in op.bodies)
+  if not marked and not any(isinstance(k, Weight | Derived) for k in inputs):
+    return None
+  inputs = [follow.settle(v, walk, whole=True) for v in op.inputs]
+  if op.region == 'scan':
+    return _scan(op, inputs, walk)
+  if op.region == 'cond':
+    branches = [_visit(body, inputs[1:], walk) for body in op.bodies]
+    return [_join(list(kinds), op, walk) for kinds in zip(*branches, strict=True)]
+  if op.region == 'shard_map':
+    for i, (kind, spec) in enumerate(zip(inputs, op.params['in_specs'], strict=True)):
+      if params_of(kind) and any(spec):
+        for param in params_of(kind):
+          walk.refuse(param, f'shard_map (split over the mesh by {spec})', op)
+        inputs[i] = DATA
+    walk = walk._replace(sharded=True, times=walk.times * op.params['mesh'].size)
+  results = _visit(op.bodies[0], inputs, walk)
+  # The coefficient of a scaled weight, and what a mesh does to a weight, are not known outside of the body.
+  plain = op.region == 'remat'
+  return [k if not isinstance(k, Weight) or (plain and not k.chained) else Derived(params_of(k), op) for k in results]
+
+
+def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:
+  (body,) = op.bodies
+  n_consts, n_carry = scan_split(op)
+  for i in range(n_consts, n_consts + n_carry):
+    unchanged = body.outputs[i - n_consts] is body.inputs[i]
+    if isinstance(inputs[i], Weight) and not unchanged:  # a learned initial state
+      follow.free(op, i, inputs[i], walk)
+      inputs[i] = DATA
+  for i in range(n_consts + n_carry, len(inputs)):
+    if isinstance(inputs[i], Weight):
+      inputs[i] = inputs[i].sliced_by_loop(walk.depth)
+  inner = walk._replace(depth=walk.depth + 1, times=walk.times * op.params['length'])
+  while True:
+    results = _visit(body, inputs, inner._replace(found=(trial := walk.found.copy())))
+    carried = inputs[n_consts : n_consts + n_carry]
+    met = [
+      a if isinstance(a, Weight) else _join([a, b], op, inner._replace(found=trial))
+      for a, b in zip(carried, results, strict=False)
+    ]
+    if met == carried:
+      break
+    inputs[n_consts : n_consts + n_carry] = met
+  _replace(walk.found, trial)
+  return [*carried, *(Derived(params_of(k), op) if isinstance(k, Weight) else k for k in results[n_carry:])]
+
+
+def _replace(found: Survey, other: Survey) -> None:
+  """Takes over what another survey, that began as a copy of this one, has found."""
+  for mine, theirs in ((found.sites, other.sites), (found.chains, other.chains), (found.refusals, other.refusals)):
+    mine.clear()
+    mine.update(theirs)
+  found.regularisers.update(other.regularisers)
+  found.marks[:] = other.marks
+
+
+def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
+  """What a value is that may be any of these."""
+  params = frozenset().union(*(params_of(k) for k in kinds))
+  if DATA in kinds:
+    walk.found.regularisers.update(params)
+    return DATA
+  if params:
+    return Derived(params, next((k.op for k in kinds if isinstance(k, Derived)), op))
+  return INPUT if INPUT in kinds else None
