@@ -188,7 +188,7 @@ class Curvature:
     for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
       if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise CurvatureError(f'parameter {name!r} has type {leaf.dtype}; parameters must be real numbers')
-    found = survey(program, len(names))
+    found = survey(program, len(names), self.fisher == 'empirical')
     marks = [mark for mark, _ in found.marks]
     if self.fisher != 'empirical' and not marks:
       raise CurvatureError(

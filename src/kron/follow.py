@@ -55,8 +55,9 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
   scalar = bool(op.outputs) and not op.outputs[0].shape
   if not any(_is_data(k) for k in kinds):
     return Derived(params, step)
-  if DATA not in kinds and (scalar or op.name in _ENTRYWISE):
-    return Derived(params, step)  # a weighted L2 term, or one that compares with old parameters
+  if DATA not in kinds and (scalar or (op.name in _ENTRYWISE and not walk.from_loss)):
+    # A weighted L2 term, or one that compares with old parameters; were it an output, its mark would refuse it.
+    return Derived(params, step)
   if op.name in ('add', 'sub', 'add_any') and scalar:  # the loss plus an L2 term
     walk.found.regularisers.update(params)
     return DATA

@@ -255,9 +255,9 @@ def _observe_jvp(primals, tangents, *, likelihood, weighted):
 
 def _observe_batch(operands, dims, *, likelihood, weighted):
   # The batched axis becomes one more leading axis: more observations.
-  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not batching.not_mapped)
+  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
   moved = [
-    jnp.broadcast_to(x, (size, *x.shape)) if d is batching.not_mapped else jnp.moveaxis(x, d, 0)
+    jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
     for x, d in zip(operands, dims, strict=True)
   ]
   return observe_p.bind(*moved, likelihood=likelihood, weighted=weighted), 0

@@ -88,13 +88,17 @@ class Survey(NamedTuple):
 
 
 class Walk(NamedTuple):
-  """What the walk knows so far, and where it is: `depth` loops deep, in code that runs `times` times."""
+  """What the walk knows so far, and where it is: `depth` loops deep, in code that runs `times` times.
+
+  from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  """
 
   found: Survey
   kinds: dict[int, Any]
   depth: int = 0
   times: int = 1
   sharded: bool = False
+  from_loss: bool = False
 
   def kind(self, value: Any) -> Any:
     return self.kinds.get(value.index) if isinstance(value, Ref) else None

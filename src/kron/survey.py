@@ -15,9 +15,12 @@ from .sites import DATA, INPUT, Derived, Survey, Walk, params_of
 from .weights import Weight
 
 
-def survey(program: Program, n_params: int) -> Survey:
-  """The sites of a program whose first `n_params` inputs are the parameters."""
-  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}), {})
+def survey(program: Program, n_params: int, from_loss: bool) -> Survey:
+  """The sites of a program whose first `n_params` inputs are the parameters.
+
+  from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  """
+  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}), {}, from_loss=from_loss)
   _note_readers(program, walk.found)
   kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
   for kind in _visit(program, kinds, walk):
@@ -43,6 +46,13 @@ def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
   for op in program.ops:
     if op.name == observe_p.name:
       walk.found.marks.append((op, walk.depth))
+      kind = follow.settle(op.inputs[0], walk)
+      if isinstance(kind, Weight):  # outputs that no data have met: one copy for each example
+        follow.free(op, 0, kind, walk)
+      for param in params_of(kind) if isinstance(kind, Derived) else ():
+        walk.refuse(param, f'{kind.op.name} (a computed weight), then observed', op)
+      walk.kinds[op.outputs[0].index] = DATA if params_of(kind) else kind
+      continue
     results = _region(op, walk) or follow.results(op, walk)
     walk.kinds.update({v.index: kind for v, kind in zip(op.outputs, results, strict=True)})
   return [follow.settle(v, walk) for v in program.outputs]

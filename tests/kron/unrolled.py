@@ -1,0 +1,290 @@
+"""Factors the slow way, for any program: loops unrolled, calls inlined, and every use of a parameter differentiated apart.
+
+With none of the code under test: operations are evaluated one by one. A use is an operation in which a value made of
+parameters alone meets one that depends on the batch. A linear use gets an offset added to its result, whose gradient is
+dy; its rows are the derivatives of the result with respect to the parameter. In any other use every example has a switch,
+through which alone the gradient with respect to that example's copy of the parameter flows.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+LINEAR = ('dot_general', 'conv_general_dilated', 'gather')
+
+
+class Value:
+  """A number with what it depends on: `params` (indices of leaves) and whether the batch takes part."""
+
+  def __init__(self, x, params=frozenset(), batch=False):
+    self.x, self.params, self.batch = x, params, batch
+
+
+class Unrolled:
+  """The uses of `fn(params, *args)`; `examples` is the length of the batch's leading axis, unlike other lengths.
+
+  state: positions of the arguments that hold no examples.
+  """
+
+  def __init__(self, fn, params, args, examples, state=()):
+    self.leaves, self.treedef = jax.tree.flatten(params)
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    self.names = [jax.tree_util.keystr(k, simple=True, separator='/') for k, _ in paths]
+    self.closed = jax.make_jaxpr(fn)(params, *args)
+    self.data = jax.tree.leaves(args)
+    self.batched = [i not in state for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
+    self.n = examples
+    self.decisions = None
+    self.run(self.leaves)
+    self.decisions = self.decided
+    self.found = self.uses
+    self.ids, start = [], 1
+    for leaf in self.leaves:
+      self.ids.append(jnp.arange(start, start + leaf.size, dtype=jnp.float32).reshape(leaf.shape))
+      start += leaf.size
+    self.run(self.ids)
+    for use, numbered in zip(self.found, self.uses, strict=True):
+      use['ids'] = np.asarray(numbered['x'][use['position']], np.float64) if use['linear'] else None
+
+  def gradients(self):
+    """dy of every linear use (of the summed loss), and of every other use the examples' gradients by leaf."""
+    offsets = [jnp.zeros(u['shape']) if u['linear'] else jnp.zeros(()) for u in self.found]
+    switches = jnp.ones((len(self.found), self.n))
+    dy = jax.grad(lambda o: self.run(self.leaves, o)[0].x * self.n)(offsets)
+    others = [k for k, u in enumerate(self.found) if not u['linear']]
+    each = {}
+    if others:
+      single = jnp.zeros((len(others) * self.n, len(self.found), self.n))
+      for row, (k, example) in enumerate(itertools.product(others, range(self.n))):
+        single = single.at[row, k, example].set(1.0)
+      involved = sorted({p for k in others for p in self.found[k]['params']})
+
+      def loss(chosen, switches):
+        leaves = [chosen.get(i, jax.lax.stop_gradient(x)) for i, x in enumerate(self.leaves)]
+        return self.run(leaves, None, switches)[0].x * self.n
+
+      chosen = {i: self.leaves[i] for i in involved}
+      grads = jax.vmap(jax.grad(loss), (None, 0))(chosen, single)
+      for row, k in enumerate(others):
+        part = slice(row * self.n, (row + 1) * self.n)
+        each[k] = {p: np.asarray(grads[p][part], np.float64) for p in self.found[k]['params']}
+    del switches
+    return dy, each
+
+  def run(self, leaves, offsets=None, switches=None):
+    self.offsets, self.switches, self.uses, self.decided = offsets, switches, [], []
+    inputs = [Value(x, frozenset([i])) for i, x in enumerate(leaves)]
+    inputs += [Value(x, batch=b and jnp.ndim(x) > 0) for x, b in zip(self.data, self.batched, strict=True)]
+    return self.evaluate(self.closed.jaxpr, self.closed.consts, inputs)
+
+  def evaluate(self, jaxpr, consts, inputs):
+    env = {}
+    read = lambda v: Value(v.val) if isinstance(v, jex.Literal) else env[v]  # noqa: E731
+    env.update(zip(jaxpr.constvars, map(Value, consts), strict=True))
+    env.update(zip(jaxpr.invars, inputs, strict=True))
+    for eqn in jaxpr.eqns:
+      values = [read(v) for v in eqn.invars]
+      env.update(zip(eqn.outvars, self.operation(eqn, values), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+  def inner(self, closed, values):
+    return self.evaluate(getattr(closed, 'jaxpr', closed), getattr(closed, 'consts', ()), values)
+
+  def operation(self, eqn, values):
+    name, p = eqn.primitive.name, eqn.params
+    if name in ('jit', 'pjit', 'checkpoint', 'remat2', 'closed_call'):
+      return self.inner(p['jaxpr'], values)
+    if name in ('custom_jvp_call', 'custom_vjp_call'):
+      return self.inner(p['call_jaxpr'], values)
+    if name == 'cond':
+      return self.inner(p['branches'][int(values[0].x)], values[1:])
+    if name == 'scan':
+      return self.scan(eqn, values)
+    xs = [v.x for v in values]
+    if name == 'stop_gradient':
+      return [Value(jax.lax.stop_gradient(xs[0]), batch=values[0].batch)]
+    batch = any(v.batch for v in values)
+    floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
+    params = frozenset().union(*(v.params for v in values)) if floating else frozenset()
+    weights = [i for i, v in enumerate(values) if v.params and not v.batch]
+    if len(weights) == 1 and batch and floating:
+      (i,) = weights
+      if name in LINEAR:
+        return [Value(self.linear(eqn, xs, i, values[i].params), batch=True)]
+      if self.decide(eqn, xs[i]):
+        return [Value(x, batch=True) for x in self.entrywise(eqn, xs, i, values[i].params)]
+      return [Value(x, values[i].params) for x in bind(eqn, xs)]  # scaled by statistics of the batch: still a weight
+    return [Value(x, frozenset() if batch else params, batch) for x in bind(eqn, xs)]
+
+  def decide(self, eqn, w):
+    """Whether examples tell apart here: the result has one row for each, and the parameter repeats along them."""
+    if self.decisions is not None:
+      self.decided.append(self.decisions[len(self.decided)])
+      return self.decided[-1]
+    shape = eqn.outvars[0].aval.shape
+    rows = bool(shape) and shape[0] % self.n == 0
+    self.decided.append(rows and (w.shape[0] == 1 or bool(np.all(np.asarray(w) == np.asarray(w)[:1]))))
+    return self.decided[-1]
+
+  def linear(self, eqn, xs, i, params):
+    y = bind(eqn, xs)[0]
+    k = len(self.uses)
+    self.uses.append({'linear': True, 'eqn': eqn, 'position': i, 'x': xs, 'params': params, 'shape': y.shape})
+    return y if self.offsets is None else y + self.offsets[k].astype(y.dtype)
+
+  def entrywise(self, eqn, xs, i, params):
+    k, w = len(self.uses), xs[i]
+    self.uses.append({'linear': False, 'eqn': eqn, 'params': params})
+    if self.switches is None:
+      return bind(eqn, xs)
+    shape = eqn.outvars[0].aval.shape
+    if w.shape[0] == 1 != shape[0]:
+      w = jnp.broadcast_to(w, shape)
+    s = jnp.repeat(self.switches[k], w.shape[0] // self.n).reshape(-1, *(1,) * (w.ndim - 1)).astype(w.dtype)
+    still = jax.lax.stop_gradient(w)
+    return bind(eqn, [*xs[:i], still + s * (w - still), *xs[i + 1 :]])
+
+  def scan(self, eqn, values):
+    p = eqn.params
+    body, consts = getattr(p['jaxpr'], 'jaxpr', p['jaxpr']), getattr(p['jaxpr'], 'consts', ())
+    n_carry = sum(len(o.aval.shape) == len(b.aval.shape) for o, b in zip(eqn.outvars, body.outvars, strict=True))
+    n_whole = sum(len(jnp.shape(v.x)) == len(b.aval.shape) for v, b in zip(values, body.invars, strict=True))
+    fixed, carry, xs = values[: n_whole - n_carry], values[n_whole - n_carry : n_whole], values[n_whole:]
+    for v, b in zip(carry, body.outvars[:n_carry], strict=True):  # a learned initial state
+      assert not v.params or v.batch or b in body.invars, 'not covered by this reference'
+    rows = []
+    for t in sorted(range(p['length']), reverse=p['reverse']):
+      out = self.evaluate(body, consts, [*fixed, *carry, *(Value(v.x[t], v.params, v.batch) for v in xs)])
+      carry = out[:n_carry]
+      rows.append(out[n_carry:])
+    rows = rows[::-1] if p['reverse'] else rows
+    join = lambda vs: Value(jnp.stack([v.x for v in vs]), vs[0].params, any(v.batch for v in vs))  # noqa: E731
+    return [*carry, *(join(column) for column in zip(*rows, strict=True))]
+
+
+def bind(eqn, xs):
+  out = eqn.primitive.bind(*xs, **eqn.primitive.get_bind_params(eqn.params))
+  return list(out) if eqn.primitive.multiple_results else [out]
+
+
+# --- a block's factors from its uses
+
+
+def kronecker(reference, block, dy):
+  """Sums over the uses of a block: {'A', 'G', "A'", "G'"} without the bias's row, and how many rows there are a slot."""
+  operator = block.operator
+  order = [reference.names.index(name) for name in block.params[: len(operator.kernel.params)]]
+  numbered = np.asarray(operator.kernel.apply(*(reference.ids[p] for p in order)))
+  place = {int(n): position for position, n in np.ndenumerate(numbered)}
+  slots, n_in, n_out = numbered.shape
+  sums = {'A': np.zeros((slots, n_in, n_in)), 'G': np.zeros((slots, n_out, n_out))}
+  sums |= {"A'": np.zeros((slots, n_out, n_out)), "G'": np.zeros((slots, n_in, n_in))}
+  uses = {'A': 0, "A'": 0}
+  for k, use in enumerate(reference.found):
+    if not use['linear'] or not use['params'] & set(order):
+      continue
+    w = use['x'][use['position']]
+    numbers = use['ids'].reshape(-1)
+    if not all(int(n) == n and int(n) in place for n in numbers):  # a scaled kernel
+      numbers = np.asarray(reference.ids[order[0]]).reshape(-1)
+      scale = np.asarray(w / reference.leaves[order[0]], np.float64)
+      assert w.shape == reference.leaves[order[0]].shape
+      np.testing.assert_allclose(scale, np.broadcast_to(scale[(0,) * (w.ndim - 1)], w.shape), rtol=1e-4)
+    else:
+      scale = np.ones(w.shape)
+    if not all(int(n) in place for n in numbers):
+      continue  # another piece of the parameter
+    s, i, o = np.array([place[int(n)] for n in numbers]).T
+    x = [v for j, v in enumerate(use['x']) if j != use['position']]
+    jacobian = lambda x: jax.jacobian(  # noqa: E731
+      lambda w: bind(use['eqn'], [*x[: use['position']], w, *x[use['position'] :]])[0].reshape(-1)
+    )(w).reshape(-1, w.size)
+    actual = np.asarray(jacobian(x)) * 1.0
+    integer = not jnp.issubdtype(x[0].dtype, jnp.inexact)
+    probe = actual if integer else np.asarray(jacobian([jax.random.normal(jax.random.key(3), v.shape, v.dtype) for v in x]))
+    entries = [np.flatnonzero(row) for row in probe]
+    transposed = any(len(set(o[e])) > 1 for e in entries)
+    along, across = (o, i) if transposed else (i, o)
+    a_name, g_name = ("A'", "G'") if transposed else ('A', 'G')
+    g = np.asarray(dy[k], np.float64).reshape(-1)
+    factor = scale.reshape(-1)
+    rows: dict[tuple[int, int], list[int]] = {}
+    for y, e in enumerate(entries):
+      if len(e):
+        rows.setdefault((s[e[0]], across[e[0]]), []).append(y)
+    for slot in range(slots):
+      columns = sorted(c for t, c in rows if t == slot)
+      for r in range(len(rows[slot, columns[0]])):
+        first = rows[slot, columns[0]][r]
+        a = np.zeros(sums[a_name].shape[-1])
+        a[along[entries[first]]] = actual[first, entries[first]]
+        gr = np.zeros(sums[g_name].shape[-1])
+        for c in columns:
+          y = rows[slot, c][r]
+          gr[c] = g[y] * factor[entries[y][0]]
+        sums[a_name][slot] += np.outer(a, a)
+        sums[g_name][slot] += np.outer(gr, gr)
+    uses[a_name] += len(rows[0, min(c for t, c in rows if t == 0)])
+  return sums, uses
+
+
+def unit(reference, block, each):
+  """Sum over uses and examples of the outer products of the block's gradients, channel by channel."""
+  order = [reference.names.index(name) for name in block.params]
+  by_use = {}
+  for k, grads in each.items():
+    for column, p in enumerate(order):
+      if p in grads:
+        by_use.setdefault(k, {})[column] = grads[p]
+  size = block.operator.layouts[0].shape[0]
+  total = np.zeros((size, len(order), len(order)))
+  # The uses of scale and shift belong together in the order of the program.
+  queues = [[g[column] for g in by_use.values() if column in g] for column in range(len(order))]
+  for group in itertools.zip_longest(*queues):
+    columns = []
+    for layout, grads in zip(block.operator.layouts, group, strict=True):
+      columns.append(np.stack([np.asarray(layout.apply(jnp.asarray(g))).reshape(-1) for g in grads]))
+    u = np.stack(columns, -1)
+    total += np.einsum('bci,bcj->cij', u, u)
+  return total
+
+
+def diagonal_of(m):
+  return np.diagonal(m, axis1=1, axis2=2)
+
+
+def check(curvature, fn, params, args, examples, state=(), tolerance=2e-4):
+  """Compares every block's statistics, of the empirical Fisher, with the reference; returns how many it compared."""
+  reference = Unrolled(fn, params, args, examples, state)
+  dy, each = reference.gradients()
+  _, _, stats = jax.jit(curvature.value_and_grad)(params, *args)
+  ratio = float(stats.examples) / examples  # the mean is over the observations
+  for block in curvature.blocks:
+    found = {k: np.asarray(v, np.float64) for k, v in stats.sums[block.name].items()}
+    if 'F' in found:
+      expected = unit(reference, block, each)
+      compare(found['F'], expected * ratio**2, tolerance, block)
+      continue
+    sums, uses = kronecker(reference, block, dy)
+    biased = block.operator.bias is not None
+    for name, m in found.items():
+      expected = sums[name] * (ratio**2 if name.startswith('G') else 1)
+      assert np.linalg.norm(expected) > 0, f'{block.name}: no use was found'
+      factor = block.operator.rows if name in ('A', "G'") else block.operator.columns
+      if factor.n == 1 and factor.size > 1:
+        m, expected = m.reshape(factor.slots, factor.size), diagonal_of(expected)
+      elif biased and name in ('A', "G'"):
+        m = m[:, :-1, :-1]
+      compare(m, expected, tolerance, block)
+    for name, number in stats.uses[block.name].items():
+      assert float(number) == uses[name], (block.name, name, float(number), uses[name])
+  return len(curvature.blocks)
+
+
+def compare(found, expected, tolerance, block):
+  assert found.shape == expected.shape, (block.name, found.shape, expected.shape)
+  error = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12)
+  assert error < tolerance, (block.name, block.operator.name, error)
