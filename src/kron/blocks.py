@@ -111,16 +111,17 @@ def plan_blocks(
     for refusal in refusals:
       if refusal.key in live:
         refused.setdefault(param, f'used by {refusal.reason} at {refusal.line}, which is not understood')
-  for site in sites:
-    reason = _without_examples(site, observations)
-    if reason:
-      refused.setdefault(site.weight.params[0], f'used by {reason} at {source_line(site.op)}, which is not understood')
   refused = {p: r for s in sites for p in s.weight.params for q in s.weight.params if (r := refused.get(q))} | refused
   sites = [s for s in sites if not set(s.weight.params) & set(refused)]
   uses = _uses(sites, biases(program, survey, live), options)
+  joined = {u.shift.key for group in uses for u in group if u.shift is not None}
+  for use in (use for group in uses for use in group if use.site.key not in joined):
+    reason = _without_examples(use.site, observations)
+    if reason:
+      line = source_line(use.site.op)
+      refused |= {p: f'used by {reason} at {line}, which is not understood' for p in use.layout.params}
   _refuse_overlaps(uses, shapes, refused)
   uses = [group for group in uses if not {p for u in group for p in u.layout.params} & set(refused)]
-  joined = {u.shift.key for group in uses for u in group if u.shift is not None}
   found = {}
   for group in uses:
     if group[0].site.key not in joined:

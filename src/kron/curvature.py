@@ -14,7 +14,7 @@ from .blocks import Block, Options, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import evaluate
 from .operators.factor import accurate
-from .program import Op, Program, trace
+from .program import Op, Program, observation_marks, trace
 from .statistics import Statistics, degree
 from .survey import survey
 from .table import table
@@ -188,8 +188,7 @@ class Curvature:
     for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
       if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise CurvatureError(f'parameter {name!r} has type {leaf.dtype}; parameters must be real numbers')
-    found = survey(program, len(names), self.fisher == 'empirical')
-    marks = [mark for mark, _ in found.marks]
+    marks = observation_marks(program)
     if self.fisher != 'empirical' and not marks:
       raise CurvatureError(
         f"fisher={self.fisher!r} needs the likelihood: mark the network's outputs in the loss by kron.observe.categorical, "
@@ -198,13 +197,13 @@ class Curvature:
     if not marks and self._examples is None:
       raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
     sizes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
-    observations = self._examples if isinstance(self._examples, int) else None
+    examples = self._examples if isinstance(self._examples, int) else None
     if marks:
       z, likelihood = marks[0].outputs[0], marks[0].params['likelihood']
-      observations = z.shape[0] if len(z.shape) > likelihood.event_ndims else None
-    plan = plan_blocks(
-      program, found, names, sizes, self._options, self.fisher == 'empirical', observations
-    )
+      examples = z.shape[0] if len(z.shape) > likelihood.event_ndims else None
+    from_loss = self.fisher == 'empirical'
+    found = survey(program, len(names), from_loss, examples)
+    plan = plan_blocks(program, found, names, sizes, self._options, from_loss, examples)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .operators import LINEAR, Dense, Linear
@@ -126,9 +127,11 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
     out = [weight.transposed(op.params['permutation'])]
   elif op.name == 'broadcast_in_dim':
     out = [weight.broadcast(old, new, op.params['broadcast_dimensions'])]
+  elif op.name == 'tile' and all(a in (1, b) for a, b in zip(old, new, strict=True)):
+    out = [weight.broadcast(old, new, tuple(range(len(old))))]
   elif op.name == 'squeeze' or op.name == 'expand_dims' or (op.name == 'reshape' and op.params['dimensions'] is None):
     out = [weight.reshaped(old, new)]
-  elif op.name in _MOVES and not any(_is_data(k) for k in kinds[1:]):
+  elif op.name in _MOVES:
     out = _picked(op, weight, walk)
   else:
     return None
@@ -151,9 +154,9 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
       start = limit
     return out
   rest = [constant(v, walk) for v in op.inputs[1:]]
-  if any(v is None for v in rest):
-    return [None]
   new = op.outputs[0].shape
+  if any(v is None for v in rest) or (op.name == 'gather' and new[:1] == (walk.examples,)):
+    return [None]
   described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple(str(v) for v in rest))
   apply = lambda x: bind(op, x, *(v.astype(x.dtype) if op.name == 'pad' else v for v in rest))[0]  # noqa: E731
   if op.name in ('slice', 'rev'):
@@ -168,8 +171,11 @@ def constant(value: Any, walk: Walk) -> Any:
   """The number that the program itself gives this value, or None."""
   if not isinstance(value, Ref):
     return jnp.asarray(value)
+  if value.index in walk.found.consts:
+    known = walk.found.consts[value.index]
+    return None if isinstance(known, jax.core.Tracer) or _differentiable(value) else jnp.asarray(known)
   op = walk.found.makers.get(value.index)
-  if op is None or walk.kind(value) is not None or op.region is not None or len(op.outputs) > 1:
+  if op is None or _differentiable(value) or op.region is not None or len(op.outputs) > 1:
     return None
   operands = [constant(v, walk) for v in op.inputs]
   return None if any(v is None for v in operands) else concrete(op, operands)[0]

@@ -151,6 +151,16 @@ def has_mark(op: Op) -> bool:
   return op.name == observe_p.name or any(has_mark(inner) for body in op.bodies for inner in body.ops)
 
 
+def observation_marks(program: Program) -> list[Op]:
+  """In order, those in bodies included."""
+  found = []
+  for op in program.ops:
+    found += [op] if op.name == observe_p.name else []
+    for body in op.bodies:
+      found += observation_marks(body)
+  return found
+
+
 def bind(op: Op, *values: Any) -> list[Any]:
   """The operation applied to other values, as JAX traced it: its derivative rules included."""
   params = op.eqn.primitive.get_bind_params(op.params)

@@ -69,6 +69,7 @@ class Survey(NamedTuple):
   regularisers: the parameters with a term of their own in the loss.
   marks: the observation marks in order, and how many loops are around each.
   makers, readers: what makes a value, and what reads it (None: an output of a program or a body).
+  consts: the values that the program itself holds.
   """
 
   sites: dict[int, list[Site]]
@@ -78,6 +79,7 @@ class Survey(NamedTuple):
   marks: list[tuple[Op, int]]
   makers: dict[int, Op]
   readers: dict[int, list[Op | None]]
+  consts: dict[int, Any]
 
   def copy(self) -> Survey:
     sites = {k: list(v) for k, v in self.sites.items()}
@@ -91,6 +93,7 @@ class Walk(NamedTuple):
   """What the walk knows so far, and where it is: `depth` loops deep, in code that runs `times` times.
 
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  examples: the length of the axis that counts examples, where it is known.
   """
 
   found: Survey
@@ -99,6 +102,7 @@ class Walk(NamedTuple):
   times: int = 1
   sharded: bool = False
   from_loss: bool = False
+  examples: int | None = None
 
   def kind(self, value: Any) -> Any:
     return self.kinds.get(value.index) if isinstance(value, Ref) else None

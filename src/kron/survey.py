@@ -15,12 +15,13 @@ from .sites import DATA, INPUT, Derived, Survey, Walk, params_of
 from .weights import Weight
 
 
-def survey(program: Program, n_params: int, from_loss: bool) -> Survey:
+def survey(program: Program, n_params: int, from_loss: bool, examples: int | None = None) -> Survey:
   """The sites of a program whose first `n_params` inputs are the parameters.
 
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  examples: the length of the axis that counts examples, where it is known.
   """
-  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}), {}, from_loss=from_loss)
+  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}), {}, from_loss=from_loss, examples=examples)
   _note_readers(program, walk.found)
   kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
   for kind in _visit(program, kinds, walk):
@@ -29,6 +30,7 @@ def survey(program: Program, n_params: int, from_loss: bool) -> Survey:
 
 
 def _note_readers(program: Program, found: Survey) -> None:
+  found.consts.update(program.consts)
   for op in (*program.ops, None):
     for v in program.outputs if op is None else op.inputs:
       if isinstance(v, Ref):

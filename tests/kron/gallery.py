@@ -435,7 +435,7 @@ class Recurrent(nn.Module):
     x = nn.Embed(VOCABULARY, 3)(x)
     rnn = nn.RNN(self.cell(4))
     x = nn.Bidirectional(rnn, nn.RNN(self.cell(4)))(x) if self.both else rnn(x)
-    return nn.Dense(3)(x[:, -1])
+    return nn.Dense(3)(x.mean(1))
 
 
 def haiku_gru():
@@ -456,7 +456,7 @@ class WaveNet(nn.Module):
       conv = functools.partial(nn.Conv, 4, (2,), kernel_dilation=2**k, padding='CAUSAL')
       gated = nn.tanh(conv()(h)) * nn.sigmoid(conv()(h))
       skips += nn.Dense(5)(gated)
-      h = h + nn.Dense(4)(gated)
+      h = h + nn.Dense(4)(gated) if k < 2 else h
     return nn.Dense(VOCABULARY)(nn.relu(skips))
 
 

@@ -17,10 +17,14 @@ LINEAR = ('dot_general', 'conv_general_dilated', 'gather')
 
 
 class Value:
-  """A number with what it depends on: `params` (indices of leaves) and whether the batch takes part."""
+  """A number with what it depends on: `params` (indices of leaves) and whether the batch takes part.
 
-  def __init__(self, x, params=frozenset(), batch=False):
+  still: the same number, of whose making parameters learn nothing.
+  """
+
+  def __init__(self, x, params=frozenset(), batch=False, still=None):
     self.x, self.params, self.batch = x, params, batch
+    self.still = x if still is None else still
 
 
 class Unrolled:
@@ -33,6 +37,7 @@ class Unrolled:
     self.leaves, self.treedef = jax.tree.flatten(params)
     paths = jax.tree_util.tree_leaves_with_path(params)
     self.names = [jax.tree_util.keystr(k, simple=True, separator='/') for k, _ in paths]
+    self.fn, self.args, self.state = fn, args, state
     self.closed = jax.make_jaxpr(fn)(params, *args)
     self.data = jax.tree.leaves(args)
     self.batched = [i not in state for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
@@ -47,36 +52,41 @@ class Unrolled:
       start += leaf.size
     self.run(self.ids)
     for use, numbered in zip(self.found, self.uses, strict=True):
-      use['ids'] = np.asarray(numbered['x'][use['position']], np.float64) if use['linear'] else None
+      use['ids'] = np.asarray(jnp.real(numbered['x'][use['position']]), np.float64) if use['linear'] else None
 
   def gradients(self):
     """dy of every linear use (of the summed loss), and of every other use the examples' gradients by leaf."""
-    offsets = [jnp.zeros(u['shape']) if u['linear'] else jnp.zeros(()) for u in self.found]
-    switches = jnp.ones((len(self.found), self.n))
+    offsets = [jnp.zeros(u['shape'], u['dtype']) if u['linear'] else jnp.zeros(()) for u in self.found]
     dy = jax.grad(lambda o: self.run(self.leaves, o)[0].x * self.n)(offsets)
     others = [k for k, u in enumerate(self.found) if not u['linear']]
+    if not others:
+      return dy, {}
+    lengths = [self.found[k]['rows'] for k in others]
+    starts = np.cumsum([0, *lengths])
+    single = jnp.eye(starts[-1])
+    switches = {k: single[:, a : a + n] for k, a, n in zip(others, starts, lengths, strict=False)}
+    involved = sorted({p for k in others for p in self.found[k]['params']})
+
+    def loss(chosen, switches):
+      leaves = [chosen.get(i, jax.lax.stop_gradient(x)) for i, x in enumerate(self.leaves)]
+      return self.run(leaves, None, switches)[0].x * self.n
+
+    grads = jax.vmap(jax.grad(loss), (None, 0))({i: self.leaves[i] for i in involved}, switches)
     each = {}
-    if others:
-      single = jnp.zeros((len(others) * self.n, len(self.found), self.n))
-      for row, (k, example) in enumerate(itertools.product(others, range(self.n))):
-        single = single.at[row, k, example].set(1.0)
-      involved = sorted({p for k in others for p in self.found[k]['params']})
-
-      def loss(chosen, switches):
-        leaves = [chosen.get(i, jax.lax.stop_gradient(x)) for i, x in enumerate(self.leaves)]
-        return self.run(leaves, None, switches)[0].x * self.n
-
-      chosen = {i: self.leaves[i] for i in involved}
-      grads = jax.vmap(jax.grad(loss), (None, 0))(chosen, single)
-      for row, k in enumerate(others):
-        part = slice(row * self.n, (row + 1) * self.n)
-        each[k] = {p: np.asarray(grads[p][part], np.float64) for p in self.found[k]['params']}
-    del switches
+    for k, a, n in zip(others, starts, lengths, strict=False):
+      each[k] = {p: np.asarray(grads[p][a : a + n], np.float64) for p in self.found[k]['params']}
     return dy, each
+
+  def alone(self, param):
+    """The gradients of a parameter by example, each the only one of its batch: for parameters that kernels are made of."""
+    params = self.treedef.unflatten(self.leaves)
+    one = lambda i: [a if k in self.state else jax.tree.map(lambda x: x[i : i + 1], a) for k, a in enumerate(self.args)]  # noqa: E731
+    grads = [jax.tree.leaves(jax.grad(self.fn)(params, *one(i)))[param] for i in range(self.n)]
+    return np.asarray(jnp.stack(grads), np.float64)
 
   def run(self, leaves, offsets=None, switches=None):
     self.offsets, self.switches, self.uses, self.decided = offsets, switches, [], []
-    inputs = [Value(x, frozenset([i])) for i, x in enumerate(leaves)]
+    inputs = [Value(x, frozenset([i]), still=jax.lax.stop_gradient(x)) for i, x in enumerate(leaves)]
     inputs += [Value(x, batch=b and jnp.ndim(x) > 0) for x, b in zip(self.data, self.batched, strict=True)]
     return self.evaluate(self.closed.jaxpr, self.closed.consts, inputs)
 
@@ -110,14 +120,19 @@ class Unrolled:
     floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
     params = frozenset().union(*(v.params for v in values)) if floating else frozenset()
     weights = [i for i, v in enumerate(values) if v.params and not v.batch]
+    stills = [v.still for v in values]
     if len(weights) == 1 and batch and floating:
       (i,) = weights
       if name in LINEAR:
+        xs = xs if self.switches is None else stills
         return [Value(self.linear(eqn, xs, i, values[i].params), batch=True)]
       if self.decide(eqn, xs[i]):
-        return [Value(x, batch=True) for x in self.entrywise(eqn, xs, i, values[i].params)]
-      return [Value(x, values[i].params) for x in bind(eqn, xs)]  # scaled by statistics of the batch: still a weight
-    return [Value(x, frozenset() if batch else params, batch) for x in bind(eqn, xs)]
+        return [Value(x, batch=True) for x in self.entrywise(eqn, xs, i, values[i])]
+      if name in ('mul', 'div'):  # scaled by statistics of the batch: still a weight
+        batch, params = False, values[i].params
+    if batch or not params:
+      return [Value(x, frozenset(), batch) for x in bind(eqn, xs)]
+    return [Value(x, params, False, y) for x, y in zip(bind(eqn, xs), bind(eqn, stills), strict=True)]
 
   def decide(self, eqn, w):
     """Whether examples tell apart here: the result has one row for each, and the parameter repeats along them."""
@@ -126,25 +141,25 @@ class Unrolled:
       return self.decided[-1]
     shape = eqn.outvars[0].aval.shape
     rows = bool(shape) and shape[0] % self.n == 0
-    self.decided.append(rows and (w.shape[0] == 1 or bool(np.all(np.asarray(w) == np.asarray(w)[:1]))))
+    self.decided.append(rows and (w.ndim == 0 or w.shape[0] == 1 or bool(np.all(np.asarray(w) == np.asarray(w)[:1]))))
     return self.decided[-1]
 
   def linear(self, eqn, xs, i, params):
     y = bind(eqn, xs)[0]
     k = len(self.uses)
-    self.uses.append({'linear': True, 'eqn': eqn, 'position': i, 'x': xs, 'params': params, 'shape': y.shape})
+    use = {'linear': True, 'eqn': eqn, 'position': i, 'x': xs, 'params': params, 'shape': y.shape, 'dtype': y.dtype}
+    self.uses.append(use)
     return y if self.offsets is None else y + self.offsets[k].astype(y.dtype)
 
-  def entrywise(self, eqn, xs, i, params):
-    k, w = len(self.uses), xs[i]
-    self.uses.append({'linear': False, 'eqn': eqn, 'params': params})
+  def entrywise(self, eqn, xs, i, value):
+    k, w, still = len(self.uses), value.x, value.still
+    shape = eqn.outvars[0].aval.shape
+    if w.ndim == 0 or w.shape[0] == 1 != shape[0]:
+      w, still = jnp.broadcast_to(w, shape), jnp.broadcast_to(still, shape)
+    self.uses.append({'linear': False, 'eqn': eqn, 'params': value.params, 'rows': w.shape[0]})
     if self.switches is None:
       return bind(eqn, xs)
-    shape = eqn.outvars[0].aval.shape
-    if w.shape[0] == 1 != shape[0]:
-      w = jnp.broadcast_to(w, shape)
-    s = jnp.repeat(self.switches[k], w.shape[0] // self.n).reshape(-1, *(1,) * (w.ndim - 1)).astype(w.dtype)
-    still = jax.lax.stop_gradient(w)
+    s = self.switches[k].reshape(-1, *(1,) * (w.ndim - 1)).astype(w.dtype)
     return bind(eqn, [*xs[:i], still + s * (w - still), *xs[i + 1 :]])
 
   def scan(self, eqn, values):
@@ -155,13 +170,14 @@ class Unrolled:
     fixed, carry, xs = values[: n_whole - n_carry], values[n_whole - n_carry : n_whole], values[n_whole:]
     for v, b in zip(carry, body.outvars[:n_carry], strict=True):  # a learned initial state
       assert not v.params or v.batch or b in body.invars, 'not covered by this reference'
+      v.batch |= jnp.issubdtype(b.aval.dtype, jnp.inexact) and b not in body.invars  # zeros, too, are the batch's later
     rows = []
     for t in sorted(range(p['length']), reverse=p['reverse']):
-      out = self.evaluate(body, consts, [*fixed, *carry, *(Value(v.x[t], v.params, v.batch) for v in xs)])
+      out = self.evaluate(body, consts, [*fixed, *carry, *(Value(v.x[t], v.params, v.batch, v.still[t]) for v in xs)])
       carry = out[:n_carry]
       rows.append(out[n_carry:])
     rows = rows[::-1] if p['reverse'] else rows
-    join = lambda vs: Value(jnp.stack([v.x for v in vs]), vs[0].params, any(v.batch for v in vs))  # noqa: E731
+    join = lambda vs: Value(jnp.stack([v.x for v in vs]), vs[0].params, any(v.batch for v in vs), jnp.stack([v.still for v in vs]))  # noqa: E731
     return [*carry, *(join(column) for column in zip(*rows, strict=True))]
 
 
@@ -188,7 +204,8 @@ def kronecker(reference, block, dy):
       continue
     w = use['x'][use['position']]
     numbers = use['ids'].reshape(-1)
-    if not all(int(n) == n and int(n) in place for n in numbers):  # a scaled kernel
+    plainly = all(np.isfinite(n) and int(n) == n for n in numbers)
+    if not plainly:  # a scaled kernel
       numbers = np.asarray(reference.ids[order[0]]).reshape(-1)
       scale = np.asarray(w / reference.leaves[order[0]], np.float64)
       assert w.shape == reference.leaves[order[0]].shape
@@ -199,35 +216,37 @@ def kronecker(reference, block, dy):
       continue  # another piece of the parameter
     s, i, o = np.array([place[int(n)] for n in numbers]).T
     x = [v for j, v in enumerate(use['x']) if j != use['position']]
+    whole = jnp.iscomplexobj(w)
     jacobian = lambda x: jax.jacobian(  # noqa: E731
-      lambda w: bind(use['eqn'], [*x[: use['position']], w, *x[use['position'] :]])[0].reshape(-1)
+      lambda w: bind(use['eqn'], [*x[: use['position']], w, *x[use['position'] :]])[0].reshape(-1), holomorphic=whole
     )(w).reshape(-1, w.size)
-    actual = np.asarray(jacobian(x)) * 1.0
+    actual = np.asarray(jacobian(x))
     integer = not jnp.issubdtype(x[0].dtype, jnp.inexact)
     probe = actual if integer else np.asarray(jacobian([jax.random.normal(jax.random.key(3), v.shape, v.dtype) for v in x]))
     entries = [np.flatnonzero(row) for row in probe]
     transposed = any(len(set(o[e])) > 1 for e in entries)
     along, across = (o, i) if transposed else (i, o)
     a_name, g_name = ("A'", "G'") if transposed else ('A', 'G')
-    g = np.asarray(dy[k], np.float64).reshape(-1)
+    wide = np.complex128 if whole else np.float64
+    g = np.asarray(dy[k], wide).reshape(-1)
     factor = scale.reshape(-1)
     rows: dict[tuple[int, int], list[int]] = {}
     for y, e in enumerate(entries):
       if len(e):
         rows.setdefault((s[e[0]], across[e[0]]), []).append(y)
-    for slot in range(slots):
+    for slot in sorted({t for t, _ in rows}):  # one alone, in an iteration over stacked layers
       columns = sorted(c for t, c in rows if t == slot)
       for r in range(len(rows[slot, columns[0]])):
         first = rows[slot, columns[0]][r]
-        a = np.zeros(sums[a_name].shape[-1])
+        a = np.zeros(sums[a_name].shape[-1], wide)
         a[along[entries[first]]] = actual[first, entries[first]]
-        gr = np.zeros(sums[g_name].shape[-1])
+        gr = np.zeros(sums[g_name].shape[-1], wide)
         for c in columns:
           y = rows[slot, c][r]
           gr[c] = g[y] * factor[entries[y][0]]
-        sums[a_name][slot] += np.outer(a, a)
-        sums[g_name][slot] += np.outer(gr, gr)
-    uses[a_name] += len(rows[0, min(c for t, c in rows if t == 0)])
+        sums[a_name][slot] += np.outer(a, a.conj()).real
+        sums[g_name][slot] += np.outer(gr, gr.conj()).real
+    uses[a_name] += max((len(r) for (t, _), r in rows.items() if t == 0), default=0) * (2 if whole else 1)
   return sums, uses
 
 
@@ -242,6 +261,8 @@ def unit(reference, block, each):
   size = block.operator.layouts[0].shape[0]
   total = np.zeros((size, len(order), len(order)))
   # The uses of scale and shift belong together in the order of the program.
+  if block.operator.name == 'gain':
+    by_use = {0: {0: reference.alone(order[0])}}
   queues = [[g[column] for g in by_use.values() if column in g] for column in range(len(order))]
   for group in itertools.zip_longest(*queues):
     columns = []
