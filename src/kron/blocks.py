@@ -76,9 +76,13 @@ def param_names(params: Any) -> list[str]:
 
 
 class _Use(NamedTuple):
-  """A site with its place in a block: the layout of its matrix or channels, and the bias that is added to its result."""
+  """A site with its place in a block: the layout of its matrix or channels, and the bias that is added to its result.
+
+  linear: the site that has the matrix: itself, or where a kernel met a constant before (`Survey.lifted`).
+  """
 
   site: Site
+  linear: Site | None
   layout: Arrangement
   transposed: bool
   shift: Site | None
@@ -111,9 +115,10 @@ def plan_blocks(
     for refusal in refusals:
       if refusal.key in live:
         refused.setdefault(param, f'used by {refusal.reason} at {refusal.line}, which is not understood')
-  refused = {p: r for s in sites for p in s.weight.params for q in s.weight.params if (r := refused.get(q))} | refused
-  sites = [s for s in sites if not set(s.weight.params) & set(refused)]
-  uses = _uses(sites, biases(program, survey, live), options)
+  own = lambda site: survey.owners(site.weight)  # noqa: E731
+  refused = {p: r for s in sites for p in own(s) for q in own(s) if (r := refused.get(q))} | refused
+  sites = [s for s in sites if not set(own(s)) & set(refused)]
+  uses = _uses(sites, survey, biases(program, survey, live), options)
   joined = {u.shift.key for group in uses for u in group if u.shift is not None}
   for use in (use for group in uses for use in group if use.site.key not in joined):
     reason = _without_examples(use.site, observations)
@@ -153,7 +158,7 @@ def plan_blocks(
   regularised = tuple(n for i, n in enumerate(names) if i in survey.regularisers and n in owned)
   probes = {}
   for name, (block, taps) in found.items():
-    stack = taps[0].site.weight.stack
+    stack = (taps[0].lifted or taps[0].site).weight.stack
     shapes_of = block.operator.probes().items()
     probes[name] = {k: shape if k.startswith('uses') else (*stack, *shape) for k, shape in shapes_of}
   return Plan(ordered, Taps(by_key, survey.chains), probes, gradient_only, regularised)
@@ -171,24 +176,33 @@ def _without_examples(site: Site, observations: int | None) -> str | None:
   return None
 
 
-def _uses(sites: Sequence[Site], shifts: Mapping[int, tuple[Site, tuple[int, ...]]], options: Options) -> list[list[_Use]]:
+def _uses(
+  sites: Sequence[Site], survey: Survey, shifts: Mapping[int, tuple[Site, tuple[int, ...]]], options: Options
+) -> list[list[_Use]]:
   """Sites grouped by block: those of the same matrix, perhaps transposed, or of the same channels."""
   groups: dict[tuple, list[_Use]] = {}
-  # A table is laid out as its look-up sees it, whatever comes first in the program.
-  for site in sorted(sites, key=lambda s: not (s.linear is not None and s.linear.one_hot)):
+
+  def order(site: Site) -> int:
+    """A table is laid out as its look-up sees it, and a matrix as data do, whatever comes first in the program."""
+    return 2 if site.weight.params[0] < 0 else not (site.linear is not None and site.linear.one_hot)
+
+  for site in sorted(sites, key=order):
     shift, axes = shifts.get(site.key, (None, ())) if site.kind != 'gain' else (None, ())
+    linear = site if site.kind == 'linear' else survey.lifted.get(site.weight.params[0])
     shift_layout = None
-    if site.kind == 'linear':
-      layout, flipped = _matrix(site), _matrix(site, flip=True)
+    if linear is not None:
+      layout, flipped = _matrix(linear), _matrix(linear, flip=True)
       transposed = _identity(layout) not in groups and _identity(flipped) in groups
       layout = flipped if transposed else layout
       if shift is not None:
-        shift_layout = shift.weight.arranged((site.linear.slots, site.linear.n_out), axes)
+        shift_layout = shift.weight.arranged((linear.linear.slots, linear.linear.n_out), axes)
     else:
       layout, transposed = _channels(site), False
       if shift is not None:
         shift_layout = shift.weight.arranged((math.prod(shift.weight.core),), axes)
-    groups.setdefault(_identity(layout), []).append(_Use(site, layout, transposed, shift, shift_layout))
+    if linear is not site:
+      shift = shift if linear is None else None
+    groups.setdefault(_identity(layout), []).append(_Use(site, linear, layout, transposed, shift, shift_layout))
   return [_with_bias(group, sites, options) for group in groups.values()]
 
 
@@ -216,15 +230,16 @@ def _with_bias(group: list[_Use], sites: Sequence[Site], options: Options) -> li
   """Keeps the shift with its kernel or scale where every use of the shift is one of this group, else drops it."""
   shifts = [u for u in group if u.shift is not None]
   layouts = {_identity(u.shift_layout) for u in shifts}
-  keys = {u.shift.key for u in shifts}
   params = {p for u in shifts for p in u.shift.weight.params}
-  all_uses = {s.key for s in sites if set(s.weight.params) & params}
-  linear = group[0].site.linear
-  full = linear is None or not (any(u.site.linear.one_hot for u in group) or linear.n_in + 1 > options.max_factor)
+  everywhere = {u.shift.key for u in shifts} == {s.key for s in sites if set(s.weight.params) & params}
   alone = not params & {p for u in group for p in u.layout.params}
-  if len(layouts) == 1 and keys == all_uses and full and alone:
-    if linear is not None or (len(shifts) == len(group) and group[0].site.weight.unique):
-      return group
+  if group[0].linear is not None:
+    kernels = [u.linear.linear for u in group]
+    fits = not any(k.one_hot for k in kernels) and kernels[0].n_in < options.max_factor
+  else:
+    fits = len(shifts) == len(group) and group[0].site.weight.unique
+  if len(layouts) == 1 and everywhere and alone and fits:
+    return group
   return [u._replace(shift=None, shift_layout=None) for u in group]
 
 
@@ -261,16 +276,17 @@ def _block(
   group: list[_Use], names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: Options, pieces: int
 ) -> tuple[Block, list[Tap]]:
   first = group[0]
-  weight, layout = first.site.weight, first.layout
+  layout, linear = first.layout, first.linear
+  weight = first.site.weight if linear is None else linear.weight
   shift = next((u for u in group if u.shift is not None), None)
   params = list(layout.params) + ([] if shift is None else list(shift.shift_layout.params))
   sizes = tuple(tuple(shapes[p]) for p in params)
   own_names = tuple(names[p] for p in params)
   loops = math.prod(weight.stack)
   dtype = jnp.promote_types(jnp.finfo(first.site.op.outputs[0].dtype).dtype, jnp.float32)
-  if first.site.linear is not None and first.site.kind == 'linear':
+  if linear is not None:
     operator = _kronecker(group, sizes, loops, own_names[0], options)
-    flops = sum(_flops(u.site, operator) for u in group)
+    flops = sum(_flops(u.linear, operator) for u in group)
   else:
     layouts = (layout,) if shift is None else (layout, shift.shift_layout)
     name = 'scale and shift' if shift is not None else _unit_name(first.site)
@@ -282,7 +298,8 @@ def _block(
   partial = weight.unique and covered < sum(math.prod(size) for size in sizes)
   name = own_names[0] + (f'[{pieces}]' if pieces else '')
   block = Block(name, own_names, operator, dtype, partial=partial, flops=flops)
-  return block, [Tap(name, u.site, operator, u.shift is not None, u.transposed) for u in group]
+  lifted = lambda u: None if u.linear is u.site else u.linear  # noqa: E731
+  return block, [Tap(name, u.site, operator, u.shift is not None, u.transposed, lifted(u)) for u in group]
 
 
 def _unit_name(site: Site) -> str:
@@ -296,14 +313,14 @@ def _kronecker(
 ) -> Kronecker:
   first = next(u for u in group if not u.transposed)
   shift = next((u for u in group if u.shift is not None), None)
-  linear, one_hot = first.site.linear, any(u.site.linear.one_hot for u in group)
+  linear, one_hot = first.linear.linear, any(u.linear.linear.one_hot for u in group)
   slots, n_in = loops * linear.slots, linear.n_in + (shift is not None)
   rows = _side(slots, n_in, 'G', options) if not one_hot else Factor(slots, n_in, 1, n_in, 'G')
   columns = _side(slots, linear.n_out, 'A', options)
   transposed = any(u.transposed for u in group)
   reduced = None
   if _choice(options.sharing, name) == 'reduce':
-    reduced = _reduced(group, name, one_hot or transposed)
+    reduced = _reduced(group, name, one_hot or transposed or any(u.linear is not u.site for u in group))
   bias = None if shift is None else shift.shift_layout
   return Kronecker(linear.name, first.layout, bias, sizes, rows, columns, loops, reduced, transposed)
 
@@ -317,7 +334,7 @@ def _side(slots: int, size: int, partner: str, options: Options) -> Factor:
 def _reduced(group: list[_Use], name: str, unfit: bool) -> int:
   """The number of examples of a kernel whose uses are to be reduced."""
   if unfit:
-    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}}: an embedding or a transposed use knows *expand* only")
+    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or one of a constant knows 'expand' only")
   if any(u.site.sharded for u in group):
     raise CurvatureError(f"sharing={{{name!r}: 'reduce'}} inside of a shard_map is not supported; use 'expand'")
   counts = set()
@@ -354,7 +371,7 @@ def _check(options: Options, names: Sequence[str]) -> None:
 
 def _own_terms(param: int, program: Program, survey: Survey, in_loss: set[int]) -> str | None:
   """Why a parameter without a block needs none, if so."""
-  sites = [s for group in survey.sites.values() for s in group if param in s.weight.params]
+  sites = [s for group in survey.sites.values() for s in group if param in survey.owners(s.weight)]
   if any(s.key in in_loss for s in sites):
     return None
   if param in survey.regularisers or any(r.key in in_loss for r in survey.refusals.get(param, ())):
@@ -367,7 +384,7 @@ def _complain(name: str, refusal: str | None, param: int, survey: Survey, in_los
   choose = f"fallback={{{name!r}: 'diagonal'}} or 'gradient'"
   if refusal is not None:
     raise CurvatureError(f'parameter {name!r} is {refusal}; change that, or pass {choose}')
-  if any(param in s.weight.params and s.key in in_loss for group in survey.sites.values() for s in group):
+  if any(param in survey.owners(s.weight) and s.key in in_loss for group in survey.sites.values() for s in group):
     raise CurvatureError(
       f'parameter {name!r} reaches the loss but no observed output; mark that output by kron.observe, or pass {choose}'
     )

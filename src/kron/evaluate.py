@@ -26,8 +26,9 @@ from .sites import Site
 class Tap(NamedTuple):
   """A site whose statistics belong to the block of this name.
 
-  bias: whether the block's bias is added here; `axes`: where the channels are, for a scale with a shift.
+  bias: whether the block's bias is added here.
   transposed: whether the site uses the block's matrix transposed.
+  lifted: where the kernel met a constant before, whose product meets examples here.
   """
 
   block: str
@@ -35,13 +36,14 @@ class Tap(NamedTuple):
   operator: Kronecker | Unit
   bias: bool = False
   transposed: bool = False
+  lifted: Site | None = None
 
 
 class Taps(NamedTuple):
   """By site key; with the survey's `chains` (how the coefficients of weights were made)."""
 
   taps: Mapping[int, Sequence[Tap]]
-  chains: Mapping[int, Mapping[tuple[int, ...], tuple[int, ...]]]
+  chains: Mapping[int, Mapping[tuple[int, ...], tuple[tuple[int, float], ...]]]
 
   def inside(self, program: Program) -> list[Tap]:
     found = []
@@ -63,6 +65,7 @@ def evaluate(
   probes: Probes,
   coefficients: Mapping[int, Coefficients] | None = None,
   depth: int = 0,
+  constants: Mapping[int, Array] | None = None,
 ) -> tuple[list[Array], list[tuple[Array, ...]]]:
   """The program's outputs, and the operands of its observation marks in order.
 
@@ -73,7 +76,10 @@ def evaluate(
     probes: zeros, by block and statistic.
     coefficients: of those inputs that are scaled weights, by position.
     depth: how many loops are around it.
+    constants: what lifted kernels met, by their site's key.
   """
+  constants = dict(constants or {})
+  lifted = {t.lifted.key: t.lifted.position for group in taps.taps.values() for t in group if t.lifted is not None}
   env: dict[int, Any] = dict(program.consts)
   env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
   known: dict[int, Coefficients] = {program.inputs[i].index: c for i, c in (coefficients or {}).items()}
@@ -82,18 +88,21 @@ def evaluate(
     values = [env[v.index] if isinstance(v, Ref) else v for v in op.inputs]
     scaled = {i: known[v.index] for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index in known}
     here = taps.taps.get(op.outputs[0].index, ()) if op.outputs else ()
+    if op.outputs and op.outputs[0].index in lifted:
+      position = lifted[op.outputs[0].index]
+      constants[op.outputs[0].index] = values[1 - position]
     for tap in here:
       if tap.site.kind == 'free':
-        values[tap.site.position] = _copied(tap, values, probes, scaled)
+        values[tap.site.position] = _copied(tap, values, probes, _known(tap, scaled, constants))
     here = [tap for tap in here if tap.site.kind != 'free']
     if op.name == observe_p.name:
       marks.append(tuple(values))
       results = values[:1]
     elif op.bodies and (has_mark(op) or any(taps.inside(body) for body in op.bodies)):
-      results, inner = _region(op, taps, values, probes, scaled, depth)
+      results, inner = _region(op, taps, values, probes, scaled, depth, constants)
       marks += inner
     elif here:
-      results = [_tapped(op, here, values, probes, scaled)]
+      results = [_tapped(op, here, values, probes, [_known(tap, scaled, constants) for tap in here])]
     else:
       results = bind(op, *values)
     env.update({v.index: result for v, result in zip(op.outputs, results, strict=True)})
@@ -109,29 +118,38 @@ def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled:
 
   def function(*weights):
     full = list(values)
-    for position, w in zip(positions, weights, strict=True):
+    for (position, _), w in zip(positions, weights, strict=True):
       full[position] = w
     return bind(op, *full)[place]
 
-  primals = [values[i] for i in positions]
-  tangents = [scaled.get(i, {}).get(params, None) for i in positions]
-  tangents = [jnp.ones_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
+  primals = [values[i] for i, _ in positions]
+  begun = [scaled.get(i, {}).get(params) for i, _ in positions]
+  begin = [jnp.full_like(values[i], scale) for i, scale in positions]
+  tangents = [b if t is None else t for t, b in zip(begun, begin, strict=True)]
   return jax.lax.stop_gradient(jax.jvp(function, primals, tangents)[1])
 
 
-def _coefficient_at(tap: Tap, scaled: Mapping[int, Coefficients]) -> Array | None:
-  return scaled.get(tap.site.position, {}).get(tap.site.weight.params)
+class _Known(NamedTuple):
+  """What a site needs to know besides its operands: the weight's coefficient, and what a lifted kernel met."""
+
+  coefficient: Array | None
+  constant: Array | None
+
+
+def _known(tap: Tap, scaled: Mapping[int, Coefficients], constants: Mapping[int, Array]) -> _Known:
+  coefficient = scaled.get(tap.site.position, {}).get(tap.site.weight.params)
+  return _Known(coefficient, None if tap.lifted is None else constants[tap.lifted.key])
 
 
 # --- bodies
 
 
-def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int):
+def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
   """An operation with bodies that hold sites or marks."""
 
   def body(values, probes, index=0, shift=0, depth=depth):
     inner = {i - shift: c for i, c in scaled.items() if i >= shift}
-    return evaluate(op.bodies[index], taps, values, probes, inner, depth)
+    return evaluate(op.bodies[index], taps, values, probes, inner, depth, constants)
 
   if op.region == 'remat':
     return rematerialise(op, body)(values, probes)
@@ -139,13 +157,13 @@ def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int):
     branches = [lambda v, p, k=k: body(v, p, index=k, shift=1) for k in range(len(op.bodies))]
     return jax.lax.switch(values[0], branches, values[1:], probes)
   if op.region == 'scan':
-    return _scan(op, taps, values, probes, scaled, depth)
+    return _scan(op, taps, values, probes, scaled, depth, constants)
   if op.region == 'shard_map':
     return _sharded(op, body, values, probes)
   return _custom(op, body, values, probes)
 
 
-def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int):
+def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
   (body,) = op.bodies
   n_consts, n_carry = scan_split(op)
   n_whole = n_consts + n_carry
@@ -160,7 +178,7 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int):
     xs, moving, loops = xs
     own = {name: {**probes[name], **moving.get(name, {})} for name in probes}
     inner = {**{i: c for i, c in scaled.items() if i < n_whole}, **loops}
-    results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, depth + 1)
+    results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, depth + 1, constants)
     return results[:n_carry], (results[n_carry:], marks)
 
   p = op.params
@@ -237,14 +255,13 @@ def _with_floats(values: Sequence[Any], floats: Sequence[Any], like: Sequence[An
 # --- sites
 
 
-def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, scaled) -> Array:
+def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known: list[_Known]) -> Array:
   """The operation with the probes of its sites."""
   for tap in here:
     if tap.site.kind == 'entrywise' and jnp.shape(values[tap.site.position]) != op.outputs[0].shape:
       i = tap.site.position
       values = [*values[:i], jnp.broadcast_to(values[i], op.outputs[0].shape), *values[i + 1 :]]
   own = {tap.block: probes[tap.block] for tap in here}
-  known = [_coefficient_at(tap, scaled) for tap in here]
 
   @jax.custom_vjp
   def twin(values, probes, known):
@@ -263,7 +280,7 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, scal
       found = _statistics(op, tap, values, slopes, dy, c)
       target = sums[tap.block]
       target |= {k: target[k] + s.astype(target[k].dtype).reshape(target[k].shape) for k, s in found.items()}
-    return slopes, sums, [None if c is None else jnp.zeros_like(c) for c in known]
+    return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(forward, backward)
   axes = frozenset().union(*(varying(v) for v in values))
@@ -271,23 +288,41 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, scal
   return twin(list(values), own, known)
 
 
-def _copied(tap: Tap, values: list[Any], probes: Probes, scaled) -> Array:
+def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array:
   """The operand of a free site, whose cotangent is the gradient of each example's copy."""
-  value, c = values[tap.site.position], _coefficient_at(tap, scaled)
 
   @jax.custom_vjp
-  def twin(value, probe, c):
-    del probe, c
+  def twin(value, probe, known):
+    del probe, known
     return value
 
   def backward(residuals, dy):
-    probe, c = residuals
-    found = tap.operator.statistics([_of_examples(tap, dy, c)])
-    return dy, {k: s.astype(probe[k].dtype) for k, s in found.items()}, None if c is None else jnp.zeros_like(c)
+    probe, known = residuals
+    found = _of_copies(tap, dy, known)
+    zeros = {k: jnp.zeros_like(z) for k, z in probe.items()}
+    sums = zeros | {k: zeros[k] + s.astype(zeros[k].dtype) for k, s in found.items()}
+    return dy, sums, jax.tree.map(jnp.zeros_like, known)
 
-  twin.defvjp(lambda value, probe, c: (value, (probe, c)), backward)
-  probe, c = jax.tree.map(lambda x: vary(x, varying(value)), (probes[tap.block], c))
-  return twin(value, probe, c)
+  twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
+  value = values[tap.site.position]
+  probe, known = jax.tree.map(lambda x: vary(x, varying(value)), (probes[tap.block], known))
+  return twin(value, probe, known)
+
+
+def _of_copies(tap: Tap, slope: Array, known: _Known) -> dict[str, Array]:
+  """Statistics from the gradient of each example's copy of a weight."""
+  u = _of_examples(tap, slope, known.coefficient)
+  if tap.lifted is None:
+    return tap.operator.statistics([u])
+  # Each example's use of the product is a use of the kernel, with the constant for its input.
+  site, examples = tap.lifted, u.shape[0]
+  shape = site.op.outputs[0].shape
+  layout = tap.site.weight.arranged((u.shape[1],), tap.site.weight.axes)
+  g = jax.vmap(lambda row: site.linear.output_rows(layout.back([shape], row)[0]))(u)  # b s 1 r o
+  g = jnp.moveaxis(g.reshape(examples, g.shape[1], -1, g.shape[-1]), 0, 1)
+  x = site.linear.input_rows(known.constant)
+  x = jnp.broadcast_to(x.reshape(x.shape[0], 1, -1, x.shape[-1]), (x.shape[0], examples, *g.shape[2:3], x.shape[-1]))
+  return tap.operator.statistics_of_rows(x, g, Side(), tap.bias, tap.transposed)
 
 
 def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
@@ -297,9 +332,11 @@ def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
   return by_example(slope.real, tap.site.weight.axes)
 
 
-def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, coefficient: Array | None) -> dict[str, Array]:
+def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known) -> dict[str, Array]:
   """What one site adds to the statistics of its block."""
-  site = tap.site
+  site, coefficient = tap.site, known.coefficient
+  if site.kind == 'entrywise' and tap.lifted is not None:
+    return _of_copies(tap, slopes[site.position], known)
   if site.kind == 'entrywise':
     gradients = [_of_examples(tap, slopes[site.position], coefficient)]
     if len(tap.operator.layouts) == 2:

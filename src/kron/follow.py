@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .operators import LINEAR, Dense, Linear
 from .program import Op, Program, Ref, bind, concrete, has_mark
-from .sites import DATA, INPUT, Derived, Walk, params_of
+from .sites import DATA, INPUT, Derived, Walk
 from .weights import Weight, joined
 
 _CASTS = ('convert_element_type', 'reduce_precision', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint',
@@ -45,12 +46,11 @@ def results(op: Op, walk: Walk) -> list[Any]:
 
 def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
   """The kind of a result where no rule applies; refuses the parameters that met data without one."""
-  params = frozenset().union(*(params_of(kind) for kind in kinds))
+  params = frozenset().union(*(walk.params(kind) for kind in kinds))
   if not params:
     return DATA if DATA in kinds else INPUT if INPUT in kinds else None
   if op.name == 'while':
-    for param in params:
-      walk.refuse(param, 'while (a loop whose length is not known has no reverse mode; give fori_loop constant bounds)', op)
+    walk.refuse(params, 'while (a loop whose length is not known has no reverse mode; give fori_loop constant bounds)', op)
     return DATA
   step = next((kind.op for kind in kinds if isinstance(kind, Derived)), op)
   scalar = bool(op.outputs) and not op.outputs[0].shape
@@ -63,9 +63,8 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
     walk.found.regularisers.update(params)
     return DATA
   for kind in kinds:
-    for param in params_of(kind):
-      what = op.name if isinstance(kind, Weight) else f'{kind.op.name} (a computed weight), then {op.name}'
-      walk.refuse(param, what, op)
+    what = f'{kind.op.name} (a computed weight), then {op.name}' if isinstance(kind, Derived) else op.name
+    walk.refuse(walk.params(kind), what, op)
   return DATA
 
 
@@ -79,10 +78,9 @@ def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
     return kind
   op = walk.found.makers[kind.meeting]
   if kind.spread:
-    for param in kind.params:
-      walk.refuse(param, f'{op.name} (with data that is repeated later)', op)
+    walk.refuse(walk.params(kind), f'{op.name} (with data that is repeated later)', op)
   elif not any(site.weight.params == kind.params for site in walk.found.sites.get(kind.meeting, ())):
-    position = next(i for i, v in enumerate(op.inputs) if params_of(walk.kind(v)) & set(kind.params))
+    position = next(i for i, v in enumerate(op.inputs) if getattr(walk.kind(v), 'params', None) == kind.params)
     _add_entrywise(op, position, walk.kind(op.inputs[position]), walk)
   walk.kinds[value.index] = DATA
   return DATA
@@ -91,11 +89,9 @@ def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
 def free(op: Op, position: int, weight: Weight, walk: Walk) -> None:
   """Notes a parameter of which every example has a copy at this operand."""
   if weight.met or weight.gains:
-    for param in params_of(weight):
-      walk.refuse(param, f'{op.name} (after it was combined with a computed value)', op)
+    walk.refuse(walk.params(weight), f'{op.name} (after it was combined with a computed value)', op)
   elif not _may_be_free(op.inputs[position], weight):
-    for param in weight.params:
-      walk.refuse(param, f'{op.name} (with no leading axis that counts examples)', op)
+    walk.refuse(walk.params(weight), f'{op.name} (with no leading axis that counts examples)', op)
   else:
     walk.add('free', op, position, weight)
 
@@ -137,7 +133,7 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
     return None
   if any(w is None for w in out):
     return None
-  return _chained(op, out, ((weight.params, (0,)),), walk)
+  return _chained(op, out, {weight.params: ((0, weight.scale),)}, walk)
 
 
 def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
@@ -242,10 +238,10 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
     varies |= {a for a in _varying_axes(v, walk) if a < len(shape)}
   if op.name not in ('mul', 'div', 'neg', 'add', 'sub', 'add_any') or (op.name == 'div' and i == 1):
     varies |= set(aligned.axes)
-  met = aligned.met.union(*(params_of(k) for _, k in others))
+  met = aligned.met.union(*(walk.params(k) for _, k in others))
   meeting = op.outputs[0].index if data else aligned.meeting
   out = aligned._replace(varies=varies, met=met, meeting=meeting, spread=aligned.spread and not data, chained=True)
-  return _chained(op, [out], ((weight.params, (i,)),), walk)
+  return _chained(op, [out], {weight.params: ((i, weight.scale),)}, walk)
 
 
 def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
@@ -257,7 +253,7 @@ def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) ->
     if first.axes != second.axes or first._key() != second._key() or first.gains or second.gains:
       return None
     out = first._replace(chained=True, varies=frozenset(first.axes), met=first.met | second.met)
-    return _chained(op, [out], ((first.params, (i, j)),), walk)
+    return _chained(op, [out], {first.params: ((i, first.scale), (j, second.scale))}, walk)
   if op.name != 'mul' and not (op.name == 'div' and len(second.axes) < len(first.axes)):
     return None
   if len(first.axes) < len(second.axes):
@@ -265,18 +261,15 @@ def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) ->
   if not first.covers(op.outputs[0].shape) or set(first.params) & set(second.params) or second.gains or second.met:
     return None
   out = first._replace(chained=True, varies=first.varies | set(second.axes), gains=(*first.gains, second))
-  followed = _chained(op, [out], ((first.params, (i,)), *(((g.params), (i,)) for g in first.gains)), walk)
-  walk.found.chains[op.outputs[0].index][second.params] = (j,)
-  return followed
+  return _chained(op, [out], {first.params: ((i, first.scale),), second.params: ((j, second.scale),)}, walk)
 
 
-def _chained(op: Op, out: list[Weight], operands: tuple, walk: Walk) -> list[Weight]:
-  """Notes how the coefficient of a weight goes on, where it is an array."""
+def _chained(op: Op, out: list[Weight], operands: dict, walk: Walk) -> list[Weight]:
+  """Notes how the coefficient of a weight, and of its gains, goes on, where it is an array."""
   for v, weight in zip(op.outputs, out, strict=True):
     if weight.chained:
-      steps = dict(operands)
-      steps |= {g.params: operands[0][1] for g in weight.gains if g.params not in steps}
-      walk.found.chains[v.index] = steps
+      kernel = operands[weight.params]
+      walk.found.chains[v.index] = {g.params: kernel for g in weight.gains} | operands
   return out
 
 
@@ -289,8 +282,7 @@ def align(op: Op, i: int, weight: Weight) -> Weight:
 def _add_entrywise(op: Op, position: int, weight: Weight, walk: Walk) -> None:
   aligned = align(op, position, weight)
   if aligned.met or aligned.gains:
-    for param in params_of(aligned):
-      walk.refuse(param, f'{op.name} (after it was combined with a computed value)', op)
+    walk.refuse(walk.params(aligned), f'{op.name} (after it was combined with a computed value)', op)
   elif aligned.unique or 0 not in aligned.axes:
     walk.add('entrywise', op, position, aligned)
 
@@ -302,6 +294,9 @@ def _masks(op: Op, i: int, walk: Walk) -> bool:
   if op.name != 'mul':
     return False
   value = op.inputs[1 - i]
+  if isinstance(value, Ref) and value.index in walk.found.consts:
+    known = walk.found.consts[value.index]
+    return not isinstance(known, jax.core.Tracer) and bool(np.isin(known, (0, 1)).all())
   while isinstance(value, Ref) and value.index in walk.found.makers:
     if value.dtype == jnp.bool_:
       return True
@@ -333,7 +328,10 @@ def _varying_axes(value: Any, walk: Walk) -> set[int]:
 
 def _linear(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
   """Where a kernel meets data in a linear operation."""
-  if len(weights) != 1 or not all(_is_data(k) for j, k in enumerate(kinds) if j != weights[0]):
+  others = {k for j, k in enumerate(kinds) if j != weights[0]} if len(weights) == 1 else {DATA, None}
+  if others == {None}:
+    return _lifted(op, weights[0], kinds[weights[0]], walk)
+  if not others <= {DATA, INPUT}:
     return None
   i, weight = weights[0], kinds[weights[0]]
   for operator in LINEAR:
@@ -344,17 +342,28 @@ def _linear(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
       linear = linear._replace(one_hot=True)
     if weight.chained and not (weight.covers(op.inputs[i].shape) and _separable(linear, weight)):
       if weight.meeting is None:
-        for param in params_of(weight):
-          walk.refuse(param, f'{op.name} (with a kernel that was scaled along rows and columns)', op)
+        walk.refuse(walk.params(weight), f'{op.name} (with a kernel that was scaled along rows and columns)', op)
         return [DATA] * len(op.outputs)
       return None
-    for param in weight.met - set(weight.params):
-      walk.refuse(param, f'{op.name} (as a part of a computed weight)', op)
+    walk.refuse(weight.met - set(weight.params), f'{op.name} (as a part of a computed weight)', op)
+    if weight.params[0] < 0:
+      return None
     walk.add('linear', op, i, weight, linear)
     for gain in weight.gains:
       walk.add('gain', op, i, gain, linear)
     return [DATA] * len(op.outputs)
   return None
+
+
+def _lifted(op: Op, i: int, weight: Weight, walk: Walk) -> list[Any] | None:
+  """Where a kernel meets a constant, such as the direction of a derivative: the product is what examples meet later."""
+  found = [operator.recognise(op, i, weight) for operator in LINEAR[:2]]
+  linear = next((f for f in found if f is not None), None)
+  if linear is None or weight.chained or weight.params[0] < 0:
+    return None
+  number = -op.outputs[0].index
+  walk.found.lifted[number] = walk.site('lifted', op, i, weight, linear)
+  return [Weight.of(number, op.outputs[0].shape)]
 
 
 def _separable(linear: Linear, weight: Weight) -> bool:

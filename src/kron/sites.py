@@ -7,6 +7,7 @@ alone).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .operators import Linear
@@ -27,7 +28,9 @@ class Site(NamedTuple):
   """One use of a parameter: the operation, the operand that holds the weight, and the weight as it looks there.
 
   kind: 'linear'; 'entrywise' (an operation entry by entry); 'free' (any other, by one copy of the parameter for each
-    example); 'gain' (a factor of the kernel of a linear operation).
+    example); 'gain' (a factor of the kernel of a linear operation). A 'lifted' one is no use by itself: a kernel met a
+    constant of the program, and examples meet only the product, which goes on as a weight of its own (of a parameter
+    whose number is negative).
   loops: for each loop around it, from the outermost, whether the loop slices the parameter.
   times: how often it runs.
   sharded: whether it is inside of a shard_map.
@@ -64,22 +67,25 @@ class Survey(NamedTuple):
   """What `survey` found.
 
   sites: by key; several where an operation takes several parameters.
-  chains: every step of a weight whose coefficient is an array: output index -> parameters -> the operands that hold them.
+  chains: every step of a weight whose coefficient is an array: output index -> parameters -> the operands that hold them,
+    and the numbers that are their coefficients where the chain begins.
   refusals: by parameter.
   regularisers: the parameters with a term of their own in the loss.
   marks: the observation marks in order, and how many loops are around each.
   makers, readers: what makes a value, and what reads it (None: an output of a program or a body).
   consts: the values that the program itself holds.
+  lifted: by the negative number of the product.
   """
 
   sites: dict[int, list[Site]]
-  chains: dict[int, dict[tuple[int, ...], tuple[int, ...]]]
+  chains: dict[int, dict[tuple[int, ...], tuple[tuple[int, float], ...]]]
   refusals: dict[int, list[Refusal]]
   regularisers: set[int]
   marks: list[tuple[Op, int]]
   makers: dict[int, Op]
   readers: dict[int, list[Op | None]]
   consts: dict[int, Any]
+  lifted: dict[int, Site]
 
   def copy(self) -> Survey:
     sites = {k: list(v) for k, v in self.sites.items()}
@@ -87,6 +93,10 @@ class Survey(NamedTuple):
     return self._replace(
       sites=sites, chains=dict(self.chains), refusals=refusals, regularisers=set(self.regularisers), marks=list(self.marks)
     )
+
+  def owners(self, weight: Weight) -> tuple[int, ...]:
+    """The parameters of a weight, or of what was lifted into it."""
+    return tuple(p for q in weight.params for p in (self.lifted[q].weight.params if q < 0 else (q,)))
 
 
 class Walk(NamedTuple):
@@ -107,19 +117,27 @@ class Walk(NamedTuple):
   def kind(self, value: Any) -> Any:
     return self.kinds.get(value.index) if isinstance(value, Ref) else None
 
-  def refuse(self, param: int, reason: str, op: Op) -> None:
-    self.found.refusals.setdefault(param, []).append(Refusal(op.outputs[0].index, reason, source_line(op)))
+  def params(self, kind: Any) -> frozenset[int]:
+    """All parameters that took part in a value."""
+    if isinstance(kind, Weight):
+      own = self.found.owners(kind)
+      return frozenset(own).union(kind.met, *(self.found.owners(w) for w in kind.gains))
+    return kind.params if isinstance(kind, Derived) else frozenset()
+
+  def refuse(self, params: Iterable[int], reason: str, op: Op) -> None:
+    for param in params:
+      refusal = Refusal(op.outputs[0].index, reason, source_line(op))
+      self.found.refusals.setdefault(param, []).append(refusal)
+
+  def site(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> Site:
+    loops = tuple(d in weight.levels for d in range(self.depth))
+    if weight.params[0] < 0:
+      loops = (*self.found.lifted[weight.params[0]].loops, *loops)[: self.depth]
+    return Site(kind, op, position, weight, linear, loops, self.times, self.sharded)
 
   def add(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> None:
-    loops = tuple(d in weight.levels for d in range(self.depth))
-    site = Site(kind, op, position, weight, linear, loops, self.times, self.sharded)
+    site = self.site(kind, op, position, weight, linear)
     self.found.sites.setdefault(site.key, []).append(site)
 
   def read_once(self, value: Any) -> bool:
     return len(self.found.readers[value.index]) <= 1
-
-
-def params_of(kind: Any) -> frozenset[int]:
-  if isinstance(kind, Weight):
-    return frozenset(kind.params).union(kind.met, *(w.params for w in kind.gains))
-  return kind.params if isinstance(kind, Derived) else frozenset()

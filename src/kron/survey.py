@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from . import follow
 from .program import Op, Program, Ref, observe_p, scan_split
-from .sites import DATA, INPUT, Derived, Survey, Walk, params_of
+from .sites import DATA, INPUT, Derived, Survey, Walk
 from .weights import Weight
 
 
@@ -21,11 +23,11 @@ def survey(program: Program, n_params: int, from_loss: bool, examples: int | Non
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
   examples: the length of the axis that counts examples, where it is known.
   """
-  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}), {}, from_loss=from_loss, examples=examples)
+  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}, {}), {}, from_loss=from_loss, examples=examples)
   _note_readers(program, walk.found)
   kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
   for kind in _visit(program, kinds, walk):
-    walk.found.regularisers.update(params_of(kind))
+    walk.found.regularisers.update(walk.params(kind))
   return walk.found
 
 
@@ -43,7 +45,7 @@ def _note_readers(program: Program, found: Survey) -> None:
 
 def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
   """Walks one program; returns the kinds of its outputs, activations settled."""
-  walk.kinds.update(dict.fromkeys(program.consts, INPUT))
+  walk.kinds.update({i: _kind_of_constant(c, walk) for i, c in program.consts.items()})
   walk.kinds.update({v.index: kind for v, kind in zip(program.inputs, inputs, strict=True)})
   for op in program.ops:
     if op.name == observe_p.name:
@@ -51,13 +53,19 @@ def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
       kind = follow.settle(op.inputs[0], walk)
       if isinstance(kind, Weight):  # outputs that no data have met: one copy for each example
         follow.free(op, 0, kind, walk)
-      for param in params_of(kind) if isinstance(kind, Derived) else ():
-        walk.refuse(param, f'{kind.op.name} (a computed weight), then observed', op)
-      walk.kinds[op.outputs[0].index] = DATA if params_of(kind) else kind
+      if isinstance(kind, Derived):
+        walk.refuse(kind.params, f'{kind.op.name} (a computed weight), then observed', op)
+      walk.kinds[op.outputs[0].index] = DATA if walk.params(kind) else kind
       continue
     results = _region(op, walk) or follow.results(op, walk)
     walk.kinds.update({v.index: kind for v, kind in zip(op.outputs, results, strict=True)})
   return [follow.settle(v, walk) for v in program.outputs]
+
+
+def _kind_of_constant(value: Any, walk: Walk) -> str | None:
+  """A number that the program holds is taken for data where it has a row for each example: a batch closed over."""
+  shape = jnp.shape(value)
+  return INPUT if shape and not (walk.examples and shape[0] % walk.examples) else None
 
 
 def _region(op: Op, walk: Walk) -> list[Any] | None:
@@ -76,15 +84,14 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
     return [_join(list(kinds), op, walk) for kinds in zip(*branches, strict=True)]
   if op.region == 'shard_map':
     for i, (kind, spec) in enumerate(zip(inputs, op.params['in_specs'], strict=True)):
-      if params_of(kind) and any(spec):
-        for param in params_of(kind):
-          walk.refuse(param, f'shard_map (split over the mesh by {spec})', op)
+      if walk.params(kind) and any(spec):
+        walk.refuse(walk.params(kind), f'shard_map (split over the mesh by {spec})', op)
         inputs[i] = DATA
     walk = walk._replace(sharded=True, times=walk.times * op.params['mesh'].size)
   results = _visit(op.bodies[0], inputs, walk)
   # The coefficient of a scaled weight, and what a mesh does to a weight, are not known outside of the body.
   plain = op.region == 'remat'
-  return [k if not isinstance(k, Weight) or (plain and not k.chained) else Derived(params_of(k), op) for k in results]
+  return [k if not isinstance(k, Weight) or (plain and not k.chained) else Derived(walk.params(k), op) for k in results]
 
 
 def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:
@@ -110,7 +117,7 @@ def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:
       break
     inputs[n_consts : n_consts + n_carry] = met
   _replace(walk.found, trial)
-  return [*carried, *(Derived(params_of(k), op) if isinstance(k, Weight) else k for k in results[n_carry:])]
+  return [*carried, *(Derived(walk.params(k), op) if isinstance(k, Weight) else k for k in results[n_carry:])]
 
 
 def _replace(found: Survey, other: Survey) -> None:
@@ -124,7 +131,7 @@ def _replace(found: Survey, other: Survey) -> None:
 
 def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
   """What a value is that may be any of these."""
-  params = frozenset().union(*(params_of(k) for k in kinds))
+  params = frozenset().union(*(walk.params(k) for k in kinds))
   if DATA in kinds:
     walk.found.regularisers.update(params)
     return DATA

@@ -72,25 +72,25 @@ class Kronecker(NamedTuple):
       transposed: whether the operation's rows are the block's columns.
     """
     g = linear.output_rows(dy)
-    if coefficient.columns is not None:
-      g = g * coefficient.columns[:, None, None].astype(g.dtype)
-    uses = jnp.asarray(g.shape[1] * g.shape[2] * (2 if jnp.iscomplexobj(g) else 1), jnp.float32)
-    a_side, g_side = (self.columns, self.rows) if transposed else (self.rows, self.columns)
-    if linear.one_hot:
-      a = linear.input_diagonal(x).reshape(-1, 1, 1)
-    else:
-      a = linear.input_rows(x)
-      if coefficient.rows is not None:
-        a = a * coefficient.rows[:, None, None].astype(a.dtype)
-      if self.bias is not None and not transposed:
-        a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
-      if self.reduced is not None:
-        return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses}
-      a = gram(a_side, a.reshape(a.shape[0], -1, a.shape[-1]))
+    if not linear.one_hot:
+      return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed)
+    counts = linear.input_diagonal(x).reshape(-1, 1, 1) * coefficient.scale**2
+    return {'A': counts, 'G': gram(self.columns, _flat(_scaled(g, coefficient.columns))), 'uses A': _uses(g)}
+
+  def statistics_of_rows(
+    self, a: Float[Array, 's b r i'], g: Float[Array, 's b r o'], coefficient: Side, bias: bool, transposed: bool
+  ) -> dict[str, Array]:
+    """As `statistics`, from the rows."""
+    a, g = _scaled(a, coefficient.rows) * coefficient.scale, _scaled(g, coefficient.columns)
     if self.bias is not None and transposed:
       g = jnp.concatenate([g, jnp.zeros((*g.shape[:-1], 1), g.dtype)], -1)
-    sums = (a * coefficient.scale**2, gram(g_side, g.reshape(g.shape[0], -1, g.shape[-1])), uses)
-    return dict(zip(("A'", "G'", "uses A'") if transposed else ('A', 'G', 'uses A'), sums, strict=True))
+    elif self.bias is not None:
+      a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
+    if self.reduced is not None:
+      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': _uses(g)}
+    if transposed:
+      return {"A'": gram(self.columns, _flat(a)), "G'": gram(self.rows, _flat(g)), "uses A'": _uses(g)}
+    return {'A': gram(self.rows, _flat(a)), 'G': gram(self.columns, _flat(g)), 'uses A': _uses(g)}
 
   def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
     """Sums over examples and uses from what came back through the probes."""
@@ -142,3 +142,14 @@ class Side(NamedTuple):
   columns: Float[Array, 's o'] | None = None
 
 
+def _scaled(rows: Float[Array, 's b r n'], by: Float[Array, 's n'] | None) -> Float[Array, 's b r n']:
+  return rows if by is None else rows * by[:, None, None].astype(rows.dtype)
+
+
+def _flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
+  return rows.reshape(rows.shape[0], -1, rows.shape[-1])
+
+
+def _uses(g: Float[Array, 's b r o']) -> Float[Array, '']:
+  """How many rows each slot has; complex ones count twice, see `gram`."""
+  return jnp.asarray(g.shape[1] * g.shape[2] * (2 if jnp.iscomplexobj(g) else 1), jnp.float32)
