@@ -334,7 +334,9 @@ def _side(slots: int, size: int, partner: str, options: Options) -> Factor:
 def _reduced(group: list[_Use], name: str, unfit: bool) -> int:
   """The number of examples of a kernel whose uses are to be reduced."""
   if unfit:
-    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or one of a constant knows 'expand' only")
+    raise CurvatureError(
+      f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or one of a constant knows 'expand' only"
+    )
   if any(u.site.sharded for u in group):
     raise CurvatureError(f"sharing={{{name!r}: 'reduce'}} inside of a shard_map is not supported; use 'expand'")
   counts = set()

@@ -14,7 +14,8 @@ from .blocks import Block, Options, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import evaluate
 from .operators.factor import accurate
-from .program import Op, Program, observation_marks, trace
+from .program import Op, Program, trace
+from .regions import observation_marks
 from .statistics import Statistics, degree
 from .survey import survey
 from .table import table
@@ -80,7 +81,7 @@ class Curvature:
     names = param_names(params)
     shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
     self._sizes = {name: math.prod(shape) for name, shape in zip(names, shapes, strict=True)}
-    _, plan, marks = self._read(params, args)
+    _, plan, _ = self._read(params, args)
     self.blocks: tuple[Block, ...] = plan.blocks
     self.gradient_only: dict[str, str] = plan.gradient_only
     self.regularised: tuple[str, ...] = plan.regularised

@@ -19,7 +19,8 @@ from jaxtyping import Array
 from .operators import Kronecker, Side, Unit
 from .operators.factor import accurate
 from .operators.unit import by_example
-from .program import Op, Program, Ref, bind, has_mark, observe_p, rematerialise, scan_split, shard, vary, varying
+from .program import Op, Program, Ref, bind, has_mark, observe_p, vary, varying
+from .regions import rematerialise, scan_split, shard
 from .sites import Site
 
 
@@ -170,7 +171,9 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, consta
   consts, carry, xs = values[:n_consts], values[n_consts:n_whole], values[n_whole:]
   sliced = {tap.block for tap in taps.inside(body) if tap.site.loops[depth]}
   moving = {
-    name: {k: p for k, p in probe.items() if not k.startswith('uses')} for name, probe in probes.items() if name in sliced
+    name: {k: p for k, p in probe.items() if not k.startswith('uses')}
+    for name, probe in probes.items()
+    if name in sliced
   }
   loops = {i: c for i, c in scaled.items() if i >= n_whole}
 
@@ -249,7 +252,9 @@ def _with_floats(values: Sequence[Any], floats: Sequence[Any], like: Sequence[An
   """The values with others in place of those that have gradients (as `like` tells, or they themselves)."""
   others = iter(floats)
   kinds = values if like is None else like
-  return [next(others) if jnp.issubdtype(jnp.result_type(k), jnp.inexact) else v for v, k in zip(values, kinds, strict=True)]
+  return [
+    next(others) if jnp.issubdtype(jnp.result_type(k), jnp.inexact) else v for v, k in zip(values, kinds, strict=True)
+  ]
 
 
 # --- sites
@@ -354,7 +359,7 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known) -> d
 
 
 def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:
-  """The gradient of each example with respect to a factor of the kernel: of y, linear in the kernel, along dkernel/dgain."""
+  """The gradient of each example with respect to a factor of the kernel: dy . y(dkernel/dfactor)."""
   full = list(values)
   full[site.position] = derivative.astype(values[site.position].dtype)
   along = accurate(bind(op, *full)[0]) * accurate(dy)

@@ -15,11 +15,15 @@ from .weights import Weight, joined
 
 _CASTS = ('convert_element_type', 'reduce_precision', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint',
           'pvary', 'pcast', 'mesh_cast', 'reshard')  # fmt: skip
-_ENTRYWISE = frozenset(
-  'abs add add_any asin asinh atan atan2 atanh acos acosh cbrt ceil clamp cos cosh copy digamma div erf erf_inv erfc exp '
-  'exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne eq neg nextafter pow '
-  'real rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh and or not xor convert_element_type'.split()
-)
+# fmt: off
+_ENTRYWISE = frozenset((
+  'abs', 'add', 'add_any', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'acos', 'acosh', 'cbrt', 'ceil', 'clamp', 'copy',
+  'cos', 'cosh', 'convert_element_type', 'digamma', 'div', 'eq', 'erf', 'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor',
+  'ge', 'gt', 'imag', 'integer_pow', 'is_finite', 'le', 'lgamma', 'log', 'log1p', 'logistic', 'lt', 'max', 'min', 'mul',
+  'ne', 'neg', 'nextafter', 'not', 'and', 'or', 'xor', 'pow', 'real', 'rem', 'round', 'rsqrt', 'select_n', 'sign', 'sin',
+  'sinh', 'sqrt', 'square', 'sub', 'tan', 'tanh',
+))
+# fmt: on
 _MOVES = ('slice', 'rev', 'dynamic_slice', 'gather', 'split', 'pad')
 
 
@@ -50,7 +54,9 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
   if not params:
     return DATA if DATA in kinds else INPUT if INPUT in kinds else None
   if op.name == 'while':
-    walk.refuse(params, 'while (a loop whose length is not known has no reverse mode; give fori_loop constant bounds)', op)
+    walk.refuse(
+      params, 'while (a loop whose length is not known has no reverse mode; give fori_loop constant bounds)', op
+    )
     return DATA
   step = next((kind.op for kind in kinds if isinstance(kind, Derived)), op)
   scalar = bool(op.outputs) and not op.outputs[0].shape
@@ -234,9 +240,9 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
     _add_entrywise(op, i, weight, walk)
     return [DATA]
   varies = aligned.varies
-  for v, _ in others:
-    varies |= {a for a in _varying_axes(v, walk) if a < len(shape)}
-  if op.name not in ('mul', 'div', 'neg', 'add', 'sub', 'add_any') or (op.name == 'div' and i == 1):
+  if scaling:
+    varies |= {a for v, _ in others for a in _varying_axes(v, walk) if a < len(shape)}
+  elif op.name not in ('neg', 'add', 'sub', 'add_any'):
     varies |= set(aligned.axes)
   met = aligned.met.union(*(walk.params(k) for _, k in others))
   meeting = op.outputs[0].index if data else aligned.meeting
@@ -316,7 +322,10 @@ def _varying_axes(value: Any, walk: Walk) -> set[int]:
   if op is None or not long:
     return long
   if op.name == 'broadcast_in_dim':
-    dims, old = op.params['broadcast_dimensions'], jnp.shape(op.inputs[0]) if not isinstance(op.inputs[0], Ref) else op.inputs[0].shape
+    dims, old = (
+      op.params['broadcast_dimensions'],
+      jnp.shape(op.inputs[0]) if not isinstance(op.inputs[0], Ref) else op.inputs[0].shape,
+    )
     return {dims[a] for a in _varying_axes(op.inputs[0], walk) if old[a] == value.shape[dims[a]]}
   if is_entrywise(op) and all(not isinstance(v, Ref) or len(v.shape) in (0, len(value.shape)) for v in op.inputs):
     return set().union(*(_varying_axes(v, walk) for v in op.inputs))
@@ -341,10 +350,10 @@ def _linear(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
     if isinstance(linear, Dense) and _is_one_hot(op.inputs[1 - i], linear.input_axes[2], walk):
       linear = linear._replace(one_hot=True)
     if weight.chained and not (weight.covers(op.inputs[i].shape) and _separable(linear, weight)):
-      if weight.meeting is None:
-        walk.refuse(walk.params(weight), f'{op.name} (with a kernel that was scaled along rows and columns)', op)
-        return [DATA] * len(op.outputs)
-      return None
+      if weight.meeting is not None and min(linear.n_in, linear.n_out) == 1:
+        return None  # an activation
+      walk.refuse(walk.params(weight), f'{op.name} (with a kernel that was scaled along rows and columns)', op)
+      return [DATA] * len(op.outputs)
     walk.refuse(weight.met - set(weight.params), f'{op.name} (as a part of a computed weight)', op)
     if weight.params[0] < 0:
       return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -26,7 +27,8 @@ class Likelihood(Protocol):
 
   With F the Fisher information of one observation's outputs z, `draw` returns a random c with E[c cT] = F (the gradient
   of -log p at a target drawn from the model), and the `columns` vectors `column(outputs, k)` satisfy sum_k c_k c_kT = F.
-  All are shaped like `outputs`.
+  All are shaped like `outputs`. A likelihood with a method `prepare(outputs, *more)`, where `more` are further arrays given
+  to the mark, gets its result in place of `outputs` in `draw` and `column`.
   """
 
   event_ndims: int
@@ -84,14 +86,57 @@ class Gaussian:
 
   def draw(self, key, outputs):
     z = accurate(outputs)
-    return jax.random.normal(key, z.shape, z.dtype) / math.sqrt(self.variance)
+    if not jnp.iscomplexobj(z):
+      return jax.random.normal(key, z.shape, z.dtype) / math.sqrt(self.variance)
+    parts = jax.random.normal(key, (2, *z.shape), z.real.dtype) / math.sqrt(self.variance)
+    return jax.lax.complex(parts[0], parts[1])
+
+  def columns(self, outputs):
+    return _event_size(outputs, self.event_ndims) * (2 if jnp.iscomplexobj(outputs) else 1)
+
+  def column(self, outputs, k):
+    size = _event_size(outputs, self.event_ndims)
+    unit = _unit(outputs, self.event_ndims, k % size) / math.sqrt(self.variance)
+    if jnp.iscomplexobj(outputs):
+      unit = unit * jnp.where(k < size, 1, 1j)
+    return jnp.broadcast_to(unit, outputs.shape).astype(accurate(outputs).dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What a convex loss of one observation's outputs says: its Hessian H in place of F (the generalised Gauss-Newton).
+
+  Of a negative log-likelihood whose Hessian does not depend on the target, that is the Fisher information. The root of H
+  is had by `eigh`; what a loss that is not convex has below zero is left out.
+  """
+
+  fn: Callable[..., Array]
+  event_ndims: int = 1
+
+  def prepare(self, outputs, *more):
+    """A root of every observation's Hessian: (*leading, columns, *event)."""
+    z = accurate(outputs)
+    leading, event = z.shape[: z.ndim - self.event_ndims], z.shape[z.ndim - self.event_ndims :]
+    n = math.prod(event)
+
+    def root(z, *more):
+      hessian = jax.hessian(lambda flat: self.fn(flat.reshape(event), *more))(z.reshape(-1))
+      values, vectors = jnp.linalg.eigh(hessian)
+      return (jnp.sqrt(jnp.maximum(values, 0)) * vectors).T
+
+    flat = [x.reshape(-1, *x.shape[len(leading) :]) for x in (z, *more)]
+    return jax.vmap(root)(*flat).reshape(*leading, n, *event)
+
+  def draw(self, key, root):
+    axis = root.ndim - self.event_ndims - 1
+    signs = jax.random.rademacher(key, root.shape[: axis + 1], root.dtype)
+    return (root * signs.reshape(*signs.shape, *(1,) * self.event_ndims)).sum(axis)
 
   def columns(self, outputs):
     return _event_size(outputs, self.event_ndims)
 
-  def column(self, outputs, k):
-    unit = _unit(outputs, self.event_ndims, k) / math.sqrt(self.variance)
-    return jnp.broadcast_to(unit, outputs.shape).astype(accurate(outputs).dtype)
+  def column(self, root, k):
+    return jnp.take(root, k, axis=root.ndim - self.event_ndims - 1)
 
 
 def _event_size(outputs: Array, event_ndims: int) -> int:
@@ -148,11 +193,40 @@ def gaussian(
   return custom(mean, Gaussian(event_ndims, variance), targets, mask=mask, target_ndims=event_ndims)
 
 
+def loss(
+  outputs: Float[Array, '*n ...'],
+  fn: Callable[..., Float[Array, '']],
+  *more: Num[Array, '*n ...'],
+  mask: Num[Array, '*n'] | None = None,
+  event_ndims: int = 1,
+) -> Float[Array, '*n ...']:
+  """Marks outputs by their loss, a JAX function of one observation: curvature is its Hessian (the GGN).
+
+  Args:
+    outputs: the last `event_ndims` axes together are one observation.
+    fn: `fn(z, *more)` -> a number, for one observation; the sum over observations is the loss, up to its scale. Give the
+      same function object at every call, or JAX compiles anew.
+    *more: what else it reads, such as targets: arrays with the same leading axes.
+    mask: as in `categorical`.
+
+  References:
+    Schraudolph, 2002 (Fast curvature matrix-vector products), section 3; Martens, 2020 (arXiv:1412.1193), section 8.
+  """
+  leading = jnp.shape(outputs)[: jnp.ndim(outputs) - event_ndims]
+  for x in more:
+    if jnp.shape(x)[: len(leading)] != leading:
+      raise CurvatureError(
+        f'observe: an argument of the loss has shape {jnp.shape(x)}, the outputs lead with {leading}'
+      )
+  return custom(outputs, Loss(fn, event_ndims), mask=mask, more=more)
+
+
 def custom(
   outputs: Float[Array, '*n ...'],
   likelihood: Likelihood,
   targets: Num[Array, '*n ...'] | None = None,
   *,
+  more: Sequence[Num[Array, '*n ...']] = (),
   mask: Num[Array, '*n'] | None = None,
   target_ndims: int | None = None,
 ) -> Float[Array, '*n ...']:
@@ -170,8 +244,9 @@ def custom(
       raise CurvatureError(
         f'observe: targets have shape {jnp.shape(targets)}, outputs of shape {outputs.shape} want {expected}'
       )
+  more = tuple(jnp.asarray(x) for x in more)
   if mask is None:
-    return observe_p.bind(outputs, likelihood=likelihood, weighted=False)
+    return observe_p.bind(outputs, *more, likelihood=likelihood, weighted=False)
   if jnp.shape(mask) != leading:
     raise CurvatureError(f'observe: mask has shape {jnp.shape(mask)}, outputs of shape {outputs.shape} want {leading}')
-  return observe_p.bind(outputs, jnp.asarray(mask, jnp.float32), likelihood=likelihood, weighted=True)
+  return observe_p.bind(outputs, jnp.asarray(mask, jnp.float32), *more, likelihood=likelihood, weighted=True)

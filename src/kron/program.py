@@ -108,9 +108,7 @@ def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operator
       plain = operators.get(_function_name(eqn))
       if plain is not None:
         region, inner = 'custom', jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
-      bodies = tuple(
-        _flatten(*_open(j), fresh, operators) for j in (inner if isinstance(inner, tuple) else (inner,))
-      )
+      bodies = tuple(_flatten(*_open(j), fresh, operators) for j in (inner if isinstance(inner, tuple) else (inner,)))
       ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies))
 
   def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
@@ -151,16 +149,6 @@ def has_mark(op: Op) -> bool:
   return op.name == observe_p.name or any(has_mark(inner) for body in op.bodies for inner in body.ops)
 
 
-def observation_marks(program: Program) -> list[Op]:
-  """In order, those in bodies included."""
-  found = []
-  for op in program.ops:
-    found += [op] if op.name == observe_p.name else []
-    for body in op.bodies:
-      found += observation_marks(body)
-  return found
-
-
 def bind(op: Op, *values: Any) -> list[Any]:
   """The operation applied to other values, as JAX traced it: its derivative rules included."""
   params = op.eqn.primitive.get_bind_params(op.params)
@@ -174,38 +162,6 @@ def bind(op: Op, *values: Any) -> list[Any]:
   ):
     out = op.eqn.primitive.bind(*subfuns, *values, **params)
   return list(out) if op.eqn.primitive.multiple_results else [out]
-
-
-def rematerialise(op: Op, fn: Callable) -> Callable:
-  """`fn` under the checkpoint policy of the region `op`."""
-  return jax.checkpoint(fn, prevent_cse=op.params['prevent_cse'], policy=op.params['policy'])
-
-
-def scan_split(op: Op) -> tuple[int, int]:
-  """How many of a scan's operands are constants, and how many are carried; the others are sliced."""
-  (body,) = op.bodies
-  # A carried value has the same rank inside and outside: so do the constants, which stand before them.
-  carried = sum(len(v.shape) == len(r.shape) for v, r in zip(op.outputs, _shaped(body.outputs), strict=True))
-  whole = sum(len(v.shape) == len(jnp.shape(o)) for v, o in zip(body.inputs, op.inputs, strict=True))
-  return whole - carried, carried
-
-
-def _shaped(values: Sequence[Any]) -> list[Any]:
-  return [v if isinstance(v, Ref) else jnp.asarray(v) for v in values]
-
-
-def shard(op: Op, fn: Callable, more_in: Any, more_out: Any) -> Callable:
-  """`fn(values, more)` -> (results, more) over the mesh of a shard_map `op`, with specs for what comes in addition."""
-  p = op.params
-  axes = p.get('newly_manual_axes', p.get('manual_axes', frozenset()))
-  return jax.shard_map(
-    fn,
-    mesh=p['mesh'],
-    in_specs=(list(p['in_specs']), more_in),
-    out_specs=(list(p['out_specs']), more_out),
-    axis_names=set(axes),
-    check_vma=p['check_vma'],
-  )
 
 
 def varying(x: Any) -> frozenset[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .program import Op, Program, Ref, has_mark, observe_p, scan_split
+from .program import Op, Program, Ref, has_mark, observe_p
+from .regions import scan_split
 from .sites import Site, Survey
 
 
@@ -23,11 +24,10 @@ def _trace_back(program: Program, found: Survey, outputs: Iterable, from_marks: 
   """Adds the keys of one program; returns the values that matter in it."""
   live = {v.index for v in outputs if isinstance(v, Ref)}
   for op in reversed(program.ops):
-    mark = op.name == observe_p.name
-    if (mark and from_marks) or (from_marks and op.bodies and has_mark(op)) or any(v.index in live for v in op.outputs):
-      if op.name != 'stop_gradient':
-        keys.add(op.outputs[0].index)
-        live |= {v.index for v in _sources(op, found, live, from_marks, keys) if isinstance(v, Ref)}
+    observed = from_marks and has_mark(op)
+    if op.name != 'stop_gradient' and (observed or any(v.index in live for v in op.outputs)):
+      keys.add(op.outputs[0].index)
+      live |= {v.index for v in _sources(op, found, live, from_marks, keys) if isinstance(v, Ref)}
   return live
 
 

@@ -91,7 +91,11 @@ class Survey(NamedTuple):
     sites = {k: list(v) for k, v in self.sites.items()}
     refusals = {k: list(v) for k, v in self.refusals.items()}
     return self._replace(
-      sites=sites, chains=dict(self.chains), refusals=refusals, regularisers=set(self.regularisers), marks=list(self.marks)
+      sites=sites,
+      chains=dict(self.chains),
+      refusals=refusals,
+      regularisers=set(self.regularisers),
+      marks=list(self.marks),
     )
 
   def owners(self, weight: Weight) -> tuple[int, ...]:

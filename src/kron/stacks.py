@@ -33,7 +33,9 @@ class Layout(NamedTuple):
   places: dict[tuple[str, str], Place]
   shapes: dict[str, tuple[int, int, int, int]]
   dtypes: dict[str, Any]
-  groups: dict[str, np.ndarray]  # stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together
+  groups: dict[
+    str, np.ndarray
+  ]  # stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together
   partners: np.ndarray  # group -> the group of its partner, or its own
 
   def gather(self, values: Mapping[str, Mapping[str, Array]], padding: float = 0.0) -> dict[str, Array]:

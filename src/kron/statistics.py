@@ -25,7 +25,9 @@ class Statistics(NamedTuple):
   def of(cls, parts: dict[str, dict[str, Array]], loops: dict[str, int], examples: Array) -> Statistics:
     """From what the probes returned; the uses there are those of all iterations of the loops that slice a kernel."""
     sums = {b: {k: s for k, s in p.items() if not k.startswith(_USES)} for b, p in parts.items()}
-    uses = {b: {k.removeprefix(_USES): s / loops[b] for k, s in p.items() if k.startswith(_USES)} for b, p in parts.items()}
+    uses = {
+      b: {k.removeprefix(_USES): s / loops[b] for k, s in p.items() if k.startswith(_USES)} for b, p in parts.items()
+    }
     return cls(sums, uses, examples)
 
   def means(self, block: str) -> dict[str, Float[Array, 'slots n n']]:

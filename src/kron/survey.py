@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import follow
-from .program import Op, Program, Ref, observe_p, scan_split
+from .program import Op, Program, Ref, observe_p
+from .regions import scan_split
 from .sites import DATA, INPUT, Derived, Survey, Walk
 from .weights import Weight
 

@@ -174,9 +174,7 @@ class Weight(NamedTuple):
 
   def sliced_by_loop(self, depth: int) -> Weight:
     """One iteration's part of a value that a loop slices along its first axis."""
-    rest = self._replace(
-      axes=tuple(a - 1 for a in self.axes if a), varies=frozenset(a - 1 for a in self.varies if a)
-    )
+    rest = self._replace(axes=tuple(a - 1 for a in self.axes if a), varies=frozenset(a - 1 for a in self.varies if a))
     if 0 not in self.axes:
       return rest
     return rest._replace(stack=(*self.stack, self.core[0]), core=self.core[1:], levels=(*self.levels, depth))

@@ -56,7 +56,9 @@ def jittered(params):
   """No parameter stays at zero or one, where a wrong factor could hide."""
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(KEY, len(leaves))
-  return treedef.unflatten([p + 0.1 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)])
+  return treedef.unflatten(
+    [p + 0.1 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
+  )
 
 
 def linen(module, x, y=None, objective=cross_entropy, **kwargs):
@@ -271,7 +273,15 @@ def swin():
     x = x + rearrange(jax.nn.softmax(scores) @ heads(v), 'b h t d -> b t (h d)') @ p['out']
     return rearrange(x, '(b w) t c -> b (w t) c', b=N).mean(1) @ p['head']
 
-  shapes = {'embed': (3, 4), 'scale': (4,), 'shift': (4,), 'qkv': (4, 12), 'table': (9, 2), 'out': (4, 4), 'head': (4, 3)}
+  shapes = {
+    'embed': (3, 4),
+    'scale': (4,),
+    'shift': (4,),
+    'qkv': (4, 12),
+    'table': (9, 2),
+    'out': (4, 4),
+    'head': (4, 3),
+  }
   return plain(network, shapes_to_params(shapes), normal(N, 4, 4, 3))
 
 
@@ -486,7 +496,9 @@ def state_space():
     _, hs = jax.lax.scan(step, jnp.zeros_like(u[:, 0]), u.swapaxes(0, 1))
     return jax.nn.gelu(hs.swapaxes(0, 1) + p['skip'] * u).mean(1) @ p['out']
 
-  return plain(network, shapes_to_params({'in': (3, 4), 'log_rate': (4,), 'skip': (4,), 'out': (4, 3)}), normal(N, LENGTH, 3))
+  return plain(
+    network, shapes_to_params({'in': (3, 4), 'log_rate': (4,), 'skip': (4,), 'out': (4, 3)}), normal(N, LENGTH, 3)
+  )
 
 
 # --- science and graphs --------------------------------------------------------------------------------------------

@@ -250,22 +250,24 @@ def test_the_kl_clip_bounds_the_step(problem):
 
 
 ERRORS = {
-  'a second use': (lambda p, x: x @ p['w'] @ p['w'], 'a second use'),
-  'a computed weight': (lambda p, x: x @ (p['w'] / jnp.linalg.norm(p['w'])), 'a computed weight'),
-  'a grouped convolution': (
-    lambda p, x: jax.lax.conv_general_dilated(x[:, None, :, None], p['w'][None, :, None, :], (1, 1), 'SAME',
-      dimension_numbers=('NHCW', 'HWIO', 'NHWC'), feature_group_count=3),
-    'conv_general_dilated',
-  ),
+  'a product of two parameters': (lambda p, x: x @ (p['w'] @ p['v']), 'a computed weight'),
+  'a nonlinear kernel': (lambda p, x: x @ jnp.exp(p['w']), 'scaled along rows and columns'),
+  'another kernel under a kernel': (lambda p, x: x @ (p['w'] + jnp.sort(p['v'])), 'part of a computed weight'),
+  'two layouts': (lambda p, x: (x @ p['w']) * p['w'][:, 0] @ jnp.sin(x), 'different matrices'),
   'an unknown operation': (lambda p, x: jnp.sort(p['w'])[None] + x[:, None], 'sort'),
-  'no axis of examples': (lambda p, x: (x * p['w']).sum(0, keepdims=True), 'no leading axis'),
+  'no axis of examples': (lambda p, x: (x * p['w']).sum(0, keepdims=True) * jnp.ones((3, 1)), 'no leading axis'),
+  'a loop of unknown length': (
+    lambda p, x: jax.lax.while_loop(lambda h: h.sum() < 9.0, lambda h: h + jnp.abs(h @ p['w']) + 1, x), 'while'
+  ),
+  'a kernel for each example': (lambda p, x: jnp.einsum('bi,bio->bo', x, p['w'] * x[:, :, None]), 'scaled along rows and columns'),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', ERRORS)
 def test_what_is_not_understood_is_named(name):
   network, words = ERRORS[name]
-  params, x = {'layer': {'w': jnp.eye(3)}}, jnp.ones((3, 3))
+  two = name in ('a product of two parameters', 'another kernel under a kernel')
+  params, x = {'layer': {'w': jnp.eye(3)} | ({'v': jnp.eye(3)} if two else {})}, jnp.ones((3, 3))
 
   def loss(params, x):
     return (kron.observe.gaussian(network(params['layer'], x).reshape(3, -1)) ** 2).mean()
@@ -273,7 +275,7 @@ def test_what_is_not_understood_is_named(name):
   with pytest.raises(kron.CurvatureError) as error:
     kron.curvature(loss, params, x, fisher='exact')
   message = str(error.value)
-  assert "'layer/w'" in message and words in message and 'test_kfac.py:' in message and '\n' not in message
+  assert "'layer/" in message and words in message and 'test_kfac.py:' in message and '\n' not in message
   for choice in ('gradient', 'diagonal'):
     curvature = kron.curvature(loss, params, x, fisher='exact', fallback={'layer/*': choice})
     assert choice in str(curvature)

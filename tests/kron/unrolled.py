@@ -184,7 +184,11 @@ class Unrolled:
       carry = out[:n_carry]
       rows.append(out[n_carry:])
     rows = rows[::-1] if p['reverse'] else rows
-    join = lambda vs: Value(jnp.stack([v.x for v in vs]), vs[0].params, any(v.batch for v in vs), jnp.stack([v.still for v in vs]))  # noqa: E731
+
+    def join(vs):
+      params, batch = vs[0].params, any(v.batch for v in vs)
+      return Value(jnp.stack([v.x for v in vs]), params, batch, jnp.stack([v.still for v in vs]))
+
     return [*carry, *(join(column) for column in zip(*rows, strict=True))]
 
 
@@ -215,7 +219,9 @@ def kronecker(reference, block, dy, each):
       v = np.stack([np.asarray(operator.kernel.apply(jnp.asarray(grad)))[0] for grad in each[k][p]]).astype(np.float64)
       transposed = len(c) != n_in
       g = np.einsum('i,bio->bo' if not transposed else 'o,bio->bi', c, v) / (c @ c)
-      np.testing.assert_allclose(v, np.einsum('bo,i->bio' if not transposed else 'bi,o->bio', g, c), rtol=1e-3, atol=1e-6)
+      np.testing.assert_allclose(
+        v, np.einsum('bo,i->bio' if not transposed else 'bi,o->bio', g, c), rtol=1e-3, atol=1e-6
+      )
       a_name, g_name = ("A'", "G'") if transposed else ('A', 'G')
       sums[a_name][0] += len(g) * np.outer(c, c)
       sums[g_name][0] += g.T @ g
@@ -236,12 +242,9 @@ def kronecker(reference, block, dy, each):
     s, i, o = np.array([place[int(n)] for n in numbers]).T
     x = [v for j, v in enumerate(use['x']) if j != use['position']]
     whole = jnp.iscomplexobj(w)
-    jacobian = lambda x: jax.jacobian(  # noqa: E731
-      lambda w: bind(use['eqn'], [*x[: use['position']], w, *x[use['position'] :]])[0].reshape(-1), holomorphic=whole
-    )(w).reshape(-1, w.size)
-    actual = np.asarray(jacobian(x))
-    integer = not jnp.issubdtype(x[0].dtype, jnp.inexact)
-    probe = actual if integer else np.asarray(jacobian([jax.random.normal(jax.random.key(3), v.shape, v.dtype) for v in x]))
+    actual = jacobian(use, x, w)
+    others = [jax.random.normal(jax.random.key(3), v.shape, v.dtype) for v in x if jnp.issubdtype(v.dtype, jnp.inexact)]
+    probe = jacobian(use, others, w) if others else actual
     entries = [np.flatnonzero(row) for row in probe]
     transposed = any(len(set(o[e])) > 1 for e in entries)
     along, across = (o, i) if transposed else (i, o)
@@ -267,6 +270,13 @@ def kronecker(reference, block, dy, each):
         sums[g_name][slot] += np.outer(gr, gr.conj()).real
     uses[a_name] += max((len(r) for (t, _), r in rows.items() if t == 0), default=0) * (2 if whole else 1)
   return sums, uses
+
+
+def jacobian(use, x, w):
+  """Of the flat result with respect to the flat kernel."""
+  i = use['position']
+  whole = lambda w: bind(use['eqn'], [*x[:i], w, *x[i:]])[0].reshape(-1)  # noqa: E731
+  return np.asarray(jax.jacobian(whole, holomorphic=jnp.iscomplexobj(w))(w)).reshape(-1, w.size)
 
 
 def unit(reference, block, each):

@@ -1,0 +1,53 @@
+"""Operations with bodies: loops, rematerialised regions, shard_map. What runs where, and how to build them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .program import Op, Program, Ref, observe_p
+
+
+def observation_marks(program: Program) -> list[Op]:
+  """In order, those in bodies included."""
+  found = []
+  for op in program.ops:
+    found += [op] if op.name == observe_p.name else []
+    for body in op.bodies:
+      found += observation_marks(body)
+  return found
+
+
+def rematerialise(op: Op, fn: Callable) -> Callable:
+  """`fn` under the checkpoint policy of the region `op`."""
+  return jax.checkpoint(fn, prevent_cse=op.params['prevent_cse'], policy=op.params['policy'])
+
+
+def scan_split(op: Op) -> tuple[int, int]:
+  """How many of a scan's operands are constants, and how many are carried; the others are sliced."""
+  (body,) = op.bodies
+  # A carried value has the same rank inside and outside: so do the constants, which stand before them.
+  carried = sum(len(v.shape) == len(r.shape) for v, r in zip(op.outputs, _shaped(body.outputs), strict=True))
+  whole = sum(len(v.shape) == len(jnp.shape(o)) for v, o in zip(body.inputs, op.inputs, strict=True))
+  return whole - carried, carried
+
+
+def _shaped(values: Sequence[Any]) -> list[Any]:
+  return [v if isinstance(v, Ref) else jnp.asarray(v) for v in values]
+
+
+def shard(op: Op, fn: Callable, more_in: Any, more_out: Any) -> Callable:
+  """`fn(values, more)` -> (results, more) over the mesh of a shard_map `op`, with specs for what comes in addition."""
+  p = op.params
+  axes = p.get('newly_manual_axes', p.get('manual_axes', frozenset()))
+  return jax.shard_map(
+    fn,
+    mesh=p['mesh'],
+    in_specs=(list(p['in_specs']), more_in),
+    out_specs=(list(p['out_specs']), more_out),
+    axis_names=set(axes),
+    check_vma=p['check_vma'],
+  )
