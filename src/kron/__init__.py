@@ -5,10 +5,12 @@ from .curvature import Curvature, curvature
 from .errors import CurvatureError
 from .kfac import ClipByKlState, clip_by_kl, kfac
 from .logical import from_logical, to_logical
+from .operators import SHARING
 from .precondition import ScaleByKfacState, factors, find_state, scale_by_kfac
 from .statistics import Statistics, accumulate
 
 __all__ = [
+  'SHARING',
   'ClipByKlState',
   'Curvature',
   'CurvatureError',

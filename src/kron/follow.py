@@ -131,8 +131,10 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
     out = [weight.broadcast(old, new, op.params['broadcast_dimensions'])]
   elif op.name == 'tile' and all(a in (1, b) for a, b in zip(old, new, strict=True)):
     out = [weight.broadcast(old, new, tuple(range(len(old))))]
-  elif op.name == 'squeeze' or op.name == 'expand_dims' or (op.name == 'reshape' and op.params['dimensions'] is None):
-    out = [weight.reshaped(old, new)]
+  elif op.name in ('squeeze', 'expand_dims', 'reshape'):
+    first = op.params.get('dimensions') if op.name == 'reshape' else None  # a transposition on the way
+    first = tuple(range(len(old))) if first is None else first
+    out = [weight.transposed(first).reshaped(tuple(old[a] for a in first), new)]
   elif op.name in _MOVES:
     out = _picked(op, weight, walk)
   else:
@@ -264,9 +266,12 @@ def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) ->
     return None
   if len(first.axes) < len(second.axes):
     (i, first), (j, second) = (j, second), (i, first)
-  if not first.covers(op.outputs[0].shape) or set(first.params) & set(second.params) or second.gains or second.met:
+  overlap = set(first.params) & set(second.params) or second.met - set(first.params)
+  if not first.covers(op.outputs[0].shape) or overlap or second.gains:
     return None
-  out = first._replace(chained=True, varies=first.varies | set(second.axes), gains=(*first.gains, second))
+  out = first._replace(
+    chained=True, varies=first.varies | set(second.axes), gains=(*first.gains, second), met=first.met | second.met
+  )
   return _chained(op, [out], {first.params: ((i, first.scale),), second.params: ((j, second.scale),)}, walk)
 
 

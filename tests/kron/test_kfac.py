@@ -257,9 +257,13 @@ ERRORS = {
   'an unknown operation': (lambda p, x: jnp.sort(p['w'])[None] + x[:, None], 'sort'),
   'no axis of examples': (lambda p, x: (x * p['w']).sum(0, keepdims=True) * jnp.ones((3, 1)), 'no leading axis'),
   'a loop of unknown length': (
-    lambda p, x: jax.lax.while_loop(lambda h: h.sum() < 9.0, lambda h: h + jnp.abs(h @ p['w']) + 1, x), 'while'
+    lambda p, x: jax.lax.while_loop(lambda h: h.sum() < 9.0, lambda h: h + jnp.abs(h @ p['w']) + 1, x),
+    'while',
   ),
-  'a kernel for each example': (lambda p, x: jnp.einsum('bi,bio->bo', x, p['w'] * x[:, :, None]), 'scaled along rows and columns'),
+  'a kernel for each example': (
+    lambda p, x: jnp.einsum('bi,bio->bo', x, p['w'] * x[:, :, None]),
+    'scaled along rows and columns',
+  ),
 }  # fmt: skip
 
 
