@@ -149,7 +149,7 @@ def nnx_cnn():
       return self.dense(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
 
   graph, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
-  loss = lambda p, x, y, rest: cross_entropy(nnx.merge(graph, p, rest)(x), y)  # noqa: E731
+  loss = lambda p, x, y, rest: cross_entropy(nnx.merge(graph, p, rest, copy=True)(x), y)  # noqa: E731
   return Case('flax.nnx', loss, jittered(params), (normal(N, 5, 5, 3), labels(), rest), (2,))
 
 

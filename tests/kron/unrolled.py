@@ -61,7 +61,7 @@ class Unrolled:
   def gradients(self):
     """dy of every linear use (of the summed loss), and of every other use the examples' gradients by leaf."""
     offsets = [jnp.zeros(u['shape'], u['dtype']) if u['linear'] else jnp.zeros(()) for u in self.found]
-    dy = jax.grad(lambda o: self.run(self.leaves, o)[0].x * self.n)(offsets)
+    dy = jax.jit(jax.grad(lambda o: self.run(self.leaves, o)[0].x * self.n))(offsets)
     others = [k for k, u in enumerate(self.found) if not u['linear']]
     if not others:
       return dy, {}
@@ -75,7 +75,7 @@ class Unrolled:
       leaves = [chosen.get(i, jax.lax.stop_gradient(x)) for i, x in enumerate(self.leaves)]
       return self.run(leaves, None, switches)[0].x * self.n
 
-    grads = jax.vmap(jax.grad(loss), (None, 0))({i: self.leaves[i] for i in involved}, switches)
+    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))({i: self.leaves[i] for i in involved}, switches)
     each = {}
     for k, a, n in zip(others, starts, lengths, strict=False):
       each[k] = {p: np.asarray(grads[p][a : a + n], np.float64) for p in self.found[k]['params']}
@@ -276,7 +276,8 @@ def jacobian(use, x, w):
   """Of the flat result with respect to the flat kernel."""
   i = use['position']
   whole = lambda w: bind(use['eqn'], [*x[:i], w, *x[i:]])[0].reshape(-1)  # noqa: E731
-  return np.asarray(jax.jacobian(whole, holomorphic=jnp.iscomplexobj(w))(w)).reshape(-1, w.size)
+  mode = jax.jacfwd if w.size < np.prod(use['shape']) else jax.jacrev
+  return np.asarray(jax.jit(mode(whole, holomorphic=jnp.iscomplexobj(w)))(w)).reshape(-1, w.size)
 
 
 def unit(reference, block, each):
