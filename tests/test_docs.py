@@ -48,13 +48,24 @@ def test_the_readme_trains():
   assert losses[1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', 'docs/architecture.md', 'docs/results.md'])
+@pytest.mark.parametrize(
+  'page', ['README.md', 'CONTRIBUTING.md', 'docs/architecture.md', 'docs/results.md', 'docs/coverage.md']
+)
 def test_files_named_in_a_page_are_there(page):
   text = (ROOT / page).read_text()
   named = set(re.findall(r'`((?:src|experiments|scripts|tests|docs)/[\w./]+)`', text))
   named |= {f'{(ROOT / page).parent.relative_to(ROOT)}/{link}' for link in re.findall(r'\]\(([\w./]+)\)', text)}
   for name in named:
     assert (ROOT / name).exists(), f'{page} names {name}'
+
+
+def test_the_coverage_page_shows_what_the_commands_printed():
+  from tests.kron.gallery import GALLERY
+
+  page = (ROOT / 'docs/coverage.md').read_text()
+  assert (ROOT / 'docs/compile_cost.txt').read_text() in page
+  rows = re.findall(r'^\| (.+?) \|', page, re.MULTILINE)
+  assert rows[2:] == list(GALLERY)
 
 
 def test_the_package_is_the_one_of_this_folder():

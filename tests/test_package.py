@@ -46,3 +46,6 @@ def test_only_one_file_touches_jax_internals():
     if any(m.startswith(('jax.core', 'jax._src', 'jax.extend', 'jax.interpreters')) for _, m in imports(path))
   ]
   assert found == ['src/kron/program.py']
+  used = [str(p.relative_to(ROOT)) for p in SOURCES if any(word in p.read_text() for word in ('jax.core.', 'jax._src'))]
+  assert used in ([], ['src/kron/program.py'])
+  assert len((ROOT / 'src/kron/program.py').read_text().splitlines()) <= 250

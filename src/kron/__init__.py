@@ -1,6 +1,7 @@
 """Second-order optimisation as functions: curvature of a loss, and optax transformations that use it."""
 
 from . import observe
+from .blocks import param_names
 from .curvature import Curvature, curvature
 from .errors import CurvatureError
 from .kfac import ClipByKlState, clip_by_kl, kfac
@@ -24,6 +25,7 @@ __all__ = [
   'from_logical',
   'kfac',
   'observe',
+  'param_names',
   'scale_by_kfac',
   'to_logical',
 ]

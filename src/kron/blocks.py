@@ -153,6 +153,12 @@ def plan_blocks(
       gradient_only[name] = 'as chosen' if choice else reason
     else:
       _complain(name, refused.get(param), param, survey, in_loss)
+  reduced = next((b.name for b in blocks.values() if b.operator.reduced is not None), None)
+  if reduced is not None and any(depth for _, depth in survey.marks):
+    raise CurvatureError(
+      f"sharing={{{reduced!r}: 'reduce'}}: outputs are observed inside of a loop, so its iterations are examples of their "
+      "own; use 'expand', or accumulate microbatches outside by kron.accumulate"
+    )
   order = {name: i for i, name in enumerate(names)}
   ordered = tuple(sorted(blocks.values(), key=lambda b: (order[b.params[0]], b.name)))
   regularised = tuple(n for i, n in enumerate(names) if i in survey.regularisers and n in owned)
@@ -161,7 +167,7 @@ def plan_blocks(
     stack = (taps[0].lifted or taps[0].site).weight.stack
     shapes_of = block.operator.probes().items()
     probes[name] = {k: shape if k.startswith('uses') else (*stack, *shape) for k, shape in shapes_of}
-  return Plan(ordered, Taps(by_key, survey.chains), probes, gradient_only, regularised)
+  return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, gradient_only, regularised)
 
 
 def _without_examples(site: Site, observations: int | None) -> str | None:

@@ -41,10 +41,14 @@ class Tap(NamedTuple):
 
 
 class Taps(NamedTuple):
-  """By site key; with the survey's `chains` (how the coefficients of weights were made)."""
+  """By site key; with the survey's `chains` (how the coefficients of weights were made).
+
+  from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  """
 
   taps: Mapping[int, Sequence[Tap]]
   chains: Mapping[int, Mapping[tuple[int, ...], tuple[tuple[int, float], ...]]]
+  from_loss: bool
 
   def inside(self, program: Program) -> list[Tap]:
     found = []
@@ -161,7 +165,7 @@ def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
     return _scan(op, taps, values, probes, scaled, depth, constants)
   if op.region == 'shard_map':
     return _sharded(op, body, values, probes)
-  return _custom(op, body, values, probes)
+  return _custom(op, taps, body, values, probes)
 
 
 def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
@@ -222,10 +226,12 @@ def _batch_axes(op: Op) -> tuple[str, ...]:
   return tuple(found)
 
 
-def _custom(op: Op, body, values, probes: Probes):
+def _custom(op: Op, taps: Taps, body, values, probes: Probes):
   """A function with a derivative rule of its own: its value and gradient are its own, its statistics those of its body."""
-  if has_mark(op):
-    return bind(op, *values), body(values, probes)[1]
+  marks = body(values, probes)[1] if has_mark(op) else []
+  if marks and not taps.from_loss:
+    return bind(op, *values), marks
+  marks = jax.lax.stop_gradient(marks)  # these only count the observations
   structs = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), probes)
 
   @jax.custom_vjp
@@ -240,7 +246,7 @@ def _custom(op: Op, body, values, probes: Probes):
     return _with_floats([None] * len(values), pull(list(dys))[0], values), pull_probes(list(dys))[0]
 
   twin.defvjp(lambda values, probes: (bind(op, *values), values), backward)
-  return twin(list(values), probes), []
+  return twin(list(values), probes), marks
 
 
 def _floats(values: Sequence[Any]) -> list[Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .operators import LINEAR, Dense, Linear
-from .program import Op, Program, Ref, bind, concrete, has_mark
+from .program import Op, Program, Ref, bind, concrete, has_mark, is_known
 from .sites import DATA, INPUT, Derived, Walk
 from .weights import Weight, joined
 
@@ -177,7 +176,7 @@ def constant(value: Any, walk: Walk) -> Any:
     return jnp.asarray(value)
   if value.index in walk.found.consts:
     known = walk.found.consts[value.index]
-    return None if isinstance(known, jax.core.Tracer) or _differentiable(value) else jnp.asarray(known)
+    return jnp.asarray(known) if is_known(known) and not _differentiable(value) else None
   op = walk.found.makers.get(value.index)
   if op is None or _differentiable(value) or op.region is not None or len(op.outputs) > 1:
     return None
@@ -307,7 +306,7 @@ def _masks(op: Op, i: int, walk: Walk) -> bool:
   value = op.inputs[1 - i]
   if isinstance(value, Ref) and value.index in walk.found.consts:
     known = walk.found.consts[value.index]
-    return not isinstance(known, jax.core.Tracer) and bool(np.isin(known, (0, 1)).all())
+    return is_known(known) and bool(np.isin(known, (0, 1)).all())
   while isinstance(value, Ref) and value.index in walk.found.makers:
     if value.dtype == jnp.bool_:
       return True

@@ -181,6 +181,11 @@ def concrete(op: Op, values: Sequence[Any]) -> list[Any]:
     return bind(op, *values)
 
 
+def is_known(value: Any) -> bool:
+  """Whether a constant of a program is a number now, and not an outer transformation's tracer."""
+  return not isinstance(value, jax.core.Tracer)
+
+
 def source_line(op: Op) -> str:
   """'file.py:12', the user's line that caused the operation: the innermost frame outside of installed packages."""
   traceback = op.eqn.source_info.traceback

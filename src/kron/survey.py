@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import follow
-from .program import Op, Program, Ref, observe_p
+from .errors import CurvatureError
+from .program import Op, Program, Ref, observe_p, source_line
 from .regions import scan_split
 from .sites import DATA, INPUT, Derived, Survey, Walk
 from .weights import Weight
@@ -80,6 +81,10 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
   inputs = [follow.settle(v, walk, whole=True) for v in op.inputs]
   if op.region == 'scan':
     return _scan(op, inputs, walk)
+  if op.region == 'cond' and marked:
+    raise CurvatureError(
+      f'an output is observed inside of a branch at {source_line(op)}; move the mark behind the branches'
+    )
   if op.region == 'cond':
     branches = [_visit(body, inputs[1:], walk) for body in op.bodies]
     return [_join(list(kinds), op, walk) for kinds in zip(*branches, strict=True)]

@@ -258,6 +258,28 @@ def test_a_loss_with_its_own_gradient_takes_its_curvature_from_the_mark():
   jax.tree.map(lambda a, b: close(a, b, 1e-5), stats, expected)
 
 
+def test_a_mark_inside_of_a_function_with_its_own_rule_under_the_empirical_fisher():
+  @jax.custom_jvp
+  def loss(p, x):
+    return squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])
+
+  loss.defjvp(
+    lambda primals, tangents: jax.jvp(lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out']), primals, tangents)
+  )
+  plainly = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
+  params, x = shapes_to_params(DENSE), normal(N, 4)
+  results = [kron.curvature(f, params, x, fisher='empirical').value_and_grad(params, x) for f in (loss, plainly)]
+  jax.tree.map(lambda a, b: close(a, b, 1e-5), *results)
+
+
+def test_a_mark_inside_of_a_branch_is_refused():
+  params, x = shapes_to_params(DENSE), normal(N, 4)
+  network = lambda p, x: dense(p['w'], p['b'], x) @ p['out']  # noqa: E731
+  loss = lambda p, x: jax.lax.cond(x.sum() > 0, lambda: squared(network(p, x)), lambda: squared(network(p, -x)))  # noqa: E731
+  with pytest.raises(kron.CurvatureError, match=r'observed inside of a branch at .*test_regions.py'):
+    kron.curvature(loss, params, x, fisher='exact')
+
+
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('check_vma', [True, False])
 def test_shard_map(fisher, check_vma):

@@ -97,6 +97,9 @@ def test_expand_and_reduce_agree_where_nothing_is_shared():
 def test_reduce_is_refused_where_it_means_nothing():
   params = {'embedding': normal(11, 4)}
   loss = lambda p, x: cross_entropy(p['embedding'][x] @ p['embedding'].T, x)  # noqa: E731
+  steps = lambda p, x: jax.lax.scan(lambda s, x: (s + squared(x @ p['w']), None), 0.0, x)[0]  # noqa: E731
+  with pytest.raises(kron.CurvatureError, match='observed inside of a loop'):
+    kron.curvature(steps, {'w': normal(4, 2)}, normal(3, N, 4), fisher='exact', sharing='reduce')
   with pytest.raises(kron.CurvatureError, match="knows 'expand' only"):
     kron.curvature(loss, params, tokens(), fisher='exact', sharing={'embedding': 'reduce'})
   with pytest.raises(kron.CurvatureError, match=r'sharing .* matches no parameter'):

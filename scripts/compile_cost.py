@@ -1,0 +1,125 @@
+"""What reading statistics adds to tracing and compiling, and how programs grow with depth: a table and a JSON file.
+
+python scripts/compile_cost.py --out=docs/compile_cost
+
+ResNet-50 as in experiments/configs/imagenet_resnet50.py (224 pixels, bf16), and thinner ones of growing depth. Times are
+ratios to the plain gradient's, interleaved in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+from kronmesh import kron, models
+
+_OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
+_REPEATS = flags.DEFINE_integer('repeats', 3, 'How often each program is compiled; the median counts.')
+_SIZE = flags.DEFINE_integer('size', 224, 'Pixels of an image side for ResNet-50.')
+
+PROGRAMS = ('gradient', 'empirical', 'sampled')
+
+
+def problem(model: nn.Module, size: int, batch: int = 8) -> tuple[Callable, Any, tuple]:
+  """A loss with its shapes; nothing is computed."""
+  x, y = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+  variables = nn.meta.unbox(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x))
+  params = variables.pop('params')
+
+  def loss(params, x, y, key, state):
+    del key
+    logits, state = model.apply({'params': params, **state}, x, train=True, mutable=['batch_stats'])
+    logits = kron.observe.categorical(logits, y)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), state
+
+  return loss, params, (x, y, jax.eval_shape(lambda: jax.random.key(0)), variables)
+
+
+def program(name: str, loss: Callable, params: Any, args: tuple) -> Callable:
+  if name == 'gradient':
+    return jax.value_and_grad(loss, has_aux=True)
+  curvature = kron.curvature(loss, params, *args, fisher=name, has_aux=True)
+  return curvature.value_and_grad
+
+
+def measure(name: str, loss: Callable, params: Any, args: tuple) -> dict[str, float]:
+  """Seconds to trace and to compile, and the number of operations traced."""
+  jax.clear_caches()
+  start = time.perf_counter()
+  traced = jax.jit(program(name, loss, params, args)).trace(params, *args)
+  lowered = traced.lower()
+  middle = time.perf_counter()
+  lowered.compile()
+  return {'trace': middle - start, 'compile': time.perf_counter() - middle, 'hlo': operations(lowered)}
+
+
+def operations(lowered: Any) -> int:
+  return lowered.as_text().count(' = ')
+
+
+def table(headings: list[str], rows: list[list[Any]]) -> str:
+  cells = [headings, *[[f'{c:.2f}' if isinstance(c, float) else str(c) for c in row] for row in rows]]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+  return '\n'.join('  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  jax.config.update('jax_enable_compilation_cache', False)
+  resnet50 = models.ResNet(blocks=(3, 4, 6, 3), classes=1000, dtype=jnp.bfloat16)
+  loss, params, args = problem(resnet50, _SIZE.value)
+  runs: dict[str, list[dict]] = {name: [] for name in PROGRAMS}
+  for _ in range(_REPEATS.value):
+    for name in PROGRAMS:
+      runs[name].append(measure(name, loss, params, args))
+      print(name, runs[name][-1], file=sys.stderr)
+  ratio = lambda key, name: statistics.median(  # noqa: E731
+    key(run) / key(plain) for run, plain in zip(runs[name], runs['gradient'], strict=True)
+  )
+  first = [
+    [
+      name,
+      ratio(lambda r: r['trace'] + r['compile'], name),
+      ratio(lambda r: r['trace'], name),
+      ratio(lambda r: r['compile'], name),
+      runs[name][0]['hlo'],
+    ]
+    for name in PROGRAMS
+  ]
+  depths = []
+  for n in (1, 2, 4, 8):
+    loss, params, args = problem(models.ResNet(blocks=(n, n), classes=10, width=8, bottleneck=False, stem='small'), 16)
+    curvature = kron.curvature(loss, params, *args, has_aux=True)
+    counts = [operations(jax.jit(program(name, loss, params, args)).lower(params, *args)) for name in PROGRAMS]
+    tx = kron.kfac(0.1, curvature)
+    grads, stats = jax.eval_shape(curvature.value_and_grad, params, *args)[1:]
+    state = jax.eval_shape(tx.init, params)
+    update = jax.jit(lambda g, s, p, st, tx=tx: tx.update(g, s, p, stats=st)).lower(grads, state, params, stats)
+    depths.append([4 * n + 2, len(curvature.blocks), *counts, operations(update)])
+  text = '\n\n'.join([
+    'ResNet-50, 224 pixels, bf16: times as multiples of the plain gradient\'s, and operations of the program',
+    table(['program', 'trace + compile', 'trace', 'compile', 'operations'], first),
+    'Operations by depth (layers of two widths)',
+    table(['layers', 'blocks', *PROGRAMS, 'update'], depths),
+  ])  # fmt: skip
+  print(text)
+  if _OUT.value:
+    Path(_OUT.value + '.txt').write_text(text + '\n')
+    Path(_OUT.value + '.json').write_text(json.dumps({'runs': runs, 'depths': depths}, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
