@@ -108,6 +108,9 @@ def plan_blocks(
     CurvatureError: a parameter is refused or unused and no fallback was chosen for it, or a choice does not fit.
   """
   _check(options, names)
+  double = next((name for name in names if names.count(name) > 1), None)
+  if double is not None:
+    raise CurvatureError(f'two parameters are called {double!r}; rename one')
   live = reaching(program, survey, from_loss)
   sites = [s for group in survey.sites.values() for s in group if s.key in live]
   refused: dict[int, str] = {}
@@ -116,6 +119,8 @@ def plan_blocks(
       if refusal.key in live:
         refused.setdefault(param, f'used by {refusal.reason} at {refusal.line}, which is not understood')
   own = lambda site: survey.owners(site.weight)  # noqa: E731
+  empty = {p for p, shape in enumerate(shapes) if not math.prod(shape)}
+  sites = [s for s in sites if not set(own(s)) & empty]
   refused = {p: r for s in sites for p in own(s) for q in own(s) if (r := refused.get(q))} | refused
   sites = [s for s in sites if not set(own(s)) & set(refused)]
   uses = _uses(sites, survey, biases(program, survey, live), options)
@@ -140,12 +145,12 @@ def plan_blocks(
       by_key.setdefault(tap.site.key, []).append(tap)
   gradient_only: dict[str, str] = {}
   owned = {p for block in blocks.values() for p in block.params}
-  in_loss = live if from_loss else reaching(program, survey, True)
+  in_loss = reaching(program, survey, True, through_kernels=True)
   for param, name in enumerate(names):
     if name in owned:
       continue
     choice = _choice(options.fallback, name)
-    reason = _own_terms(param, program, survey, in_loss)
+    reason = 'it has no entries' if param in empty else _own_terms(param, program, survey, in_loss)
     if choice == 'diagonal':
       dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
       blocks[name] = Block(name, (name,), diagonal(param, shapes[param]), dtype, sampled_diagonal=True)
@@ -154,6 +159,12 @@ def plan_blocks(
     else:
       _complain(name, refused.get(param), param, survey, in_loss)
   reduced = next((b.name for b in blocks.values() if b.operator.reduced is not None), None)
+  for b in blocks.values():
+    if b.operator.reduced is not None and observations and b.operator.reduced != observations:
+      raise CurvatureError(
+        f"sharing={{{b.name!r}: 'reduce'}}: its uses lead with {b.operator.reduced}, the observations with {observations}; "
+        "examples must lead both, or use 'expand'"
+      )
   if reduced is not None and any(depth for _, depth in survey.marks):
     raise CurvatureError(
       f"sharing={{{reduced!r}: 'reduce'}}: outputs are observed inside of a loop, so its iterations are examples of their "
@@ -166,7 +177,7 @@ def plan_blocks(
   for name, (block, taps) in found.items():
     stack = (taps[0].lifted or taps[0].site).weight.stack
     shapes_of = block.operator.probes().items()
-    probes[name] = {k: shape if k.startswith('uses') else (*stack, *shape) for k, shape in shapes_of}
+    probes[name] = {k: (*stack, *shape) for k, shape in shapes_of}
   return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, gradient_only, regularised)
 
 
@@ -177,8 +188,8 @@ def _without_examples(site: Site, observations: int | None) -> str | None:
   shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
   if not shape or 0 in site.weight.axes:
     return f'{site.op.name} (with no leading axis that counts examples)'
-  if observations and shape[0] % observations:
-    return f'{site.op.name} (whose leading axis has length {shape[0]}, no multiple of the {observations} observations)'
+  if observations and shape[0] % observations and observations % shape[0]:
+    return f'{site.op.name} (whose leading axis has length {shape[0]}, which does not fit {observations} observations)'
   return None
 
 
@@ -241,7 +252,9 @@ def _with_bias(group: list[_Use], sites: Sequence[Site], options: Options) -> li
   alone = not params & {p for u in group for p in u.layout.params}
   if group[0].linear is not None:
     kernels = [u.linear.linear for u in group]
-    fits = not any(k.one_hot for k in kernels) and kernels[0].n_in < options.max_factor
+    # A scale of the columns is not the bias's.
+    scaled = any(u.site.weight.varies - set(u.linear.linear.row_axes) for u in group)
+    fits = not scaled and not any(k.one_hot for k in kernels) and kernels[0].n_in < options.max_factor
   else:
     fits = len(shifts) == len(group) and group[0].site.weight.unique
   if len(layouts) == 1 and everywhere and alone and fits:
@@ -356,7 +369,7 @@ def _reduced(group: list[_Use], name: str, unfit: bool) -> int:
 
 def _flops(site: Site, operator: Kronecker) -> int:
   """Of the products that a site's statistics add."""
-  uses = math.prod(site.op.outputs[0].shape) // (site.linear.n_out * site.linear.slots)
+  uses = math.prod(site.op.outputs[0].shape) // max(1, site.linear.n_out * site.linear.slots)
   a, g = operator.rows, operator.columns
   each = sum((1 if f.n == 1 else f.n) * f.parts * f.n for f in (a, g))
   return 2 * uses * each * site.linear.slots * site.times
@@ -394,6 +407,7 @@ def _complain(name: str, refusal: str | None, param: int, survey: Survey, in_los
     raise CurvatureError(f'parameter {name!r} is {refusal}; change that, or pass {choose}')
   if any(param in survey.owners(s.weight) and s.key in in_loss for group in survey.sites.values() for s in group):
     raise CurvatureError(
-      f'parameter {name!r} reaches the loss but no observed output; mark that output by kron.observe, or pass {choose}'
+      f'parameter {name!r} reaches the loss but no observed output other than by scaling a weight; mark its output by '
+      f'kron.observe, or pass {choose}'
     )
   raise CurvatureError(f'parameter {name!r} is never used by the loss; take it out of params, or pass {choose}')

@@ -79,7 +79,7 @@ class Curvature:
     self.loss_fn, self.fisher, self.has_aux = loss_fn, fisher, has_aux
     self._options, self._examples, self._operators = options, examples, operators
     names = param_names(params)
-    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     self._sizes = {name: math.prod(shape) for name, shape in zip(names, shapes, strict=True)}
     _, plan, _ = self._read(params, args)
     self.blocks: tuple[Block, ...] = plan.blocks
@@ -156,7 +156,7 @@ class Curvature:
         if b.sampled_diagonal:
           result[b.name] = {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
         else:
-          flat = {k: s if s.ndim == 0 else s.reshape(-1, *s.shape[-2:]) for k, s in sums[b.name].items()}
+          flat = {k: s if k.startswith('uses') else s.reshape(-1, *s.shape[-2:]) for k, s in sums[b.name].items()}
           result[b.name] = b.operator.finish(flat)
       return result
 
@@ -173,7 +173,7 @@ class Curvature:
       marked = list(zip(likelihoods, outputs, observed, strict=True))
       sums = _exact(lambda cotangents: statistics_from(still, cotangents), marked, weights, key)
     examples = jnp.asarray(count, jnp.promote_types(loss.dtype, jnp.float32))
-    stats = Statistics.of(sums, {b.name: b.operator.loops for b in plan.blocks}, examples)
+    stats = Statistics.of(sums, examples)
     value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
     return value, jax.tree.unflatten(treedef, grads), stats
 
@@ -187,8 +187,10 @@ class Curvature:
       )
     names = param_names(params)
     for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
-      if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise CurvatureError(f'parameter {name!r} has type {leaf.dtype}; parameters must be real numbers')
+      if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        raise CurvatureError(f'parameter {name!r} has type {jnp.result_type(leaf)}; parameters must be real numbers')
+    if not names:
+      raise CurvatureError('there are no parameters')
     marks = observation_marks(program)
     if self.fisher != 'empirical' and not marks:
       raise CurvatureError(
@@ -197,7 +199,9 @@ class Curvature:
       )
     if not marks and self._examples is None:
       raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
-    sizes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
+    if self._examples is None and len({mark.inputs[1] for mark in marks if mark.params['weighted']}) > 1:
+      raise CurvatureError('the marks have masks of their own, which may count different numbers; pass examples=')
+    sizes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     examples = self._examples if isinstance(self._examples, int) else None
     if marks:
       z, likelihood = marks[0].outputs[0], marks[0].params['likelihood']

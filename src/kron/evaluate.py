@@ -165,7 +165,7 @@ def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
     return _scan(op, taps, values, probes, scaled, depth, constants)
   if op.region == 'shard_map':
     return _sharded(op, body, values, probes)
-  return _custom(op, taps, body, values, probes)
+  return _custom(op, taps, values, probes, scaled, depth, constants)
 
 
 def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
@@ -174,16 +174,12 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, consta
   n_whole = n_consts + n_carry
   consts, carry, xs = values[:n_consts], values[n_consts:n_whole], values[n_whole:]
   sliced = {tap.block for tap in taps.inside(body) if tap.site.loops[depth]}
-  moving = {
-    name: {k: p for k, p in probe.items() if not k.startswith('uses')}
-    for name, probe in probes.items()
-    if name in sliced
-  }
+  moving = {name: probe for name, probe in probes.items() if name in sliced}
   loops = {i: c for i, c in scaled.items() if i >= n_whole}
 
   def step(carry, xs):
     xs, moving, loops = xs
-    own = {name: {**probes[name], **moving.get(name, {})} for name in probes}
+    own = {**probes, **moving}
     inner = {**{i: c for i, c in scaled.items() if i < n_whole}, **loops}
     results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, depth + 1, constants)
     return results[:n_carry], (results[n_carry:], marks)
@@ -226,27 +222,33 @@ def _batch_axes(op: Op) -> tuple[str, ...]:
   return tuple(found)
 
 
-def _custom(op: Op, taps: Taps, body, values, probes: Probes):
+def _custom(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
   """A function with a derivative rule of its own: its value and gradient are its own, its statistics those of its body."""
-  marks = body(values, probes)[1] if has_mark(op) else []
+
+  def body(values, probes, scaled, constants):
+    return evaluate(op.bodies[0], taps, values, probes, scaled, depth, constants)
+
+  marks = body(values, probes, scaled, constants)[1] if has_mark(op) else []
   if marks and not taps.from_loss:
     return bind(op, *values), marks
   marks = jax.lax.stop_gradient(marks)  # these only count the observations
   structs = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), probes)
 
   @jax.custom_vjp
-  def twin(values, probes):
-    del probes
+  def twin(values, probes, known):
+    del probes, known
     return bind(op, *values)
 
-  def backward(values, dys):
+  def backward(residuals, dys):
+    values, known = residuals
     _, pull = jax.vjp(lambda floating: bind(op, *_with_floats(values, floating)), _floats(values))
     zeros = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), structs)
-    _, pull_probes = jax.vjp(lambda probes: body(values, probes)[0], zeros)
-    return _with_floats([None] * len(values), pull(list(dys))[0], values), pull_probes(list(dys))[0]
+    _, pull_probes = jax.vjp(lambda probes: body(values, probes, *known)[0], zeros)
+    slopes = _with_floats([None] * len(values), pull(list(dys))[0], values)
+    return slopes, pull_probes(list(dys))[0], jax.tree.map(jnp.zeros_like, known)
 
-  twin.defvjp(lambda values, probes: (bind(op, *values), values), backward)
-  return twin(list(values), probes), marks
+  twin.defvjp(lambda values, probes, known: (bind(op, *values), (values, known)), backward)
+  return twin(list(values), probes, (dict(scaled), dict(constants))), marks
 
 
 def _floats(values: Sequence[Any]) -> list[Any]:
@@ -358,8 +360,8 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known) -> d
   side = Side(site.weight.scale)
   if coefficient is not None:
     matrix = site.linear.matrix(coefficient)
-    along_columns = site.weight.varies <= set(site.linear.column_axes)
-    side = Side(columns=matrix[:, 0]) if along_columns else Side(rows=matrix[:, :, 0])
+    along_rows = site.weight.varies <= set(site.linear.row_axes)  # a scale of all is the rows', as the bias has none
+    side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
   return tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed)
 

@@ -64,9 +64,10 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
   if DATA not in kinds and (scalar or (op.name in _ENTRYWISE and not walk.from_loss)):
     # A weighted L2 term, or one that compares with old parameters; were it an output, its mark would refuse it.
     return Derived(params, step)
-  if op.name in ('add', 'sub', 'add_any') and scalar:  # the loss plus an L2 term
+  if op.name in ('add', 'sub', 'add_any') and scalar:  # the loss plus an L2 term, unless it goes into an output
     walk.found.regularisers.update(params)
-    return DATA
+    if walk.from_loss and not walk.depth:
+      return DATA
   for kind in kinds:
     what = f'{kind.op.name} (a computed weight), then {op.name}' if isinstance(kind, Derived) else op.name
     walk.refuse(walk.params(kind), what, op)
@@ -118,7 +119,7 @@ def _differentiable(v: Ref) -> bool:
 
 def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
   """After an operation that only rearranges, repeats or casts one weight."""
-  if weights != [0]:
+  if weights != [0] or (kinds[0].meeting is not None and not walk.read_once(op.inputs[0])):
     return None
   value, weight = op.inputs[0], kinds[0]
   old, new = value.shape, op.outputs[0].shape
@@ -146,7 +147,7 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
 def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
   """After an operation that picks entries at places that the program itself knows."""
   if weight.chained:
-    return [None] * len(op.outputs)
+    return [None]
   old = op.inputs[0].shape
   if op.name == 'split':
     axis, start, out = op.params['axis'], 0, []
@@ -158,7 +159,9 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
     return out
   rest = [constant(v, walk) for v in op.inputs[1:]]
   new = op.outputs[0].shape
-  if any(v is None for v in rest) or (op.name == 'gather' and new[:1] == (walk.examples,)):
+  if any(v is None for v in rest) or (
+    new[:1] == (walk.examples,) and any(_closed_over(v, walk) for v in op.inputs[1:])
+  ):
     return [None]
   described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple(str(v) for v in rest))
   apply = lambda x: bind(op, x, *(v.astype(x.dtype) if op.name == 'pad' else v for v in rest))[0]  # noqa: E731
@@ -184,6 +187,14 @@ def constant(value: Any, walk: Walk) -> Any:
   return None if any(v is None for v in operands) else concrete(op, operands)[0]
 
 
+def _closed_over(value: Any, walk: Walk) -> bool:
+  """Whether an array that the program holds takes part in a constant: it may be the batch's."""
+  if not isinstance(value, Ref) or value.index in walk.found.consts:
+    return isinstance(value, Ref)
+  op = walk.found.makers.get(value.index)
+  return op is None or any(_closed_over(v, walk) for v in op.inputs)
+
+
 def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
   """After a concatenation of weights alone."""
   if op.name not in ('concatenate', 'stack') or len(weights) < len(kinds) or len(weights) < 2:
@@ -198,7 +209,7 @@ def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
 
 def is_entrywise(op: Op) -> bool:
   """Whether each entry of the result depends on the same entry of the operands only."""
-  if op.region == 'custom':
+  if op.name == 'custom_jvp_call':
     return all(is_entrywise(inner) for inner in op.bodies[0].ops)
   return op.name in _ENTRYWISE
 
@@ -222,12 +233,12 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
   others = [(v, k) for j, (v, k) in enumerate(zip(op.inputs, kinds, strict=True)) if j != i]
   data = [k for _, k in others if _is_data(k)]
   scaling = op.name == 'mul' or (op.name == 'div' and i == 0)
-  if aligned.covers(shape) and _masks(op, i, walk):
+  if aligned.covers(shape) and sum(shape[a] > 1 for a in aligned.axes) > 1 and _masks(op, i, walk):
     return [aligned]
   if not weight.chained and not data:
     if op.name == 'neg':
       return [weight._replace(scale=-weight.scale)]
-    numbers = [v for v, k in others if k is None and not isinstance(v, Ref)]
+    numbers = [v for v, k in others if k is None and not isinstance(v, Ref) and not jnp.iscomplexobj(v)]
     if scaling and numbers:
       number = float(numbers[0])
       return [aligned._replace(scale=weight.scale * number if op.name == 'mul' else weight.scale / number)]
@@ -243,11 +254,14 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
   varies = aligned.varies
   if scaling:
     varies |= {a for v, _ in others for a in _varying_axes(v, walk) if a < len(shape)}
-  elif op.name not in ('neg', 'add', 'sub', 'add_any'):
+  elif op.name not in ('neg', 'add', 'sub', 'add_any', *_CASTS):
     varies |= set(aligned.axes)
+  curved = not scaling and op.name not in ('neg', 'add', 'sub', 'add_any', *_CASTS)
+  own_shift = not scaling and any(walk.params(k) & walk.params(weight) for _, k in others)
   met = aligned.met.union(*(walk.params(k) for _, k in others))
   meeting = op.outputs[0].index if data else aligned.meeting
   out = aligned._replace(varies=varies, met=met, meeting=meeting, spread=aligned.spread and not data, chained=True)
+  out = out._replace(bent=aligned.bent or curved or own_shift)
   return _chained(op, [out], {weight.params: ((i, weight.scale),)}, walk)
 
 
@@ -259,7 +273,7 @@ def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) ->
   if first.params == second.params:
     if first.axes != second.axes or first._key() != second._key() or first.gains or second.gains:
       return None
-    out = first._replace(chained=True, varies=frozenset(first.axes), met=first.met | second.met)
+    out = first._replace(chained=True, varies=frozenset(first.axes), met=first.met | second.met, bent=True)
     return _chained(op, [out], {first.params: ((i, first.scale), (j, second.scale))}, walk)
   if op.name != 'mul' and not (op.name == 'div' and len(second.axes) < len(first.axes)):
     return None
@@ -295,12 +309,14 @@ def _add_entrywise(op: Op, position: int, weight: Weight, walk: Walk) -> None:
     walk.refuse(walk.params(aligned), f'{op.name} (after it was combined with a computed value)', op)
   elif aligned.unique or 0 not in aligned.axes:
     walk.add('entrywise', op, position, aligned)
+  else:
+    walk.refuse(walk.params(aligned), f'{op.name} (with no leading axis that counts examples)', op)
 
 
 def _masks(op: Op, i: int, walk: Walk) -> bool:
   """Whether the operation sets some entries to zero, as pruning does, and leaves the others as they are."""
   if op.name == 'select_n':
-    return i > 0 and all(not isinstance(v, Ref) and float(v) == 0 for j, v in enumerate(op.inputs) if j not in (0, i))
+    return i > 0 and all(_is_zero(v, walk) for j, v in enumerate(op.inputs) if j not in (0, i))
   if op.name != 'mul':
     return False
   value = op.inputs[1 - i]
@@ -315,6 +331,13 @@ def _masks(op: Op, i: int, walk: Walk) -> bool:
       return False
     value = maker.inputs[0]
   return isinstance(value, Ref) and value.dtype == jnp.bool_
+
+
+def _is_zero(value: Any, walk: Walk) -> bool:
+  if not isinstance(value, Ref):
+    return not np.any(value)
+  op = walk.found.makers.get(value.index)
+  return op is not None and op.name in (*_CASTS, 'broadcast_in_dim') and _is_zero(op.inputs[0], walk)
 
 
 def _varying_axes(value: Any, walk: Walk) -> set[int]:
@@ -353,6 +376,9 @@ def _linear(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
       continue
     if isinstance(linear, Dense) and _is_one_hot(op.inputs[1 - i], linear.input_axes[2], walk):
       linear = linear._replace(one_hot=True)
+    if weight.bent:
+      walk.refuse(walk.params(weight), f'{op.name} (with a kernel that is no multiple of the parameter)', op)
+      return [DATA] * len(op.outputs)
     if weight.chained and not (weight.covers(op.inputs[i].shape) and _separable(linear, weight)):
       if weight.meeting is not None and min(linear.n_in, linear.n_out) == 1:
         return None  # an activation

@@ -9,14 +9,16 @@ from .regions import scan_split
 from .sites import Site, Survey
 
 
-def reaching(program: Program, found: Survey, from_loss: bool) -> set[int]:
+def reaching(program: Program, found: Survey, from_loss: bool, through_kernels: bool = False) -> set[int]:
   """The keys (first outputs) of the operations from which a gradient flows into the curvature.
 
-  from_loss: whether it starts from the loss (the empirical Fisher) or from the observed outputs. A kernel's own making
-  does not count: its scale, where it is computed, is taken for a constant.
+  from_loss: whether it starts from the loss (the empirical Fisher) or from the observed outputs.
+  through_kernels: whether a kernel's own making counts. It does not for the curvature: its scale, where it is computed, is
+    taken for a constant.
   """
   keys: set[int] = set()
-  _trace_back(program, found, program.outputs[:1] if from_loss else (), not from_loss, keys)
+  sites = {} if through_kernels else found.sites
+  _trace_back(program, found._replace(sites=sites), program.outputs[:1] if from_loss else (), not from_loss, keys)
   return keys
 
 

@@ -13,7 +13,8 @@ class Statistics(NamedTuple):
   """What one batch says of the curvature. Sums: microbatches and shards add.
 
   sums: block -> statistic -> sum of outer products, (slots, n, n). A and G, of a kernel also used transposed A' and G'.
-  uses: block -> over how many rows the statistics of its inputs, A and A', sum for each slot.
+  uses: block -> over how many rows the statistics of its inputs, A and A', sum for each slot: a number, or one for each
+    iteration of the loops that slice a kernel.
   examples: how many observations there were; 0 means that no statistics were taken.
   """
 
@@ -22,19 +23,20 @@ class Statistics(NamedTuple):
   examples: Float[Array, '']
 
   @classmethod
-  def of(cls, parts: dict[str, dict[str, Array]], loops: dict[str, int], examples: Array) -> Statistics:
-    """From what the probes returned; the uses there are those of all iterations of the loops that slice a kernel."""
+  def of(cls, parts: dict[str, dict[str, Array]], examples: Array) -> Statistics:
+    """From what the probes returned."""
     sums = {b: {k: s for k, s in p.items() if not k.startswith(_USES)} for b, p in parts.items()}
-    uses = {
-      b: {k.removeprefix(_USES): s / loops[b] for k, s in p.items() if k.startswith(_USES)} for b, p in parts.items()
-    }
+    uses = {b: {k.removeprefix(_USES): s for k, s in p.items() if k.startswith(_USES)} for b, p in parts.items()}
     return cls(sums, uses, examples)
 
   def means(self, block: str) -> dict[str, Float[Array, 'slots n n']]:
     """The statistics of a block as means: those of inputs over the uses, those of gradients over the observations."""
-    some = lambda n: jnp.where(n > 0, n, 1)  # noqa: E731
-    counts = self.uses[block]
-    return {k: s / some(counts.get(k, self.examples)).astype(s.dtype) for k, s in self.sums[block].items()}
+    means = {}
+    for name, s in self.sums[block].items():
+      count = self.uses[block].get(name, self.examples)
+      count = jnp.repeat(count.reshape(-1), s.shape[0] // count.size)[:, None, None]
+      means[name] = s / jnp.where(count > 0, count, 1).astype(s.dtype)
+    return means
 
 
 _USES = 'uses '

@@ -28,8 +28,7 @@ def survey(program: Program, n_params: int, from_loss: bool, examples: int | Non
   walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}, {}), {}, from_loss=from_loss, examples=examples)
   _note_readers(program, walk.found)
   kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
-  for kind in _visit(program, kinds, walk):
-    walk.found.regularisers.update(walk.params(kind))
+  walk.found.regularisers.update(walk.params(_visit(program, kinds, walk)[0]))
   return walk.found
 
 
@@ -139,7 +138,9 @@ def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
   """What a value is that may be any of these."""
   params = frozenset().union(*(walk.params(k) for k in kinds))
   if DATA in kinds:
-    walk.found.regularisers.update(params)
+    if not op.outputs[0].shape:
+      walk.found.regularisers.update(params)
+    walk.refuse(params, f'{op.name} (beside data)', op)
     return DATA
   if params:
     return Derived(params, next((k.op for k in kinds if isinstance(k, Derived)), op))

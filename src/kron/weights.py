@@ -54,6 +54,8 @@ class Weight(NamedTuple):
   spread: it was repeated since.
   unique: no entry appears twice.
   levels: at which depths of nested loops it was sliced.
+  bent: its entries are not in proportion to the parameter's: they went through a curve, or were shifted by what the
+    parameter itself makes.
   """
 
   params: tuple[int, ...]
@@ -71,6 +73,7 @@ class Weight(NamedTuple):
   spread: bool = False
   unique: bool = True
   levels: tuple[int, ...] = ()
+  bent: bool = False
 
   @classmethod
   def of(cls, param: int, shape: tuple[int, ...]) -> Weight:
@@ -133,6 +136,7 @@ class Weight(NamedTuple):
     return w._replace(
       axes=tuple(j for j, a in enumerate(perm) if a in self.axes),
       varies=frozenset(j for j, a in enumerate(perm) if a in self.varies),
+      gains=tuple(g.transposed(perm) for g in self.gains),
     )
 
   def broadcast(self, old: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> Weight:
@@ -145,6 +149,7 @@ class Weight(NamedTuple):
       axes=tuple(axes[self.axes[k]] for k in kept),
       varies=frozenset(axes[a] for a in self.varies if old[a] == shape[axes[a]]),
       spread=spread,
+      gains=tuple(g.broadcast(old, shape, axes) for g in self.gains),
     )
 
   def reshaped(self, old: tuple[int, ...], shape: tuple[int, ...]) -> Weight | None:
@@ -161,7 +166,8 @@ class Weight(NamedTuple):
         if self.varies & set(own):
           varies |= set(after)
     w = self._then('reshape', tuple(core), lambda x: x, tuple(core))
-    return w._replace(axes=tuple(axes), varies=frozenset(varies))
+    gains = tuple(g.reshaped(old, shape) for g in self.gains)
+    return None if None in gains else w._replace(axes=tuple(axes), varies=frozenset(varies), gains=gains)
 
   def picked(self, old: tuple[int, ...], new: tuple[int, ...], name: str, args: Any, apply: Callable) -> Weight | None:
     """After an operation on the whole value, such as a slice, whose result has one axis for each of the value's."""
@@ -174,7 +180,11 @@ class Weight(NamedTuple):
 
   def sliced_by_loop(self, depth: int) -> Weight:
     """One iteration's part of a value that a loop slices along its first axis."""
-    rest = self._replace(axes=tuple(a - 1 for a in self.axes if a), varies=frozenset(a - 1 for a in self.varies if a))
+    rest = self._replace(
+      axes=tuple(a - 1 for a in self.axes if a),
+      varies=frozenset(a - 1 for a in self.varies if a),
+      gains=tuple(g.sliced_by_loop(depth) for g in self.gains),
+    )
     if 0 not in self.axes:
       return rest
     return rest._replace(stack=(*self.stack, self.core[0]), core=self.core[1:], levels=(*self.levels, depth))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..program import Op
 from ..weights import Weight
@@ -88,6 +88,10 @@ class Dense(NamedTuple):
 
   def input_diagonal(self, x: Float[Array, '...']) -> Float[Array, 's i']:
     return (accurate(rows(x, self.input_axes)) ** 2).sum((1, 2))
+
+  def present(self, x: Float[Array, '...']) -> Bool[Array, 's b r']:
+    """Which one-hot rows are not empty."""
+    return (rows(x, self.input_axes) != 0).any(-1)
 
 
 def rows(x: Array, axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> Float[Array, 's b r n']:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..program import Op
 from ..weights import Weight
@@ -78,14 +78,19 @@ class Embedding(NamedTuple):
   def input_diagonal(self, indices: Int[Array, '... k']) -> Float[Array, '1 i']:
     """How often each row was picked."""
     sizes = [self.kernel_shape[a] for a in self.picked]
-    inside = jnp.ones(indices.shape[:-1], bool)
     row = jnp.zeros(indices.shape[:-1], jnp.int32)
     for size, column in zip(sizes, self.columns, strict=True):
-      index = indices[..., column]
-      inside &= (index >= 0) & (index < size)
-      row = row * size + jnp.clip(index, 0, size - 1).astype(jnp.int32)
-    weight = inside.astype(jnp.float32) if self.drop else jnp.ones(row.shape, jnp.float32)
-    return jnp.zeros((1, self.n_in), jnp.float32).at[0, row.reshape(-1)].add(weight.reshape(-1))
+      row = row * size + jnp.clip(indices[..., column], 0, size - 1).astype(jnp.int32)
+    there = self.present(indices).reshape(-1).astype(jnp.float32)
+    return jnp.zeros((1, self.n_in), jnp.float32).at[0, row.reshape(-1)].add(there)
+
+  def present(self, indices: Int[Array, '... k']) -> Bool[Array, '1 b r']:
+    """Which look-ups found a row of the table."""
+    inside = jnp.ones(indices.shape[:-1], bool)
+    for axis, column in zip(self.picked, self.columns, strict=True):
+      inside &= (indices[..., column] >= 0) & (indices[..., column] < self.kernel_shape[axis])
+    inside = inside if self.drop else jnp.ones_like(inside)
+    return inside.reshape(1, inside.shape[0] if inside.ndim else 1, -1)
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, '1 b r o']:
     uses = self.output_axes[: dy.ndim - len(self.features)]

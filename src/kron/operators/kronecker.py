@@ -74,8 +74,11 @@ class Kronecker(NamedTuple):
     g = linear.output_rows(dy)
     if not linear.one_hot:
       return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed)
-    counts = linear.input_diagonal(x).reshape(-1, 1, 1) * coefficient.scale**2
-    return {'A': counts, 'G': gram(self.columns, _flat(_scaled(g, coefficient.columns))), 'uses A': _uses(g)}
+    counts, there = linear.input_diagonal(x), linear.present(x)
+    by = coefficient.scale if coefficient.rows is None else coefficient.rows
+    g = _scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
+    uses = there.sum().astype(jnp.float32) / there.shape[0]
+    return {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, _flat(g)), 'uses A': uses}
 
   def statistics_of_rows(
     self, a: Float[Array, 's b r i'], g: Float[Array, 's b r o'], coefficient: Side, bias: bool, transposed: bool
@@ -96,8 +99,9 @@ class Kronecker(NamedTuple):
     """Sums over examples and uses from what came back through the probes."""
     if self.reduced is None:
       return sums
-    each = jnp.maximum(sums['uses A'] / (self.loops * self.reduced), 1)
-    a, g = sums['A'] / each.astype(sums['A'].dtype), sums['G']
+    each = jnp.maximum(sums['uses A'] / self.reduced, 1)
+    slots = sums['A'].shape[0] // self.loops
+    a, g = sums['A'] / jnp.repeat(each.reshape(-1), slots)[:, None, None].astype(sums['A'].dtype), sums['G']
     return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each}
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:

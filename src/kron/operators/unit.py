@@ -19,7 +19,9 @@ from .factor import Factor, accurate, whole
 
 
 class Unit(NamedTuple):
-  """One or two parameters, laid out as (channels,) in the same order, those of all `loops` iterations that slice them.
+  """Scale and shift, or either alone, each laid out as (channels,) in the same order (several parameters joined, perhaps).
+
+  loops: of the iterations that slice them; all their channels are there.
 
   spread: for a parameter whose entries were picked several times (a table of relative positions): from the gradient of
     what was picked, channel by channel, back to the parameter's entries.
@@ -58,12 +60,18 @@ class Unit(NamedTuple):
     return means
 
   def to_matrix(self, *gradients: Array) -> Float[Array, 'c k']:
-    laid_out = [w.apply(accurate(g)).reshape(-1) for w, g in zip(self.layouts, gradients, strict=True)]
-    return jnp.stack(laid_out, axis=-1)
+    rest, columns = list(gradients), []
+    for layout in self.layouts:
+      own, rest = rest[: len(layout.params)], rest[len(layout.params) :]
+      columns.append(layout.apply(*(accurate(g) for g in own)).reshape(-1))
+    return jnp.stack(columns, axis=-1)
 
   def from_matrix(self, v: Float[Array, 'c k']) -> list[Array]:
-    parts = zip(self.layouts, self.shapes, strict=True)
-    return [w.back([shape], v[:, k].reshape(w.shape))[0] for k, (w, shape) in enumerate(parts)]
+    rest, result = list(self.shapes), []
+    for k, layout in enumerate(self.layouts):
+      own, rest = rest[: len(layout.params)], rest[len(layout.params) :]
+      result += layout.back(own, v[:, k].reshape(layout.shape))
+    return result
 
   def precondition(self, v: Float[Array, 'c k'], inverses: dict[str, Array]) -> Float[Array, 'c k']:
     return jnp.einsum('cij,cj->ci', inverses['F'], v)
