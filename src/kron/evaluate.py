@@ -288,17 +288,25 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, know
   def backward(residuals, dy):
     pull, values, probes, known = residuals
     slopes = _with_floats([None] * len(values), pull(dy)[0], values)
-    sums = {name: {k: jnp.zeros_like(z) for k, z in probe.items()} for name, probe in probes.items()}
+    found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
-      found = _statistics(op, tap, values, slopes, dy, c)
-      target = sums[tap.block]
-      target |= {k: target[k] + s.astype(target[k].dtype).reshape(target[k].shape) for k, s in found.items()}
+      found.setdefault(tap.block, []).append(_statistics(op, tap, values, slopes, dy, c))
+    sums = {name: _sum(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(forward, backward)
   axes = frozenset().union(*(varying(v) for v in values))
   own, known = jax.tree.map(lambda x: vary(x, axes), (own, known))
   return twin(list(values), own, known)
+
+
+def _sum(probe: dict[str, Array], found: list[dict[str, Array]]) -> dict[str, Array]:
+  """The probe's cotangent: of each statistic the sum of what was found, in the probe's own type and shape."""
+  sums = {}
+  for k, z in probe.items():
+    parts = [f[k].astype(z.dtype).reshape(z.shape) for f in found if k in f]
+    sums[k] = vary(sum(parts[1:], start=parts[0]), varying(z)) if parts else jnp.zeros_like(z)
+  return sums
 
 
 def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array:
@@ -311,10 +319,7 @@ def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array
 
   def backward(residuals, dy):
     probe, known = residuals
-    found = _of_copies(tap, dy, known)
-    zeros = {k: jnp.zeros_like(z) for k, z in probe.items()}
-    sums = zeros | {k: zeros[k] + s.astype(zeros[k].dtype) for k, s in found.items()}
-    return dy, sums, jax.tree.map(jnp.zeros_like, known)
+    return dy, _sum(probe, [_of_copies(tap, dy, known)]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
   value = values[tap.site.position]

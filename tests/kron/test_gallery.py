@@ -14,8 +14,7 @@ from tests.kron.unrolled import check
 KEY = jax.random.key(0)
 REFUSED = {'hypernetwork': "'code' is used by .* \\(a computed weight\\)"}
 # Seconds each: `make test` has these, `make test-all` all.
-BRIEF = ('MLP', 'CNN in nnx', 'ConvNeXt', 'mixture of experts', 'GRU in haiku', 'state-space layer', 'LoRA', 'GCN',
-         'SIREN as a PINN', 'siamese, learned temperature', 'neural ODE', 'weight norm')  # fmt: skip
+BRIEF = ('MLP', 'mixture of experts', 'weight norm', 'GCN', 'SIREN as a PINN')
 NAMES = [n for n in GALLERY if n not in REFUSED]
 CASES = [pytest.param(n, marks=[] if n in BRIEF else [pytest.mark.long]) for n in NAMES]
 

@@ -258,14 +258,14 @@ def check_program(program):
   check(curvature, loss, params, (x, labels()), N)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(programs())
 def test_random_programs(program):
   check_program(program)
 
 
 @pytest.mark.long
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(programs())
 def test_many_random_programs(program):
   check_program(program)

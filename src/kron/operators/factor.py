@@ -67,6 +67,8 @@ def gram(factor: Factor, rows: Float[Array, 's r n']) -> Float[Array, 'm q q']:
   dtype = jnp.promote_types(rows.dtype, jnp.float32)
   if factor.parts == 1:
     left = rows.conj() if jnp.iscomplexobj(rows) else rows
+    if rows.shape[0] == 1:  # a product without a batch axis, for which compilers have shorter ways
+      return lax.dot_general(left[0], rows[0], (((0,), (0,)), ((), ())), preferred_element_type=dtype).real[None]
     out = lax.dot_general(left, rows, (((1,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
     return out.real
   rows = pad_rows(factor, rows.astype(dtype))
