@@ -147,9 +147,8 @@ class Curvature:
     ]
     nothing = [jnp.zeros_like(z) for z in outputs]
 
-    def statistics_from(loss_cotangent, output_cotangents):
-      """Sums, from one backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
-      slopes, sums = pull((loss_cotangent, output_cotangents))
+    def finished(slopes, sums):
+      """The sums of one backward pass."""
       slopes = dict(zip(names, slopes, strict=True))
       result = {}
       for b in plan.blocks:
@@ -160,18 +159,21 @@ class Curvature:
           result[b.name] = b.operator.finish(flat)
       return result
 
+    def statistics_from(output_cotangents):
+      """Sums of a backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
+      return finished(*pull((jnp.zeros_like(loss), output_cotangents)))
+
     grads, sums = pull((jnp.ones_like(loss), nothing))
-    still = jnp.zeros_like(loss)
     if self.fisher == 'empirical':
-      sums = _of_the_sum(statistics_from(jnp.ones_like(loss), nothing), count)
+      sums = _of_the_sum(finished(grads, sums), count)
     elif self.fisher == 'sampled':
       keys = jax.random.split(_random_key(key, args), len(outputs))
       drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
-      sums = statistics_from(still, _weighted(drawn, outputs, weights, likelihoods))
+      sums = statistics_from(_weighted(drawn, outputs, weights, likelihoods))
     else:
       key = _random_key(key, args, otherwise=0)
       marked = list(zip(likelihoods, outputs, observed, strict=True))
-      sums = _exact(lambda cotangents: statistics_from(still, cotangents), marked, weights, key)
+      sums = _exact(statistics_from, marked, weights, key)
     examples = jnp.asarray(count, jnp.promote_types(loss.dtype, jnp.float32))
     stats = Statistics.of(sums, examples)
     value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss

@@ -7,39 +7,39 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .operators import LINEAR, Dense, Linear
-from .program import Op, Program, Ref, bind, concrete, has_mark, is_known
+from . import kernels
+from .program import Op, Ref, bind
 from .sites import DATA, INPUT, Derived, Walk
+from .values import (
+  CASTS,
+  ENTRYWISE,
+  closed_over,
+  constant,
+  differentiable,
+  is_data,
+  is_entrywise,
+  is_zero,
+  varying_axes,
+)
 from .weights import Weight, joined
 
-_CASTS = ('convert_element_type', 'reduce_precision', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint',
-          'pvary', 'pcast', 'mesh_cast', 'reshard')  # fmt: skip
-# fmt: off
-_ENTRYWISE = frozenset((
-  'abs', 'add', 'add_any', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'acos', 'acosh', 'cbrt', 'ceil', 'clamp', 'copy',
-  'cos', 'cosh', 'convert_element_type', 'digamma', 'div', 'eq', 'erf', 'erf_inv', 'erfc', 'exp', 'exp2', 'expm1', 'floor',
-  'ge', 'gt', 'imag', 'integer_pow', 'is_finite', 'le', 'lgamma', 'log', 'log1p', 'logistic', 'lt', 'max', 'min', 'mul',
-  'ne', 'neg', 'nextafter', 'not', 'and', 'or', 'xor', 'pow', 'real', 'rem', 'round', 'rsqrt', 'select_n', 'sign', 'sin',
-  'sinh', 'sqrt', 'square', 'sub', 'tan', 'tanh',
-))
-# fmt: on
 _MOVES = ('slice', 'rev', 'dynamic_slice', 'gather', 'split', 'pad')
 
 
 def results(op: Op, walk: Walk) -> list[Any]:
   """The kinds of an operation's results; notes the sites and refusals it finds on the way."""
-  if op.name == 'stop_gradient' or (op.outputs and not any(_differentiable(v) for v in op.outputs)):
+  if op.name == 'stop_gradient' or (op.outputs and not any(differentiable(v) for v in op.outputs)):
     return [INPUT if any(walk.kind(v) is not None for v in op.inputs) else None] * len(op.outputs)
   kinds = [walk.kind(v) for v in op.inputs]
   weights = [i for i, kind in enumerate(kinds) if isinstance(kind, Weight)]
-  for rule in (_moved, _joined, _entrywise, _linear) if weights else ():
+  for rule in (_moved, _joined, _entrywise, kernels.meet) if weights else ():
     found = rule(op, kinds, weights, walk)
     if found is not None:
       return found
   settled = [settle(v, walk) for v in op.inputs]
   if settled != kinds:
     return results(op, walk)  # one of two weights was an activation: the other one meets it here
-  if weights and any(_is_data(k) for k in kinds):
+  if weights and any(is_data(k) for k in kinds):
     for i in weights:
       if _may_be_free(op.inputs[i], kinds[i]):
         free(op, i, kinds[i], walk)
@@ -59,9 +59,9 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
     return DATA
   step = next((kind.op for kind in kinds if isinstance(kind, Derived)), op)
   scalar = bool(op.outputs) and not op.outputs[0].shape
-  if not any(_is_data(k) for k in kinds):
+  if not any(is_data(k) for k in kinds):
     return Derived(params, step)
-  if DATA not in kinds and (scalar or (op.name in _ENTRYWISE and not walk.from_loss)):
+  if DATA not in kinds and (scalar or (op.name in ENTRYWISE and not walk.from_loss)):
     # A weighted L2 term, or one that compares with old parameters; were it an output, its mark would refuse it.
     return Derived(params, step)
   if op.name in ('add', 'sub', 'add_any') and scalar:  # the loss plus an L2 term, unless it goes into an output
@@ -106,14 +106,6 @@ def _may_be_free(value: Any, weight: Weight) -> bool:
   return bool(value.shape) and 0 not in weight.axes and weight.meeting is None
 
 
-def _is_data(kind: Any) -> bool:
-  return kind in (DATA, INPUT)
-
-
-def _differentiable(v: Ref) -> bool:
-  return jnp.issubdtype(v.dtype, jnp.inexact)
-
-
 # --- rearrangements
 
 
@@ -123,7 +115,7 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
     return None
   value, weight = op.inputs[0], kinds[0]
   old, new = value.shape, op.outputs[0].shape
-  if op.name in _CASTS:
+  if op.name in CASTS:
     out = [weight] * len(op.outputs)
   elif op.name == 'transpose':
     out = [weight.transposed(op.params['permutation'])]
@@ -159,9 +151,7 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
     return out
   rest = [constant(v, walk) for v in op.inputs[1:]]
   new = op.outputs[0].shape
-  if any(v is None for v in rest) or (
-    new[:1] == (walk.examples,) and any(_closed_over(v, walk) for v in op.inputs[1:])
-  ):
+  if any(v is None for v in rest) or (new[:1] == (walk.examples,) and any(closed_over(v, walk) for v in op.inputs[1:])):
     return [None]
   described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple(str(v) for v in rest))
   apply = lambda x: bind(op, x, *(v.astype(x.dtype) if op.name == 'pad' else v for v in rest))[0]  # noqa: E731
@@ -171,28 +161,6 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
     return [None]
   picked = weight._then(op.name, described, apply, new)
   return [picked._replace(axes=tuple(range(len(new))), unique=op.name == 'dynamic_slice')]
-
-
-def constant(value: Any, walk: Walk) -> Any:
-  """The number that the program itself gives this value, or None."""
-  if not isinstance(value, Ref):
-    return jnp.asarray(value)
-  if value.index in walk.found.consts:
-    known = walk.found.consts[value.index]
-    return jnp.asarray(known) if is_known(known) and not _differentiable(value) else None
-  op = walk.found.makers.get(value.index)
-  if op is None or _differentiable(value) or op.region is not None or len(op.outputs) > 1:
-    return None
-  operands = [constant(v, walk) for v in op.inputs]
-  return None if any(v is None for v in operands) else concrete(op, operands)[0]
-
-
-def _closed_over(value: Any, walk: Walk) -> bool:
-  """Whether an array that the program holds takes part in a constant: it may be the batch's."""
-  if not isinstance(value, Ref) or value.index in walk.found.consts:
-    return isinstance(value, Ref)
-  op = walk.found.makers.get(value.index)
-  return op is None or any(_closed_over(v, walk) for v in op.inputs)
 
 
 def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
@@ -205,17 +173,6 @@ def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
 
 
 # --- entry by entry
-
-
-def is_entrywise(op: Op) -> bool:
-  """Whether each entry of the result depends on the same entry of the operands only."""
-  if op.name == 'custom_jvp_call':
-    return all(is_entrywise(inner) for inner in op.bodies[0].ops)
-  return op.name in _ENTRYWISE
-
-
-def holds_mark(program: Program) -> bool:
-  return any(has_mark(op) for op in program.ops)
 
 
 def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
@@ -231,7 +188,7 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
     return _of_two_weights(op, kinds, weights, walk)
   aligned = align(op, i, weight)
   others = [(v, k) for j, (v, k) in enumerate(zip(op.inputs, kinds, strict=True)) if j != i]
-  data = [k for _, k in others if _is_data(k)]
+  data = [k for _, k in others if is_data(k)]
   scaling = op.name == 'mul' or (op.name == 'div' and i == 0)
   if aligned.covers(shape) and sum(shape[a] > 1 for a in aligned.axes) > 1 and _masks(op, i, walk):
     return [aligned]
@@ -253,10 +210,10 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
     return [DATA]
   varies = aligned.varies
   if scaling:
-    varies |= {a for v, _ in others for a in _varying_axes(v, walk) if a < len(shape)}
-  elif op.name not in ('neg', 'add', 'sub', 'add_any', *_CASTS):
+    varies |= {a for v, _ in others for a in varying_axes(v, walk) if a < len(shape)}
+  elif op.name not in ('neg', 'add', 'sub', 'add_any', *CASTS):
     varies |= set(aligned.axes)
-  curved = not scaling and op.name not in ('neg', 'add', 'sub', 'add_any', *_CASTS)
+  curved = not scaling and op.name not in ('neg', 'add', 'sub', 'add_any', *CASTS)
   own_shift = not scaling and any(walk.params(k) & walk.params(weight) for _, k in others)
   met = aligned.met.union(*(walk.params(k) for _, k in others))
   meeting = op.outputs[0].index if data else aligned.meeting
@@ -267,7 +224,7 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
 
 def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
   """A kernel times a gain for each of its columns, or a function of one weight written in several parts."""
-  if any(kinds[i].meeting is not None for i in weights) or len(weights) > 2 or any(_is_data(k) for k in kinds):
+  if any(kinds[i].meeting is not None for i in weights) or len(weights) > 2 or any(is_data(k) for k in kinds):
     return None
   (i, first), (j, second) = ((i, align(op, i, kinds[i])) for i in weights)
   if first.params == second.params:
@@ -316,7 +273,7 @@ def _add_entrywise(op: Op, position: int, weight: Weight, walk: Walk) -> None:
 def _masks(op: Op, i: int, walk: Walk) -> bool:
   """Whether the operation sets some entries to zero, as pruning does, and leaves the others as they are."""
   if op.name == 'select_n':
-    return i > 0 and all(_is_zero(v, walk) for j, v in enumerate(op.inputs) if j not in (0, i))
+    return i > 0 and all(is_zero(v, walk) for j, v in enumerate(op.inputs) if j not in (0, i))
   if op.name != 'mul':
     return False
   value = op.inputs[1 - i]
@@ -327,113 +284,7 @@ def _masks(op: Op, i: int, walk: Walk) -> bool:
     if value.dtype == jnp.bool_:
       return True
     maker = walk.found.makers[value.index]
-    if maker.name not in (*_CASTS, 'broadcast_in_dim', 'reshape'):
+    if maker.name not in (*CASTS, 'broadcast_in_dim', 'reshape'):
       return False
     value = maker.inputs[0]
   return isinstance(value, Ref) and value.dtype == jnp.bool_
-
-
-def _is_zero(value: Any, walk: Walk) -> bool:
-  if not isinstance(value, Ref):
-    return not np.any(value)
-  op = walk.found.makers.get(value.index)
-  return op is not None and op.name in (*_CASTS, 'broadcast_in_dim') and _is_zero(op.inputs[0], walk)
-
-
-def _varying_axes(value: Any, walk: Walk) -> set[int]:
-  """The axes along which an array's entries may differ."""
-  if not isinstance(value, Ref):
-    return set()
-  long = {a for a, size in enumerate(value.shape) if size != 1}
-  op = walk.found.makers.get(value.index)
-  if op is None or not long:
-    return long
-  if op.name == 'broadcast_in_dim':
-    dims, old = (
-      op.params['broadcast_dimensions'],
-      jnp.shape(op.inputs[0]) if not isinstance(op.inputs[0], Ref) else op.inputs[0].shape,
-    )
-    return {dims[a] for a in _varying_axes(op.inputs[0], walk) if old[a] == value.shape[dims[a]]}
-  if is_entrywise(op) and all(not isinstance(v, Ref) or len(v.shape) in (0, len(value.shape)) for v in op.inputs):
-    return set().union(*(_varying_axes(v, walk) for v in op.inputs))
-  return long
-
-
-# --- linear operations
-
-
-def _linear(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """Where a kernel meets data in a linear operation."""
-  others = {k for j, k in enumerate(kinds) if j != weights[0]} if len(weights) == 1 else {DATA, None}
-  if others == {None}:
-    return _lifted(op, weights[0], kinds[weights[0]], walk)
-  if not others <= {DATA, INPUT}:
-    return None
-  i, weight = weights[0], kinds[weights[0]]
-  for operator in LINEAR:
-    linear = operator.recognise(op, i, weight)
-    if linear is None:
-      continue
-    if isinstance(linear, Dense) and _is_one_hot(op.inputs[1 - i], linear.input_axes[2], walk):
-      linear = linear._replace(one_hot=True)
-    if weight.bent:
-      walk.refuse(walk.params(weight), f'{op.name} (with a kernel that is no multiple of the parameter)', op)
-      return [DATA] * len(op.outputs)
-    if weight.chained and not (weight.covers(op.inputs[i].shape) and _separable(linear, weight)):
-      if weight.meeting is not None and min(linear.n_in, linear.n_out) == 1:
-        return None  # an activation
-      walk.refuse(walk.params(weight), f'{op.name} (with a kernel that was scaled along rows and columns)', op)
-      return [DATA] * len(op.outputs)
-    walk.refuse(weight.met - set(weight.params), f'{op.name} (as a part of a computed weight)', op)
-    if weight.params[0] < 0:
-      return None
-    walk.add('linear', op, i, weight, linear)
-    for gain in weight.gains:
-      walk.add('gain', op, i, gain, linear)
-    return [DATA] * len(op.outputs)
-  return None
-
-
-def _lifted(op: Op, i: int, weight: Weight, walk: Walk) -> list[Any] | None:
-  """Where a kernel meets a constant, such as the direction of a derivative: the product is what examples meet later."""
-  found = [operator.recognise(op, i, weight) for operator in LINEAR[:2]]
-  linear = next((f for f in found if f is not None), None)
-  if linear is None or weight.chained or weight.params[0] < 0:
-    return None
-  number = -op.outputs[0].index
-  walk.found.lifted[number] = walk.site('lifted', op, i, weight, linear)
-  return [Weight.of(number, op.outputs[0].shape)]
-
-
-def _separable(linear: Linear, weight: Weight) -> bool:
-  """Whether the kernel's coefficient varies along rows only or along columns (and slots) only."""
-  if weight.gains:
-    return weight.varies <= set(linear.column_axes)
-  return weight.varies <= set(linear.row_axes) or weight.varies <= set(linear.column_axes)
-
-
-def _is_one_hot(value: Any, axes: tuple[int, ...], walk: Walk) -> bool:
-  """Whether data are one-hot along an axis: made by a comparison with the numbers of that axis."""
-  if len(axes) != 1 or not isinstance(value, Ref):
-    return False
-  (axis,) = axes
-  op = walk.found.makers.get(value.index)
-  while op is not None and op.name in _CASTS:
-    op = walk.found.makers.get(op.inputs[0].index)
-  if op is None or op.name != 'eq':
-    return False
-  counts = [_counts(v, axis, walk) for v in op.inputs]
-  fixed = [axis not in _varying_axes(v, walk) for v in op.inputs]
-  return (counts[0] and fixed[1]) or (counts[1] and fixed[0])
-
-
-def _counts(value: Any, axis: int, walk: Walk) -> bool:
-  """Whether a value is 0, 1, 2... along an axis."""
-  op = walk.found.makers.get(value.index) if isinstance(value, Ref) else None
-  if op is None:
-    return False
-  if op.name == 'iota':
-    return op.params['dimension'] == axis
-  if op.name == 'broadcast_in_dim' and axis in op.params['broadcast_dimensions']:
-    return _counts(op.inputs[0], op.params['broadcast_dimensions'].index(axis), walk)
-  return op.name in _CASTS and _counts(op.inputs[0], axis, walk)

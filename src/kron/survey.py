@@ -16,6 +16,7 @@ from .errors import CurvatureError
 from .program import Op, Program, Ref, observe_p, source_line
 from .regions import scan_split
 from .sites import DATA, INPUT, Derived, Survey, Walk
+from .values import holds_mark, is_entrywise
 from .weights import Weight
 
 
@@ -71,10 +72,10 @@ def _kind_of_constant(value: Any, walk: Walk) -> str | None:
 
 def _region(op: Op, walk: Walk) -> list[Any] | None:
   """The kinds of the results of an operation with bodies; None where none needs to be looked into."""
-  if op.region is None or follow.is_entrywise(op):
+  if op.region is None or is_entrywise(op):
     return None
   inputs = [walk.kind(v) for v in op.inputs]
-  marked = any(follow.holds_mark(body) for body in op.bodies)
+  marked = any(holds_mark(body) for body in op.bodies)
   if not marked and not any(isinstance(k, Weight | Derived) for k in inputs):
     return None
   inputs = [follow.settle(v, walk, whole=True) for v in op.inputs]

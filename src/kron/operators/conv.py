@@ -7,7 +7,6 @@ depthwise convolution has as many as channels.
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -85,17 +84,17 @@ class Conv(NamedTuple):
     x = x.transpose((batch, *space, channels))
     dilated = zip(self.padding, self.input_dilation, strict=True)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, d - 1) for (lo, hi), d in dilated), (0, 0, 0)])
-    reach = [(k - 1) * d for k, d in zip(self.window, self.kernel_dilation, strict=True)]
-    n, *size, c = x.shape
-    slices = []
-    for offset in itertools.product(*(range(k) for k in self.window)):
-      start = [o * d for o, d in zip(offset, self.kernel_dilation, strict=True)]
-      limit = [s + length - r for s, length, r in zip(start, size, reach, strict=True)]
-      slices.append(lax.slice(x, (0, *start, 0), (n, *limit, c), (1, *self.strides, 1)))
+    # One axis of space after another, the last first: sum(window) slices, not prod(window).
+    for axis in reversed(range(len(self.window))):
+      window, dilation, stride = self.window[axis], self.kernel_dilation[axis], self.strides[axis]
+      reach, place = (window - 1) * dilation, axis + 1
+      last = x.shape[place] - reach
+      shifted = [lax.slice_in_dim(x, o * dilation, o * dilation + last, stride, place) for o in range(window)]
+      x = jnp.concatenate(shifted, axis=-1) if window > 1 else shifted[0]
+    n, c = x.shape[0], x.shape[-1] // math.prod(self.window)
     if self.slots == 1:
-      return jnp.concatenate(slices, axis=-1).reshape(1, n, -1, self.n_in)
-    patches = jnp.stack(slices, axis=-2)  # b, space, window, channels
-    patches = patches.reshape(n, -1, len(slices), self.slots, c // self.slots)
+      return x.reshape(1, n, -1, self.n_in)
+    patches = x.reshape(n, -1, math.prod(self.window), self.slots, c // self.slots)
     return patches.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
