@@ -14,7 +14,7 @@ from tests.kron.unrolled import check
 KEY = jax.random.key(0)
 REFUSED = {'hypernetwork': "'code' is used by .* \\(a computed weight\\)"}
 # Seconds each: `make test` has these, `make test-all` all.
-BRIEF = ('MLP', 'mixture of experts', 'weight norm', 'GCN', 'SIREN as a PINN')
+BRIEF = ('MLP', 'SIREN as a PINN')
 NAMES = [n for n in GALLERY if n not in REFUSED]
 CASES = [pytest.param(n, marks=[] if n in BRIEF else [pytest.mark.long]) for n in NAMES]
 

@@ -258,7 +258,7 @@ def check_program(program):
   check(curvature, loss, params, (x, labels()), N)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(programs())
 def test_random_programs(program):
   check_program(program)
