@@ -1,7 +1,7 @@
 """Convolutions in any number of dimensions, with stride, padding, dilation of the kernel or of the input, and groups.
 
-The rows of a convolution are its patches, taken as shifted slices rather than by a convolution with one-hot kernels
-(KFC, Grosse and Martens 2016, eq. 12; design.md has the times of both). Groups are slots, one pair of factors each; a
+The rows of a convolution are its patches (KFC, Grosse and Martens 2016, eq. 12), picked along one axis of space after
+another; a convolution with one-hot kernels would take several times as long. Groups are slots, one pair of factors each; a
 depthwise convolution has as many as channels.
 """
 
@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -84,14 +85,10 @@ class Conv(NamedTuple):
     x = x.transpose((batch, *space, channels))
     dilated = zip(self.padding, self.input_dilation, strict=True)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, d - 1) for (lo, hi), d in dilated), (0, 0, 0)])
-    # One axis of space after another, the last first: sum(window) slices, not prod(window).
-    for axis in reversed(range(len(self.window))):
-      window, dilation, stride = self.window[axis], self.kernel_dilation[axis], self.strides[axis]
-      reach, place = (window - 1) * dilation, axis + 1
-      last = x.shape[place] - reach
-      shifted = [lax.slice_in_dim(x, o * dilation, o * dilation + last, stride, place) for o in range(window)]
-      x = jnp.concatenate(shifted, axis=-1) if window > 1 else shifted[0]
-    n, c = x.shape[0], x.shape[-1] // math.prod(self.window)
+    k, n, c = len(self.window), x.shape[0], x.shape[-1]
+    for axis in reversed(range(k)):
+      x = _windows(x, axis + 1, self.window[axis], self.strides[axis], self.kernel_dilation[axis])
+    x = x.transpose(0, *range(1, 2 * k, 2), *range(2, 2 * k + 1, 2), 2 * k + 1)
     if self.slots == 1:
       return x.reshape(1, n, -1, self.n_in)
     patches = x.reshape(n, -1, math.prod(self.window), self.slots, c // self.slots)
@@ -103,3 +100,14 @@ class Conv(NamedTuple):
     if self.slots == 1:
       return dy.reshape(1, dy.shape[0], -1, self.n_out)
     return dy.reshape(dy.shape[0], -1, self.slots, self.n_out).transpose(2, 0, 1, 3)
+
+
+def _windows(x: Float[Array, '...'], axis: int, size: int, stride: int, dilation: int) -> Float[Array, '...']:
+  """The axis split into (places, size), one window at each place.
+
+  Picked by constant indices: as fast on CPU as shifted slices put side by side, and much faster to compile.
+  """
+  places = np.arange(0, x.shape[axis] - (size - 1) * dilation, stride)
+  if size == 1:
+    return jnp.expand_dims(lax.slice_in_dim(x, 0, None, stride, axis), axis + 1)
+  return jnp.take(x, places[:, None] + dilation * np.arange(size), axis, mode='clip')

@@ -51,7 +51,8 @@ class Unit(NamedTuple):
       back = lambda x: self.spread.back(self.shapes, x.reshape(self.spread.shape))[0].reshape(-1)  # noqa: E731
       gradients = [jax.vmap(back)(g)]
     u = jnp.stack(gradients, axis=-1)
-    return {'F': jnp.einsum('bci,bcj->cij', u, u)}
+    # Not an einsum: as one fused reduction it compiles in half the time of a batched product of tiny matrices.
+    return {'F': (u[..., :, None] * u[..., None, :]).sum(0)}
 
   def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
     return sums
