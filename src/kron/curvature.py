@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from .blocks import Block, Options, Plan, param_names, plan_blocks
 from .errors import CurvatureError
-from .evaluate import evaluate
+from .evaluate import NOTHING, evaluate
 from .operators.factor import accurate
-from .program import Op, Program, trace
+from .products import Outputs, Products, information_product, make_products, rank_one_product
+from .program import Op, Program, has_mark, trace
 from .regions import observation_marks
 from .statistics import Statistics, degree
 from .survey import survey
@@ -117,6 +118,62 @@ class Curvature:
 
     return jax.lax.cond(statistics, self._with, without, params, args, key)
 
+  def products(self, params: Any, *args: Any, key: PRNGKeyArray | None = None) -> Products:
+    """Products of the loss's curvature with vectors, at these parameters and this batch.
+
+    Args:
+      params, *args: as given to `curvature`; shapes of the batch may differ.
+      key: for the targets of a sampled Fisher, as in `value_and_grad`.
+
+    Raises:
+      CurvatureError: at a product that needs marks where there are none, or where they are inside of a loop.
+    """
+    program, _, marks = self._read(params, args)
+    data = jax.tree.leaves(args)
+    likelihoods = [mark.params['likelihood'] for mark in marks]
+
+    def run(leaves, offsets=None):
+      outputs, found = evaluate(program, NOTHING, [*leaves, *data], {}, offsets=offsets)
+      return outputs[0], found
+
+    def loss(params):
+      value = self.loss_fn(params, *args)
+      return value[0] if self.has_aux else value
+
+    if not marks:
+      return make_products(loss, params, None)
+    leaves = jax.tree.leaves(params)
+    found = run(leaves)[1]
+    outputs, extras = [mark[0] for mark in found], [mark[1:] for mark in found]
+    weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
+    count = self._count(params, args, outputs, weights, likelihoods)
+    observed = _prepared(likelihoods, outputs, weights, extras)
+
+    def tail(offsets):
+      if any(op.bodies and has_mark(op) for op in program.ops):
+        raise CurvatureError('the Gauss-Newton product needs the marks (kron.observe) outside of loops and branches')
+      return run(leaves, offsets)[0]
+
+    def information(along):
+      if self.fisher == 'exact':
+        products = [information_product(p, z, u) for p, z, u in zip(likelihoods, observed, along, strict=True)]
+      else:
+        if self.fisher == 'sampled':
+          keys = jax.random.split(_random_key(key, args), len(outputs))
+          slopes = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
+        else:
+          # The loss is a mean; an observation's own gradient is `count` times larger.
+          slopes = [g * count for g in jax.grad(tail)([jnp.zeros_like(z) for z in outputs])]
+        products = [rank_one_product(c, u, p.event_ndims) for c, u, p in zip(slopes, along, likelihoods, strict=True)]
+      if self.fisher == 'empirical':
+        return products  # the loss has its weights in it
+      return [
+        u * w[0].reshape(*w[0].shape, *(1,) * p.event_ndims).astype(u.dtype) if w else u
+        for u, w, p in zip(products, weights, likelihoods, strict=True)
+      ]
+
+    return make_products(loss, params, Outputs(lambda leaves: [m[0] for m in run(leaves)[1]], information, tail, count))
+
   def _plain(self, params: Any, args: tuple) -> tuple[Any, Any]:
     return jax.value_and_grad(self.loss_fn, has_aux=self.has_aux)(params, *args)
 
@@ -141,10 +198,7 @@ class Curvature:
     likelihoods = [mark.params['likelihood'] for mark in marks]
     weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
     count = self._count(params, args, outputs, weights, likelihoods)
-    observed = [
-      p.prepare(z, *extra[len(weight) :]) if hasattr(p, 'prepare') else z
-      for p, z, weight, extra in zip(likelihoods, outputs, weights, extras, strict=True)
-    ]
+    observed = _prepared(likelihoods, outputs, weights, extras)
     nothing = [jnp.zeros_like(z) for z in outputs]
 
     def finished(slopes, sums):
@@ -227,6 +281,14 @@ class Curvature:
     if len(plain) > 1:
       raise CurvatureError(f'the marks count different numbers of observations ({sorted(plain)}); pass examples=')
     return counts[0]
+
+
+def _prepared(likelihoods, outputs, weights, extras) -> list[Array]:
+  """What likelihoods read of the outputs; `extras` are the marks' further operands, `weights` the masks among them."""
+  return [
+    p.prepare(z, *extra[len(weight) :]) if hasattr(p, 'prepare') else z
+    for p, z, weight, extra in zip(likelihoods, outputs, weights, extras, strict=True)
+  ]
 
 
 def _of_the_sum(sums, count) -> Any:

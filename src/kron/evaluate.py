@@ -59,6 +59,7 @@ class Taps(NamedTuple):
     return found
 
 
+NOTHING = Taps({}, {}, False)
 Probes = dict[str, dict[str, Array]]
 Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
 
@@ -71,6 +72,7 @@ def evaluate(
   coefficients: Mapping[int, Coefficients] | None = None,
   depth: int = 0,
   constants: Mapping[int, Array] | None = None,
+  offsets: Sequence[Array] | None = None,
 ) -> tuple[list[Array], list[tuple[Array, ...]]]:
   """The program's outputs, and the operands of its observation marks in order.
 
@@ -82,6 +84,7 @@ def evaluate(
     coefficients: of those inputs that are scaled weights, by position.
     depth: how many loops are around it.
     constants: what lifted kernels met, by their site's key.
+    offsets: added to the observed outputs of the marks, which must not be inside of bodies then.
   """
   constants = dict(constants or {})
   lifted = {t.lifted.key: t.lifted.position for group in taps.taps.values() for t in group if t.lifted is not None}
@@ -101,6 +104,8 @@ def evaluate(
         values[tap.site.position] = _copied(tap, values, probes, _known(tap, scaled, constants))
     here = [tap for tap in here if tap.site.kind != 'free']
     if op.name == observe_p.name:
+      if offsets is not None:
+        values[0] = values[0] + offsets[len(marks)]
       marks.append(tuple(values))
       results = values[:1]
     elif op.bodies and (has_mark(op) or any(taps.inside(body) for body in op.bodies)):

@@ -28,7 +28,8 @@ class Likelihood(Protocol):
   With F the Fisher information of one observation's outputs z, `draw` returns a random c with E[c cT] = F (the gradient
   of -log p at a target drawn from the model), and the `columns` vectors `column(outputs, k)` satisfy sum_k c_k c_kT = F.
   All are shaped like `outputs`. A likelihood with a method `prepare(outputs, *more)`, where `more` are further arrays given
-  to the mark, gets its result in place of `outputs` in `draw` and `column`.
+  to the mark, gets its result in place of `outputs` in `draw` and `column`. A method `product(outputs, u)` -> F u spares
+  the sum over columns where products are asked for.
   """
 
   event_ndims: int
@@ -58,6 +59,10 @@ class Categorical:
     p = jax.nn.softmax(accurate(outputs))
     return jnp.sqrt(p[..., k])[..., None] * (p - jax.nn.one_hot(k, p.shape[-1], dtype=p.dtype))
 
+  def product(self, outputs, u):
+    p = jax.nn.softmax(accurate(outputs))
+    return p * (u - (p * u).sum(-1, keepdims=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
@@ -75,6 +80,10 @@ class Bernoulli:
   def column(self, outputs, k):
     p = jax.nn.sigmoid(accurate(outputs))
     return jnp.sqrt(p * (1 - p)) * _unit(outputs, self.event_ndims, k).astype(p.dtype)
+
+  def product(self, outputs, u):
+    p = jax.nn.sigmoid(accurate(outputs))
+    return p * (1 - p) * u
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +109,9 @@ class Gaussian:
     if jnp.iscomplexobj(outputs):
       unit = unit * jnp.where(k < size, 1, 1j)
     return jnp.broadcast_to(unit, outputs.shape).astype(accurate(outputs).dtype)
+
+  def product(self, outputs, u):
+    return accurate(u) / self.variance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +149,11 @@ class Loss:
 
   def column(self, root, k):
     return jnp.take(root, k, axis=root.ndim - self.event_ndims - 1)
+
+  def product(self, root, u):
+    axis = root.ndim - self.event_ndims - 1
+    along = (root * jnp.expand_dims(u, axis)).sum(tuple(range(axis + 1, root.ndim)), keepdims=True)
+    return (root * along).sum(axis)
 
 
 def _event_size(outputs: Array, event_ndims: int) -> int:

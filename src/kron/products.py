@@ -1,0 +1,117 @@
+"""Curvature times a vector, without the matrix: Hessian, generalised Gauss-Newton and Fisher information.
+
+All three are of the whole network, not of its blocks; a product costs about two gradients, a quadratic form half of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .errors import CurvatureError
+from .operators.factor import accurate
+
+
+class Products(NamedTuple):
+  r"""The curvature of a loss at one point, as functions of trees shaped like the parameters.
+
+  hessian: $H v$ of the loss, regularisers included.
+  gauss_newton: $J^T H_z J v$, with J the jacobian of the marked outputs z and H_z the loss's Hessian in them.
+  fisher: $J^T F_z J v$ as a mean over observations, with F_z the Fisher information of an observation's outputs: the
+    likelihood's own (fisher='exact'), $c c^T$ for the gradient c at a drawn target ('sampled') or at the loss's own
+    ('empirical').
+  forms: $u^T F v$ for all pairs out of some trees, by forward passes alone: (k, k).
+
+  References:
+    Pearlmutter, 1994 (Fast exact multiplication by the Hessian); Schraudolph, 2002 (Fast curvature matrix-vector
+    products); Martens, 2020 (arXiv:1412.1193), sections 8 and 11.
+  """
+
+  hessian: Callable[[PyTree], PyTree]
+  gauss_newton: Callable[[PyTree], PyTree]
+  fisher: Callable[[PyTree], PyTree]
+  forms: Callable[[Sequence[PyTree]], Float[Array, 'k k']]
+
+
+class Outputs(NamedTuple):
+  """The marked outputs of a loss as a function of its parameters, and what is known of them there.
+
+  function: leaves -> outputs, one array for each mark.
+  information: (one array for each mark) -> F_z times it, summed over the observations.
+  tail: what is added to the outputs -> the loss.
+  """
+
+  function: Callable[[list[Array]], list[Array]]
+  information: Callable[[list[Array]], list[Array]]
+  tail: Callable[[list[Array]], Array]
+  count: Any
+
+
+def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outputs | None) -> Products:
+  """The products of a loss (parameters -> number); without marked outputs that of the Hessian alone."""
+  leaves, treedef = jax.tree.flatten(params)
+
+  def hessian(v):
+    primals = jax.tree.map(lambda x, p: x.astype(p.dtype), v, params)
+    return jax.tree.map(lambda r, x: r.astype(x.dtype), jax.jvp(jax.grad(loss), (params,), (primals,))[1], v)
+
+  if outputs is None:
+    return Products(hessian, _unmarked, _unmarked, _unmarked)
+  z, pull = jax.vjp(outputs.function, leaves)
+  # The pullback transposed, not jvp: functions with a derivative rule of their own have no other forward mode.
+  transpose = jax.linear_transpose(lambda c: pull(c)[0], z)
+
+  def push(v: PyTree) -> list[Array]:
+    return transpose([x.astype(p.dtype) for x, p in zip(jax.tree.leaves(v), leaves, strict=True)])[0]
+
+  def back(cotangents: Sequence[Array], v: PyTree) -> PyTree:
+    result = pull([c.astype(x.dtype) for c, x in zip(cotangents, z, strict=True)])[0]
+    return jax.tree.unflatten(treedef, [r.astype(x.dtype) for r, x in zip(result, jax.tree.leaves(v), strict=True)])
+
+  def gauss_newton(v):
+    nothing = [jnp.zeros_like(x) for x in z]
+    return back(jax.jvp(jax.grad(outputs.tail), (nothing,), (push(v),))[1], v)
+
+  def fisher(v):
+    return back([u / jnp.asarray(outputs.count, u.dtype) for u in outputs.information(push(v))], v)
+
+  def forms(vectors):
+    along = [push(v) for v in vectors]
+    images = [outputs.information(u) for u in along]
+    inner = lambda a, b: sum(jnp.sum((accurate(x).conj() * accurate(y)).real) for x, y in zip(a, b, strict=True))  # noqa: E731
+    # One triangle is computed and mirrored: the form is symmetric.
+    k = len(vectors)
+    upper = {(i, j): inner(along[i], images[j]) for i in range(k) for j in range(i, k)}
+    rows = [jnp.stack([upper[min(i, j), max(i, j)] for j in range(k)]) for i in range(k)]
+    return jnp.stack(rows) / jnp.asarray(outputs.count, jnp.float32)
+
+  return Products(hessian, gauss_newton, fisher, forms)
+
+
+def _unmarked(v: Any) -> Any:
+  del v
+  raise CurvatureError('only the Hessian can be had of this loss: mark its outputs by kron.observe')
+
+
+def information_product(likelihood: Any, observed: Array, u: Array) -> Array:
+  """F_z u for every observation: by the likelihood's own `product`, or column by column."""
+  if hasattr(likelihood, 'product'):
+    return likelihood.product(observed, u)
+  axes = tuple(range(u.ndim - likelihood.event_ndims, u.ndim))
+
+  def add(total, k):
+    c = likelihood.column(observed, k)
+    return total + c * (c.conj() * u).real.sum(axes, keepdims=True).astype(total.dtype), None
+
+  start = jnp.zeros_like(accurate(u))
+  return jax.lax.scan(add, start, jnp.arange(likelihood.columns(u)))[0]
+
+
+def rank_one_product(c: Array, u: Array, event_ndims: int) -> Array:
+  """c cT u for every observation."""
+  axes = tuple(range(u.ndim - event_ndims, u.ndim))
+  return c * (c.conj() * accurate(u)).real.sum(axes, keepdims=True).astype(c.dtype)
