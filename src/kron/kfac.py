@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from .averages import Placement
 from .curvature import Curvature
 from .operators.factor import accurate
-from .precondition import Placement, scale_by_kfac
+from .precondition import at, scale_by_kfac
 
 
 class ClipByKlState(NamedTuple):
@@ -46,8 +47,7 @@ def clip_by_kl(
 
   def update(updates, state, params=None, **extra):
     natural, inner_state = inner.update(updates, state.inner, params, **extra)
-    rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-    bound = max_kl(state.count) if callable(max_kl) else max_kl
+    rate, bound = at(learning_rate, state.count), at(max_kl, state.count)
     products = jax.tree.map(lambda g, u: jnp.sum(accurate(g) * accurate(u)), updates, natural)
     kl = rate**2 * sum(jax.tree.leaves(products), start=jnp.zeros(()))
     clip = jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
@@ -68,6 +68,7 @@ def kfac(
   decay: optax.ScalarOrSchedule = 0.95,
   statistics_every: int = 1,
   inverses_every: int = 1,
+  inverse: str = 'cholesky',
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """K-FAC: `scale_by_kfac` in a `clip_by_kl`, weight decay, momentum, learning rate.
@@ -75,7 +76,7 @@ def kfac(
   Args:
     learning_rate: a number or a schedule.
     curvature: from `kron.curvature`.
-    damping, decay, statistics_every, inverses_every, placement: see `scale_by_kfac`.
+    damping, decay, statistics_every, inverses_every, inverse, placement: see `scale_by_kfac`.
     momentum: heavy-ball coefficient on the preconditioned gradient; a number or a schedule.
     kl_clip: largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
     weight_decay: decoupled; params times this are added to the natural gradient. A number or a schedule.
@@ -105,6 +106,7 @@ def kfac(
     decay=decay,
     statistics_every=statistics_every,
     inverses_every=inverses_every,
+    inverse=inverse,
     placement=placement,
   )
   trace = optax.inject_hyperparams(optax.trace) if callable(momentum) else optax.trace

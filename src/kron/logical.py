@@ -11,59 +11,59 @@ import jax
 import jax.numpy as jnp
 
 from .curvature import Curvature
-from .precondition import ScaleByKfacState
 from .stacks import Layout, lay_out
 
-_FIELDS = ('factors', 'weights', 'inverses')
+_WITH_IDENTITIES = ('inverses', 'vectors')  # in these fields padding slots hold identities, as they do in a new state
 
 
-def _key(block: str) -> str:
+def key_of(block: str) -> str:
+  """A block's name as checkpoints write it."""
   return block.replace('/', '.')
 
 
-def _map_states(fn: Any, state: Any) -> Any:
-  is_state = lambda x: isinstance(x, ScaleByKfacState)  # noqa: E731
-  return jax.tree.map(lambda x: fn(x) if is_state(x) else x, state, is_leaf=is_state)
-
-
 def to_logical(state: Any, curvature: Curvature) -> Any:
-  """An optax state whose K-FAC stacks are replaced by dictionaries block -> factor -> (slots, ...).
+  """An optax state whose stacks are replaced by dictionaries block -> factor -> (slots, ...).
 
   Args:
     state: an optax state of arrays.
     curvature: the one the optimiser was made with.
   """
+  names = set(lay_out(curvature.blocks).shapes)
+  is_stacks = lambda x: isinstance(x, dict) and set(x) == names  # noqa: E731
 
-  def convert(kfac: ScaleByKfacState) -> ScaleByKfacState:
-    owners = next(iter(kfac.factors.values())).shape[0]
-    layout = lay_out(curvature.blocks, owners)
-    fields = {}
-    for field in _FIELDS:
-      stacks = getattr(kfac, field)
-      fields[field] = {
-        _key(b.name): {f: layout.read(stacks, b.name, f) for f in b.operator.factors} for b in curvature.blocks
-      }
-    return kfac._replace(**fields)
+  def convert(x: Any) -> Any:
+    if not is_stacks(x):
+      return x
+    layout = lay_out(curvature.blocks, next(iter(x.values())).shape[0])
+    return {key_of(b.name): {f: layout.read(x, b.name, f) for f in b.operator.factors} for b in curvature.blocks}
 
-  return _map_states(convert, state)
+  return jax.tree.map(convert, state, is_leaf=is_stacks)
 
 
 def from_logical(state: Any, curvature: Curvature, owners: int = 1) -> Any:
   """The inverse of `to_logical`, for any number of owners."""
   layout = lay_out(curvature.blocks, owners)
+  names = {key_of(b.name): set(b.operator.factors) for b in curvature.blocks}
 
-  def convert(kfac: ScaleByKfacState) -> ScaleByKfacState:
-    return kfac._replace(**{field: _stack(layout, getattr(kfac, field), field) for field in _FIELDS})
+  def is_logical(x: Any) -> bool:
+    return (
+      isinstance(x, dict)
+      and set(x) == set(names)
+      and all(isinstance(v, dict) and set(v) == names[k] for k, v in x.items())
+    )
 
-  return _map_states(convert, state)
+  def convert(path: tuple, x: Any) -> Any:
+    return _stack(layout, x, getattr(path[-1], 'name', '')) if is_logical(x) else x
+
+  return jax.tree_util.tree_map_with_path(convert, state, is_leaf=is_logical)
 
 
 def _stack(layout: Layout, values: Any, field: str) -> Any:
   by_block: dict[str, dict[str, Any]] = {}
   for block, factor in layout.places:
-    by_block.setdefault(block, {})[factor] = values[_key(block)][factor]
+    by_block.setdefault(block, {})[factor] = values[key_of(block)][factor]
   stacks = layout.gather(by_block)
-  if field == 'inverses':  # padding slots hold identities, as they do in a new state
+  if field in _WITH_IDENTITIES:
     for stack, used in layout.used().items():
       stacks[stack] = jnp.where(used[..., None, None], stacks[stack], jnp.eye(stacks[stack].shape[-1]))
   return stacks

@@ -2,68 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .blocks import param_names
+from .averages import Averages, Local, Placement, identities
+from .blocks import Block, param_names
 from .curvature import Curvature
 from .errors import CurvatureError
-from .inverse import damped_inverse, slot_damping
+from .inverse import INVERSES, damped_inverse, slot_damping
 from .stacks import Layout, lay_out
 from .statistics import Statistics
 
 Phase = Literal['plain', 'refresh']
 
 
-class Placement(Protocol):
-  """The seam through which stacks are spread over a mesh (`kronmesh.parallel.Placement`).
-
-  owners: leading length of the stacks.
-  over_stacks: makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner, its
-    results on every device.
-  replicate: the same values on every device.
-
-  An object rather than several arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
-  """
-
-  owners: int
-
-  def over_stacks(self, fn: Callable) -> Callable: ...
-
-  def replicate(self, values: Any) -> Any: ...
-
-
-class Local(NamedTuple):
-  """The placement of a program that knows of no mesh."""
-
-  owners: int = 1
-
-  def over_stacks(self, fn: Callable) -> Callable:
-    return fn
-
-  def replicate(self, values: Any) -> Any:
-    return values
-
-
 class ScaleByKfacState(NamedTuple):
-  """State of `scale_by_kfac`; stacks are named by the size of their matrices.
+  """State of `scale_by_kfac`.
 
-  factors: moving averages of the factors, not yet divided by `weights`.
-  weights: (owner, slot), the sum of the averages' weights so far: at most 1, and 0 before the first statistics.
   inverses: damped inverses as of the last refresh; identities before the first.
-  rejected_statistics, rejected_inverses: how many matrices were dropped so far for not being finite.
+  rejected_inverses: how many were dropped so far for not being finite.
   """
 
   count: Int[Array, '']
-  factors: dict[str, Float[Array, 'o s n n']]
-  weights: dict[str, Float[Array, 'o s']]
+  averages: Averages
   inverses: dict[str, Float[Array, 'o s n n']]
-  rejected_statistics: Int[Array, '']
   rejected_inverses: Int[Array, '']
 
 
@@ -74,6 +42,7 @@ def scale_by_kfac(
   decay: optax.ScalarOrSchedule = 0.95,
   statistics_every: int = 1,
   inverses_every: int = 1,
+  inverse: str = 'cholesky',
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Multiplies the gradient by the damped inverse of the curvature's blocks.
@@ -87,13 +56,15 @@ def scale_by_kfac(
     decay: of the factors' moving averages, per use of statistics; debiased, so the first statistics count in full.
     statistics_every: of the updates that are given statistics, every how many-th counted from 0 takes them in.
     inverses_every: every how many updates the inverses are refreshed.
+    inverse: 'cholesky', 'eigh', or 'newton_schulz': products alone, from the last inverse on; see `damped_inverse`.
     placement: who owns which factors; None for one owner.
 
   Returns:
     A transformation whose `update` takes, beside optax's own arguments,
     stats: `Statistics`, or None for none at this step;
     phase: static; 'plain' leaves the factors' inverses as they are, 'refresh' recomputes them, None asks the counter.
-      Then `statistics_every` does not apply either: what is given is taken.
+      Then `statistics_every` does not apply either: what is given is taken;
+    damping: in place of the transformation's own, as `adapt_damping` gives it.
 
   Raises:
     CurvatureError: the gradient lacks a part of a block (parameters that share a block must not be separated by
@@ -103,76 +74,81 @@ def scale_by_kfac(
     Martens and Grosse, 2015 (arXiv:1503.05671); Grosse and Martens, 2016 (arXiv:1602.01407); for scale and shift Osawa
     et al., 2020 (arXiv:2002.06015).
   """
+  if inverse not in INVERSES:
+    raise CurvatureError(f'inverse={inverse!r} is unknown; choose from {", ".join(INVERSES)}')
   blocks, placement = curvature.blocks, placement or Local()
   layout = lay_out(blocks, placement.owners)
 
   def init(params):
     del params
-    eyes = {
-      s: jnp.broadcast_to(jnp.eye(n, dtype=layout.dtypes[s]), (o, k, n, n)) for s, (o, k, n, _) in layout.shapes.items()
-    }
     return ScaleByKfacState(
       count=jnp.zeros((), jnp.int32),
-      factors={s: jnp.zeros(shape, layout.dtypes[s]) for s, shape in layout.shapes.items()},
-      weights={s: jnp.zeros(shape[:2], layout.dtypes[s]) for s, shape in layout.shapes.items()},
-      inverses=eyes,
-      rejected_statistics=jnp.zeros((), jnp.int32),
+      averages=Averages.of_nothing(layout),
+      inverses=identities(layout),
       rejected_inverses=jnp.zeros((), jnp.int32),
     )
 
   def update(updates, state, params=None, *, stats=None, phase: Phase | None = None, **extra):
-    del params, extra
-    if phase not in (None, 'plain', 'refresh'):
-      raise CurvatureError(f"phase={phase!r} is unknown; choose 'plain', 'refresh' or None")
+    del params
+    check_phase(phase)
     count = state.count
-    if stats is not None:
-      rate = decay(count) if callable(decay) else decay
-      due = _is_due(count, statistics_every) if phase is None else True
-      state = _when(due, lambda s: _average(s, stats, layout, blocks, rate, placement), state)
-    due = _is_due(count, inverses_every) if phase is None else phase == 'refresh'
-    strength = damping(count) if callable(damping) else damping
-    state = _when(due, lambda s: _refresh(s, layout, strength, placement), state)
-    updates = _precondition(updates, state.inverses, layout, blocks, placement)
+    state = state._replace(averages=averaged(state, stats, phase, layout, blocks, decay, statistics_every, placement))
+    due = is_due(count, inverses_every) if phase is None else phase == 'refresh'
+    strength = at(damping, count) if extra.get('damping') is None else extra['damping']
+    state = when(due, lambda s: _refresh(s, layout, strength, inverse, placement), state)
+    inverses = {b.name: {f: layout.read(state.inverses, b.name, f) for f in b.operator.factors} for b in blocks}
+    updates = by_block(updates, blocks, placement, lambda b, v: b.operator.precondition(v, inverses[b.name]))
     return updates, state._replace(count=optax.safe_increment(count))
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_due(count: Int[Array, ''], every: Any) -> Any:
+def check_phase(phase: Any) -> None:
+  if phase not in (None, 'plain', 'refresh'):
+    raise CurvatureError(f"phase={phase!r} is unknown; choose 'plain', 'refresh' or None")
+
+
+def at(value: optax.ScalarOrSchedule, count: Int[Array, '']) -> Any:
+  """A hyper-parameter at a step."""
+  return value(count) if callable(value) else value
+
+
+def is_due(count: Int[Array, ''], every: Any) -> Any:
   """A static yes where the interval is the number 1; a traced interval (inject_hyperparams) is decided on the device."""
   return True if isinstance(every, int) and every == 1 else count % every == 0
 
 
-def _when(due: Any, fn: Callable, state: ScaleByKfacState) -> ScaleByKfacState:
+def when(due: Any, fn: Callable, state: Any) -> Any:
   if isinstance(due, bool):
     return fn(state) if due else state
   return jax.lax.cond(due, fn, lambda s: s, state)
 
 
-def _average(
-  state: ScaleByKfacState, stats: Statistics, layout: Layout, blocks, decay, placement: Placement
-) -> ScaleByKfacState:
-  """Takes the batch's means into the moving averages, but for matrices that are not finite."""
-  some = stats.examples > 0
-  means = {block.name: block.operator.combine(stats.means(block.name)) for block in blocks}
-  new = layout.gather(placement.replicate(means))
-  factors, weights, rejected = {}, {}, state.rejected_statistics
-  for stack, x in new.items():
-    finite = jnp.isfinite(x).all((-1, -2))
-    take = finite & some
-    rate = jnp.asarray(decay, x.dtype)
-    old = state.factors[stack]
-    factors[stack] = jnp.where(take[..., None, None], rate * old + (1 - rate) * x, old)
-    weights[stack] = jnp.where(take, rate * state.weights[stack] + (1 - rate), state.weights[stack])
-    rejected = rejected + (~finite & some).sum(dtype=jnp.int32)
-  return state._replace(factors=factors, weights=weights, rejected_statistics=rejected)
+def averaged(
+  state: Any,
+  stats: Statistics | None,
+  phase: Phase | None,
+  layout: Layout,
+  blocks: Sequence[Block],
+  decay: optax.ScalarOrSchedule,
+  every: int,
+  placement: Placement,
+) -> Averages:
+  """The state's averages with this step's statistics, if there are any and they are due."""
+  if stats is None:
+    return state.averages
+  due = is_due(state.count, every) if phase is None else True
+  rate = at(decay, state.count)
+  return when(due, lambda averages: averages.add(stats, layout, blocks, rate, placement), state.averages)
 
 
-def _refresh(state: ScaleByKfacState, layout: Layout, damping, placement: Placement) -> ScaleByKfacState:
+def _refresh(state: ScaleByKfacState, layout: Layout, damping, inverse: str, placement: Placement) -> ScaleByKfacState:
   """Recomputes the inverses."""
-  means = _debias(state)
+  means = state.averages.means()
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
-  inverses, dropped = placement.over_stacks(_renew)(means, added, state.weights, state.inverses)
+  inverses, dropped = placement.over_stacks(functools.partial(_renew, method=inverse))(
+    means, added, state.averages.weights, state.inverses
+  )
   return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
 
@@ -181,26 +157,20 @@ def _renew(
   damping: dict[str, Float[Array, 'o s']],
   weights: dict[str, Float[Array, 'o s']],
   old: dict[str, Float[Array, 'o s n n']],
+  method: str,
 ) -> tuple[dict[str, Float[Array, 'o s n n']], Int[Array, 'o']]:
   """Damped inverses, and how many were dropped: a slot keeps its old one if the new is not finite or rests on nothing."""
   inverses, dropped = {}, []
   for stack, x in means.items():
-    new = damped_inverse(x, damping[stack])
+    new = damped_inverse(x, damping[stack], method, old[stack])
     finite, known = jnp.isfinite(new).all((-1, -2)), weights[stack] > 0
     inverses[stack] = jnp.where((finite & known)[..., None, None], new, old[stack])
     dropped.append((~finite & known).sum(1))
   return inverses, sum(dropped)
 
 
-def _debias(state: ScaleByKfacState) -> dict[str, Array]:
-  return {
-    stack: x / jnp.where(state.weights[stack] > 0, state.weights[stack], 1)[..., None, None]
-    for stack, x in state.factors.items()
-  }
-
-
-def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, blocks, placement: Placement) -> Any:
-  """The gradient tree with every block multiplied by its inverse; parameters without a block pass."""
+def by_block(updates: Any, blocks: Sequence[Block], placement: Placement, fn: Callable[[Block, Array], Array]) -> Any:
+  """The gradient tree with `fn` applied to the matrix of every block; parameters without a block pass."""
   leaves, treedef = jax.tree.flatten(updates)
   by_name = dict(zip(param_names(updates), leaves, strict=True))
   result = dict(by_name)
@@ -214,8 +184,7 @@ def _precondition(updates: Any, inverses: dict[str, Array], layout: Layout, bloc
     # Whole on every device, as the inverses are: one gather here, where products of shards cost several collectives.
     gradients = placement.replicate([by_name[name] for name in block.params])
     v = block.operator.to_matrix(*gradients)
-    u = block.operator.precondition(v, {f: layout.read(inverses, block.name, f) for f in block.operator.factors})
-    u = block.operator.from_matrix(placement.replicate(u))
+    u = block.operator.from_matrix(placement.replicate(fn(block, v)))
     mine = block.operator.from_matrix(jnp.ones_like(v)) if block.partial else [None] * len(u)
     for name, new, mask in zip(block.params, u, mine, strict=True):
       new = new.astype(by_name[name].dtype)
@@ -228,19 +197,19 @@ def factors(state: Any, curvature: Curvature) -> dict[str, dict[str, Float[Array
   """The debiased factors of an optimiser state by the name of the block's first parameter: logical, without padding.
 
   Args:
-    state: any optax state that holds one `ScaleByKfacState`.
+    state: any optax state that holds averages of factors once.
     curvature: the one the optimiser was made with.
   """
-  kfac_state = find_state(state)
-  owners = next(iter(kfac_state.factors.values())).shape[0]
-  layout, means = lay_out(curvature.blocks, owners), _debias(kfac_state)
+  averages = find_state(state, Averages)
+  owners = next(iter(averages.factors.values())).shape[0]
+  layout, means = lay_out(curvature.blocks, owners), averages.means()
   return {b.name: {name: layout.read(means, b.name, name) for name in b.operator.factors} for b in curvature.blocks}
 
 
-def find_state(state: Any) -> ScaleByKfacState:
-  """The only `ScaleByKfacState` inside an optax state."""
-  is_state = lambda x: isinstance(x, ScaleByKfacState)  # noqa: E731
+def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
+  """The only state of a kind inside an optax state."""
+  is_state = lambda x: isinstance(x, kind)  # noqa: E731
   found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
   if len(found) != 1:
-    raise CurvatureError(f'the optimiser state holds {len(found)} K-FAC states; expected one')
+    raise CurvatureError(f'the optimiser state holds {len(found)} of {kind.__name__}; expected one')
   return found[0]

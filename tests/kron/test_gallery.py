@@ -46,7 +46,7 @@ def test_one_update_lowers_the_loss(name):
     return optax.apply_updates(params, updates), state, loss
 
   params, state, before = step(case.params, tx.init(case.params), KEY)
-  assert int(kron.find_state(state).rejected_statistics) == int(kron.find_state(state).rejected_inverses) == 0
+  assert int(kron.find_state(state).averages.rejected_statistics) == int(kron.find_state(state).rejected_inverses) == 0
   assert case.loss(params, *case.args) < before
   assert all(jnp.isfinite(p).all() for p in jax.tree.leaves(params))
 

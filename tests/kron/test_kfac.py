@@ -178,7 +178,7 @@ def test_init_takes_shapes_and_state_leaves_have_names(problem):
   curvature = kron.curvature(loss_fn, *shapes, fisher='exact')
   state = kron.scale_by_kfac(curvature).init(shapes[0])
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
-  assert ".factors['n5']" in names and '.rejected_inverses' in names
+  assert ".averages.factors['n5']" in names and '.rejected_inverses' in names
   jax.eval_shape(kron.kfac(0.1, curvature).init, shapes[0])
 
 
@@ -194,10 +194,10 @@ def test_a_traced_decision_about_statistics(problem):
     return tx.update(grads, tx.init(params), params, stats=stats)
 
   updates, state = update(False)
-  assert all((w == 0).all() for w in state.weights.values()) and state.rejected_statistics == 0
+  assert all((w == 0).all() for w in state.averages.weights.values()) and state.averages.rejected_statistics == 0
   jax.tree.map(lambda a, b: close(a, b, 1e-6), updates, jax.jit(jax.grad(loss_fn))(params, x, y))
   _, state = update(True)
-  assert all((w > 0).any() for w in state.weights.values())
+  assert all((w > 0).any() for w in state.averages.weights.values())
 
 
 def test_statistics_that_are_not_finite_are_dropped_and_counted(problem):
@@ -208,9 +208,9 @@ def test_statistics_that_are_not_finite_are_dropped_and_counted(problem):
   _, state = tx.update(grads, tx.init(params), params, stats=stats)
   _, _, bad = curvature.value_and_grad(params, x.at[0, 0].set(jnp.nan), y)
   updates, after = tx.update(grads, state, params, stats=bad)
-  assert after.rejected_statistics > 0
-  for name in state.factors:
-    np.testing.assert_array_equal(after.factors[name], state.factors[name])
+  assert after.averages.rejected_statistics > 0
+  for name in state.averages.factors:
+    np.testing.assert_array_equal(after.averages.factors[name], state.averages.factors[name])
   assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
