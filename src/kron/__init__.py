@@ -1,10 +1,14 @@
 """Second-order optimisation as functions: curvature of a loss, and optax transformations that use it."""
 
 from . import observe
+from .averages import Local, Placement
 from .blocks import param_names
 from .curvature import Curvature, curvature
+from .eigenbasis import Eigenbasis, basis
+from .ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
 from .errors import CurvatureError
 from .kfac import ClipByKlState, clip_by_kl, kfac
+from .kfac_adam import ScaleByKfacAdamState, kfac_adam, scale_by_kfac_adam
 from .logical import from_logical, to_logical
 from .newton import (
   ScaleByCurvatureState,
@@ -24,24 +28,34 @@ __all__ = [
   'ClipByKlState',
   'Curvature',
   'CurvatureError',
+  'Eigenbasis',
+  'Local',
+  'Placement',
   'Products',
   'ScaleByCurvatureState',
+  'ScaleByEkfacState',
+  'ScaleByKfacAdamState',
   'ScaleByKfacState',
   'Statistics',
   'accumulate',
+  'basis',
   'clip_by_kl',
   'conjugate_gradients',
   'curvature',
+  'ekfac',
   'factors',
   'find_state',
   'from_logical',
   'gauss_newton',
   'kfac',
+  'kfac_adam',
   'natural_gradient',
   'newton',
   'observe',
   'param_names',
   'scale_by_curvature',
+  'scale_by_ekfac',
   'scale_by_kfac',
+  'scale_by_kfac_adam',
   'to_logical',
 ]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from .blocks import Block, Options, Plan, param_names, plan_blocks
 from .errors import CurvatureError
-from .evaluate import NOTHING, evaluate
+from .evaluate import BASIS, NOTHING, evaluate
 from .operators.factor import accurate
 from .products import Outputs, Products, information_product, make_products, rank_one_product
 from .program import Op, Program, has_mark, trace
@@ -94,7 +94,12 @@ class Curvature:
     return f'<Curvature of {len(self._sizes)} parameters, {len(self.blocks)} blocks, {self.fisher} Fisher>'
 
   def value_and_grad(
-    self, params: Any, *args: Any, key: PRNGKeyArray | None = None, statistics: bool | Bool[Array, ''] = True
+    self,
+    params: Any,
+    *args: Any,
+    key: PRNGKeyArray | None = None,
+    statistics: bool | Bool[Array, ''] = True,
+    basis: Mapping[str, Mapping[str, Array]] | None = None,
   ) -> tuple[Any, Any, Statistics | None]:
     """The loss (or (loss, aux)), its gradient, and the statistics of this batch.
 
@@ -105,18 +110,19 @@ class Curvature:
         key among `args`; without one the exact Fisher's signs are the same at every call.
       statistics: False leaves them out and returns None in their place: the plain gradient. A traced boolean decides
         on the device; where it is false the statistics are zeros with `examples == 0`, which an update ignores.
+      basis: from `kron.basis`: the statistics then have second moments in that basis too, as `scale_by_ekfac` needs.
 
     Raises:
       CurvatureError: the loss now has other sites than when `curvature` read it, or there is no key.
     """
     if isinstance(statistics, bool):
-      return self._with(params, args, key) if statistics else (*self._plain(params, args), None)
+      return self._with(params, args, key, basis) if statistics else (*self._plain(params, args), None)
 
-    def without(params, args, key):
-      shapes = jax.eval_shape(self._with, params, args, key)[2]
+    def without(params, args, key, basis):
+      shapes = jax.eval_shape(self._with, params, args, key, basis)[2]
       return *self._plain(params, args), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    return jax.lax.cond(statistics, self._with, without, params, args, key)
+    return jax.lax.cond(statistics, self._with, without, params, args, key, basis)
 
   def products(self, params: Any, *args: Any, key: PRNGKeyArray | None = None) -> Products:
     """Products of the loss's curvature with vectors, at these parameters and this batch.
@@ -177,7 +183,7 @@ class Curvature:
   def _plain(self, params: Any, args: tuple) -> tuple[Any, Any]:
     return jax.value_and_grad(self.loss_fn, has_aux=self.has_aux)(params, *args)
 
-  def _with(self, params: Any, args: tuple, key: PRNGKeyArray | None) -> tuple[Any, Any, Statistics]:
+  def _with(self, params: Any, args: tuple, key: PRNGKeyArray | None, basis: Any) -> tuple[Any, Any, Statistics]:
     program, plan, marks = self._read(params, args)
     if [b.signature() for b in plan.blocks] != [b.signature() for b in self.blocks]:
       raise CurvatureError('the loss uses its parameters otherwise than when kron.curvature read it; call that again')
@@ -194,6 +200,9 @@ class Curvature:
       name: {k: jnp.zeros(shape, jnp.float32 if k.startswith('uses') else dtypes[name]) for k, shape in shapes.items()}
       for name, shapes in plan.probes.items()
     }
+    for b in plan.blocks:
+      if b.name in (basis or {}):
+        probes[b.name] |= _moment_probes(b, plan.probes[b.name]['A'], basis[b.name])
     (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
     likelihoods = [mark.params['likelihood'] for mark in marks]
     weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
@@ -209,8 +218,9 @@ class Curvature:
         if b.sampled_diagonal:
           result[b.name] = {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
         else:
-          flat = {k: s if k.startswith('uses') else s.reshape(-1, *s.shape[-2:]) for k, s in sums[b.name].items()}
-          result[b.name] = b.operator.finish(flat)
+          own = {k: s for k, s in sums[b.name].items() if not k.startswith(BASIS)}
+          flat = {k: s if k.startswith('uses') else s.reshape(-1, *s.shape[-2:]) for k, s in own.items()}
+          result[b.name] = b.operator.finish(flat, (basis or {}).get(b.name))
       return result
 
     def statistics_from(output_cotangents):
@@ -281,6 +291,15 @@ class Curvature:
     if len(plain) > 1:
       raise CurvatureError(f'the marks count different numbers of observations ({sorted(plain)}); pass examples=')
     return counts[0]
+
+
+def _moment_probes(block: Block, probe: tuple[int, ...], basis: Mapping[str, Array]) -> dict[str, Array]:
+  """For second moments in a basis: their probe, and the basis laid out by the loops that slice the block as A's is."""
+  loops = probe[:-3]
+  found = {BASIS + k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}
+  if block.operator.reduced is None:
+    found['S'] = jnp.zeros((*loops, *block.operator.moments), block.dtype)
+  return found
 
 
 def _prepared(likelihoods, outputs, weights, extras) -> list[Array]:

@@ -61,6 +61,8 @@ class Taps(NamedTuple):
 
 NOTHING = Taps({}, {}, False)
 Probes = dict[str, dict[str, Array]]
+Basis = Mapping[str, Array]  # eigenvectors of A and G
+BASIS = 'basis '
 Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
 
 
@@ -237,7 +239,6 @@ def _custom(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
   if marks and not taps.from_loss:
     return bind(op, *values), marks
   marks = jax.lax.stop_gradient(marks)  # these only count the observations
-  structs = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype), probes)
 
   @jax.custom_vjp
   def twin(values, probes, known):
@@ -245,14 +246,13 @@ def _custom(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
     return bind(op, *values)
 
   def backward(residuals, dys):
-    values, known = residuals
+    values, probes, known = residuals
     _, pull = jax.vjp(lambda floating: bind(op, *_with_floats(values, floating)), _floats(values))
-    zeros = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), structs)
-    _, pull_probes = jax.vjp(lambda probes: body(values, probes, *known)[0], zeros)
+    _, pull_probes = jax.vjp(lambda probes: body(values, probes, *known)[0], probes)
     slopes = _with_floats([None] * len(values), pull(list(dys))[0], values)
     return slopes, pull_probes(list(dys))[0], jax.tree.map(jnp.zeros_like, known)
 
-  twin.defvjp(lambda values, probes, known: (bind(op, *values), (values, known)), backward)
+  twin.defvjp(lambda values, probes, known: (bind(op, *values), (values, probes, known)), backward)
   return twin(list(values), probes, (dict(scaled), dict(constants))), marks
 
 
@@ -295,7 +295,7 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, know
     slopes = _with_floats([None] * len(values), pull(dy)[0], values)
     found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
-      found.setdefault(tap.block, []).append(_statistics(op, tap, values, slopes, dy, c))
+      found.setdefault(tap.block, []).append(_statistics(op, tap, values, slopes, dy, c, _basis(probes[tap.block])))
     sums = {name: _sum(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
@@ -303,6 +303,12 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, know
   axes = frozenset().union(*(varying(v) for v in values))
   own, known = jax.tree.map(lambda x: vary(x, axes), (own, known))
   return twin(list(values), own, known)
+
+
+def _basis(probe: dict[str, Array]) -> Basis | None:
+  """The eigenvectors that came with the probe, so that loops slice them as they slice it."""
+  found = {k.removeprefix(BASIS): v for k, v in probe.items() if k.startswith(BASIS)}
+  return found or None
 
 
 def _sum(probe: dict[str, Array], found: list[dict[str, Array]]) -> dict[str, Array]:
@@ -324,7 +330,7 @@ def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array
 
   def backward(residuals, dy):
     probe, known = residuals
-    return dy, _sum(probe, [_of_copies(tap, dy, known)]), jax.tree.map(jnp.zeros_like, known)
+    return dy, _sum(probe, [_of_copies(tap, dy, known, _basis(probe))]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
   value = values[tap.site.position]
@@ -332,7 +338,7 @@ def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array
   return twin(value, probe, known)
 
 
-def _of_copies(tap: Tap, slope: Array, known: _Known) -> dict[str, Array]:
+def _of_copies(tap: Tap, slope: Array, known: _Known, basis: Basis | None) -> dict[str, Array]:
   """Statistics from the gradient of each example's copy of a weight."""
   u = _of_examples(tap, slope, known.coefficient)
   if tap.lifted is None:
@@ -345,7 +351,7 @@ def _of_copies(tap: Tap, slope: Array, known: _Known) -> dict[str, Array]:
   g = jnp.moveaxis(g.reshape(examples, g.shape[1], -1, g.shape[-1]), 0, 1)
   x = site.linear.input_rows(known.constant)
   x = jnp.broadcast_to(x.reshape(x.shape[0], 1, -1, x.shape[-1]), (x.shape[0], examples, *g.shape[2:3], x.shape[-1]))
-  return tap.operator.statistics_of_rows(x, g, Side(), tap.bias, tap.transposed)
+  return tap.operator.statistics_of_rows(x, g, Side(), tap.bias, tap.transposed, basis)
 
 
 def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
@@ -355,11 +361,11 @@ def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
   return by_example(slope.real, tap.site.weight.axes)
 
 
-def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known) -> dict[str, Array]:
+def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known, basis: Basis | None) -> dict[str, Array]:
   """What one site adds to the statistics of its block."""
   site, coefficient = tap.site, known.coefficient
   if site.kind == 'entrywise' and tap.lifted is not None:
-    return _of_copies(tap, slopes[site.position], known)
+    return _of_copies(tap, slopes[site.position], known, basis)
   if site.kind == 'entrywise':
     gradients = [_of_examples(tap, slopes[site.position], coefficient)]
     if len(tap.operator.layouts) == 2:
@@ -373,7 +379,7 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known) -> d
     along_rows = site.weight.varies <= set(site.linear.row_axes)  # a scale of all is the rows', as the bias has none
     side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
-  return tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed)
+  return tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed, basis)
 
 
 def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:

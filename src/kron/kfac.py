@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def kfac(
     >>> float(loss_fn(optax.apply_updates(params, updates), x, y, key)) < 0.1 * float(loss)
     True
   """
-  natural: Any = scale_by_kfac(
+  natural = scale_by_kfac(
     curvature,
     damping=damping,
     decay=decay,
@@ -109,6 +109,18 @@ def kfac(
     inverse=inverse,
     placement=placement,
   )
+  return descend(natural, learning_rate, momentum=momentum, kl_clip=kl_clip, weight_decay=weight_decay)
+
+
+def descend(
+  natural: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  momentum: optax.ScalarOrSchedule = 0.9,
+  kl_clip: optax.ScalarOrSchedule | None = 0.1,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+  """A natural-gradient transformation in a `clip_by_kl`, weight decay, momentum, learning rate: see `kfac`."""
   trace = optax.inject_hyperparams(optax.trace) if callable(momentum) else optax.trace
   if kl_clip is not None:
     natural = clip_by_kl(natural, kl_clip, learning_rate)

@@ -169,11 +169,17 @@ def _renew(
   return inverses, sum(dropped)
 
 
-def by_block(updates: Any, blocks: Sequence[Block], placement: Placement, fn: Callable[[Block, Array], Array]) -> Any:
-  """The gradient tree with `fn` applied to the matrix of every block; parameters without a block pass."""
+def by_block(
+  updates: Any,
+  blocks: Sequence[Block],
+  placement: Placement,
+  fn: Callable[[Block, Array], Array],
+  otherwise: Any = None,
+) -> Any:
+  """The gradient tree with `fn` applied to the matrix of every block; what has no block passes, or is `otherwise`'s."""
   leaves, treedef = jax.tree.flatten(updates)
   by_name = dict(zip(param_names(updates), leaves, strict=True))
-  result = dict(by_name)
+  result = dict(by_name) if otherwise is None else dict(zip(by_name, jax.tree.leaves(otherwise), strict=True))
   for block in blocks:
     present = [name for name in block.params if name in by_name]
     if not present:

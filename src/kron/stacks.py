@@ -67,6 +67,16 @@ class Layout(NamedTuple):
     counts = np.maximum(np.bincount(index, minlength=len(self.partners)), 1)
     return jax.ops.segment_sum(flat, index, len(self.partners)) / counts.astype(flat.dtype)
 
+  def sizes(self, blocks: Sequence[Block]) -> dict[str, np.ndarray]:
+    """For each slot how much of its matrix a factor fills: all, but for the last part of one that is cut unevenly."""
+    result = {stack: np.full(shape[:2], shape[2]) for stack, shape in self.shapes.items()}
+    for block in blocks:
+      for name, factor in block.operator.factors.items():
+        place = self.places[block.name, name]
+        last = np.arange(place.start + factor.parts - 1, place.start + place.slots, factor.parts)
+        result[place.stack][place.owner, last] = factor.size - (factor.parts - 1) * factor.n
+    return result
+
   def used(self) -> dict[str, np.ndarray]:
     """For each slot whether a factor has it, as (owners, slots)."""
     result = {stack: np.zeros(shape[:2], bool) for stack, shape in self.shapes.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..program import Op
@@ -88,6 +89,11 @@ class Dense(NamedTuple):
 
   def input_diagonal(self, x: Float[Array, '...']) -> Float[Array, 's i']:
     return (accurate(rows(x, self.input_axes)) ** 2).sum((1, 2))
+
+  def scatter(self, x: Float[Array, '...'], y: Float[Array, 's k o']) -> Float[Array, 's i o']:
+    """Sums of y by the one-hot row that it belongs to, each times the square of the entry."""
+    squares = accurate(rows(x, self.input_axes)) ** 2
+    return jnp.einsum('ski,sko->sio', squares.reshape(squares.shape[0], -1, squares.shape[-1]), y)
 
   def present(self, x: Float[Array, '...']) -> Bool[Array, 's b r']:
     """Which one-hot rows are not empty."""

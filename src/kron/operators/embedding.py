@@ -77,12 +77,20 @@ class Embedding(NamedTuple):
 
   def input_diagonal(self, indices: Int[Array, '... k']) -> Float[Array, '1 i']:
     """How often each row was picked."""
-    sizes = [self.kernel_shape[a] for a in self.picked]
-    row = jnp.zeros(indices.shape[:-1], jnp.int32)
-    for size, column in zip(sizes, self.columns, strict=True):
-      row = row * size + jnp.clip(indices[..., column], 0, size - 1).astype(jnp.int32)
     there = self.present(indices).reshape(-1).astype(jnp.float32)
-    return jnp.zeros((1, self.n_in), jnp.float32).at[0, row.reshape(-1)].add(there)
+    return jnp.zeros((1, self.n_in), jnp.float32).at[0, self._rows(indices)].add(there)
+
+  def scatter(self, indices: Int[Array, '... k'], y: Float[Array, '1 k o']) -> Float[Array, '1 i o']:
+    """Sums of y by the row of the table that was picked."""
+    there = self.present(indices).reshape(1, -1, 1).astype(y.dtype)
+    return jnp.zeros((1, self.n_in, y.shape[-1]), y.dtype).at[0, self._rows(indices)].add((y * there)[0])
+
+  def _rows(self, indices: Int[Array, '... k']) -> Int[Array, 'uses']:
+    row = jnp.zeros(indices.shape[:-1], jnp.int32)
+    for axis, column in zip(self.picked, self.columns, strict=True):
+      size = self.kernel_shape[axis]
+      row = row * size + jnp.clip(indices[..., column], 0, size - 1).astype(jnp.int32)
+    return row.reshape(-1)
 
   def present(self, indices: Int[Array, '... k']) -> Bool[Array, '1 b r']:
     """Which look-ups found a row of the table."""

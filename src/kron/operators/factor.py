@@ -86,3 +86,12 @@ def multiply(factor: Factor, inverse: Float[Array, 'm q q'], v: Float[Array, 's 
   inverse = inverse.reshape(factor.slots, factor.parts, factor.n, factor.n)
   out = jnp.einsum('spij,spkj->spik', inverse, v)
   return out.reshape(factor.slots, factor.parts * factor.n, -1)[:, : factor.size]
+
+
+def rotate(factor: Factor, vectors: Float[Array, 'm q q'], rows: Float[Array, 's r n']) -> Float[Array, 's r n']:
+  """Rows in the basis of the factor's eigenvectors (its columns), at least f32."""
+  if factor.parts == 1:
+    return accurate(rows) @ vectors
+  vectors = vectors.reshape(-1, factor.parts, factor.n, factor.n)
+  out = jnp.einsum('srpi,spij->srpj', pad_rows(factor, accurate(rows)), vectors)
+  return out.reshape(*out.shape[:2], -1)[..., : factor.size]

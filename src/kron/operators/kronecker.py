@@ -12,16 +12,18 @@ with the same partial traces: (tr G A + tr A' G') x (tr A G + tr G' A') / tr F.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..errors import CurvatureError
 from ..weights import Arrangement
 from .conv import Conv
 from .dense import Dense
 from .embedding import Embedding
-from .factor import Factor, accurate, gram, multiply
+from .factor import Factor, accurate, gram, multiply, rotate
 
 Linear = Dense | Conv | Embedding
 SHARING = ('expand', 'reduce')
@@ -61,8 +63,20 @@ class Kronecker(NamedTuple):
       shapes |= {"A'": by_columns, "G'": by_rows, "uses A'": ()}
     return shapes
 
+  @property
+  def moments(self) -> tuple[int, int, int]:
+    """Shape of the second moments of the gradient matrix, in one iteration."""
+    return self.rows.slots // self.loops, self.rows.size, self.columns.size
+
   def statistics(
-    self, linear: Linear, x: Array, dy: Array, coefficient: Side, bias: bool, transposed: bool
+    self,
+    linear: Linear,
+    x: Array,
+    dy: Array,
+    coefficient: Side,
+    bias: bool,
+    transposed: bool,
+    basis: Mapping[str, Array] | None = None,
   ) -> dict[str, Array]:
     """What one use of the kernel adds: sums of a aT and g gT over its rows, or for *reduce* the summed rows.
 
@@ -70,18 +84,29 @@ class Kronecker(NamedTuple):
       coefficient: by which the operation's rows and columns are multiplied in the kernel itself.
       bias: whether this use adds the block's bias.
       transposed: whether the operation's rows are the block's columns.
+      basis: eigenvectors of A and G; then S is there too, the sum over uses of the squares of a gT in that basis.
     """
     g = linear.output_rows(dy)
     if not linear.one_hot:
-      return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed)
+      return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed, basis)
     counts, there = linear.input_diagonal(x), linear.present(x)
     by = coefficient.scale if coefficient.rows is None else coefficient.rows
     g = _scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
     uses = there.sum().astype(jnp.float32) / there.shape[0]
-    return {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, _flat(g)), 'uses A': uses}
+    sums = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, _flat(g)), 'uses A': uses}
+    if basis is not None:  # that of a diagonal is the axes themselves
+      squares = rotate(self.columns, basis['G'], _flat(g)) ** 2
+      sums['S'] = linear.scatter(x, squares) * jnp.reshape(by**2, (-1, 1) if jnp.ndim(by) else ())
+    return sums
 
   def statistics_of_rows(
-    self, a: Float[Array, 's b r i'], g: Float[Array, 's b r o'], coefficient: Side, bias: bool, transposed: bool
+    self,
+    a: Float[Array, 's b r i'],
+    g: Float[Array, 's b r o'],
+    coefficient: Side,
+    bias: bool,
+    transposed: bool,
+    basis: Mapping[str, Array] | None = None,
   ) -> dict[str, Array]:
     """As `statistics`, from the rows."""
     a, g = _scaled(a, coefficient.rows) * coefficient.scale, _scaled(g, coefficient.columns)
@@ -91,18 +116,32 @@ class Kronecker(NamedTuple):
       a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
     if self.reduced is not None:
       return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': _uses(g)}
+    along, across = (_flat(g), _flat(a)) if transposed else (_flat(a), _flat(g))
+    moments = self._second_moments(along, across, basis)
     if transposed:
-      return {"A'": gram(self.columns, _flat(a)), "G'": gram(self.rows, _flat(g)), "uses A'": _uses(g)}
-    return {'A': gram(self.rows, _flat(a)), 'G': gram(self.columns, _flat(g)), 'uses A': _uses(g)}
+      return {"A'": gram(self.columns, across), "G'": gram(self.rows, along), "uses A'": _uses(g), **moments}
+    return {'A': gram(self.rows, along), 'G': gram(self.columns, across), 'uses A': _uses(g), **moments}
 
-  def finish(self, sums: dict[str, Array]) -> dict[str, Array]:
+  def _second_moments(
+    self, a: Float[Array, 's k i'], g: Float[Array, 's k o'], basis: Mapping[str, Array] | None
+  ) -> dict[str, Array]:
+    """Sum over rows of the squares of a gT in the basis (George et al. 2018, eq. 10)."""
+    if basis is None:
+      return {}
+    if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
+      raise CurvatureError('second moments in an eigenbasis are not to be had of complex activations; use kron.kfac')
+    a, g = rotate(self.rows, basis['A'], a) ** 2, rotate(self.columns, basis['G'], g) ** 2
+    return {'S': jnp.einsum('ski,sko->sio', a, g)}
+
+  def finish(self, sums: dict[str, Array], basis: Mapping[str, Array] | None = None) -> dict[str, Array]:
     """Sums over examples and uses from what came back through the probes."""
     if self.reduced is None:
       return sums
     each = jnp.maximum(sums['uses A'] / self.reduced, 1)
     slots = sums['A'].shape[0] // self.loops
     a, g = sums['A'] / jnp.repeat(each.reshape(-1), slots)[:, None, None].astype(sums['A'].dtype), sums['G']
-    return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each}
+    moments = self._second_moments(a, g, basis)
+    return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each, **moments}
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:
     """The two factors from the means of all statistics."""
