@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,25 +12,14 @@ import numpy as np
 
 from .errors import CurvatureError
 from .evaluate import Tap, Taps
-from .operators import SHARING, Kronecker, Unit
-from .operators.factor import Factor, split, whole
+from .kernel_blocks import Use, flops, kernel_block
+from .operators import Kronecker, Unit, Unitwise
 from .operators.unit import diagonal
+from .options import Options, chosen
 from .program import Program, source_line
 from .reach import biases, reaching
 from .sites import Site, Survey
 from .weights import Arrangement
-
-FALLBACKS = ('gradient', 'diagonal')
-OVERSIZE = ('diagonal', 'blocks')
-
-
-class Options(NamedTuple):
-  """What the caller of `curvature` chose; patterns are fnmatch's, on the parameters' names."""
-
-  fallback: Mapping[str, str]
-  sharing: Mapping[str, str]
-  max_factor: int
-  oversize: str
 
 
 class Block(NamedTuple):
@@ -39,7 +27,7 @@ class Block(NamedTuple):
 
   name: str
   params: tuple[str, ...]
-  operator: Kronecker | Unit
+  operator: Kronecker | Unitwise | Unit
   dtype: Any  # of its statistics
   sampled_diagonal: bool = False  # its statistic is a squared sum of gradients, for want of a site
   partial: bool = False  # it does not hold every entry of its parameters
@@ -75,20 +63,6 @@ def param_names(params: Any) -> list[str]:
   return [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
 
 
-class _Use(NamedTuple):
-  """A site with its place in a block: the layout of its matrix or channels, and the bias that is added to its result.
-
-  linear: the site that has the matrix: itself, or where a kernel met a constant before (`Survey.lifted`).
-  """
-
-  site: Site
-  linear: Site | None
-  layout: Arrangement
-  transposed: bool
-  shift: Site | None
-  shift_layout: Arrangement | None
-
-
 def plan_blocks(
   program: Program,
   survey: Survey,
@@ -107,7 +81,7 @@ def plan_blocks(
   Raises:
     CurvatureError: a parameter is refused or unused and no fallback was chosen for it, or a choice does not fit.
   """
-  _check(options, names)
+  options.check(names)
   double = next((name for name in names if names.count(name) > 1), None)
   if double is not None:
     raise CurvatureError(f'two parameters are called {double!r}; rename one')
@@ -149,7 +123,7 @@ def plan_blocks(
   for param, name in enumerate(names):
     if name in owned:
       continue
-    choice = _choice(options.fallback, name)
+    choice = chosen(options.fallback, name)
     reason = 'it has no entries' if param in empty else _own_terms(param, program, survey, in_loss)
     if choice == 'diagonal':
       dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
@@ -195,9 +169,9 @@ def _without_examples(site: Site, observations: int | None) -> str | None:
 
 def _uses(
   sites: Sequence[Site], survey: Survey, shifts: Mapping[int, tuple[Site, tuple[int, ...]]], options: Options
-) -> list[list[_Use]]:
+) -> list[list[Use]]:
   """Sites grouped by block: those of the same matrix, perhaps transposed, or of the same channels."""
-  groups: dict[tuple, list[_Use]] = {}
+  groups: dict[tuple, list[Use]] = {}
 
   def order(site: Site) -> int:
     """A table is laid out as its look-up sees it, and a matrix as data do, whatever comes first in the program."""
@@ -219,7 +193,7 @@ def _uses(
         shift_layout = shift.weight.arranged((math.prod(shift.weight.core),), axes)
     if linear is not site:
       shift = shift if linear is None else None
-    groups.setdefault(_identity(layout), []).append(_Use(site, linear, layout, transposed, shift, shift_layout))
+    groups.setdefault(_identity(layout), []).append(Use(site, linear, layout, transposed, shift, shift_layout))
   return [_with_bias(group, sites, options) for group in groups.values()]
 
 
@@ -243,7 +217,7 @@ def _channels(site: Site) -> Arrangement:
   return site.weight.arranged((math.prod(site.weight.core),), site.weight.axes)
 
 
-def _with_bias(group: list[_Use], sites: Sequence[Site], options: Options) -> list[_Use]:
+def _with_bias(group: list[Use], sites: Sequence[Site], options: Options) -> list[Use]:
   """Keeps the shift with its kernel or scale where every use of the shift is one of this group, else drops it."""
   shifts = [u for u in group if u.shift is not None]
   layouts = {_identity(u.shift_layout) for u in shifts}
@@ -262,9 +236,9 @@ def _with_bias(group: list[_Use], sites: Sequence[Site], options: Options) -> li
   return [u._replace(shift=None, shift_layout=None) for u in group]
 
 
-def _refuse_overlaps(groups: list[list[_Use]], shapes: Sequence[tuple[int, ...]], refused: dict[int, str]) -> None:
+def _refuse_overlaps(groups: list[list[Use]], shapes: Sequence[tuple[int, ...]], refused: dict[int, str]) -> None:
   """Refuses parameters of which two blocks would hold the same entries."""
-  by_param: dict[int, list[list[_Use]]] = {}
+  by_param: dict[int, list[list[Use]]] = {}
   joined = {u.shift.key for group in groups for u in group if u.shift is not None}
   for group in groups:
     if group[0].site.key not in joined:
@@ -292,7 +266,7 @@ def _entries(layout: Arrangement, param: int, shapes: Sequence[tuple[int, ...]])
 
 
 def _block(
-  group: list[_Use], names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: Options, pieces: int
+  group: list[Use], names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: Options, pieces: int
 ) -> tuple[Block, list[Tap]]:
   first = group[0]
   layout, linear = first.layout, first.linear
@@ -304,19 +278,19 @@ def _block(
   loops = math.prod(weight.stack)
   dtype = jnp.promote_types(jnp.finfo(first.site.op.outputs[0].dtype).dtype, jnp.float32)
   if linear is not None:
-    operator = _kronecker(group, sizes, loops, own_names[0], options)
-    flops = sum(_flops(u.linear, operator) for u in group)
+    operator = kernel_block(group, sizes, loops, own_names[0], options)
+    cost = sum(flops(u.linear, operator) for u in group)
   else:
     layouts = (layout,) if shift is None else (layout, shift.shift_layout)
     name = 'scale and shift' if shift is not None else _unit_name(first.site)
     spread = None if weight.unique else layout
     if spread is not None:
       layouts = diagonal(params[0], sizes[0]).layouts
-    operator, flops = Unit(name, layouts, sizes, loops, spread), 0
+    operator, cost = Unit(name, layouts, sizes, loops, spread), 0
   covered = math.prod(layout.shape) + (0 if shift is None else math.prod(shift.shift_layout.shape))
   partial = weight.unique and covered < sum(math.prod(size) for size in sizes)
   name = own_names[0] + (f'[{pieces}]' if pieces else '')
-  block = Block(name, own_names, operator, dtype, partial=partial, flops=flops)
+  block = Block(name, own_names, operator, dtype, partial=partial, flops=cost)
   lifted = lambda u: None if u.linear is u.site else u.linear  # noqa: E731
   return block, [Tap(name, u.site, operator, u.shift is not None, u.transposed, lifted(u)) for u in group]
 
@@ -325,69 +299,6 @@ def _unit_name(site: Site) -> str:
   if site.kind == 'entrywise':
     return {'mul': 'scale', 'add': 'shift', 'sub': 'shift', 'add_any': 'shift'}.get(site.op.name, site.op.name)
   return {'gain': 'gain', 'free': 'free'}[site.kind]
-
-
-def _kronecker(
-  group: list[_Use], sizes: tuple[tuple[int, ...], ...], loops: int, name: str, options: Options
-) -> Kronecker:
-  first = next(u for u in group if not u.transposed)
-  shift = next((u for u in group if u.shift is not None), None)
-  linear, one_hot = first.linear.linear, any(u.linear.linear.one_hot for u in group)
-  slots, n_in = loops * linear.slots, linear.n_in + (shift is not None)
-  rows = _side(slots, n_in, 'G', options) if not one_hot else Factor(slots, n_in, 1, n_in, 'G')
-  columns = _side(slots, linear.n_out, 'A', options)
-  transposed = any(u.transposed for u in group)
-  reduced = None
-  if _choice(options.sharing, name) == 'reduce':
-    reduced = _reduced(group, name, one_hot or transposed or any(u.linear is not u.site for u in group))
-  bias = None if shift is None else shift.shift_layout
-  return Kronecker(linear.name, first.layout, bias, sizes, rows, columns, loops, reduced, transposed)
-
-
-def _side(slots: int, size: int, partner: str, options: Options) -> Factor:
-  if size <= options.max_factor:
-    return whole(slots, size, partner)
-  return split(slots, size, 1 if options.oversize == 'diagonal' else options.max_factor, partner)
-
-
-def _reduced(group: list[_Use], name: str, unfit: bool) -> int:
-  """The number of examples of a kernel whose uses are to be reduced."""
-  if unfit:
-    raise CurvatureError(
-      f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or one of a constant knows 'expand' only"
-    )
-  if any(u.site.sharded for u in group):
-    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}} inside of a shard_map is not supported; use 'expand'")
-  counts = set()
-  for u in group:
-    y = jax.ShapeDtypeStruct(u.site.op.outputs[0].shape, jnp.float32)
-    counts.add(jax.eval_shape(u.site.linear.output_rows, y).shape[1])
-  if len(counts) > 1:
-    raise CurvatureError(f"sharing={{{name!r}: 'reduce'}}: its uses have {sorted(counts)} examples; use 'expand'")
-  return counts.pop()
-
-
-def _flops(site: Site, operator: Kronecker) -> int:
-  """Of the products that a site's statistics add."""
-  uses = math.prod(site.op.outputs[0].shape) // max(1, site.linear.n_out * site.linear.slots)
-  a, g = operator.rows, operator.columns
-  each = sum((1 if f.n == 1 else f.n) * f.parts * f.n for f in (a, g))
-  return 2 * uses * each * site.linear.slots * site.times
-
-
-def _choice(patterns: Mapping[str, str], name: str) -> str | None:
-  return next((value for pattern, value in patterns.items() if fnmatch.fnmatch(name, pattern)), None)
-
-
-def _check(options: Options, names: Sequence[str]) -> None:
-  for what, chosen, known in (('fallback', options.fallback, FALLBACKS), ('sharing', options.sharing, SHARING)):
-    for pattern, choice in chosen.items():
-      if choice not in known:
-        raise CurvatureError(f'{what} {choice!r} for {pattern!r} is unknown; choose from {", ".join(known)}')
-      if not any(fnmatch.fnmatch(name, pattern) for name in names):
-        raise CurvatureError(f'{what} for {pattern!r} matches no parameter; there are {", ".join(names[:8])} ...')
-  if options.oversize not in OVERSIZE:
-    raise CurvatureError(f'oversize={options.oversize!r} is unknown; choose from {", ".join(OVERSIZE)}')
 
 
 def _own_terms(param: int, program: Program, survey: Survey, in_loss: set[int]) -> str | None:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from .blocks import Block, Options, Plan, param_names, plan_blocks
+from .blocks import Block, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import BASIS, NOTHING, evaluate
 from .operators.factor import accurate
+from .options import Options
 from .products import Outputs, Products, information_product, make_products, rank_one_product
 from .program import Op, Program, has_mark, trace
 from .regions import observation_marks
@@ -34,6 +35,7 @@ def curvature(
   fallback: Mapping[str, str] | str | None = None,
   examples: int | Callable[..., Any] | None = None,
   sharing: Mapping[str, str] | str = 'expand',
+  approximation: Mapping[str, str] | str = 'kronecker',
   max_factor: int = 8192,
   oversize: str = 'diagonal',
   operators: Mapping[str, Callable] | None = None,
@@ -55,7 +57,9 @@ def curvature(
     examples: the number of observations, or a function of the loss's arguments that counts them, where no mark does.
     sharing: how a kernel that each example uses several times (positions, time steps, siamese branches) is treated, by
       name or pattern: 'expand' takes the uses for independent, 'reduce' sums over them first (Eschenhagen et al. 2023).
-    max_factor: the largest matrix kept whole; the table shows which are not.
+    approximation: of a kernel's block, by name or pattern: 'kronecker' (factors A and G), 'unit' (one matrix for each
+      output unit, of an embedding its diagonal) or 'diagonal'. Scales, shifts and free parameters are unit-wise anyway.
+    max_factor: the largest matrix kept whole; the table shows which are not. A larger unit-wise block becomes diagonal.
     oversize: what larger ones become: 'diagonal', or 'blocks' of at most that size along the diagonal.
     operators: for a function with a derivative rule of its own (or a primitive) whose inside is not understood, by its
       name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
@@ -69,7 +73,7 @@ def curvature(
   if fisher not in FISHERS:
     raise CurvatureError(f'fisher={fisher!r} is unknown; choose from {", ".join(FISHERS)}')
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
-  options = Options(everywhere(fallback), everywhere(sharing), max_factor, oversize)
+  options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize)
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from .operators import Kronecker, Side, Unit
+from .operators import Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
 from .operators.unit import by_example
 from .program import Op, Program, Ref, bind, has_mark, observe_p, vary, varying
@@ -34,7 +34,7 @@ class Tap(NamedTuple):
 
   block: str
   site: Site
-  operator: Kronecker | Unit
+  operator: Kronecker | Unitwise | Unit
   bias: bool = False
   transposed: bool = False
   lifted: Site | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 
 from .blocks import Block
+from .operators import Unitwise
 
 
 def table(
@@ -44,6 +45,8 @@ def _operator(block: Block) -> str:
     return 'diagonal (fallback)'
   if block.operator.transposed:
     notes.append('also transposed')
+  if isinstance(block.operator, Unitwise):
+    notes.append('diagonal' if block.operator.diagonal else 'unit-wise')
   if block.operator.reduced is not None:
     notes.append('reduce')
   return block.operator.name + (f' ({", ".join(notes)})' if notes else '')

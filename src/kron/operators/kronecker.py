@@ -20,13 +20,8 @@ from jaxtyping import Array, Float
 
 from ..errors import CurvatureError
 from ..weights import Arrangement
-from .conv import Conv
-from .dense import Dense
-from .embedding import Embedding
 from .factor import Factor, accurate, gram, multiply, rotate
-
-Linear = Dense | Conv | Embedding
-SHARING = ('expand', 'reduce')
+from .kernel import Linear, Side, flat, from_matrix, means_over_uses, scaled, sides, to_matrix, uses_of
 
 
 class Kronecker(NamedTuple):
@@ -64,6 +59,11 @@ class Kronecker(NamedTuple):
     return shapes
 
   @property
+  def flops_of_use(self) -> int:
+    """Of the products that one row of each side adds to the statistics."""
+    return 2 * sum((1 if f.n == 1 else f.n) * f.parts * f.n for f in (self.rows, self.columns))
+
+  @property
   def moments(self) -> tuple[int, int, int]:
     """Shape of the second moments of the gradient matrix, in one iteration."""
     return self.rows.slots // self.loops, self.rows.size, self.columns.size
@@ -91,11 +91,11 @@ class Kronecker(NamedTuple):
       return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed, basis)
     counts, there = linear.input_diagonal(x), linear.present(x)
     by = coefficient.scale if coefficient.rows is None else coefficient.rows
-    g = _scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
+    g = scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
     uses = there.sum().astype(jnp.float32) / there.shape[0]
-    sums = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, _flat(g)), 'uses A': uses}
+    sums = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, flat(g)), 'uses A': uses}
     if basis is not None:  # that of a diagonal is the axes themselves
-      squares = rotate(self.columns, basis['G'], _flat(g)) ** 2
+      squares = rotate(self.columns, basis['G'], flat(g)) ** 2
       sums['S'] = linear.scatter(x, squares) * jnp.reshape(by**2, (-1, 1) if jnp.ndim(by) else ())
     return sums
 
@@ -109,18 +109,14 @@ class Kronecker(NamedTuple):
     basis: Mapping[str, Array] | None = None,
   ) -> dict[str, Array]:
     """As `statistics`, from the rows."""
-    a, g = _scaled(a, coefficient.rows) * coefficient.scale, _scaled(g, coefficient.columns)
-    if self.bias is not None and transposed:
-      g = jnp.concatenate([g, jnp.zeros((*g.shape[:-1], 1), g.dtype)], -1)
-    elif self.bias is not None:
-      a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
+    a, g = sides(self, a, g, coefficient, bias, transposed)
     if self.reduced is not None:
-      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': _uses(g)}
-    along, across = (_flat(g), _flat(a)) if transposed else (_flat(a), _flat(g))
+      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses_of(g)}
+    along, across = (flat(g), flat(a)) if transposed else (flat(a), flat(g))
     moments = self._second_moments(along, across, basis)
     if transposed:
-      return {"A'": gram(self.columns, across), "G'": gram(self.rows, along), "uses A'": _uses(g), **moments}
-    return {'A': gram(self.rows, along), 'G': gram(self.columns, across), 'uses A': _uses(g), **moments}
+      return {"A'": gram(self.columns, across), "G'": gram(self.rows, along), "uses A'": uses_of(g), **moments}
+    return {'A': gram(self.rows, along), 'G': gram(self.columns, across), 'uses A': uses_of(g), **moments}
 
   def _second_moments(
     self, a: Float[Array, 's k i'], g: Float[Array, 's k o'], basis: Mapping[str, Array] | None
@@ -137,9 +133,7 @@ class Kronecker(NamedTuple):
     """Sums over examples and uses from what came back through the probes."""
     if self.reduced is None:
       return sums
-    each = jnp.maximum(sums['uses A'] / self.reduced, 1)
-    slots = sums['A'].shape[0] // self.loops
-    a, g = sums['A'] / jnp.repeat(each.reshape(-1), slots)[:, None, None].astype(sums['A'].dtype), sums['G']
+    a, g, each = means_over_uses(self, sums)
     moments = self._second_moments(a, g, basis)
     return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each, **moments}
 
@@ -157,42 +151,13 @@ class Kronecker(NamedTuple):
     return {'A': rows, 'G': columns}
 
   def to_matrix(self, *gradients: Array) -> Float[Array, 's i o']:
-    n = len(self.kernel.params)
-    v = self.kernel.apply(*(accurate(g) for g in gradients[:n]))
-    if self.bias is not None:
-      b = self.bias.apply(*(accurate(g) for g in gradients[n:]))
-      v = jnp.concatenate([v, b[:, None, :]], 1)
-    return v
+    return to_matrix(self, gradients)
 
   def from_matrix(self, v: Float[Array, 's i o']) -> list[Array]:
-    n = len(self.kernel.params)
-    if self.bias is None:
-      return self.kernel.back(self.shapes, v)
-    return self.kernel.back(self.shapes[:n], v[:, :-1]) + self.bias.back(self.shapes[n:], v[:, -1])
+    return from_matrix(self, v)
 
   def precondition(self, v: Float[Array, 's i o'], inverses: dict[str, Array]) -> Float[Array, 's i o']:
     v = multiply(self.rows, inverses['A'], v)
     if self.columns.parts == 1:
       return v @ inverses['G']
     return jnp.swapaxes(multiply(self.columns, inverses['G'], jnp.swapaxes(v, 1, 2)), 1, 2)
-
-
-class Side(NamedTuple):
-  """The coefficient of a weight at its site: a number, or arrays along the rows or columns of its matrix."""
-
-  scale: float = 1.0
-  rows: Float[Array, 's i'] | None = None
-  columns: Float[Array, 's o'] | None = None
-
-
-def _scaled(rows: Float[Array, 's b r n'], by: Float[Array, 's n'] | None) -> Float[Array, 's b r n']:
-  return rows if by is None else rows * by[:, None, None].astype(rows.dtype)
-
-
-def _flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
-  return rows.reshape(rows.shape[0], -1, rows.shape[-1])
-
-
-def _uses(g: Float[Array, 's b r o']) -> Float[Array, '']:
-  """How many rows each slot has; complex ones count twice, see `gram`."""
-  return jnp.asarray(g.shape[1] * g.shape[2] * (2 if jnp.iscomplexobj(g) else 1), jnp.float32)

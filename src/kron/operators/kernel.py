@@ -1,0 +1,83 @@
+"""What all blocks of a kernel (slots, rows, columns) share, whatever becomes of its curvature.
+
+A block here is a `Kronecker` or a `Unitwise`: it has the layouts `kernel` and `bias`, their `shapes`, the `loops` that
+slice them, and `reduced`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .conv import Conv
+from .dense import Dense
+from .embedding import Embedding
+from .factor import accurate
+
+Linear = Dense | Conv | Embedding
+SHARING = ('expand', 'reduce')
+APPROXIMATIONS = ('kronecker', 'unit', 'diagonal')
+
+
+class Side(NamedTuple):
+  """The coefficient of a weight at its site: a number, or arrays along the rows or columns of its matrix."""
+
+  scale: float = 1.0
+  rows: Float[Array, 's i'] | None = None
+  columns: Float[Array, 's o'] | None = None
+
+
+def sides(
+  block: Any, a: Float[Array, 's b r i'], g: Float[Array, 's b r o'], coefficient: Side, bias: bool, transposed: bool
+) -> tuple[Float[Array, 's b r i'], Float[Array, 's b r o']]:
+  """The rows with the weight's coefficient, and with the bias's input: one where it is added, else zero."""
+  a, g = scaled(a, coefficient.rows) * coefficient.scale, scaled(g, coefficient.columns)
+  if block.bias is not None and transposed:
+    g = jnp.concatenate([g, jnp.zeros((*g.shape[:-1], 1), g.dtype)], -1)
+  elif block.bias is not None:
+    a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
+  return a, g
+
+
+def scaled(rows: Float[Array, 's b r n'], by: Float[Array, 's n'] | None) -> Float[Array, 's b r n']:
+  return rows if by is None else rows * by[:, None, None].astype(rows.dtype)
+
+
+def flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
+  return rows.reshape(rows.shape[0], -1, rows.shape[-1])
+
+
+def uses_of(g: Float[Array, 's b r o']) -> Float[Array, '']:
+  """How many rows each slot has; complex ones count twice, see `gram`."""
+  return jnp.asarray(g.shape[1] * g.shape[2] * (2 if jnp.iscomplexobj(g) else 1), jnp.float32)
+
+
+def means_over_uses(
+  block: Any, sums: dict[str, Array]
+) -> tuple[Float[Array, 's b i'], Float[Array, 's b o'], Float[Array, '...']]:
+  """For *reduce*: each example's mean a and summed g from what came back, and how often each example used the kernel."""
+  each = jnp.maximum(sums['uses A'] / block.reduced, 1)
+  slots = sums['A'].shape[0] // block.loops
+  a = sums['A'] / jnp.repeat(each.reshape(-1), slots)[:, None, None].astype(sums['A'].dtype)
+  return a, sums['G'], each
+
+
+def to_matrix(block: Any, gradients: Sequence[Array]) -> Float[Array, 's i o']:
+  """Kernel and bias as one matrix, the bias its last row."""
+  n = len(block.kernel.params)
+  v = block.kernel.apply(*(accurate(g) for g in gradients[:n]))
+  if block.bias is not None:
+    b = block.bias.apply(*(accurate(g) for g in gradients[n:]))
+    v = jnp.concatenate([v, b[:, None, :]], 1)
+  return v
+
+
+def from_matrix(block: Any, v: Float[Array, 's i o']) -> list[Array]:
+  """The transpose of `to_matrix`."""
+  n = len(block.kernel.params)
+  if block.bias is None:
+    return block.kernel.back(block.shapes, v)
+  return block.kernel.back(block.shapes[:n], v[:, :-1]) + block.bias.back(block.shapes[n:], v[:, -1])

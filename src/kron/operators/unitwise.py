@@ -1,0 +1,132 @@
+"""Kernels without factors: one matrix for each output unit, or the diagonal alone.
+
+The gradient of the kernel's column j by one use is a g_j, so unit j's block of the Fisher is E[g_j^2 a aT] (the unit-wise
+natural gradient: Ollivier 2015, arXiv:1303.0818, section 2.3), and its diagonal E[g_j^2 a^2]. Both are exact where an
+example uses the kernel once; several uses are taken for independent, or summed first, as by `Kronecker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..errors import CurvatureError
+from ..weights import Arrangement
+from .factor import Factor, accurate, whole
+from .kernel import Linear, Side, from_matrix, means_over_uses, scaled, sides, to_matrix, uses_of
+
+
+class Unitwise(NamedTuple):
+  """The block of one kernel and its bias: F of each output unit, or of each entry where `diagonal`.
+
+  slots, rows, columns: of the kernel's matrix with its bias; the slots count the `loops` iterations that slice it.
+  """
+
+  name: str
+  kernel: Arrangement
+  bias: Arrangement | None
+  shapes: tuple[tuple[int, ...], ...]
+  slots: int
+  rows: int
+  columns: int
+  diagonal: bool
+  loops: int = 1
+  reduced: int | None = None
+  transposed: bool = False
+
+  @property
+  def factors(self) -> dict[str, Factor]:
+    if self.diagonal:
+      return {'F': whole(self.slots * self.columns * self.rows, 1)}
+    return {'F': whole(self.slots * self.columns, self.rows)}
+
+  @property
+  def flops_of_use(self) -> int:
+    return 2 * self.columns * self.rows * (1 if self.diagonal else self.rows)
+
+  def probes(self) -> dict[str, tuple[int, ...]]:
+    slots = self.slots // self.loops
+    if self.reduced is not None:
+      return {'A': (slots, self.reduced, self.rows), 'G': (slots, self.reduced, self.columns), 'uses A': ()}
+    factor = self.factors['F']
+    return {'F': (factor.rows // self.loops, factor.n, factor.n)}
+
+  def statistics(
+    self,
+    linear: Linear,
+    x: Array,
+    dy: Array,
+    coefficient: Side,
+    bias: bool,
+    transposed: bool,
+    basis: Mapping[str, Array] | None = None,
+  ) -> dict[str, Array]:
+    """What one use of the kernel adds; arguments as of `Kronecker.statistics`."""
+    del basis
+    g = linear.output_rows(dy)
+    if not linear.one_hot:
+      return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed)
+    g = scaled(g, coefficient.columns)  # a table has no bias
+    by = coefficient.scale if coefficient.rows is None else coefficient.rows[..., None]
+    squares = linear.scatter(x, accurate(g).reshape(g.shape[0], -1, g.shape[-1]) ** 2) * by**2
+    return {'F': self._laid_out(squares)}
+
+  def statistics_of_rows(
+    self,
+    a: Float[Array, 's b r i'],
+    g: Float[Array, 's b r o'],
+    coefficient: Side,
+    bias: bool,
+    transposed: bool,
+    basis: Mapping[str, Array] | None = None,
+  ) -> dict[str, Array]:
+    """As `statistics`, from the rows."""
+    del basis
+    if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
+      raise CurvatureError(f"approximation: {self.name!r} with complex activations knows 'kronecker' only")
+    a, g = sides(self, a, g, coefficient, bias, transposed)
+    if self.reduced is not None:
+      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses_of(g)}
+    flat = lambda rows: accurate(rows).reshape(rows.shape[0], -1, rows.shape[-1])  # noqa: E731
+    return {'F': self._of(flat(g), flat(a)) if transposed else self._of(flat(a), flat(g))}
+
+  def _of(self, a: Float[Array, 's k i'], g: Float[Array, 's k o']) -> Float[Array, 'm n n']:
+    if self.diagonal:
+      return self._laid_out(jnp.einsum('ski,sko->sio', a**2, g**2))
+
+    def of_unit(g: Float[Array, 's k']) -> Float[Array, 's i i']:
+      rows = a * g[..., None]
+      return jnp.einsum('ski,skj->sij', rows, rows)
+
+    # Unit by unit: all at once the products before the sum would take as much memory as k kernels.
+    found = jax.lax.map(of_unit, jnp.moveaxis(g, 2, 0))
+    return jnp.moveaxis(found, 0, 1).reshape(-1, self.rows, self.rows)
+
+  def _laid_out(self, entries: Float[Array, 's i o']) -> Float[Array, 'm 1 1']:
+    return jnp.swapaxes(entries, 1, 2).reshape(-1, 1, 1)
+
+  def finish(self, sums: dict[str, Array], basis: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """Sums over examples from what came back through the probes."""
+    del basis
+    if self.reduced is None:
+      return sums
+    a, g, _ = means_over_uses(self, sums)
+    return {'F': self._of(a, g)}
+
+  def combine(self, means: dict[str, Array]) -> dict[str, Array]:
+    return means
+
+  def to_matrix(self, *gradients: Array) -> Float[Array, 'm n']:
+    v = to_matrix(self, gradients)
+    return jnp.swapaxes(v, 1, 2).reshape(-1, self.factors['F'].n)
+
+  def from_matrix(self, v: Float[Array, 'm n']) -> list[Array]:
+    v = jnp.swapaxes(v.reshape(self.slots, self.columns, self.rows), 1, 2)
+    return from_matrix(self, v)
+
+  def precondition(self, v: Float[Array, 'm n'], inverses: dict[str, Array]) -> Float[Array, 'm n']:
+    return jnp.einsum('mij,mj->mi', inverses['F'], v)
