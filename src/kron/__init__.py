@@ -3,6 +3,7 @@
 from . import observe
 from .averages import Local, Placement
 from .blocks import param_names
+from .control import AdaptDampingState, QuadraticStepState, adapt_damping, adaptive_kfac, quadratic_step
 from .curvature import Curvature, curvature
 from .eigenbasis import Eigenbasis, basis
 from .ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
@@ -25,6 +26,7 @@ from .statistics import Statistics, accumulate
 
 __all__ = [
   'SHARING',
+  'AdaptDampingState',
   'ClipByKlState',
   'Curvature',
   'CurvatureError',
@@ -32,12 +34,15 @@ __all__ = [
   'Local',
   'Placement',
   'Products',
+  'QuadraticStepState',
   'ScaleByCurvatureState',
   'ScaleByEkfacState',
   'ScaleByKfacAdamState',
   'ScaleByKfacState',
   'Statistics',
   'accumulate',
+  'adapt_damping',
+  'adaptive_kfac',
   'basis',
   'clip_by_kl',
   'conjugate_gradients',
@@ -53,6 +58,7 @@ __all__ = [
   'newton',
   'observe',
   'param_names',
+  'quadratic_step',
   'scale_by_curvature',
   'scale_by_ekfac',
   'scale_by_kfac',

@@ -70,8 +70,7 @@ def curvature(
   Raises:
     CurvatureError: a use is not understood and has no fallback; a parameter is unused; the likelihood is not marked.
   """
-  if fisher not in FISHERS:
-    raise CurvatureError(f'fisher={fisher!r} is unknown; choose from {", ".join(FISHERS)}')
+  _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
   options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize)
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
@@ -128,17 +127,19 @@ class Curvature:
 
     return jax.lax.cond(statistics, self._with, without, params, args, key, basis)
 
-  def products(self, params: Any, *args: Any, key: PRNGKeyArray | None = None) -> Products:
+  def products(self, params: Any, *args: Any, key: PRNGKeyArray | None = None, fisher: str | None = None) -> Products:
     """Products of the loss's curvature with vectors, at these parameters and this batch.
 
     Args:
       params, *args: as given to `curvature`; shapes of the batch may differ.
       key: for the targets of a sampled Fisher, as in `value_and_grad`.
+      fisher: in place of the curvature's own; 'exact' costs no more here, and is free of noise.
 
     Raises:
       CurvatureError: at a product that needs marks where there are none, or where they are inside of a loop.
     """
     program, _, marks = self._read(params, args)
+    fisher = _known(fisher or self.fisher)
     data = jax.tree.leaves(args)
     likelihoods = [mark.params['likelihood'] for mark in marks]
 
@@ -165,17 +166,17 @@ class Curvature:
       return run(leaves, offsets)[0]
 
     def information(along):
-      if self.fisher == 'exact':
+      if fisher == 'exact':
         products = [information_product(p, z, u) for p, z, u in zip(likelihoods, observed, along, strict=True)]
       else:
-        if self.fisher == 'sampled':
+        if fisher == 'sampled':
           keys = jax.random.split(_random_key(key, args), len(outputs))
           slopes = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
         else:
           # The loss is a mean; an observation's own gradient is `count` times larger.
           slopes = [g * count for g in jax.grad(tail)([jnp.zeros_like(z) for z in outputs])]
         products = [rank_one_product(c, u, p.event_ndims) for c, u, p in zip(slopes, along, likelihoods, strict=True)]
-      if self.fisher == 'empirical':
+      if fisher == 'empirical':
         return products  # the loss has its weights in it
       return [
         u * w[0].reshape(*w[0].shape, *(1,) * p.event_ndims).astype(u.dtype) if w else u
@@ -267,6 +268,9 @@ class Curvature:
         f"fisher={self.fisher!r} needs the likelihood: mark the network's outputs in the loss by kron.observe.categorical, "
         "bernoulli, gaussian or custom, or choose fisher='empirical'"
       )
+    inside = {mark.outputs[0].index for mark in marks}
+    if any(getattr(mark.inputs[0], 'index', None) in inside for mark in marks):
+      raise CurvatureError('an output is observed twice, which would count its curvature twice; mark it once')
     if not marks and self._examples is None:
       raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
     if self._examples is None and len({mark.inputs[1] for mark in marks if mark.params['weighted']}) > 1:
@@ -295,6 +299,12 @@ class Curvature:
     if len(plain) > 1:
       raise CurvatureError(f'the marks count different numbers of observations ({sorted(plain)}); pass examples=')
     return counts[0]
+
+
+def _known(fisher: str) -> str:
+  if fisher not in FISHERS:
+    raise CurvatureError(f'fisher={fisher!r} is unknown; choose from {", ".join(FISHERS)}')
+  return fisher
 
 
 def _moment_probes(block: Block, probe: tuple[int, ...], basis: Mapping[str, Array]) -> dict[str, Array]:

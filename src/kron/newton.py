@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .errors import CurvatureError
 from .operators.factor import accurate
 from .products import Products
+from .trees import add, dot
 
 Matrix = Literal['hessian', 'gauss_newton', 'fisher']
 
@@ -52,38 +53,29 @@ def conjugate_gradients(
     max_iterations: the most products, the one for x0 apart.
     tolerance: largest residual, as a share of |g|.
   """
-  size = jnp.sqrt(_dot(g, g))
+  size = jnp.sqrt(dot(g, g))
 
   def unfinished(carry):
     _, r, _, _, i, negative = carry
-    return (jnp.sqrt(_dot(r, r)) > tolerance * size) & (i < max_iterations) & ~negative
+    return (jnp.sqrt(dot(r, r)) > tolerance * size) & (i < max_iterations) & ~negative
 
   def step(carry):
     x, r, p, rz, i, _ = carry
     along = product(p)
-    bend = _dot(p, along)
+    bend = dot(p, along)
     negative = bend <= 0
     a = jnp.where(negative, 0, rz / jnp.where(negative, 1, bend))
     first = jnp.where(negative & (i == 0), 1, a)
-    x, r = _add(x, first, p), _add(r, -a, along)
+    x, r = add(x, first, p), add(r, -a, along)
     z = preconditioner(r)
-    new = _dot(r, z)
-    return x, r, _add(z, new / jnp.where(rz > 0, rz, 1), p), new, i + 1, negative
+    new = dot(r, z)
+    return x, r, add(z, new / jnp.where(rz > 0, rz, 1), p), new, i + 1, negative
 
-  r = _add(g, -1, product(x0))
+  r = add(g, -1, product(x0))
   z = preconditioner(r)
-  start = x0, r, z, _dot(r, z), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+  start = x0, r, z, dot(r, z), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
   x, r, _, _, iterations, negative = jax.lax.while_loop(unfinished, step, start)
-  return Solution(x, iterations, jnp.sqrt(_dot(r, r)) / jnp.where(size > 0, size, 1), negative)
-
-
-def _dot(a: PyTree, b: PyTree) -> Float[Array, '']:
-  return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)), start=jnp.zeros(()))
-
-
-def _add(a: PyTree, scale: Any, b: PyTree) -> PyTree:
-  """a + scale b."""
-  return jax.tree.map(lambda x, y: x + jnp.asarray(scale, x.dtype) * y, a, b)
+  return Solution(x, iterations, jnp.sqrt(dot(r, r)) / jnp.where(size > 0, size, 1), negative)
 
 
 class ScaleByCurvatureState(NamedTuple):
@@ -151,14 +143,14 @@ def scale_by_curvature(
       strength = damping(state.count) if callable(damping) else damping
     g = jax.tree.map(accurate, updates)
     found = conjugate_gradients(
-      lambda v: _add(getattr(products, matrix)(v), strength, v),
+      lambda v: add(getattr(products, matrix)(v), strength, v),
       g,
       x0=jax.tree.map(lambda x: warm_start * x, state.solution),
       preconditioner=lambda r: inner.update(r, inner_state, params, **still)[0],
       max_iterations=max_iterations,
       tolerance=tolerance,
     )
-    finite = jnp.isfinite(_dot(found.x, found.x))
+    finite = jnp.isfinite(dot(found.x, found.x))
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), found.x, state.solution)
     state = ScaleByCurvatureState(
       optax.safe_increment(state.count),

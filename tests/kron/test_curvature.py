@@ -283,3 +283,11 @@ def test_the_table_tells_all():
   assert sum(b.flops for b in curvature.blocks) == 70 * (34 + 20 + 27)
   # A: 11, 5^2, 3^2; G: 4^2, 3^2, 11; four bytes each.
   assert f'factors take {4 * (11 + 25 + 9 + 16 + 9 + 11)}B' in text
+
+
+def test_an_output_observed_twice_is_refused():
+  def loss(p, x):
+    return squared(kron.observe.gaussian(x @ p['w']))
+
+  with pytest.raises(kron.CurvatureError, match='observed twice'):
+    kron.curvature(loss, {'w': jnp.ones((3, 2))}, jnp.ones((4, 3)))
