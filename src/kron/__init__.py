@@ -22,6 +22,7 @@ from .newton import (
 from .operators import SHARING
 from .precondition import ScaleByKfacState, factors, find_state, scale_by_kfac
 from .products import Products
+from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
 from .statistics import Statistics, accumulate
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
   'ScaleByEkfacState',
   'ScaleByKfacAdamState',
   'ScaleByKfacState',
+  'ScaleByStaleKfacState',
+  'Staleness',
   'Statistics',
   'accumulate',
   'adapt_damping',
@@ -47,11 +50,13 @@ __all__ = [
   'clip_by_kl',
   'conjugate_gradients',
   'curvature',
+  'due',
   'ekfac',
   'factors',
   'find_state',
   'from_logical',
   'gauss_newton',
+  'intervals',
   'kfac',
   'kfac_adam',
   'natural_gradient',
@@ -63,5 +68,7 @@ __all__ = [
   'scale_by_ekfac',
   'scale_by_kfac',
   'scale_by_kfac_adam',
+  'scale_by_stale_kfac',
+  'stale_kfac',
   'to_logical',
 ]

@@ -67,17 +67,25 @@ class Averages(NamedTuple):
     self, stats: Statistics, layout: Layout, blocks: Sequence[Block], decay: Any, placement: Placement
   ) -> Averages:
     """Takes the batch's means in, but for matrices that are not finite."""
-    means = {block.name: block.operator.combine(stats.means(block.name)) for block in blocks}
-    new = layout.gather(placement.replicate(means))
+    return self.add_means(batch_means(stats, layout, blocks, placement), stats.examples > 0, decay)
+
+  def add_means(self, new: dict[str, Float[Array, 'o s n n']], due: Any, decay: Any) -> Averages:
+    """Takes means in where they are due and finite.
+
+    Args:
+      due, decay: for all, or by stack (owner, slot).
+    """
+    by_stack = lambda x, stack: x[stack] if isinstance(x, dict) else x  # noqa: E731
     factors, weights, rejected = {}, {}, self.rejected_statistics
     for stack, x in new.items():
-      finite = jnp.isfinite(x).all((-1, -2))
-      take = finite & (stats.examples > 0)
-      rate = jnp.asarray(decay, x.dtype)
+      finite, wanted = jnp.isfinite(x).all((-1, -2)), by_stack(due, stack)
+      take = finite & wanted
+      rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, stack), x.dtype), take.shape)
       old = self.factors[stack]
-      factors[stack] = jnp.where(take[..., None, None], rate * old + (1 - rate) * x, old)
+      mixed = rate[..., None, None] * old + (1 - rate)[..., None, None] * x
+      factors[stack] = jnp.where(take[..., None, None], mixed, old)
       weights[stack] = jnp.where(take, rate * self.weights[stack] + (1 - rate), self.weights[stack])
-      rejected = rejected + (~finite & (stats.examples > 0)).sum(dtype=jnp.int32)
+      rejected = rejected + (~finite & wanted).sum(dtype=jnp.int32)
     return Averages(factors, weights, rejected)
 
   def means(self) -> dict[str, Float[Array, 'o s n n']]:
@@ -86,6 +94,14 @@ class Averages(NamedTuple):
       stack: x / jnp.where(self.weights[stack] > 0, self.weights[stack], 1)[..., None, None]
       for stack, x in self.factors.items()
     }
+
+
+def batch_means(
+  stats: Statistics, layout: Layout, blocks: Sequence[Block], placement: Placement
+) -> dict[str, Float[Array, 'o s n n']]:
+  """The factors of one batch, in stacks."""
+  means = {block.name: block.operator.combine(stats.means(block.name)) for block in blocks}
+  return layout.gather(placement.replicate(means))
 
 
 def identities(layout: Layout) -> dict[str, Float[Array, 'o s n n']]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,18 +13,19 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from .blocks import Block, Plan, param_names, plan_blocks
 from .errors import CurvatureError
-from .evaluate import BASIS, NOTHING, evaluate
+from .evaluate import NOTHING, evaluate
+from .fishers import exact, of_the_sum, prepared, random_key, weighted
 from .operators.factor import accurate
 from .options import Options
+from .probes import BASIS, DUE, due_probes, moment_probes, where_due
 from .products import Outputs, Products, information_product, make_products, rank_one_product
 from .program import Op, Program, has_mark, trace
 from .regions import observation_marks
-from .statistics import Statistics, degree
+from .statistics import Statistics
 from .survey import survey
 from .table import table
 
 FISHERS = ('sampled', 'empirical', 'exact')
-_SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels are drawn apart from dropout masks
 
 
 def curvature(
@@ -101,7 +103,7 @@ class Curvature:
     params: Any,
     *args: Any,
     key: PRNGKeyArray | None = None,
-    statistics: bool | Bool[Array, ''] = True,
+    statistics: bool | Bool[Array, ''] | Mapping[str, Mapping[str, Bool[Array, '']]] = True,
     basis: Mapping[str, Mapping[str, Array]] | None = None,
   ) -> tuple[Any, Any, Statistics | None]:
     """The loss (or (loss, aux)), its gradient, and the statistics of this batch.
@@ -112,20 +114,24 @@ class Curvature:
       key: for the targets of a sampled Fisher and the signs of an exact one. If None, it is folded out of the only PRNG
         key among `args`; without one the exact Fisher's signs are the same at every call.
       statistics: False leaves them out and returns None in their place: the plain gradient. A traced boolean decides
-        on the device; where it is false the statistics are zeros with `examples == 0`, which an update ignores.
+        on the device; where it is false the statistics are zeros with `examples == 0`, which an update ignores. Booleans
+        by block and factor (`kron.due`) decide for each factor; the sums of the others are zeros.
       basis: from `kron.basis`: the statistics then have second moments in that basis too, as `scale_by_ekfac` needs.
 
     Raises:
       CurvatureError: the loss now has other sites than when `curvature` read it, or there is no key.
     """
     if isinstance(statistics, bool):
-      return self._with(params, args, key, basis) if statistics else (*self._plain(params, args), None)
+      return self._with(params, args, key, basis, {}) if statistics else (*self._plain(params, args), None)
+    due: Mapping = {}
+    if isinstance(statistics, Mapping):
+      due, statistics = statistics, functools.reduce(jnp.logical_or, jax.tree.leaves(statistics), False)
 
-    def without(params, args, key, basis):
-      shapes = jax.eval_shape(self._with, params, args, key, basis)[2]
+    def without(*all_of):
+      shapes = jax.eval_shape(self._with, *all_of)[2]
       return *self._plain(params, args), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    return jax.lax.cond(statistics, self._with, without, params, args, key, basis)
+    return jax.lax.cond(statistics, self._with, without, params, args, key, basis, due)
 
   def products(self, params: Any, *args: Any, key: PRNGKeyArray | None = None, fisher: str | None = None) -> Products:
     """Products of the loss's curvature with vectors, at these parameters and this batch.
@@ -158,7 +164,7 @@ class Curvature:
     outputs, extras = [mark[0] for mark in found], [mark[1:] for mark in found]
     weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
     count = self._count(params, args, outputs, weights, likelihoods)
-    observed = _prepared(likelihoods, outputs, weights, extras)
+    observed = prepared(likelihoods, outputs, weights, extras)
 
     def tail(offsets):
       if any(op.bodies and has_mark(op) for op in program.ops):
@@ -170,7 +176,7 @@ class Curvature:
         products = [information_product(p, z, u) for p, z, u in zip(likelihoods, observed, along, strict=True)]
       else:
         if fisher == 'sampled':
-          keys = jax.random.split(_random_key(key, args), len(outputs))
+          keys = jax.random.split(random_key(key, args), len(outputs))
           slopes = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
         else:
           # The loss is a mean; an observation's own gradient is `count` times larger.
@@ -188,7 +194,9 @@ class Curvature:
   def _plain(self, params: Any, args: tuple) -> tuple[Any, Any]:
     return jax.value_and_grad(self.loss_fn, has_aux=self.has_aux)(params, *args)
 
-  def _with(self, params: Any, args: tuple, key: PRNGKeyArray | None, basis: Any) -> tuple[Any, Any, Statistics]:
+  def _with(
+    self, params: Any, args: tuple, key: PRNGKeyArray | None, basis: Any, due: Mapping
+  ) -> tuple[Any, Any, Statistics]:
     program, plan, marks = self._read(params, args)
     if [b.signature() for b in plan.blocks] != [b.signature() for b in self.blocks]:
       raise CurvatureError('the loss uses its parameters otherwise than when kron.curvature read it; call that again')
@@ -207,12 +215,14 @@ class Curvature:
     }
     for b in plan.blocks:
       if b.name in (basis or {}):
-        probes[b.name] |= _moment_probes(b, plan.probes[b.name]['A'], basis[b.name])
+        probes[b.name] |= moment_probes(b, plan.probes[b.name]['A'], basis[b.name])
+      if b.name in due and b.name in probes:
+        probes[b.name] |= due_probes(b, plan.probes[b.name], due[b.name])
     (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
     likelihoods = [mark.params['likelihood'] for mark in marks]
     weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
     count = self._count(params, args, outputs, weights, likelihoods)
-    observed = _prepared(likelihoods, outputs, weights, extras)
+    observed = prepared(likelihoods, outputs, weights, extras)
     nothing = [jnp.zeros_like(z) for z in outputs]
 
     def finished(slopes, sums):
@@ -223,9 +233,11 @@ class Curvature:
         if b.sampled_diagonal:
           result[b.name] = {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
         else:
-          own = {k: s for k, s in sums[b.name].items() if not k.startswith(BASIS)}
+          own = {k: s for k, s in sums[b.name].items() if not k.startswith((BASIS, DUE))}
           flat = {k: s if k.startswith('uses') else s.reshape(-1, *s.shape[-2:]) for k, s in own.items()}
-          result[b.name] = b.operator.finish(flat, (basis or {}).get(b.name))
+          finish = functools.partial(b.operator.finish, flat, (basis or {}).get(b.name))
+          flags = {DUE + f: flag for f, flag in due.get(b.name, {}).items()} if b.operator.reduced else {}
+          result[b.name] = where_due(flags, finish)
       return result
 
     def statistics_from(output_cotangents):
@@ -234,15 +246,15 @@ class Curvature:
 
     grads, sums = pull((jnp.ones_like(loss), nothing))
     if self.fisher == 'empirical':
-      sums = _of_the_sum(finished(grads, sums), count)
+      sums = of_the_sum(finished(grads, sums), count)
     elif self.fisher == 'sampled':
-      keys = jax.random.split(_random_key(key, args), len(outputs))
+      keys = jax.random.split(random_key(key, args), len(outputs))
       drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
-      sums = statistics_from(_weighted(drawn, outputs, weights, likelihoods))
+      sums = statistics_from(weighted(drawn, outputs, weights, likelihoods))
     else:
-      key = _random_key(key, args, otherwise=0)
+      key = random_key(key, args, otherwise=0)
       marked = list(zip(likelihoods, outputs, observed, strict=True))
-      sums = _exact(statistics_from, marked, weights, key)
+      sums = exact(statistics_from, marked, weights, key)
     examples = jnp.asarray(count, jnp.promote_types(loss.dtype, jnp.float32))
     stats = Statistics.of(sums, examples)
     value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
@@ -305,87 +317,3 @@ def _known(fisher: str) -> str:
   if fisher not in FISHERS:
     raise CurvatureError(f'fisher={fisher!r} is unknown; choose from {", ".join(FISHERS)}')
   return fisher
-
-
-def _moment_probes(block: Block, probe: tuple[int, ...], basis: Mapping[str, Array]) -> dict[str, Array]:
-  """For second moments in a basis: their probe, and the basis laid out by the loops that slice the block as A's is."""
-  loops = probe[:-3]
-  found = {BASIS + k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}
-  if block.operator.reduced is None:
-    found['S'] = jnp.zeros((*loops, *block.operator.moments), block.dtype)
-  return found
-
-
-def _prepared(likelihoods, outputs, weights, extras) -> list[Array]:
-  """What likelihoods read of the outputs; `extras` are the marks' further operands, `weights` the masks among them."""
-  return [
-    p.prepare(z, *extra[len(weight) :]) if hasattr(p, 'prepare') else z
-    for p, z, weight, extra in zip(likelihoods, outputs, weights, extras, strict=True)
-  ]
-
-
-def _of_the_sum(sums, count) -> Any:
-  """From gradients of a mean over `count` observations to those of the sum."""
-  return {
-    block: {name: s * jnp.asarray(count, s.dtype) ** degree(name) for name, s in parts.items()}
-    for block, parts in sums.items()
-  }
-
-
-def _weighted(cotangents, outputs, weights, likelihoods) -> list[Array]:
-  """Each observation's share: its Fisher information counts by its weight, a cotangent by the weight's root."""
-  result = []
-  for c, z, weight, p in zip(cotangents, outputs, weights, likelihoods, strict=True):
-    if weight:
-      c = c * jnp.sqrt(weight[0]).reshape(*weight[0].shape, *(1,) * p.event_ndims)
-    result.append(c.astype(z.dtype))
-  return result
-
-
-def _exact(statistics_from, marked, weights, key) -> Any:
-  """Sums the statistics of degree 2 over all columns of every likelihood's root; those of degree 0 are taken once.
-
-  Each observation's column gets a random sign. It cancels in that observation's own outer product, and makes the
-  products between observations vanish on average where the network couples them, as batch normalisation does.
-  """
-  outputs = [z for _, z, _ in marked]
-  likelihoods = [likelihood for likelihood, *_ in marked]
-  nothing = [jnp.zeros_like(z) for z in outputs]
-  total = statistics_from(nothing)
-  for i, (likelihood, z, observed) in enumerate(marked):
-
-    def add(sums, k, i=i, likelihood=likelihood, z=z, observed=observed):
-      leading = z.shape[: z.ndim - likelihood.event_ndims]
-      signs = jax.random.rademacher(jax.random.fold_in(jax.random.fold_in(key, i), k), leading, jnp.float32)
-      column = likelihood.column(observed, k) * signs.reshape(*leading, *(1,) * likelihood.event_ndims)
-      cotangents = [column if j == i else zeros for j, zeros in enumerate(nothing)]
-      parts = statistics_from(_weighted(cotangents, outputs, weights, likelihoods))
-      return {
-        block: {name: s + parts[block][name] if degree(name) else s for name, s in factors.items()}
-        for block, factors in sums.items()
-      }, None
-
-    total, _ = jax.lax.scan(add, total, jnp.arange(likelihood.columns(z)))
-  return total
-
-
-def _random_key(key: PRNGKeyArray | None, args: tuple, otherwise: int | None = None) -> PRNGKeyArray:
-  """The key given, or one folded out of the only key among the loss's arguments, or one from a seed."""
-  if key is not None:
-    return key
-  keys = [leaf for leaf in jax.tree.leaves(args) if _is_key(leaf)]
-  if len(keys) == 1:
-    return jax.random.fold_in(keys[0], _SAMPLING)
-  if otherwise is not None:
-    return jax.random.key(otherwise)
-  raise CurvatureError(
-    f"fisher='sampled' draws targets: pass key= to value_and_grad (the loss's arguments hold {len(keys)} PRNG keys)"
-  )
-
-
-def _is_key(leaf: Any) -> bool:
-  if not hasattr(leaf, 'dtype'):
-    return False
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    return leaf.shape == ()
-  return leaf.dtype == jnp.uint32 and leaf.shape == (2,)

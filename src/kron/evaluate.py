@@ -8,6 +8,7 @@ slices a parameter, it slices the probe too.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jaxtyping import Array
 from .operators import Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
 from .operators.unit import by_example
+from .probes import Basis, Probes, basis_of, cotangent, where_due
 from .program import Op, Program, Ref, bind, has_mark, observe_p, vary, varying
 from .regions import rematerialise, scan_split, shard
 from .sites import Site
@@ -60,9 +62,6 @@ class Taps(NamedTuple):
 
 
 NOTHING = Taps({}, {}, False)
-Probes = dict[str, dict[str, Array]]
-Basis = Mapping[str, Array]  # eigenvectors of A and G
-BASIS = 'basis '
 Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
 
 
@@ -295,29 +294,16 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, know
     slopes = _with_floats([None] * len(values), pull(dy)[0], values)
     found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
-      found.setdefault(tap.block, []).append(_statistics(op, tap, values, slopes, dy, c, _basis(probes[tap.block])))
-    sums = {name: _sum(probe, found[name]) for name, probe in probes.items()}
+      probe = probes[tap.block]
+      of_site = functools.partial(_statistics, op, tap, values, slopes, dy, c, basis_of(probe))
+      found.setdefault(tap.block, []).append(where_due(probe, of_site))
+    sums = {name: cotangent(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(forward, backward)
   axes = frozenset().union(*(varying(v) for v in values))
   own, known = jax.tree.map(lambda x: vary(x, axes), (own, known))
   return twin(list(values), own, known)
-
-
-def _basis(probe: dict[str, Array]) -> Basis | None:
-  """The eigenvectors that came with the probe, so that loops slice them as they slice it."""
-  found = {k.removeprefix(BASIS): v for k, v in probe.items() if k.startswith(BASIS)}
-  return found or None
-
-
-def _sum(probe: dict[str, Array], found: list[dict[str, Array]]) -> dict[str, Array]:
-  """The probe's cotangent: of each statistic the sum of what was found, in the probe's own type and shape."""
-  sums = {}
-  for k, z in probe.items():
-    parts = [f[k].astype(z.dtype).reshape(z.shape) for f in found if k in f]
-    sums[k] = vary(sum(parts[1:], start=parts[0]), varying(z)) if parts else jnp.zeros_like(z)
-  return sums
 
 
 def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array:
@@ -330,7 +316,8 @@ def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array
 
   def backward(residuals, dy):
     probe, known = residuals
-    return dy, _sum(probe, [_of_copies(tap, dy, known, _basis(probe))]), jax.tree.map(jnp.zeros_like, known)
+    found = where_due(probe, lambda: _of_copies(tap, dy, known, basis_of(probe)))
+    return dy, cotangent(probe, [found]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
   value = values[tap.site.position]

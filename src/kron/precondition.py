@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .averages import Averages, Local, Placement, identities
 from .blocks import Block, param_names
@@ -95,9 +95,8 @@ def scale_by_kfac(
     state = state._replace(averages=averaged(state, stats, phase, layout, blocks, decay, statistics_every, placement))
     due = is_due(count, inverses_every) if phase is None else phase == 'refresh'
     strength = at(damping, count) if extra.get('damping') is None else extra['damping']
-    state = when(due, lambda s: _refresh(s, layout, strength, inverse, placement), state)
-    inverses = {b.name: {f: layout.read(state.inverses, b.name, f) for f in b.operator.factors} for b in blocks}
-    updates = by_block(updates, blocks, placement, lambda b, v: b.operator.precondition(v, inverses[b.name]))
+    state = when(due, lambda s: refreshed(s, layout, strength, inverse, placement), state)
+    updates = apply_inverses(updates, state.inverses, blocks, layout, placement)
     return updates, state._replace(count=optax.safe_increment(count))
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -142,12 +141,19 @@ def averaged(
   return when(due, lambda averages: averages.add(stats, layout, blocks, rate, placement), state.averages)
 
 
-def _refresh(state: ScaleByKfacState, layout: Layout, damping, inverse: str, placement: Placement) -> ScaleByKfacState:
-  """Recomputes the inverses."""
+def refreshed(
+  state: ScaleByKfacState,
+  layout: Layout,
+  damping: Any,
+  inverse: str,
+  placement: Placement,
+  only: dict[str, Bool[Array, 'o s']] | None = None,
+) -> ScaleByKfacState:
+  """The state with new inverses, of all slots or of those that `only` says."""
   means = state.averages.means()
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
   inverses, dropped = placement.over_stacks(functools.partial(_renew, method=inverse))(
-    means, added, state.averages.weights, state.inverses
+    means, added, state.averages.weights, state.inverses, only
   )
   return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
@@ -157,16 +163,36 @@ def _renew(
   damping: dict[str, Float[Array, 'o s']],
   weights: dict[str, Float[Array, 'o s']],
   old: dict[str, Float[Array, 'o s n n']],
+  only: dict[str, Bool[Array, 'o s']] | None,
   method: str,
 ) -> tuple[dict[str, Float[Array, 'o s n n']], Int[Array, 'o']]:
   """Damped inverses, and how many were dropped: a slot keeps its old one if the new is not finite or rests on nothing."""
+
+  def renew(x, damping, weights, old, wanted):
+    new = damped_inverse(x, damping, method, old)
+    finite, known = jnp.isfinite(new).all((-1, -2)), (weights > 0) & wanted
+    return jnp.where((finite & known)[..., None, None], new, old), (~finite & known).sum(1, dtype=jnp.int32)
+
+  def keep(x, damping, weights, old, wanted):
+    return old, jnp.zeros_like(weights[:, 0], jnp.int32)
+
   inverses, dropped = {}, []
   for stack, x in means.items():
-    new = damped_inverse(x, damping[stack], method, old[stack])
-    finite, known = jnp.isfinite(new).all((-1, -2)), weights[stack] > 0
-    inverses[stack] = jnp.where((finite & known)[..., None, None], new, old[stack])
-    dropped.append((~finite & known).sum(1))
+    arrays = x, damping[stack], weights[stack], old[stack]
+    if only is None:
+      inverses[stack], n = renew(*arrays, True)
+    else:
+      inverses[stack], n = jax.lax.cond(only[stack].any(), renew, keep, *arrays, only[stack])
+    dropped.append(n)
   return inverses, sum(dropped)
+
+
+def apply_inverses(
+  updates: Any, inverses: dict[str, Array], blocks: Sequence[Block], layout: Layout, placement: Placement
+) -> Any:
+  """The gradient tree times the inverse of every block."""
+  own = {b.name: {f: layout.read(inverses, b.name, f) for f in b.operator.factors} for b in blocks}
+  return by_block(updates, blocks, placement, lambda b, v: b.operator.precondition(v, own[b.name]))
 
 
 def by_block(

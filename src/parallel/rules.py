@@ -81,7 +81,7 @@ def state_shardings(state: Any, shardings: Any, mesh: Mesh, stacks: PartitionSpe
     state: arrays or ShapeDtypeStructs, from `jax.eval_shape(tx.init, params)`.
     shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's.
     mesh: the mesh.
-    stacks: for leaves under a field called `factors` or `weights` (K-FAC's moving averages): see `Placement.spec`.
+    stacks: for leaves under a field called `weights` or `...factors` (K-FAC's averages): see `Placement.spec`.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
   by_path = {tuple(map(str, path)): sharding for path, sharding in flat}
@@ -92,7 +92,7 @@ def state_shardings(state: Any, shardings: Any, mesh: Mesh, stacks: PartitionSpe
       mirrored = by_path.get(keys[i:])
       if mirrored is not None and len(mirrored.spec) <= leaf.ndim:
         return mirrored
-    if stacks is not None and {'.factors', '.weights'} & set(keys):
+    if stacks is not None and any(k == '.weights' or k.endswith('factors') for k in keys):
       return NamedSharding(mesh, stacks)
     return replicated(mesh)
 

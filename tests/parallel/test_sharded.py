@@ -1,5 +1,7 @@
 """K-FAC on a mesh equals K-FAC on one device, and meshes are checked before anything is compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ def loss_fn(params, x, y):
   return 0.5 * ((z - y) ** 2).sum(-1).mean()
 
 
-def run(spec, n_devices, dtype):
+def run(spec, n_devices, dtype, rule='kfac'):
   mesh = make_mesh(spec, jax.devices()[:n_devices])
   k = jax.random.split(jax.random.key(0), 4)
   params = {
@@ -32,13 +34,15 @@ def run(spec, n_devices, dtype):
   params = jax.device_put(params, shardings)
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
   placement = parallel.Placement(mesh)
-  tx = kron.kfac(0.3, curvature, damping=0.01, placement=placement)
+  make = {'kfac': kron.kfac, 'stale': functools.partial(kron.stale_kfac, threshold=0.5)}[rule]
+  tx = make(0.3, curvature, damping=0.01, placement=placement)
   state_shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), shardings, mesh, stacks=placement.spec)
   state = jax.jit(tx.init, out_shardings=state_shardings)(params)
 
   @jax.jit
   def step(params, state):
-    loss, grads, stats = curvature.value_and_grad(params, x, y)
+    due = kron.due(state, curvature) if rule == 'stale' else True
+    loss, grads, stats = curvature.value_and_grad(params, x, y, statistics=due)
     updates, state = tx.update(grads, state, params, stats=stats)
     return optax.apply_updates(params, updates), state, loss
 
@@ -49,6 +53,9 @@ def run(spec, n_devices, dtype):
     values.append(float(loss))
   factors = kron.factors(jax.device_get(state), curvature)
   assert step._cache_size() == 1, 'the state changes its sharding or type'
+  if rule == 'stale':
+    assert 0 < float(optax.tree_utils.tree_get(state, 'refreshes_saved')) < 0.5
+    factors = factors, jax.device_get(kron.intervals(state, curvature))
   return values, jax.device_get(params), factors
 
 
@@ -58,8 +65,9 @@ def test_eight_devices_equal_one(spec):
     assert np.linalg.norm(np.asarray(a) - b) <= 1e-5 * np.linalg.norm(b)
 
 
-def test_eight_devices_equal_one_in_f64(x64):
-  pairs = (jax.tree.leaves(run(s, n, jnp.float64)) for s, n in (('data=4,model=2', 8), ('data=1', 1)))
+@pytest.mark.parametrize('rule', ['kfac', 'stale'])
+def test_eight_devices_equal_one_in_f64(x64, rule):
+  pairs = (jax.tree.leaves(run(s, n, jnp.float64, rule)) for s, n in (('data=4,model=2', 8), ('data=1', 1)))
   for a, b in zip(*pairs, strict=True):
     assert np.linalg.norm(np.asarray(a) - b) <= 1e-10 * np.linalg.norm(b)
 
