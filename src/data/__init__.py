@@ -1,10 +1,11 @@
 """Data sets prepared through TFDS as array_record, and batches that depend on the seed alone. No TensorFlow."""
 
-from .batches import array_batches, ordered_batches, record_batches, shift_and_flip
-from .datasets import DATASETS, DataError, load_arrays, record_source
+from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
+from .datasets import DATASETS, Arrays, DataError, load_arrays, record_source
 
 __all__ = [
   'DATASETS',
+  'Arrays',
   'DataError',
   'array_batches',
   'load_arrays',
@@ -12,4 +13,5 @@ __all__ = [
   'record_batches',
   'record_source',
   'shift_and_flip',
+  'stream',
 ]

@@ -7,7 +7,7 @@ uninterrupted one would have.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -61,6 +61,16 @@ def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] =
     return {'image': arrays.image[rows], 'label': arrays.label[rows], 'mask': (positions < n).astype(np.float32)}
 
   return grain.MapDataset.range(-(-n // batch_size)).map(make)
+
+
+def stream(batches: grain.MapDataset, start: int = 0, threads: int = 1) -> Iterator[Batch]:
+  """Batches from number `start` on, made ahead of their use by so many threads.
+
+  As many wait in memory (grain's own default is 500, of whole batches here).
+  """
+  iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))
+  iterator.set_state({'next_index': start})
+  return iterator
 
 
 def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:

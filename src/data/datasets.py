@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from . import builders
+from .made import MADE
 
 
 class DataError(ValueError):
@@ -20,13 +21,13 @@ class DataError(ValueError):
 
 
 class Arrays(NamedTuple):
-  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), and labels, (n,)."""
+  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), and labels, (n,); of `made` sets see there."""
 
   image: np.ndarray
   label: np.ndarray
 
 
-DATASETS = ('digits', 'fashion_mnist', 'imagenet2012')
+DATASETS = ('digits', 'fashion_mnist', 'imagenet2012', *MADE)
 _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255}
 
 
@@ -39,7 +40,7 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   """A small data set as arrays.
 
   Args:
-    name: 'digits' or 'fashion_mnist'.
+    name: 'digits', 'fashion_mnist' or one of `made.MADE`.
     split: 'train' or 'test'.
     folder: where prepared data is kept, see `data_dir`.
     source: for fashion_mnist: the folder with its IDX files; Debian's dataset-fashion-mnist by default.
@@ -47,10 +48,13 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   Raises:
     DataError: unknown name or split, or source files that are missing.
   """
-  if name not in _BRIGHTEST:
-    raise DataError(f'data set {name!r} is unknown or does not fit in memory; choose from {", ".join(_BRIGHTEST)}')
+  if name not in (*_BRIGHTEST, *MADE):
+    known = ', '.join((*_BRIGHTEST, *MADE))
+    raise DataError(f'data set {name!r} is unknown or does not fit in memory; choose from {known}')
   if split not in ('train', 'test'):
     raise DataError(f"split {split!r} is unknown; choose 'train' or 'test'")
+  if name in MADE:
+    return Arrays(*MADE[name](split))
   records = _prepared(name, folder, source).as_data_source(split=split)
   examples = records.__getitems__(range(len(records)))
   images = np.stack([e['image'] for e in examples]).astype(np.float32) / _BRIGHTEST[name]

@@ -3,5 +3,6 @@
 from .autoencoder import Autoencoder
 from .mlp import MLP
 from .resnet import ResNet
+from .transformer import Transformer
 
-__all__ = ['MLP', 'Autoencoder', 'ResNet']
+__all__ = ['MLP', 'Autoencoder', 'ResNet', 'Transformer']

@@ -19,7 +19,7 @@ class ResNet(nn.Module):
   Attributes:
     blocks: residual blocks in each stage; (3, 4, 6, 3) is ResNet-50 with `bottleneck`.
     width: channels of the first stage; each further stage doubles them and halves the image.
-    stem: 'imagenet' (7x7 by 2, then pooling by 2) or 'small' (3x3).
+    stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4).
     dtype: of the computation; parameters are float32.
   """
 
@@ -44,6 +44,8 @@ class ResNet(nn.Module):
     x = x.astype(self.dtype)
     if self.stem == 'imagenet':
       x = conv(self.width, (7, 7), strides=2, padding=[(3, 3), (3, 3)], name='stem')(x)
+    elif self.stem == 'patches':
+      x = conv(self.width, (4, 4), strides=4, name='stem')(x)
     else:
       x = conv(self.width, (3, 3), name='stem')(x)
     x = nn.relu(norm(name='stem_norm')(x))

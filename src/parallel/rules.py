@@ -23,6 +23,7 @@ RULES: dict[str, Rules] = {
   # Every other layer of a deep network is split by columns, the next by rows: one all-reduce for a pair.
   'autoencoder': {'even': None, 'odd': 'model', 'pixels': None},
   'resnet': {'window': None, 'in': None, 'out': 'model', 'classes': None},
+  'transformer': {'width': None, 'hidden': 'model'},
 }
 
 

@@ -74,6 +74,28 @@ def test_imagenet_parts_of_processes_make_up_the_batch(imagenet):
     np.testing.assert_array_equal(part['image'], whole['image'][i::2])
 
 
+def test_text_is_of_python_s_library():
+  train, test = (data.load_arrays('python_text', split) for split in ('train', 'test'))
+  for split in (train, test):
+    assert split.image.shape[1:] == (65,) and split.image.dtype == np.int32 and split.label.shape == (len(split.image),)
+    assert split.image.min() >= 0 and split.image.max() < 128
+  assert len(train.image) > 10_000 and len(test.image) == 2048
+  text = bytes(train.image.astype(np.uint8).ravel())
+  assert b'import ' in text and bytes(test.image[:20].astype(np.uint8).ravel()) not in text
+  np.testing.assert_array_equal(data.load_arrays('python_text', 'train').image, train.image)
+
+
+def test_points_carry_the_solution_of_poisson_s_equation():
+  test = data.load_arrays('poisson', 'test')
+  assert test.image.shape == (1024, 2) and abs((test.label**2).mean() - 0.25) < 1e-6
+  # On the grid itself: five-point differences, whose error is of second order in h = 1/32.
+  u = test.label.reshape(32, 32)
+  laplacian = (u[2:, 1:-1] + u[:-2, 1:-1] + u[1:-1, 2:] + u[1:-1, :-2] - 4 * u[1:-1, 1:-1]) * 32**2
+  np.testing.assert_allclose(-laplacian, 5 * np.pi**2 * u[1:-1, 1:-1], rtol=0.01, atol=0.1)
+  points = data.load_arrays('poisson', 'train').image
+  assert points.shape == (16384, 2) and points.min() >= 0 and points.max() <= 1
+
+
 def test_tensorflow_is_never_imported(tmp_path):
   code = (
     'import sys; from kronmesh import data, models, parallel, kron; '

@@ -13,24 +13,31 @@ MODELS = {
   'autoencoder': (models.Autoencoder(widths=(1000, 500, 250, 30)), (2, 28, 28, 1), (2, 784)),
   'mlp': (models.MLP(hidden=(128, 64), classes=10), (2, 8, 8, 1), (2, 10)),
   'resnet': (models.ResNet(blocks=(3, 4, 6, 3), classes=1000, dtype=jnp.bfloat16), (2, 224, 224, 3), (2, 1000)),
+  'transformer': (models.Transformer(vocabulary=128, length=65, layers=4, width=256, heads=8), (2, 64), (2, 64, 128)),
 }
 # 784-1000-500-250-30 and back; 64-128-64-10; He et al. 2016 count 25.6 million for ResNet-50.
 SIZES = {'autoencoder': 2_837_314, 'mlp': 17_226, 'resnet': 25_557_032}
+# 12 d^2 + 13 d a layer (Radford et al. 2019), two tables of tokens, one of positions, the last norm.
+SIZES['transformer'] = 4 * (12 * 256**2 + 13 * 256) + 2 * 128 * 256 + 65 * 256 + 2 * 256
 
 
 def shapes(name):
-  model, given, _ = MODELS[name]
-  return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(given), train=False))
+  model = MODELS[name][0]
+  return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs(name), train=False))
+
+
+def inputs(name):
+  return jnp.zeros(MODELS[name][1], jnp.int32 if name == 'transformer' else jnp.float32)
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_sizes_and_types(name):
-  model, given, expected = MODELS[name]
+  model, _, expected = MODELS[name]
   variables = nn.meta.unbox(shapes(name))
   leaves = jax.tree.leaves(variables['params'])
   assert sum(math.prod(leaf.shape) for leaf in leaves) == SIZES[name]
   assert {leaf.dtype for leaf in leaves} == {jnp.dtype('float32')}
-  out = jax.eval_shape(lambda v: model.apply(v, jnp.zeros(given), train=False), variables)
+  out = jax.eval_shape(lambda v: model.apply(v, inputs(name), train=False), variables)
   assert out.shape == expected and out.dtype == jnp.float32
 
 
@@ -49,7 +56,7 @@ def test_the_tables_place_every_parameter(name):
 
 
 @pytest.mark.parametrize('bottleneck', [False, True])
-@pytest.mark.parametrize('stem', ['small', 'imagenet'])
+@pytest.mark.parametrize('stem', ['small', 'patches', 'imagenet'])
 def test_a_toy_resnet_trains_its_statistics(stem, bottleneck):
   model = models.ResNet(blocks=(1, 1), classes=3, width=4, bottleneck=bottleneck, stem=stem)
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
@@ -58,3 +65,15 @@ def test_a_toy_resnet_trains_its_statistics(stem, bottleneck):
   assert out.shape == (4, 3)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), state['batch_stats'], variables['batch_stats'])
   assert all(jax.tree.leaves(moved))
+
+
+def test_a_transformer_does_not_see_what_comes_later():
+  model = models.Transformer(vocabulary=11, length=8, layers=2, width=16, heads=2)
+  tokens = jax.random.randint(jax.random.key(0), (3, 8), 0, 11)
+  variables = nn.meta.unbox(model.init(jax.random.key(1), tokens))
+  logits = model.apply(variables, tokens)
+  changed = model.apply(variables, tokens.at[:, 5].set((tokens[:, 5] + 1) % 11))
+  moved = jnp.abs(logits - changed).max((0, 2)) > 0
+  assert not moved[:5].any() and moved[5:].all()
+  with pytest.raises(ValueError, match='9 tokens is longer than length=8'):
+    model.apply(variables, jnp.zeros((1, 9), jnp.int32))
