@@ -2,56 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import optax
 
+from experiments import recipe
 from experiments.errors import ConfigError
 from kronmesh import kron
 from kronmesh.parallel import Placement
 
-OPTIMIZERS = ('kfac', 'sgd', 'adam', 'muon')
+# What no package can run here; `scripts/compare.py` names them in its table.
+MISSING = {
+  'kfac_jax': 'kfac-jax 0.0.8, the newest release, does not import on jax >= 0.10',
+  'shampoo': 'optax-shampoo 0.0.6, the only package on PyPI, calls jax.tree_map, which jax >= 0.4.26 lacks',
+  'soap': 'no package on PyPI has it for JAX',
+}
+
+
+def _kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  # Without intervals: the loop says at each step what is due, see `train.phase`.
+  return kron.kfac(
+    rate, curvature, damping=own.damping, decay=own.decay, placement=placement, **_descent(own, momentum)
+  )
+
+
+def _stale_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  settings = {name: own[name] for name in ('damping', 'decay', 'threshold', 'smallest', 'largest')}
+  return kron.stale_kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
+
+
+def _adaptive_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  del momentum
+  settings = {name: own[name] for name in ('damping', 'damping_every', 'damping_rate', 'smallest_damping', 'decay')}
+  return kron.adaptive_kfac(curvature, scale=rate, placement=placement, **settings)
+
+
+def _ekfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  return kron.ekfac(
+    rate, curvature, damping=own.damping, decay=own.decay, placement=placement, **_descent(own, momentum)
+  )
+
+
+def _kfac_adam(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  del momentum
+  settings = {name: own[name] for name in ('b1', 'b2', 'decay', 'weight_decay')}
+  return kron.kfac_adam(rate, curvature, placement=placement, **settings)
+
+
+def _natural_gradient(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  del momentum
+  inner = kron.scale_by_kfac(curvature, damping=own.damping, decay=own.decay, placement=placement)
+  settings = {name: own[name] for name in ('damping', 'max_iterations', 'tolerance')}
+  return kron.natural_gradient(rate, preconditioner=inner, **settings)
+
+
+def _descent(own: Any, momentum: Any) -> dict[str, Any]:
+  return {'momentum': momentum, 'kl_clip': own.kl_clip or None, 'weight_decay': own.weight_decay}
+
+
+# (section, learning rate, momentum) -> transformation
+FIRST_ORDER: dict[str, Callable] = {
+  'sgd': lambda own, rate, momentum: optax.chain(
+    optax.add_decayed_weights(own.weight_decay),
+    optax.inject_hyperparams(optax.trace)(decay=momentum) if callable(momentum) else optax.trace(decay=momentum),
+    optax.scale_by_learning_rate(rate),
+  ),
+  'adam': lambda own, rate, momentum: optax.adamw(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay),
+  'lars': lambda own, rate, momentum: optax.lars(rate, weight_decay=own.weight_decay, momentum=own.momentum),
+  'lamb': lambda own, rate, momentum: optax.lamb(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay),
+  'muon': lambda own, rate, momentum: optax.contrib.muon(rate, beta=own.momentum, weight_decay=own.weight_decay),
+}
+SECOND_ORDER: dict[str, Callable] = {
+  'kfac': _kfac,
+  'stale_kfac': _stale_kfac,
+  'adaptive_kfac': _adaptive_kfac,
+  'ekfac': _ekfac,
+  'kfac_adam': _kfac_adam,
+  'natural_gradient': _natural_gradient,
+}
+OPTIMIZERS = (*SECOND_ORDER, *FIRST_ORDER)
 
 
 def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Placement) -> optax.GradientTransformation:
-  """The optimiser `config.optimizer`; `curvature` is needed by K-FAC only.
+  """The optimiser `config.optimizer`; `curvature` is needed by those of `SECOND_ORDER` only.
 
   Raises:
     ConfigError: an unknown name, or a schedule that is unknown or longer than the run.
   """
-  if config.optimizer not in OPTIMIZERS:
-    raise ConfigError(f'config.optimizer={config.optimizer!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
-  own = config[config.optimizer]
-  rate = _schedule(own, config)
-  if config.optimizer == 'sgd':
-    return optax.chain(optax.add_decayed_weights(own.weight_decay), optax.sgd(rate, momentum=own.momentum))
-  if config.optimizer == 'adam':
-    return optax.adamw(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay)
-  if config.optimizer == 'muon':
-    return optax.contrib.muon(rate, beta=own.momentum, weight_decay=own.weight_decay)
-  # Without intervals: the loop says at each step what is due, see `train.phase`.
-  return kron.kfac(
-    rate,
-    curvature,
-    damping=own.damping,
-    momentum=own.momentum,
-    kl_clip=own.kl_clip or None,
-    weight_decay=own.weight_decay,
-    decay=own.decay,
-    placement=placement,
-  )
-
-
-def _schedule(own: Any, config: Any) -> optax.Schedule:
-  if own.warmup_steps >= config.steps:
-    raise ConfigError(f'{config.optimizer}.warmup_steps={own.warmup_steps} leaves nothing of steps={config.steps}')
-  if own.schedule == 'constant':
-    after = optax.constant_schedule(own.learning_rate)
-  elif own.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(own.learning_rate, config.steps - own.warmup_steps, alpha=0.01)
+  name = config.optimizer
+  if name in MISSING:
+    raise ConfigError(f'config.optimizer={name!r} cannot run: {MISSING[name]}')
+  if name not in OPTIMIZERS:
+    raise ConfigError(f'config.optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+  own = config[name]
+  rate = recipe.learning_rate(own, config)
+  momentum = recipe.momentum(own, rate, recipe.peak(own, config)) if 'momentum' in own else None
+  if name in FIRST_ORDER:
+    tx = FIRST_ORDER[name](own, rate, momentum)
   else:
-    raise ConfigError(f"{config.optimizer}.schedule={own.schedule!r} is unknown; choose 'constant' or 'cosine'")
-  if not own.warmup_steps:
-    return after
-  warmup = optax.linear_schedule(0.0, own.learning_rate, own.warmup_steps)
-  return optax.join_schedules([warmup, after], [own.warmup_steps])
+    tx = SECOND_ORDER[name](own, rate, momentum, curvature, placement)
+  patterns = config.recipe.rescale_weights
+  return optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
+
+
+def gradients(
+  config: Any, curvature: kron.Curvature, loss: Callable, args: tuple, opt_state: Any, key: Any, **at: bool
+):
+  """((loss, aux), gradients, what the optimiser's update takes beside them) of one of `SECOND_ORDER`.
+
+  Args:
+    loss: (params, *batch) -> (loss, aux).
+    args: params and batch.
+    at: `statistics` and `refresh`, of this step; see `train.phase`.
+  """
+  name, statistics, basis = config.optimizer, at['statistics'], None
+  if name == 'stale_kfac' and statistics:
+    statistics = kron.due(opt_state, curvature)
+  if name == 'ekfac':
+    basis = kron.basis(opt_state, curvature)
+  (value, aux), grads, stats = curvature.value_and_grad(*args, key=key, statistics=statistics, basis=basis)
+  extra = {'stats': stats, 'phase': 'refresh' if at['refresh'] else 'plain'}
+  if name == 'natural_gradient':
+    extra['products'] = curvature.products(*args, key=key, fisher='exact')
+  if name == 'adaptive_kfac':
+    extra |= {'value': value, 'value_fn': lambda params: loss(params, *args[1:])[0]}
+    extra['products'] = lambda: curvature.products(*args, key=key, fisher='exact')
+  return (value, aux), grads, extra

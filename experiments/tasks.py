@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Num
 
+from experiments import recipe
 from experiments.errors import ConfigError
 from kronmesh import kron, models
 
@@ -34,17 +35,23 @@ def make_task(config: Any) -> Task:
     ConfigError: an unknown task or model.
   """
   model = _make_model(config)
-  if config.task == 'reconstruct':
-    return Task(model, _reconstruction(model), 'error', True)
-  if config.task == 'classify':
-    return Task(model, _classification(model), 'accuracy', False)
-  raise ConfigError(f"config.task={config.task!r} is unknown; choose 'reconstruct' or 'classify'")
+  if config.task not in TASKS:
+    raise ConfigError(f'config.task={config.task!r} is unknown; choose from {", ".join(TASKS)}')
+  if config.recipe.mixup and config.task != 'classify':
+    raise ConfigError(f"recipe.mixup mixes labels; config.task={config.task!r} has none, only 'classify' has")
+  loss, target, lower_is_better = TASKS[config.task]
+  return Task(model, loss(model, config), target, lower_is_better)
 
 
 def _make_model(config: Any) -> nn.Module:
   settings = config.model.to_dict()
   name = settings.pop('name')
-  classes = {'autoencoder': models.Autoencoder, 'mlp': models.MLP, 'resnet': models.ResNet}
+  classes = {
+    'autoencoder': models.Autoencoder,
+    'mlp': models.MLP,
+    'resnet': models.ResNet,
+    'transformer': models.Transformer,
+  }
   if name not in classes:
     raise ConfigError(f'config.model.name={name!r} is unknown; choose from {", ".join(classes)}')
   settings['dtype'] = jnp.dtype(settings.get('dtype', 'float32'))
@@ -65,7 +72,9 @@ def _mean(values: Num[Array, 'b'], batch: dict[str, jax.Array]) -> Float[Array, 
   return (values * batch['mask']).sum() / batch['mask'].sum()
 
 
-def _reconstruction(model: nn.Module) -> Callable:
+def _reconstruction(model: nn.Module, config: Any) -> Callable:
+  del config
+
   def loss(params, model_state, batch, train=True):
     pixels = batch['image'].reshape(batch['image'].shape[0], -1)
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
@@ -77,12 +86,75 @@ def _reconstruction(model: nn.Module) -> Callable:
   return loss
 
 
-def _classification(model: nn.Module) -> Callable:
+def _classification(model: nn.Module, config: Any) -> Callable:
+  smoothing = config.recipe.label_smoothing
+
   def loss(params, model_state, batch, train=True):
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
     logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
-    value = _mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    if train and (smoothing or 'target' in batch):
+      target = recipe.soft_labels(batch, logits.shape[-1], smoothing)
+      value = _mean(optax.softmax_cross_entropy(logits, target), batch)
+    else:
+      value = _mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
     accuracy = _mean(logits.argmax(-1) == batch['label'], batch)
     return value, ({'loss': value, 'accuracy': accuracy}, model_state)
 
   return loss
+
+
+def _next_token(model: nn.Module, config: Any) -> Callable:
+  """Every token of a window but the first is predicted from those before it; the loss is in nats a token."""
+  del config
+
+  def loss(params, model_state, batch, train=True):
+    tokens = batch['image']
+    logits, model_state = _apply(model, params, model_state, tokens[:, :-1], train)
+    mask = None if 'mask' not in batch else jnp.broadcast_to(batch['mask'][:, None], tokens[:, 1:].shape)
+    logits = kron.observe.categorical(logits, tokens[:, 1:], mask=mask)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    value = _mean(each.mean(-1), batch)
+    return value, ({'loss': value}, model_state)
+
+  return loss
+
+
+def _poisson(model: nn.Module, config: Any) -> Callable:
+  """A physics-informed network: u = m(x) net(x) with -laplacian(u) = f in the unit square and u = 0 around it.
+
+  m = 16 x (1 - x) y (1 - y) keeps the border exact. 'error' is |u - u*|^2 / |u*|^2 over the points (u* has mean square
+  1/4, see `data.poisson_points`).
+  """
+  del config
+
+  def loss(params, model_state, batch, train=True):
+    def u(point):
+      x, y = point
+      return 16 * x * (1 - x) * y * (1 - y) * _apply(model, params, model_state, point[None], train)[0][0, 0]
+
+    def second(point, along):
+      slope = lambda p: jax.jvp(u, (p,), (along,))[1]  # noqa: E731
+      return jax.jvp(slope, (point,), (along,))[1]
+
+    def laplacian(point):
+      return second(point, jnp.array([1.0, 0.0])) + second(point, jnp.array([0.0, 1.0]))
+
+    points = batch['image']
+    # The right side is 5 pi^2 times the solution; divided by that, residuals are of the solution's own size.
+    scale = 5 * jnp.pi**2
+    residual = jax.vmap(laplacian)(points) / scale + batch['label']
+    residual = kron.observe.gaussian(residual[:, None], mask=batch.get('mask'))
+    value = _mean(0.5 * residual[:, 0] ** 2, batch)
+    error = _mean((jax.vmap(u)(points) - batch['label']) ** 2, batch) * 4
+    return value, ({'loss': value, 'error': error}, model_state)
+
+  return loss
+
+
+# loss, the metric that the task is about, and whether less of it is better
+TASKS = {
+  'reconstruct': (_reconstruction, 'error', True),
+  'classify': (_classification, 'accuracy', False),
+  'next_token': (_next_token, 'loss', True),
+  'poisson': (_poisson, 'error', True),
+}

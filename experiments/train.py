@@ -7,6 +7,7 @@ Without --config it trains digits.py.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -25,9 +26,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from experiments import recipe
 from experiments.checkpoints import open_checkpoints, restore, save
 from experiments.errors import ConfigError, RunError
-from experiments.optimizers import make_optimizer
+from experiments.optimizers import SECOND_ORDER, gradients, make_optimizer
 from experiments.progress import Progress
 from experiments.tasks import Task, make_task
 from kronmesh import data, kron, parallel
@@ -41,6 +43,7 @@ class TrainState(NamedTuple):
   model_state: Any
   opt_state: Any
   key: jax.Array
+  mixed: Any = ()  # the last batch of a running mixup
 
 
 class Run(NamedTuple):
@@ -72,21 +75,31 @@ def build(config: Any) -> Run:
   batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
 
   image = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0, 0)))
-  boxed = jax.eval_shape(lambda: task.model.init(jax.random.key(0), jnp.zeros(image['image'].shape), train=False))
+  pixels = image['image']
+  boxed = jax.eval_shape(lambda: task.model.init(jax.random.key(0), jnp.zeros(pixels.shape, pixels.dtype), train=False))
   logical = nn.get_partition_spec(boxed)['params']
   variables = nn.meta.unbox(boxed)
   params = variables.pop('params')
+  mixed = functools.partial(
+    recipe.mix,
+    alpha=config.recipe.mixup,
+    running=config.recipe.running_mixup,
+    classes=config.model.get('classes', 0),
+  )
   curvature = None
-  if config.optimizer == 'kfac':
-    curvature = kron.curvature(task.loss, params, variables, image, fisher=config.kfac.fisher, has_aux=True)
+  if config.optimizer in SECOND_ORDER:
+    fisher = config[config.optimizer].fisher
+    seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], image)
+    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True)
   placement = parallel.Placement(mesh)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
   def init(seed: int) -> TrainState:
     key = jax.random.key(seed)
-    variables = nn.meta.unbox(task.model.init(key, jnp.zeros(image['image'].shape), train=False))
+    variables = nn.meta.unbox(task.model.init(key, jnp.zeros(pixels.shape, pixels.dtype), train=False))
     params = variables.pop('params')
-    return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), jax.random.fold_in(key, 1))
+    mixed = recipe.nothing_mixed(config, pixels)
+    return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), jax.random.fold_in(key, 1), mixed)
 
   like = jax.eval_shape(init, 0)
   param_shardings = parallel.param_shardings(like.params, logical, parallel.RULES[config.model.name], mesh)
@@ -97,24 +110,27 @@ def build(config: Any) -> Run:
     model_state=jax.tree.map(lambda _: replicated, like.model_state),
     opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, stacks=placement.spec),
     key=replicated,
+    mixed=jax.tree.map(lambda _: batch_sharding, like.mixed),
   )
 
   def step(
     state: TrainState, batch: dict[str, jax.Array], statistics: bool, refresh: bool
   ) -> tuple[TrainState, dict[str, jax.Array]]:
+    key = jax.random.fold_in(state.key, state.step)
+    finite = jnp.isfinite(batch['image']).all()
+    batch, mixture = mixed(batch, state.mixed, key)
     args = (state.params, state.model_state, batch)
     extra: dict[str, Any] = {}
     if curvature is not None:
-      key = jax.random.fold_in(state.key, state.step)
-      (_, aux), grads, stats = curvature.value_and_grad(*args, key=key, statistics=statistics)
-      extra = {'stats': stats, 'phase': 'refresh' if refresh else 'plain'}
+      at = {'statistics': statistics, 'refresh': refresh}
+      (_, aux), grads, extra = gradients(config, curvature, task.loss, args, state.opt_state, key, **at)
     else:
       (_, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(*args)
     metrics, model_state = aux
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, 'finite_input': jnp.isfinite(batch['image']).all(), **_health(opt_state)}
-    return TrainState(state.step + 1, params, model_state, opt_state, state.key), metrics
+    metrics = {**metrics, 'finite_input': finite, **_health(opt_state)}
+    return TrainState(state.step + 1, params, model_state, opt_state, state.key, mixture), metrics
 
   def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     metrics = task.loss(state.params, state.model_state, batch, train=False)[1][0]
@@ -143,15 +159,27 @@ def build(config: Any) -> Run:
 
 def _check(config: Any) -> None:
   counts = {name: config[name] for name in ('steps', 'eval_every', 'log_every')}
-  counts |= {f'kfac.{name}': config.kfac[name] for name in ('statistics_every', 'inverses_every')}
+  if config.stop_at_target:
+    check_target(config)
+  if config.optimizer in SECOND_ORDER:
+    own = config[config.optimizer]
+    counts |= {f'{config.optimizer}.{name}': own[name] for name in ('statistics_every', 'inverses_every')}
   for name, value in counts.items():
     if value < 1:
       raise ConfigError(f'config.{name}={value} must be at least 1')
 
 
 def _health(opt_state: Any) -> dict[str, jax.Array]:
-  """What K-FAC reports of itself: how much the clip shortened the step, and matrices dropped for not being finite."""
-  names = ('clip', 'rejected_statistics', 'rejected_inverses')
+  """What an optimiser reports of itself: the clip, what it chose, refreshes saved, matrices that were not finite."""
+  names = (
+    'clip',
+    'rejected_statistics',
+    'rejected_inverses',
+    'refreshes_saved',
+    'damping',
+    'learning_rate',
+    'momentum',
+  )
   found = {name: optax.tree_utils.tree_get(opt_state, name) for name in names}
   return {name: value for name, value in found.items() if value is not None}
 
@@ -162,7 +190,9 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
   train_sharding = parallel.batch_sharding(mesh, train_size)
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
+  threads = 1  # of arrays in memory; more would wait for each other
   if own.name == 'imagenet2012':
+    threads = 8
     source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
     settings = {'size': own.image_size, 'shard': shard}
     held_out = data.record_batches(split, eval_size, seed=0, train=False, **settings)
@@ -174,6 +204,8 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
       data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', own.eval_split)
     )
     augment = data.shift_and_flip if own.augment else None
+    if own.eval_examples:
+      split = data.Arrays(*(x[: own.eval_examples] for x in split))
     held_out = data.ordered_batches(split, eval_size, shard=shard)
 
     def train(seed: int) -> Any:
@@ -183,11 +215,9 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
-    iterator = iter(train(seed).to_iter_dataset())
-    iterator.set_state({'next_index': start})
-    return (put(batch, train_sharding) for batch in iterator)
+    return (put(batch, train_sharding) for batch in data.stream(train(seed), start, threads))
 
-  return train_batches, lambda: (put(batch, eval_sharding) for batch in held_out.to_iter_dataset())
+  return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads))
 
 
 def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
@@ -203,16 +233,18 @@ def check_target(config: Any) -> None:
     raise ConfigError('set config.target: the value of the metric that is to be reached')
 
 
-def first_at_target(run: Run, rows: list[dict[str, float]]) -> dict[str, float] | None:
-  """The first evaluation at which the task's metric reached the config's target."""
-  key, sign = f'eval_{run.task.target}', 1 if run.task.lower_is_better else -1
-  return next((row for row in rows if sign * row[key] <= sign * run.config.target), None)
+def first_at(target: float, task: Task, rows: list[dict[str, float]]) -> dict[str, float] | None:
+  """The first evaluation at which the task's metric reached the target."""
+  key, sign = f'eval_{task.target}', 1 if task.lower_is_better else -1
+  return next((row for row in rows if sign * row[key] <= sign * target), None)
 
 
 def phase(config: Any, step: int) -> tuple[bool, bool]:
-  """Whether K-FAC takes statistics at this step, and whether it refreshes its inverses."""
-  kfac = config.optimizer == 'kfac'
-  return kfac and step % config.kfac.statistics_every == 0, kfac and step % config.kfac.inverses_every == 0
+  """Whether a second-order optimiser takes statistics at this step, and whether it refreshes its inverses."""
+  if config.optimizer not in SECOND_ORDER:
+    return False, False
+  own = config[config.optimizer]
+  return step % own.statistics_every == 0, step % own.inverses_every == 0
 
 
 def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None = None) -> list[dict[str, float]]:
@@ -227,7 +259,7 @@ def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None
     run: one built before from a config that differs in its seed at most.
 
   Returns:
-    The rows of `metrics.jsonl` that carry an evaluation.
+    The rows of `metrics.jsonl` that carry an evaluation, those before a resumption included.
 
   Raises:
     ConfigError, parallel.MeshError, data.DataError, kron.CurvatureError: a config that cannot be run.
@@ -239,20 +271,32 @@ def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None
   _check_same_config(config, workdir / 'config.json')
   if run.curvature is not None:
     (workdir / 'coverage.txt').write_text(f'{run.curvature}\n')
-  with open_checkpoints(workdir, config.keep_checkpoints) as checkpoints:
+  with open_checkpoints(workdir, config.keep_checkpoints or None) as checkpoints:
     state = restore(run, checkpoints)
     start = int(state.step)
     _drop_rows_after(workdir / 'metrics.jsonl', start)
-    rows = _loop(run, state, start, workdir, checkpoints, quiet)
-  return rows
+    if not arrived(run, evaluations(workdir)):
+      _loop(run, state, start, workdir, checkpoints, quiet)
+  return evaluations(workdir)
 
 
-def _loop(
-  run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool
-) -> list[dict[str, float]]:
+def evaluations(workdir: Path) -> list[dict[str, float]]:
+  """The rows of a run's `metrics.jsonl` that carry an evaluation; none where there is no run."""
+  log = workdir / 'metrics.jsonl'
+  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  return [row for row in rows if 'seconds' in row]
+
+
+def arrived(run: Run, rows: list[dict[str, float]]) -> bool:
+  """Whether a run that is to stop at its target has reached it."""
+  return run.config.stop_at_target and first_at(run.config.target, run.task, rows) is not None
+
+
+def _loop(run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool) -> None:
   config = run.config
   batches = run.train_batches(config.seed, start)
-  rows, pending, clock, trained = [], [], time.perf_counter(), 0.0
+  before = evaluations(workdir)
+  pending, clock, trained = [], time.perf_counter(), before[-1]['seconds'] if before else 0.0
   title = f'{config.optimizer} on {config.data.name}'
   with (
     Progress(title, config.steps, start, config.data.batch_size, quiet) as bar,
@@ -264,6 +308,7 @@ def _loop(
       done = step + 1
       if done % config.eval_every and done % config.log_every and done != config.steps:
         continue
+      reached = False
       # One wait for the device for all the steps since the last.
       values = [(s, jax.tree.map(float, m)) for s, m in jax.device_get(pending)]
       trained += time.perf_counter() - clock
@@ -279,12 +324,14 @@ def _loop(
         row = {'step': done, 'seconds': trained, **{f'eval_{k}': v for k, v in scores.items()}}
         log.write(json.dumps(row) + '\n')
         log.flush()
-        rows.append(row)
         bar.note(scores)
-      if done == config.steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
+        reached = arrived(run, [row])
+      due = config.checkpoint_every and done % config.checkpoint_every == 0
+      if config.keep_checkpoints and (due or reached or done == config.steps):
         save(run, checkpoints, done, state)
+      if reached:
+        break
       clock = time.perf_counter()
-  return rows
 
 
 def _check_finite(step: int, row: dict[str, float]) -> None:
@@ -296,7 +343,8 @@ def _check_finite(step: int, row: dict[str, float]) -> None:
 
 def _check_same_config(config: Any, path: Path) -> None:
   """A work folder belongs to one config, its length apart: a resumed run must be the run that was interrupted."""
-  free = ('steps', 'eval_every', 'checkpoint_every', 'log_every', 'keep_checkpoints', 'mesh', 'devices', 'target')
+  free = ('steps', 'target', 'stop_at_target', 'eval_every', 'log_every', 'checkpoint_every', 'keep_checkpoints')
+  free = (*free, 'mesh', 'devices')
   new = json.loads(config.to_json())
   if path.exists():
     old = json.loads(path.read_text())
@@ -321,7 +369,7 @@ def main(config: Any, workdir: str) -> None:
   if rows:
     scores = ', '.join(f'{k.removeprefix("eval_")} {v:.4g}' for k, v in rows[-1].items() if k.startswith('eval_'))
     print(f'{scores} on {config.data.name}/{config.data.eval_split} after {rows[-1]["step"]} steps')
-  covers = ', what K-FAC covers (coverage.txt)' if config.optimizer == 'kfac' else ''
+  covers = ', what K-FAC covers (coverage.txt)' if config.optimizer in SECOND_ORDER else ''
   print(f'metrics{covers} and checkpoints are in {workdir}')
 
 

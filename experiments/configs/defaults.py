@@ -14,6 +14,12 @@ def grid(optimizer: str, **values: Sequence[float]) -> Iterator[dict[str, Any]]:
     yield {'optimizer': optimizer, **{f'{optimizer}.{name}': value for name, value in settings.items()}}
 
 
+def choose(preset: str, presets: Sequence[str]) -> None:
+  """Raises ValueError unless the preset (what stands behind the colon of --config=file.py:preset) is one of these."""
+  if preset not in presets:
+    raise ValueError(f'preset {preset!r} is unknown; choose from {", ".join(presets)}')
+
+
 def defaults() -> ConfigDict:
   """Units are in the names: *_steps and *_every count optimiser steps, sizes count examples."""
   config = ConfigDict()
@@ -21,27 +27,64 @@ def defaults() -> ConfigDict:
   config.steps = 300
   config.eval_every = 20
   config.checkpoint_every = 0  # 0: only at the end
-  config.keep_checkpoints = 2
+  config.keep_checkpoints = 2  # 0: none are written
   config.log_every = 10
   config.mesh = 'data=-1'
   config.devices = 0  # emulated CPU devices; 0: those there are
   config.task = 'classify'
   config.target = 0.0  # of the task's metric on the evaluation set; 0: none
+  config.stop_at_target = False
   config.optimizer = 'kfac'
 
   config.model = ConfigDict({'name': 'mlp'})
   config.data = ConfigDict({'name': 'digits', 'folder': '', 'source': '', 'batch_size': 256, 'augment': False})
   config.data.image_size = 224  # of data sets that are cropped (imagenet2012)
   config.data.eval_batch_size = 0  # 0: batch_size
+  config.data.eval_examples = 0  # only the first so many; 0: all
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted
 
-  rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'warmup_steps': 0, 'weight_decay': 0.0}
-  config.kfac = ConfigDict(
-    {**rate, 'momentum': 0.9, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.95, 'fisher': 'sampled'}
-  )
-  config.kfac.statistics_every = 1
-  config.kfac.inverses_every = 1
-  config.sgd = ConfigDict({**rate, 'momentum': 0.9})
+  # What large batches need; see experiments/recipe.py.
+  config.recipe = ConfigDict({'rate_scaling': 'none', 'reference_batch': 256, 'label_smoothing': 0.0, 'mixup': 0.0})
+  config.recipe.running_mixup = False
+  config.recipe.rescale_weights = ()  # patterns of kernels that a norm follows: '*/conv_*/kernel'
+
+  rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'power': 2.0, 'warmup_steps': 0, 'weight_decay': 0.0}
+  momentum = {'momentum': 0.9, 'momentum_follows_rate': False}
+  factors = {'decay': 0.95, 'fisher': 'sampled', 'statistics_every': 1, 'inverses_every': 1}
+  config.kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1})
+  config.stale_kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.0})
+  config.stale_kfac.update({'threshold': 0.1, 'smallest': 1, 'largest': 1000})
+  config.ekfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1, 'inverses_every': 10})
+  config.kfac_adam = ConfigDict({**rate, **factors, 'learning_rate': 1e-3, 'b1': 0.9, 'b2': 0.99, 'inverses_every': 10})
+  # The learning rate is a factor on the step that the quadratic model chooses.
+  config.adaptive_kfac = ConfigDict({**rate, **factors, 'learning_rate': 1.0, 'schedule': 'constant', 'damping': 1.0})
+  config.adaptive_kfac.update({'damping_every': 5, 'damping_rate': 0.95, 'smallest_damping': 1e-8})
+  config.natural_gradient = ConfigDict({**rate, **factors, 'learning_rate': 0.5, 'damping': 0.01})
+  config.natural_gradient.update({'max_iterations': 10, 'tolerance': 0.1})
+  config.sgd = ConfigDict({**rate, **momentum})
   config.adam = ConfigDict({**rate, 'learning_rate': 1e-3, 'b1': 0.9, 'b2': 0.999})
+  config.lars = ConfigDict({**rate, 'learning_rate': 1.0, 'momentum': 0.9})
+  config.lamb = ConfigDict({**rate, 'learning_rate': 1e-2, 'b1': 0.9, 'b2': 0.999})
   config.muon = ConfigDict({**rate, 'learning_rate': 0.02, 'momentum': 0.95})
   return config
+
+
+def spaces() -> dict[str, dict[str, Sequence[float]]]:
+  """What `scripts/compare.py --trials` draws an optimiser's settings from: (lowest, highest), on a logarithmic scale.
+
+  As many numbers are free for each optimiser, two; momentum is tried as 1 - m. A config's own `spaces()` comes first.
+  """
+  momentum = (0.03, 0.3)
+  return {
+    'kfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
+    'stale_kfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
+    'ekfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
+    'kfac_adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},
+    'adaptive_kfac': {'damping': (1e-2, 1e2), '1-damping_rate': (0.02, 0.3)},
+    'natural_gradient': {'learning_rate': (0.1, 1.0), 'damping': (1e-3, 1.0)},
+    'sgd': {'learning_rate': (1e-3, 1.0), '1-momentum': momentum},
+    'adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},
+    'lars': {'learning_rate': (0.1, 30.0), '1-momentum': momentum},
+    'lamb': {'learning_rate': (1e-3, 1e-1), '1-b1': momentum},
+    'muon': {'learning_rate': (3e-3, 0.3), '1-momentum': momentum},
+  }

@@ -16,6 +16,7 @@ import pytest
 from experiments.configs import digits, digits_classifier
 from experiments.errors import ConfigError, RunError
 from experiments.launch import guarded
+from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
 from experiments.train import build, train
 from kronmesh import kron
 from kronmesh.data import DataError
@@ -103,11 +104,17 @@ def test_eight_devices_equal_one(mesh, one_device):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize('optimizer', ['kfac', 'sgd', 'adam', 'muon'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
   rows = train(small(optimizer, steps=9), tmp_path, quiet=True)
   assert rows[-1]['eval_error'] < rows[0]['eval_error']
-  assert (tmp_path / 'coverage.txt').exists() == (optimizer == 'kfac')
+  assert (tmp_path / 'coverage.txt').exists() == (optimizer in SECOND_ORDER)
+
+
+@pytest.mark.parametrize('optimizer', MISSING)
+def test_optimisers_that_no_package_has_are_named(optimizer):
+  with pytest.raises(ConfigError, match=f"'{optimizer}' cannot run: .+"):
+    build(small(optimizer))
 
 
 def test_a_batch_that_is_not_finite_ends_the_run(tmp_path):
@@ -203,6 +210,8 @@ CONFIGS = {
   'digits_classifier': {'model.hidden': (8,), 'data.batch_size': 128},
   'fashion_mnist_autoencoder': {'model.widths': (16, 8), 'data.batch_size': 64},
   'fashion_mnist_resnet': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16},
+  'text_transformer': {'model.layers': 1, 'model.width': 16, 'model.heads': 2, 'data.batch_size': 16},
+  'poisson': {'model.hidden': (8,), 'data.batch_size': 64},
   'imagenet_resnet50': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'data.image_size': 32},
 }
 
@@ -210,7 +219,8 @@ CONFIGS = {
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * ('resnet' in n)) for n in CONFIGS])
 def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
-  config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3})
+  config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3, 'data.eval_examples': 64})
+  config.data.eval_batch_size = 64
   section = config[config.optimizer]
   section.warmup_steps = min(section.warmup_steps, 1)
   if config.data.name == 'imagenet2012':

@@ -1,0 +1,35 @@
+"""A small decoder-only transformer on the text of Python's own library, character by character, by K-FAC.
+
+  python experiments/train.py --config=experiments/configs/text_transformer.py
+  python scripts/compare.py --config=experiments/configs/text_transformer.py:small --trials=4
+
+Presets behind a colon: `full` (4 layers of 256; a GPU), `small` (2 layers of 64, minutes on two cores).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import choose, defaults
+
+
+def get_config(preset: str = 'full') -> ConfigDict:
+  choose(preset, ('full', 'small'))
+  config = defaults()
+  config.task = 'next_token'
+  config.model = ConfigDict(
+    {'name': 'transformer', 'vocabulary': 128, 'length': 65, 'layers': 4, 'width': 256, 'heads': 8}
+  )
+  config.data.name = 'python_text'
+  config.data.batch_size = 512
+  config.data.eval_examples = 512
+  config.data.eval_batch_size = 512
+  config.steps = 2000
+  config.eval_every = 50
+  config.target = 1.6  # nats a character
+  config.kfac.update({'statistics_every': 5, 'inverses_every': 5})
+  if preset == 'small':
+    config.model.update({'layers': 2, 'width': 64, 'heads': 4})
+    config.data.batch_size = 128
+    config.steps = 300
+    config.eval_every = 10
+    config.target = 2.3
+  return config
