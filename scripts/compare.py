@@ -1,12 +1,19 @@
 """Runs one config by several optimisers and seeds, and writes a table, a JSON file and pictures.
 
 python scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
+python scripts/compare.py --config=experiments/configs/poisson.py --optimizers=kfac,adam,muon --trials=6
+python scripts/compare.py --config=experiments/configs/digits.py --optimizers=kfac,kfac:inverses_every=10,stale_kfac
+
+With --trials each optimiser's settings are chosen first, by as many runs for each. A second call goes on where the first
+stopped.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import runpy
 import statistics
 import sys
 from pathlib import Path
@@ -21,41 +28,102 @@ import matplotlib
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from scipy.stats import qmc
 
 from experiments.checkpoints import open_checkpoints, restore
-from experiments.errors import ConfigError
-from experiments.optimizers import OPTIMIZERS
+from experiments.configs import defaults
+from experiments.errors import ConfigError, RunError
+from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
 from experiments.tasks import Task, make_task
-from experiments.train import Run, build, check_target, first_at_target, phase, train
+from experiments.train import Run, arrived, build, check_target, evaluations, first_at, phase, train
+from scripts.report import columns
+from scripts.search import SEED, rank, try_all
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-_OPTIMIZERS = flags.DEFINE_list('optimizers', list(OPTIMIZERS), 'The optimisers to compare.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each optimiser runs with.', lower_bound=1)
+OPTIMIZERS_FLAG = flags.DEFINE_list(
+  'optimizers',
+  ['kfac', 'sgd', 'adam', 'muon'],
+  'The optimisers to compare; behind colons with settings of their own: kfac:inverses_every=10:steps=150.',
+)
+SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds each optimiser runs with.', lower_bound=1)
+TRIALS = flags.DEFINE_integer('trials', 0, 'Settings tried for each optimiser before; 0: those of the config.', 0)
+_TARGETS = flags.DEFINE_list('targets', [], 'More values of the metric whose steps are to be told.')
 
 
-def compare(config: Any, workdir: Path, optimizers: list[str], seeds: int) -> list[dict[str, Any]]:
-  """Trains all members, seed by seed over one compiled program, and returns one summary for each optimiser."""
+def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: int = 0) -> list[dict[str, Any]]:
+  """Trains all members, seed by seed over one compiled program, and returns one summary for each."""
   summaries, pictures = [], {}
-  for name in optimizers:
-    own = copy.deepcopy(config)
-    own.optimizer = name
+  for name in members:
+    own, settings = member(config, name)
+    chosen = tune(own, settings, workdir, trials) if trials else {}
+    own.update_from_flattened_dict(chosen)
     run = build(own)
     folders = [workdir / name / f'seed{seed}' for seed in range(seeds)]
-    if not all(_logged(folder, own.steps) for folder in folders):
+    if not all(is_complete(run, folder) for folder in folders):
       warm_up(run)
     curves = []
     for seed, folder in enumerate(folders):
       own.seed = seed
-      rows = train(own, folder, run=run)
-      curves.append(rows or _logged(folder, own.steps))
-    summaries.append(summarise(name, run, curves))
-    if config.task == 'reconstruct':
+      try:
+        curves.append(train(own, folder, run=run))
+      except RunError as error:
+        print(f'{name}, seed {seed}: {error}', file=sys.stderr)
+        curves.append(None)
+    settings = json.loads(own.to_json())[own.optimizer]
+    summaries.append({**summarise(name, run, curves), 'settings': settings, 'chosen': chosen})
+    if config.task == 'reconstruct' and curves[0]:
       pictures['image'], pictures[name] = reconstruct(run, folders[0])
   if pictures:
     _picture_reconstructions(pictures, workdir / 'reconstructions.png')
   return summaries
+
+
+def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
+  """The config of OPTIMISER:key=value:..., and these values; a key is of the optimiser's own section, else of the config.
+
+  Raises:
+    ConfigError: an unknown optimiser or key, or a value of another type than the config's.
+  """
+  optimizer, *settings = name.split(':')
+  if optimizer not in OPTIMIZERS:
+    raise ConfigError(f'--optimizers: {optimizer!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+  own, given = copy.deepcopy(config), {}
+  own.optimizer = optimizer
+  for setting in settings:
+    key, _, value = setting.partition('=')
+    path = f'{optimizer}.{key}' if key in own[optimizer] else key
+    try:
+      old = functools.reduce(lambda section, part: section[part], path.split('.'), own)
+      given[path] = value == 'True' if isinstance(old, bool) else type(old)(value)
+    except (KeyError, TypeError, ValueError) as error:
+      raise ConfigError(f'--optimizers: {setting!r} of {name!r} does not fit the config; write key=value') from error
+  own.update_from_flattened_dict(given)
+  return own, given
+
+
+def tune(config: Any, settings: dict[str, Any], workdir: Path, trials: int) -> dict[str, float]:
+  """The best of so many settings from the optimiser's space (see `defaults.spaces`); all are told in trials.jsonl."""
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  spaces = {**defaults.spaces(), **runpy.run_path(path).get('spaces', dict)()}
+  drawn = [{**trial, **settings} for trial in draw(config.optimizer, spaces[config.optimizer], trials)]
+  done = try_all(config, drawn, workdir / 'trials.jsonl', SEED)
+  lower = make_task(config).lower_is_better
+  return min(done, key=lambda score: rank(score, lower))['trial']
+
+
+def draw(optimizer: str, space: dict[str, tuple[float, float]], trials: int) -> list[dict[str, Any]]:
+  """The first points of Halton's sequence in the space, on a logarithmic scale: as many for every optimiser."""
+  points = qmc.Halton(d=len(space), scramble=False).random(trials + 1)[1:]
+  result = []
+  for point in points:
+    trial: dict[str, Any] = {'optimizer': optimizer}
+    for (name, (low, high)), x in zip(space.items(), point, strict=True):
+      value = float(f'{low * (high / low) ** x:.3g}')
+      trial[f'{optimizer}.{name.removeprefix("1-")}'] = round(1 - value, 6) if name.startswith('1-') else value
+    result.append(trial)
+  return result
 
 
 def reconstruct(run: Run, folder: Path, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -74,64 +142,80 @@ def warm_up(run: Run) -> None:
     run.step(run.init(0), batch, *at)
 
 
-def _logged(folder: Path, steps: int) -> list[dict[str, float]]:
-  """The evaluations of a run that is complete; none of any other."""
-  log = folder / 'metrics.jsonl'
-  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-  return [row for row in rows if 'seconds' in row] if rows and rows[-1]['step'] >= steps else []
+def is_complete(run: Run, folder: Path) -> bool:
+  """Whether a run of the folder has nothing left to do."""
+  rows = evaluations(folder)
+  return bool(rows) and (rows[-1]['step'] >= run.config.steps or arrived(run, rows))
 
 
-def summarise(name: str, run: Run, curves: list[list[dict[str, float]]]) -> dict[str, Any]:
-  """Medians over the seeds; steps and seconds to the target are None unless most seeds reach it."""
-  key = f'eval_{run.task.target}'
-  reached = [first_at_target(run, rows) for rows in curves]
+def summarise(name: str, run: Run, curves: list[list[dict[str, float]] | None]) -> dict[str, Any]:
+  """What the runs of one optimiser came to; a curve of None is a run that failed.
 
-  def median(field: str) -> float | None:
-    values = [row[field] if row else float('inf') for row in reached]
-    middle = statistics.median(values)
-    return None if middle == float('inf') else middle
+  targets: value -> for each seed the first evaluation there, as {'step', 'seconds', 'examples'}, or None.
+  """
+  key, config = f'eval_{run.task.target}', run.config
+  paces = [1000 * rows[-1]['seconds'] / rows[-1]['step'] for rows in curves if rows]
 
-  paces = [1000 * rows[-1]['seconds'] / rows[-1]['step'] for rows in curves]
+  def reached(target: float, rows: list[dict[str, float]] | None) -> dict[str, float] | None:
+    row = first_at(target, run.task, rows or [])
+    return row and {'step': row['step'], 'seconds': row['seconds'], 'examples': row['step'] * config.data.batch_size}
+
   return {
     'optimizer': name,
-    'steps_to_target': median('step'),
-    'steps_by_seed': [row['step'] if row else None for row in reached],
-    'seconds_to_target': median('seconds'),
-    'final': statistics.median(rows[-1][key] for rows in curves),
-    'ms_per_step': statistics.median(paces),
-    'curves': [[(row['step'], row['seconds'], row[key]) for row in rows] for rows in curves],
+    'budget': config.steps,
+    'targets': {f'{t:g}': [reached(t, rows) for rows in curves] for t in _targets(config)},
+    'final': [rows[-1][key] if rows else None for rows in curves],
+    'ms_per_step': statistics.median(paces) if paces else None,
+    'curves': [[(row['step'], row['seconds'], row[key]) for row in rows] for rows in curves if rows],
   }
 
 
-def table(summaries: list[dict[str, Any]], target: float, metric: str, budget: int) -> str:
-  """One row for each optimiser; the fourth column is the first optimiser's steps as a share of the row's."""
-  first = summaries[0]
-  head = (
-    'optimiser',
-    f'steps to {metric} {target:g}',
-    '(of each seed)',
-    f'{first["optimizer"]} needs',
-    'seconds',
-    f'final {metric}',
-    'ms a step',
-  )
-  rows = [head]
+def _targets(config: Any) -> list[float]:
+  try:
+    more = [float(t) for t in _TARGETS.value]
+  except ValueError as error:
+    raise ConfigError(f'--targets={",".join(_TARGETS.value)} must be numbers') from error
+  return list(dict.fromkeys([config.target, *more]))
+
+
+def median(values: list[float | None]) -> float | None:
+  """None where most are."""
+  middle = statistics.median(float('inf') if v is None else v for v in values)
+  return None if middle == float('inf') else middle
+
+
+def _spread(values: list[float | None], form: str) -> str:
+  """The median, and behind it the range."""
+  middle = median(values)
+  text = '-' if middle is None else format(middle, form)
+  ends = [float('inf') if v is None else v for v in values]
+  words = ['-' if v == float('inf') else format(v, form) for v in (min(ends), max(ends))]
+  return text if words[0] == words[1] == text else f'{text} ({words[0]} to {words[1]})'
+
+
+def table(summaries: list[dict[str, Any]], target: str, metric: str) -> str:
+  """One row for each optimiser, medians (and ranges) over the seeds.
+
+  The third column is the first optimiser's steps as a share of the row's; '>' where the budget did not suffice.
+  """
+  of = lambda s, field: [row and row[field] for row in s['targets'][target]]  # noqa: E731
+  first = median(of(summaries[0], 'step'))
+  share_of = f'{summaries[0]["optimizer"]} needs'
+  head = ('optimiser', f'steps to {metric} {target}', share_of, 'seconds', 'examples', f'final {metric}', 'ms a step')
+  rows = []
   for s in summaries:
-    steps, share = s['steps_to_target'], '-'
-    if first['steps_to_target']:
-      share = ('' if steps else '< ') + f'{first["steps_to_target"] / (steps or budget):.2f} of it'
+    steps = median(of(s, 'step'))
+    share = '-' if not first else ('' if steps else '< ') + f'{first / (steps or s["budget"]):.2f} of it'
     rows.append((
       s['optimizer'],
-      f'{steps:g}' if steps else f'> {budget}',
-      ' '.join('-' if n is None else str(n) for n in s['steps_by_seed']),
+      _spread(of(s, 'step'), 'g') if steps else f'> {s["budget"]}',
       share,
-      '-' if s['seconds_to_target'] is None else f'{s["seconds_to_target"]:.1f}',
-      f'{s["final"]:.4g}',
-      f'{s["ms_per_step"]:.1f}',
+      _spread(of(s, 'seconds'), '.1f'),
+      '-' if steps is None else f'{median(of(s, "examples")):,.0f}',
+      _spread(s['final'], '.4g'),
+      '-' if s['ms_per_step'] is None else f'{s["ms_per_step"]:.1f}',
     ))  # fmt: skip
-  widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-  lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-  return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+  return columns(head, rows)
 
 
 def _picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, path: Path) -> None:
@@ -174,28 +258,36 @@ def _picture_reconstructions(pictures: dict[str, np.ndarray], path: Path) -> Non
 
 def main(config: Any, workdir: str) -> None:
   folder = Path(workdir)
-  unknown = sorted(set(_OPTIMIZERS.value) - set(OPTIMIZERS))
-  if unknown:
-    raise ConfigError(f'--optimizers: {unknown[0]!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
   check_target(config)
-  summaries = compare(config, folder, _OPTIMIZERS.value, _SEEDS.value)
+  _targets(config)
+  missing = [f'{name}: not run: {MISSING[name]}' for name in OPTIMIZERS_FLAG.value if name in MISSING]
+  names = [name for name in OPTIMIZERS_FLAG.value if name not in MISSING]
+  for name in names:
+    member(config, name)
+  if not names:
+    raise ConfigError('--optimizers: none of these can run: ' + '; '.join(missing))
+  summaries = compare(config, folder, names, SEEDS.value, TRIALS.value)
   task = make_task(config)
-  text = table(summaries, config.target, task.target, config.steps)
+  texts = [table(summaries, target, task.target) for target in summaries[0]['targets']]
+  text = '\n'.join(['\n\n'.join(texts), *missing])
   (folder / 'table.txt').write_text(text + '\n')
   (folder / 'compare.json').write_text(
     json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
   )
   _picture_curves(summaries, config, task, folder / 'curves.png')
-  first = folder / _OPTIMIZERS.value[0] / 'seed0'
+  first = folder / names[0] / 'seed0'
   print(f'\n{text}\n')
   print(
-    f'medians of {_SEEDS.value} seeds, {config.steps} steps each, mesh {config.mesh}; seconds are without compilation'
+    f'medians (and ranges) of {SEEDS.value} seeds, {config.steps} steps each, mesh {config.mesh}; '
+    'seconds are without compilation'
   )
+  if TRIALS.value:
+    print(f'{TRIALS.value} settings tried for each      {folder / "trials.jsonl"}')
   print(f'curves                 {folder / "curves.png"}')
   if config.task == 'reconstruct':
     print(f'reconstructions        {folder / "reconstructions.png"}')
   print(f'metrics, checkpoints   {first}')
-  if _OPTIMIZERS.value[0] == 'kfac':
+  if names[0] in SECOND_ORDER:
     print(f'what K-FAC covers      {first / "coverage.txt"}')
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   print('next: make train, make train-classifier, or one run with one thing changed:')

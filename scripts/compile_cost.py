@@ -26,6 +26,7 @@ import optax
 from absl import app, flags
 
 from kronmesh import kron, models
+from scripts.report import columns
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'How often each program is compiled; the median counts.')
@@ -79,12 +80,6 @@ def operations(lowered: Any) -> int:
   return lowered.as_text().count(' = ')
 
 
-def table(headings: list[str], rows: list[list[Any]]) -> str:
-  cells = [headings, *[[f'{c:.2f}' if isinstance(c, float) else str(c) for c in row] for row in rows]]
-  widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
-  return '\n'.join('  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
-
-
 def main(argv: list[str]) -> None:
   del argv
   jax.config.update('jax_enable_compilation_cache', False)
@@ -120,9 +115,9 @@ def main(argv: list[str]) -> None:
     depths.append([4 * n + 2, len(curvature.blocks), *counts, operations(update)])
   text = '\n\n'.join([
     'ResNet-50, 224 pixels, bf16: times as multiples of the plain gradient\'s, and operations of the program',
-    table(['program', 'trace + compile', 'trace', 'compile', 'operations'], first),
+    columns(['program', 'trace + compile', 'trace', 'compile', 'operations'], first),
     'Operations by depth (layers of two widths)',
-    table(['layers', 'blocks', *PROGRAMS, 'update'], depths),
+    columns(['layers', 'blocks', *PROGRAMS, 'update'], depths),
   ])  # fmt: skip
   print(text)
   if _OUT.value:

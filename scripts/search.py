@@ -27,9 +27,9 @@ from ml_collections import config_flags
 
 from experiments.errors import ConfigError, RunError
 from experiments.tasks import make_task
-from experiments.train import build, check_target, first_at_target, train
+from experiments.train import build, check_target, first_at, train
 
-_SEED = flags.DEFINE_integer('seed', 1000, 'The seed of all trials.')
+SEED = 1000  # of all trials; scripts/compare.py uses others
 
 Trial = dict[str, Any]
 
@@ -44,18 +44,46 @@ def check_trials(trials: Sequence[Trial]) -> None:
 
 
 def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
-  """Trains once. `steps` to the target is None if it was not reached, `final` is None if the run diverged."""
+  """Trains once. `final` is None if the run diverged; `curve` holds its evaluations, (step, value)."""
   own = copy.deepcopy(config)
   own.update_from_flattened_dict(trial)
-  own.seed = seed
+  own.seed, own.keep_checkpoints = seed, 0
   run = build(own)
   with tempfile.TemporaryDirectory() as folder:
     try:
       rows = train(own, folder, quiet=True, run=run)
     except RunError:
-      return {'steps': None, 'final': None}
-  row = first_at_target(run, rows)
-  return {'steps': row['step'] if row else None, 'final': rows[-1][f'eval_{run.task.target}']}
+      return {'curve': [], 'final': None}
+  curve = [(row['step'], row[f'eval_{run.task.target}']) for row in rows]
+  return {'curve': curve, 'final': curve[-1][1]}
+
+
+def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
+  """A logged trial with `steps`, to the config's target now; None if it was not reached."""
+  task = make_task(config)
+  rows = [{'step': step, f'eval_{task.target}': value} for step, value in row['curve']]
+  found = first_at(config.target, task, rows)
+  return {**row, 'steps': found['step'] if found else None}
+
+
+def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
+  """One line of the log for each trial, in order; those it holds already are not run again."""
+  log.parent.mkdir(parents=True, exist_ok=True)
+  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  done = {json.dumps(row['trial']): row for row in rows}
+  for i, trial in enumerate(trials):
+    key = json.dumps(trial)
+    if key not in done:
+      done[key] = {'trial': trial, **attempt(config, trial, seed)}
+      with log.open('a') as file:
+        file.write(json.dumps(done[key]) + '\n')
+    done[key] = scored(done[key], config)
+    steps, final = done[key]['steps'], done[key]['final']
+    reached = f'target at step {steps}' if steps else 'target not reached'
+    words = ' '.join(f'{name}={value}' for name, value in trial.items())
+    end = 'diverged' if final is None else f'final {final:.4g}'
+    print(f'{i + 1}/{len(trials)} {words}: {reached}, {end}', flush=True)
+  return [done[json.dumps(trial)] for trial in trials]
 
 
 def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:
@@ -75,28 +103,12 @@ def main(config: Any, workdir: str) -> None:
   check_trials(trials)
   check_target(config)
   log = Path(workdir) / 'trials.jsonl'
-  log.parent.mkdir(parents=True, exist_ok=True)
-  done = {}
-  if log.exists():
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    done = {json.dumps(row['trial']): row for row in rows}
-  for i, trial in enumerate(trials):
-    key = json.dumps(trial)
-    if key not in done:
-      done[key] = {'trial': trial, **attempt(config, trial, _SEED.value)}
-      with log.open('a') as file:
-        file.write(json.dumps(done[key]) + '\n')
-    steps, final = done[key]['steps'], done[key]['final']
-    reached = f'target at step {steps}' if steps else 'target not reached'
-    words = ' '.join(f'{name}={value}' for name, value in trial.items())
-    print(
-      f'{i + 1}/{len(trials)} {words}: {reached}, {"diverged" if final is None else f"final {final:.4g}"}', flush=True
-    )
+  done = try_all(config, trials, log, SEED)
 
   lower = make_task(config).lower_is_better
   print(f'\nbest of {len(trials)} trials, {config.steps} steps, target {config.target:g}:')
   for optimizer in dict.fromkeys(trial['optimizer'] for trial in trials):
-    own = [done[json.dumps(t)] for t in trials if t['optimizer'] == optimizer]
+    own = [score for score in done if score['trial']['optimizer'] == optimizer]
     best = min(own, key=lambda score: rank(score, lower))
     words = ' '.join(f'--config.{k}={v}' for k, v in best['trial'].items())
     print(f'  {words}   (steps {best["steps"]}, final {best["final"]})')

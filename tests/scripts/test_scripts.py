@@ -2,39 +2,67 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.configs import digits, digits_classifier
+from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
+from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import make_task
-from scripts.compare import table
-from scripts.search import attempt, check_trials, rank
+from scripts.compare import draw, member, table
+from scripts.search import attempt, check_trials, rank, scored
 
 ROOT = Path(__file__).parents[2]
 
 
-def summary(name, steps, by_seed, final):
-  seconds = None if steps is None else steps / 10
-  return {
-    'optimizer': name, 'steps_to_target': steps, 'steps_by_seed': by_seed, 'seconds_to_target': seconds,
-    'final': final, 'ms_per_step': 100.0,
-  }  # fmt: skip
+def summary(name, steps, final):
+  rows = [n and {'step': n, 'seconds': n / 10, 'examples': 32 * n} for n in steps]
+  return {'optimizer': name, 'budget': 80, 'targets': {'0.5': rows}, 'final': final, 'ms_per_step': 100.0}
 
 
-def test_the_table_says_what_was_not_reached():
-  text = table([summary('kfac', 20, [18, 20, 22], 0.1), summary('adam', None, [None] * 3, 2.0)], 0.5, 'error', 80)
-  kfac, adam = text.splitlines()[2:]
-  assert kfac.split() == ['kfac', '20', '18', '20', '22', '1.00', 'of', 'it', '2.0', '0.1', '100.0']
-  assert adam.split() == ['adam', '>', '80', '-', '-', '-', '<', '0.25', 'of', 'it', '-', '2', '100.0']
+def test_the_table_has_medians_ranges_and_what_was_not_reached():
+  text = table(
+    [summary('kfac', [18, 20, 22], [0.1] * 3), summary('adam', [None, 70, None], [2.0, 0.4, None])], '0.5', 'e'
+  )
+  kfac, adam = (re.split(r'  +', line) for line in text.splitlines()[2:])
+  assert kfac == ['kfac', '20 (18 to 22)', '1.00 of it', '2.0 (1.8 to 2.2)', '640', '0.1', '100.0']
+  assert adam == ['adam', '> 80', '< 0.25 of it', '- (7.0 to -)', '-', '2 (0.4 to -)', '100.0']
 
 
 def test_a_table_without_the_first_one_at_the_target_claims_nothing():
-  text = table([summary('kfac', None, [None], 3.0), summary('adam', 40, [40], 0.4)], 0.5, 'error', 80)
+  text = table([summary('kfac', [None], [3.0]), summary('adam', [40], [0.4])], '0.5', 'error')
   assert 'of it' not in text and '> 80' in text
+
+
+def test_members_have_settings_of_their_own():
+  config, settings = member(digits.get_config(), 'kfac:inverses_every=10:fisher=empirical:data.augment=True:steps=7')
+  assert settings == {'kfac.inverses_every': 10, 'kfac.fisher': 'empirical', 'data.augment': True, 'steps': 7}
+  assert config.kfac.inverses_every == 10 and config.steps == 7 and config.data.augment is True
+  for wrong in ('kfac:inverses_evry=10', 'kfac:steps=many', 'kfac:steps'):
+    with pytest.raises(ConfigError, match=f"'{wrong.partition(':')[2]}' of '{wrong}'"):
+      member(digits.get_config(), wrong)
+  with pytest.raises(ConfigError, match="'lbfgs' is unknown"):
+    member(digits.get_config(), 'lbfgs:steps=3')
+
+
+def test_every_optimiser_draws_as_many_numbers_from_as_many_free_settings():
+  spaces = {name: draw(name, space, 5) for name, space in defaults.spaces().items()}
+  assert set(spaces) == set(OPTIMIZERS)
+  assert {len(trials) for trials in spaces.values()} == {5}
+  assert {len(trial) for trials in spaces.values() for trial in trials} == {3}  # the optimiser and two settings
+  config = defaults.defaults()
+  for name, trials in spaces.items():
+    assert len({json.dumps(trial) for trial in trials}) == 5
+    for trial in trials:
+      config.update_from_flattened_dict(trial)  # raises on an unknown key
+      for key, (low, high) in defaults.spaces()[name].items():
+        value = trial[f'{name}.{key.removeprefix("1-")}']
+        value = 1 - value if key.startswith('1-') else value
+        assert low * 0.99 <= value <= high * 1.01
 
 
 @pytest.mark.parametrize('module', [digits, digits_classifier])
@@ -88,7 +116,9 @@ def test_a_trial_that_diverges_is_no_winner():
   config.data.batch_size = 64
   good = attempt(config, {'optimizer': 'sgd', 'sgd.learning_rate': 1e-3}, seed=0)
   bad = attempt(config, {'optimizer': 'sgd', 'sgd.learning_rate': 1e30}, seed=0)
-  assert good['final'] is not None and bad == {'steps': None, 'final': None}
+  assert good['final'] == good['curve'][-1][1] and bad == {'curve': [], 'final': None}
+  config.target = good['curve'][0][1]
+  assert scored(good, config)['steps'] == good['curve'][0][0] and scored(bad, config)['steps'] is None
 
 
 def test_commands_import_without_running():

@@ -1,0 +1,108 @@
+"""How far a batch may grow before examples are wasted: examples to a target by optimiser and batch, a table and a plot.
+
+python scripts/batches.py --config=experiments/configs/fashion_mnist_resnet.py:small --trials=4 --workdir=runs/batches
+
+At every batch each optimiser has as many trials, of the same number of examples, and is then run with several seeds. All
+runs end at the target. A second call goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+
+import matplotlib
+from absl import flags
+
+from experiments.errors import ConfigError
+from experiments.train import check_target
+from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median, member
+from scripts.report import columns
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+_BATCHES = flags.DEFINE_list('batches', ['256', '1024', '4096', '16384'], 'Batches, the smallest first.')
+_EXAMPLES = flags.DEFINE_integer('examples', 240_000, 'The budget of every run.', lower_bound=1)
+_ALLOWED = 1.5  # times the examples of the smallest batch
+
+
+def configure(config: Any, batch: int, examples: int) -> Any:
+  """The config at a batch; evaluated about a hundred times in its budget, at large batches after every step."""
+  own = copy.deepcopy(config)
+  own.data.batch_size, own.steps, own.stop_at_target = batch, max(1, examples // batch), True
+  own.eval_every = own.log_every = max(1, own.steps // 100)
+  return own
+
+
+def largest_batch(examples: dict[int, float | None]) -> int | None:
+  """The largest batch up to which the examples stay within 1.5 times those of the smallest; None without these."""
+  base, found = examples[min(examples)], None
+  for batch in sorted(examples):
+    if base is None or examples[batch] is None or examples[batch] > _ALLOWED * base:
+      break
+    found = batch
+  return found
+
+
+def table(found: dict[str, dict[int, float | None]]) -> str:
+  """By optimiser: median examples to the target at every batch, and the largest one that is not wasteful."""
+  batches = list(next(iter(found.values())))
+  rows = [
+    [name, *['-' if of[b] is None else f'{of[b]:,.0f}' for b in batches], largest_batch(of) or '-']
+    for name, of in found.items()
+  ]
+  return columns(['optimiser', *[f'batch {b}' for b in batches], f'within {_ALLOWED} x up to'], rows)
+
+
+def picture(found: dict[str, dict[int, float | None]], title: str, path: Path) -> None:
+  """Examples to the target over the batch, both on logarithmic scales; a dotted line bounds what each may spend."""
+  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  for i, (name, of) in enumerate(found.items()):
+    known = {b: n for b, n in of.items() if n is not None}
+    axes.plot(list(known), list(known.values()), marker='o', color=f'C{i}', label=name)
+    if of[min(of)] is not None:
+      axes.axhline(_ALLOWED * of[min(of)], color=f'C{i}', linestyle=':', linewidth=0.9)
+  axes.set(xscale='log', yscale='log', xlabel='batch', ylabel='examples to the target', title=title)
+  axes.set_xticks(list(next(iter(found.values()))), [str(b) for b in next(iter(found.values()))])
+  axes.minorticks_off()
+  axes.grid(alpha=0.3)
+  axes.legend(frameon=False)
+  figure.savefig(path, dpi=130)
+  plt.close(figure)
+
+
+def main(config: Any, workdir: str) -> None:
+  try:
+    batches = sorted({int(b) for b in _BATCHES.value})
+  except ValueError as error:
+    raise ConfigError(f'--batches={",".join(_BATCHES.value)} must be whole numbers') from error
+  check_target(config)
+  members = OPTIMIZERS_FLAG.value
+  for name in members:
+    member(config, name)
+  folder, found, told = Path(workdir), {name: {} for name in members}, []
+  for batch in batches:
+    own = configure(config, batch, _EXAMPLES.value)
+    for summary in compare(own, folder / f'batch{batch}', members, SEEDS.value, TRIALS.value):
+      reached = summary['targets'][f'{config.target:g}']
+      found[summary['optimizer']][batch] = median([row and row['examples'] for row in reached])
+      told.append({'batch': batch, **summary})
+  text = table(found)
+  (folder / 'table.txt').write_text(text + '\n')
+  (folder / 'batches.json').write_text(json.dumps({'config': json.loads(config.to_json()), 'runs': told}, indent=1))
+  title = f'{config.model.name} on {config.data.name}, target {config.target:g}'
+  picture(found, title, folder / 'batches.png')
+  print(f'\n{text}\n\nmedians of {SEEDS.value} seeds, {TRIALS.value} trials for each batch and optimiser')
+  print(f'plot   {folder / "batches.png"}')
+
+
+if __name__ == '__main__':
+  launch(main, default_workdir='runs/batches')

@@ -1,0 +1,14 @@
+"""Tables as plain text, which the scripts print and the pages show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Left-aligned columns under their headings; floats with two decimals."""
+  cells = [list(head), *[[f'{c:.2f}' if isinstance(c, float) else str(c) for c in row] for row in rows]]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+  lines = ['  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+  return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
