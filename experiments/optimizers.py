@@ -14,7 +14,7 @@ from kronmesh.parallel import Placement
 
 # What no package can run here; `scripts/compare.py` names them in its table.
 MISSING = {
-  'kfac_jax': 'kfac-jax 0.0.8, the newest release, does not import on jax >= 0.10',
+  'kfac_jax': 'kfac-jax 0.0.8, the newest release, fails at its first step on jax 0.10 and at import on jax 0.12',
   'shampoo': 'optax-shampoo 0.0.6, the only package on PyPI, calls jax.tree_map, which jax >= 0.4.26 lacks',
   'soap': 'no package on PyPI has it for JAX',
 }

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import runpy
 import statistics
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
 from experiments.tasks import Task, make_task
 from experiments.train import Run, arrived, build, check_target, evaluations, first_at, phase, train
 from scripts.report import columns
-from scripts.search import SEED, rank, try_all
+from scripts.search import SEED, config_functions, rank, try_all
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -105,8 +104,7 @@ def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
 
 def tune(config: Any, settings: dict[str, Any], workdir: Path, trials: int) -> dict[str, float]:
   """The best of so many settings from the optimiser's space (see `defaults.spaces`); all are told in trials.jsonl."""
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
-  spaces = {**defaults.spaces(), **runpy.run_path(path).get('spaces', dict)()}
+  spaces = {**defaults.spaces(), **config_functions().get('spaces', dict)()}
   drawn = [{**trial, **settings} for trial in draw(config.optimizer, spaces[config.optimizer], trials)]
   done = try_all(config, drawn, workdir / 'trials.jsonl', SEED)
   lower = make_task(config).lower_is_better

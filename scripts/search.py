@@ -66,6 +66,12 @@ def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
   return {**row, 'steps': found['step'] if found else None}
 
 
+def config_functions() -> dict[str, Any]:
+  """What the file of --config defines; a preset may stand behind its name."""
+  file, _, _ = config_flags.get_config_filename(flags.FLAGS['config']).partition('.py:')
+  return runpy.run_path(file.removesuffix('.py') + '.py')
+
+
 def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
   """One line of the log for each trial, in order; those it holds already are not run again."""
   log.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +101,9 @@ def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:
 
 
 def main(config: Any, workdir: str) -> None:
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
-  sweep = runpy.run_path(path).get('sweep')
+  sweep = config_functions().get('sweep')
   if sweep is None:
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
     raise ConfigError(f'{path} has no sweep(): a function that yields overrides')
   trials = list(sweep())
   check_trials(trials)

@@ -80,7 +80,7 @@ def spaces() -> dict[str, dict[str, Sequence[float]]]:
     'stale_kfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
     'ekfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
     'kfac_adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},
-    'adaptive_kfac': {'damping': (1e-2, 1e2), '1-damping_rate': (0.02, 0.3)},
+    'adaptive_kfac': {'damping': (1e-3, 1.0), '1-damping_rate': (0.02, 0.3)},
     'natural_gradient': {'learning_rate': (0.1, 1.0), 'damping': (1e-3, 1.0)},
     'sgd': {'learning_rate': (1e-3, 1.0), '1-momentum': momentum},
     'adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},

@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
   config.steps = 10_000
   config.eval_every = 1000
   config.checkpoint_every = 1000
+  # As SP-NGD had it (2002.06015): no second backward pass to run or to compile.
+  config.kfac.fisher = 'empirical'
   config.kfac.warmup_steps = 500
   config.kfac.weight_decay = 1e-3
   config.kfac.statistics_every = 10

@@ -1,0 +1,25 @@
+"""A multilayer perceptron 784-256-128-10 on Fashion-MNIST by K-FAC: how far can the batch grow?
+
+  python experiments/train.py --config=experiments/configs/fashion_mnist_mlp.py
+  python scripts/batches.py --config=experiments/configs/fashion_mnist_mlp.py --trials=4
+
+Small enough to try many batches on two cores. Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
+--config.data.source.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import defaults
+
+
+def get_config() -> ConfigDict:
+  config = defaults()
+  config.model = ConfigDict({'name': 'mlp', 'hidden': (256, 128), 'classes': 10, 'activation': 'tanh'})
+  config.data.name = 'fashion_mnist'
+  config.data.batch_size = 1024
+  config.data.eval_batch_size = 10_000
+  config.steps = 600
+  config.eval_every = 20
+  config.target = 0.85
+  config.kfac.update({'damping': 0.01, 'inverses_every': 5})
+  return config
