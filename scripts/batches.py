@@ -22,6 +22,7 @@ import matplotlib
 from absl import flags
 
 from experiments.errors import ConfigError
+from experiments.optimizers import SECOND_ORDER
 from experiments.train import check_target
 from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median, member
 from scripts.report import columns
@@ -35,8 +36,15 @@ _ALLOWED = 1.5  # times the examples of the smallest batch
 
 
 def configure(config: Any, batch: int, examples: int) -> Any:
-  """The config at a batch; evaluated about a hundred times in its budget, at large batches after every step."""
+  """The config at another batch.
+
+  It is evaluated about a hundred times in its budget, at large batches after every step. Statistics and inverses are
+  renewed after as many examples as the config has it: every step from some batch on.
+  """
   own = copy.deepcopy(config)
+  for name in SECOND_ORDER:
+    for interval in ('statistics_every', 'inverses_every'):
+      own[name][interval] = max(1, round(own[name][interval] * config.data.batch_size / batch))
   own.data.batch_size, own.steps, own.stop_at_target = batch, max(1, examples // batch), True
   own.eval_every = own.log_every = max(1, own.steps // 100)
   return own

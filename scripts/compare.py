@@ -71,7 +71,10 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
         print(f'{name}, seed {seed}: {error}', file=sys.stderr)
         curves.append(None)
     settings = json.loads(own.to_json())[own.optimizer]
-    summaries.append({**summarise(name, run, curves), 'settings': settings, 'chosen': chosen})
+    saved = median([last_metrics(folder).get('refreshes_saved') for folder in folders])
+    summaries.append({
+      **summarise(name, run, curves), 'settings': settings, 'chosen': chosen, 'refreshes_saved': saved
+    })  # fmt: skip
     if config.task == 'reconstruct' and curves[0]:
       pictures['image'], pictures[name] = reconstruct(run, folders[0])
   if pictures:
@@ -144,6 +147,13 @@ def is_complete(run: Run, folder: Path) -> bool:
   """Whether a run of the folder has nothing left to do."""
   rows = evaluations(folder)
   return bool(rows) and (rows[-1]['step'] >= run.config.steps or arrived(run, rows))
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+  """What a run logged at its last step."""
+  log = folder / 'metrics.jsonl'
+  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  return next((row for row in reversed(rows) if 'seconds' not in row), {})
 
 
 def summarise(name: str, run: Run, curves: list[list[dict[str, float]] | None]) -> dict[str, Any]:
@@ -267,7 +277,12 @@ def main(config: Any, workdir: str) -> None:
   summaries = compare(config, folder, names, SEEDS.value, TRIALS.value)
   task = make_task(config)
   texts = [table(summaries, target, task.target) for target in summaries[0]['targets']]
-  text = '\n'.join(['\n\n'.join(texts), *missing])
+  saved = [
+    f'{s["optimizer"]}: {1 - s["refreshes_saved"]:.1%} of the refreshes of every factor at every step'
+    for s in summaries
+    if s['refreshes_saved'] is not None
+  ]
+  text = '\n'.join(['\n\n'.join(texts), *saved, *missing])
   (folder / 'table.txt').write_text(text + '\n')
   (folder / 'compare.json').write_text(
     json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
@@ -276,8 +291,8 @@ def main(config: Any, workdir: str) -> None:
   first = folder / names[0] / 'seed0'
   print(f'\n{text}\n')
   print(
-    f'medians (and ranges) of {SEEDS.value} seeds, {config.steps} steps each, mesh {config.mesh}; '
-    'seconds are without compilation'
+    f'medians (and ranges) of {SEEDS.value} seeds, {config.steps} steps each where nothing else is said, '
+    f'mesh {config.mesh}; seconds are without compilation'
   )
   if TRIALS.value:
     print(f'{TRIALS.value} settings tried for each      {folder / "trials.jsonl"}')
@@ -285,7 +300,7 @@ def main(config: Any, workdir: str) -> None:
   if config.task == 'reconstruct':
     print(f'reconstructions        {folder / "reconstructions.png"}')
   print(f'metrics, checkpoints   {first}')
-  if names[0] in SECOND_ORDER:
+  if names[0].partition(':')[0] in SECOND_ORDER:
     print(f'what K-FAC covers      {first / "coverage.txt"}')
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   print('next: make train, make train-classifier, or one run with one thing changed:')

@@ -75,10 +75,12 @@ def spaces() -> dict[str, dict[str, Sequence[float]]]:
   As many numbers are free for each optimiser, two; momentum is tried as 1 - m. A config's own `spaces()` comes first.
   """
   momentum = (0.03, 0.3)
+  # The clip sets most steps' length, so that the learning rate matters little while it acts.
+  natural = {'damping': (1e-3, 1.0), '1-momentum': (0.1, 0.7)}
   return {
-    'kfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
-    'stale_kfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
-    'ekfac': {'learning_rate': (0.03, 1.0), 'damping': (1e-3, 1.0)},
+    'kfac': natural,
+    'stale_kfac': natural,
+    'ekfac': natural,
     'kfac_adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},
     'adaptive_kfac': {'damping': (1e-3, 1.0), '1-damping_rate': (0.02, 0.3)},
     'natural_gradient': {'learning_rate': (0.1, 1.0), 'damping': (1e-3, 1.0)},

@@ -33,7 +33,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config.model.widths = (256, 128, 64, 20)
     config.steps = 200
     config.eval_every = 4
-    config.target = 8.0
+    config.target = 8.87  # the best that Muon reaches in these steps
   if preset == 'whole':
     config.data.batch_size = 60_000
     config.kfac.statistics_every = 5

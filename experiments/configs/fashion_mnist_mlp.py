@@ -21,5 +21,6 @@ def get_config() -> ConfigDict:
   config.steps = 600
   config.eval_every = 20
   config.target = 0.85
-  config.kfac.update({'damping': 0.01, 'inverses_every': 5})
+  config.kfac.update({'learning_rate': 0.3, 'damping': 0.01, 'momentum': 0.6})
+  config.kfac.update({'statistics_every': 2, 'inverses_every': 2})
   return config

@@ -38,10 +38,10 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config.data.batch_size = 8192
     config.data.eval_batch_size = 2000
     config.data.eval_examples = 2000
-    config.steps = 60
-    config.eval_every = 2
-    config.target = 0.85
-    config.kfac.update({'statistics_every': 1, 'inverses_every': 1})
+    config.steps = 24
+    config.eval_every = 1
+    config.target = 0.8
+    config.kfac.update({'learning_rate': 0.3, 'momentum': 0.6, 'statistics_every': 1, 'inverses_every': 1})
   if preset == 'large':
     config.data.batch_size = 8192
     config.steps = 220

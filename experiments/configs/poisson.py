@@ -18,10 +18,10 @@ def get_config() -> ConfigDict:
   config.data.name = 'poisson'
   config.data.batch_size = 1024
   config.data.eval_batch_size = 1024
-  config.steps = 300
-  config.eval_every = 5
+  config.steps = 100
+  config.eval_every = 2
   config.target = 1e-4
-  config.kfac.update({'damping': 1e-3, 'learning_rate': 0.3})
+  config.kfac.update({'damping': 1e-3, 'learning_rate': 0.3, 'momentum': 0.6})
   config.adaptive_kfac.update({'damping': 0.1})
   config.natural_gradient.update({'damping': 1e-4, 'learning_rate': 1.0})
   return config
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
 
 def spaces() -> dict[str, dict[str, tuple[float, float]]]:
   """Residuals are of size one, so their curvature is far smaller than a likelihood's of many pixels."""
-  descent = {'learning_rate': (0.03, 1.0), 'damping': (1e-5, 1e-1)}
+  descent = {'damping': (1e-5, 1e-1), '1-momentum': (0.1, 0.7)}
   return {
     'kfac': descent,
     'ekfac': descent,

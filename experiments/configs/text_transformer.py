@@ -28,8 +28,9 @@ def get_config(preset: str = 'full') -> ConfigDict:
   config.kfac.update({'statistics_every': 5, 'inverses_every': 5})
   if preset == 'small':
     config.model.update({'layers': 2, 'width': 64, 'heads': 4})
-    config.data.batch_size = 128
-    config.steps = 300
-    config.eval_every = 10
-    config.target = 2.3
+    config.data.batch_size = 64
+    config.steps = 80
+    config.eval_every = 4
+    config.target = 2.6
+    config.kfac.update({'statistics_every': 2, 'inverses_every': 2})
   return config

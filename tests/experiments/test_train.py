@@ -104,11 +104,21 @@ def test_eight_devices_equal_one(mesh, one_device):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+FEW = ('kfac', 'adaptive_kfac', 'stale_kfac', 'sgd', 'adam', 'muon')  # the others are long
+
+
+@pytest.mark.parametrize('optimizer', [pytest.param(n, marks=[pytest.mark.long] * (n not in FEW)) for n in OPTIMIZERS])
 def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
   rows = train(small(optimizer, steps=9), tmp_path, quiet=True)
   assert rows[-1]['eval_error'] < rows[0]['eval_error']
   assert (tmp_path / 'coverage.txt').exists() == (optimizer in SECOND_ORDER)
+  logged = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])
+  told = {
+    'kfac': {'clip'},
+    'stale_kfac': {'refreshes_saved'},
+    'adaptive_kfac': {'damping', 'learning_rate', 'momentum'},
+  }
+  assert told.get(optimizer, set()) <= set(logged)
 
 
 @pytest.mark.parametrize('optimizer', MISSING)
@@ -210,13 +220,16 @@ CONFIGS = {
   'digits_classifier': {'model.hidden': (8,), 'data.batch_size': 128},
   'fashion_mnist_autoencoder': {'model.widths': (16, 8), 'data.batch_size': 64},
   'fashion_mnist_resnet': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16},
+  'fashion_mnist_mlp': {'model.hidden': (8,), 'data.batch_size': 64},
   'text_transformer': {'model.layers': 1, 'model.width': 16, 'model.heads': 2, 'data.batch_size': 16},
   'poisson': {'model.hidden': (8,), 'data.batch_size': 64},
   'imagenet_resnet50': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'data.image_size': 32},
 }
 
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * ('resnet' in n)) for n in CONFIGS])
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=[pytest.mark.long] * ('net' in n or n == 'text_transformer')) for n in CONFIGS]
+)
 def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
   config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3, 'data.eval_examples': 64})
@@ -299,6 +312,27 @@ def test_compare_writes_its_table_and_pictures(tmp_path):
   again = command(*args)
   assert again.returncode == 0 and table in again.stdout
   assert 'step' not in again.stdout.split(table)[0], 'a second run trains nothing'
+
+
+@pytest.mark.long
+def test_compare_tunes_every_member_alike_and_batches_plots(tmp_path):
+  small = ['--config=experiments/configs/poisson.py', '--config.model.hidden=(8,)', '--config.target=0.9', '--trials=2']
+  small += ['--seeds=1', '--config.data.batch_size=64', '--optimizers=kfac,adam:steps=6,soap', '--targets=0.8']
+  args = ['scripts/compare.py', *small, '--config.steps=4', '--config.eval_every=2', f'--workdir={tmp_path}/compare']
+  done = command(*args)
+  assert done.returncode == 0, done.stderr
+  assert 'soap: not run: ' in done.stdout and 'steps to error 0.8' in done.stdout
+  trials = [json.loads(line)['trial'] for line in (tmp_path / 'compare' / 'trials.jsonl').read_text().splitlines()]
+  assert [t['optimizer'] for t in trials] == ['kfac', 'kfac', 'adam', 'adam']
+  assert all(t['steps'] == 6 for t in trials[2:])
+  results = json.loads((tmp_path / 'compare' / 'compare.json').read_text())['results']
+  assert [len(r['curves'][0]) for r in results] == [2, 3] and all(r['chosen'] in trials for r in results)
+  assert command(*args).returncode == 0
+  args = ['scripts/batches.py', *small, '--examples=256', '--batches=64,128', f'--workdir={tmp_path}/batches']
+  done = command(*[a for a in args if 'soap' not in a and '--targets' not in a], '--optimizers=kfac,adam')
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'batches' / 'batches.png').stat().st_size > 1000
+  assert 'batch 128' in (tmp_path / 'batches' / 'table.txt').read_text()
 
 
 @pytest.mark.long

@@ -13,7 +13,9 @@ from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
 from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import make_task
+from scripts.batches import configure, largest_batch
 from scripts.compare import draw, member, table
+from scripts.report import columns
 from scripts.search import attempt, check_trials, rank, scored
 
 ROOT = Path(__file__).parents[2]
@@ -122,5 +124,29 @@ def test_a_trial_that_diverges_is_no_winner():
 
 
 def test_commands_import_without_running():
-  for name in ('scripts.compare', 'scripts.search', 'experiments.train'):
+  for name in ('scripts.compare', 'scripts.batches', 'scripts.search', 'experiments.train'):
     assert importlib.import_module(name).main
+
+
+def test_the_largest_batch_is_the_last_before_examples_are_wasted():
+  assert largest_batch({256: 1000, 512: 1400, 1024: 1500, 2048: 1501, 4096: 900}) == 1024
+  assert largest_batch({256: 1000, 512: None, 1024: 1000}) == 256
+  assert largest_batch({256: None, 512: 1000}) is None
+
+
+def test_every_batch_has_the_same_budget_of_examples():
+  config = digits.get_config()
+  config.data.batch_size, config.kfac.inverses_every = 1024, 2
+  for batch, steps, every, inverses in ((256, 937, 9, 8), (512, 468, 4, 4), (4096, 58, 1, 1), (16384, 14, 1, 1)):
+    own = configure(config, batch, 240_000)
+    assert own.kfac.inverses_every == inverses
+    assert (own.steps, own.eval_every, own.data.batch_size, own.stop_at_target) == (steps, every, batch, True)
+
+
+def test_columns_line_up():
+  assert columns(['a', 'bb'], [['long', 0.333], ['x', 'y']]).splitlines() == [
+    'a     bb',
+    '--------',
+    'long  0.33',
+    'x     y',
+  ]
