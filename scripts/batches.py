@@ -29,6 +29,7 @@ from scripts.report import columns
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogFormatter, NullLocator
 
 _BATCHES = flags.DEFINE_list('batches', ['256', '1024', '4096', '16384'], 'Batches, the smallest first.')
 _EXAMPLES = flags.DEFINE_integer('examples', 240_000, 'The budget of every run.', lower_bound=1)
@@ -80,7 +81,8 @@ def picture(found: dict[str, dict[int, float | None]], title: str, path: Path) -
       axes.axhline(_ALLOWED * of[min(of)], color=f'C{i}', linestyle=':', linewidth=0.9)
   axes.set(xscale='log', yscale='log', xlabel='batch', ylabel='examples to the target', title=title)
   axes.set_xticks(list(next(iter(found.values()))), [str(b) for b in next(iter(found.values()))])
-  axes.minorticks_off()
+  axes.xaxis.set_minor_locator(NullLocator())
+  axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
   figure.savefig(path, dpi=130)

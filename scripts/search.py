@@ -14,6 +14,7 @@ import json
 import runpy
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,15 @@ def config_functions() -> dict[str, Any]:
 
 
 def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
-  """One line of the log for each trial, in order; those it holds already are not run again."""
+  """One line of the log for each trial, in order; those it holds already, of the same config, are not run again."""
   log.parent.mkdir(parents=True, exist_ok=True)
   rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-  done = {json.dumps(row['trial']): row for row in rows}
+  mark = fingerprint(config)
+  done = {json.dumps(row['trial']): row for row in rows if row['config'] == mark}
   for i, trial in enumerate(trials):
     key = json.dumps(trial)
     if key not in done:
-      done[key] = {'trial': trial, **attempt(config, trial, seed)}
+      done[key] = {'trial': trial, 'config': mark, **attempt(config, trial, seed)}
       with log.open('a') as file:
         file.write(json.dumps(done[key]) + '\n')
     done[key] = scored(done[key], config)
@@ -90,6 +92,14 @@ def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[
     end = 'diverged' if final is None else f'final {final:.4g}'
     print(f'{i + 1}/{len(trials)} {words}: {reached}, {end}', flush=True)
   return [done[json.dumps(trial)] for trial in trials]
+
+
+def fingerprint(config: Any) -> str:
+  """A number for all of a config that its trials do not set themselves; the target may be told afterwards."""
+  values = json.loads(config.to_json())
+  for name in ('seed', 'optimizer', 'target'):
+    values.pop(name)
+  return f'{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}'
 
 
 def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:

@@ -32,5 +32,5 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config.steps = 80
     config.eval_every = 4
     config.target = 2.6
-    config.kfac.update({'statistics_every': 2, 'inverses_every': 2})
+    config.kfac.update({'learning_rate': 0.3, 'momentum': 0.6, 'statistics_every': 2, 'inverses_every': 2})
   return config

@@ -16,7 +16,7 @@ from experiments.tasks import make_task
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, member, table
 from scripts.report import columns
-from scripts.search import attempt, check_trials, rank, scored
+from scripts.search import attempt, check_trials, rank, scored, try_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +121,16 @@ def test_a_trial_that_diverges_is_no_winner():
   assert good['final'] == good['curve'][-1][1] and bad == {'curve': [], 'final': None}
   config.target = good['curve'][0][1]
   assert scored(good, config)['steps'] == good['curve'][0][0] and scored(bad, config)['steps'] is None
+
+
+def test_trials_are_run_again_when_the_config_changes(tmp_path, capsys, monkeypatch):
+  config, calls = digits.get_config(), []
+  monkeypatch.setattr('scripts.search.attempt', lambda *a: calls.append(a) or {'curve': [(2, 0.5)], 'final': 0.5})
+  trials = [{'optimizer': 'sgd', 'sgd.learning_rate': 0.1}]
+  for changes, count, steps in (({}, 1, 2), ({'target': 0.4}, 1, None), ({'model.widths': (8,)}, 2, None)):
+    config.update_from_flattened_dict(changes)
+    (score,) = try_all(config, trials, tmp_path / 'trials.jsonl', 0)
+    assert (len(calls), score['steps']) == (count, steps)
 
 
 def test_commands_import_without_running():
