@@ -35,7 +35,7 @@ def _stale_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, p
 def _adaptive_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   del momentum
   settings = {name: own[name] for name in ('damping', 'damping_every', 'damping_rate', 'smallest_damping', 'decay')}
-  return kron.adaptive_kfac(curvature, scale=rate, placement=placement, **settings)
+  return kron.adaptive_kfac(curvature, scale=rate, kl_clip=own.kl_clip or None, placement=placement, **settings)
 
 
 def _ekfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:

@@ -78,7 +78,7 @@ def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[
   log.parent.mkdir(parents=True, exist_ok=True)
   rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
   mark = fingerprint(config)
-  done = {json.dumps(row['trial']): row for row in rows if row['config'] == mark}
+  done = {json.dumps(row['trial']): row for row in rows if row.get('config') == mark}
   for i, trial in enumerate(trials):
     key = json.dumps(trial)
     if key not in done:

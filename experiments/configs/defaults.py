@@ -58,7 +58,7 @@ def defaults() -> ConfigDict:
   config.kfac_adam = ConfigDict({**rate, **factors, 'learning_rate': 1e-3, 'b1': 0.9, 'b2': 0.99, 'inverses_every': 10})
   # The learning rate is a factor on the step that the quadratic model chooses.
   config.adaptive_kfac = ConfigDict({**rate, **factors, 'learning_rate': 1.0, 'schedule': 'constant', 'damping': 1.0})
-  config.adaptive_kfac.update({'damping_every': 5, 'damping_rate': 0.95, 'smallest_damping': 1e-8})
+  config.adaptive_kfac.update({'damping_every': 5, 'damping_rate': 0.95, 'smallest_damping': 1e-8, 'kl_clip': 0.0})
   config.natural_gradient = ConfigDict({**rate, **factors, 'learning_rate': 0.5, 'damping': 0.01})
   config.natural_gradient.update({'max_iterations': 10, 'tolerance': 0.1})
   config.sgd = ConfigDict({**rate, **momentum})

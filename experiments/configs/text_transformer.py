@@ -26,6 +26,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
   config.eval_every = 50
   config.target = 1.6  # nats a character
   config.kfac.update({'statistics_every': 5, 'inverses_every': 5})
+  config.adaptive_kfac.kl_clip = 0.2  # without it one seed of three diverged
   if preset == 'small':
     config.model.update({'layers': 2, 'width': 64, 'heads': 4})
     config.data.batch_size = 64

@@ -27,13 +27,15 @@ class QuadraticStepState(NamedTuple):
   """State of `quadratic_step`.
 
   previous: the last step.
-  learning_rate, momentum: what the model chose last; zeros before the first step.
+  learning_rate, momentum: what the model chose last, before the clip; zeros before the first step.
+  clip: the factor by which the last step was shortened, 1 where it was not.
   """
 
   count: Int[Array, '']
   previous: PyTree
   learning_rate: Float[Array, '']
   momentum: Float[Array, '']
+  clip: Float[Array, '']
   inner: optax.OptState
 
 
@@ -44,6 +46,7 @@ def quadratic_step(
   l2: float = 0.0,
   use_momentum: bool = True,
   scale: optax.ScalarOrSchedule = 1.0,
+  kl_clip: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""The step $-\alpha\Delta + \mu\delta_0$ that minimises the quadratic model; it replaces learning rate and momentum.
 
@@ -55,6 +58,8 @@ def quadratic_step(
     l2: eta, where the loss has a term eta / 2 times the sum of all squared parameters.
     use_momentum: False chooses the learning rate only.
     scale: by which the step is then multiplied: a schedule that ends a run with smaller steps.
+    kl_clip: largest $\delta^T F \delta$ of a step, in nats, as in `clip_by_kl` but with the network's own F; None for no
+      clip. Where curvature changes within a step, the model promises what the loss does not keep, and steps grow.
 
   Returns:
     A transformation whose `update` takes `products=curvature.products(params, *batch, fisher='exact')` of the batch of
@@ -71,7 +76,7 @@ def quadratic_step(
   def init(params):
     zero = jnp.zeros((), jnp.float32)
     previous = jax.tree.map(lambda p: jnp.zeros_like(accurate(p)), params)
-    return QuadraticStepState(jnp.zeros((), jnp.int32), previous, zero, zero, inner.init(params))
+    return QuadraticStepState(jnp.zeros((), jnp.int32), previous, zero, zero, jnp.ones_like(zero), inner.init(params))
 
   def update(updates, state, params=None, *, products: Products | Callable[[], Products] | None = None, **extra):
     natural, inner_state = inner.update(updates, state.inner, params, products=products, **extra)
@@ -79,24 +84,26 @@ def quadratic_step(
     strength = at(damping, state.count) if strength is None else strength
     g, natural = jax.tree.map(accurate, updates), jax.tree.map(accurate, natural)
     directions = [jax.tree.map(jnp.negative, natural), *([state.previous] if use_momentum else [])]
-    matrix = curved(_made(products), directions, strength + l2)
-    weights = _minimum(matrix, jnp.stack([dot(g, d) for d in directions]))
-    step = jax.tree.map(jnp.zeros_like, natural)
-    for weight, direction in zip(weights, directions, strict=True):
-      step = add(step, weight * at(scale, state.count), direction)
+    forms = _made(products).forms(directions)
+    weights = _minimum(forms + (strength + l2) * _gram(directions), jnp.stack([dot(g, d) for d in directions]))
     rate, momentum = (*weights, jnp.zeros(()))[:2]
-    state = QuadraticStepState(
-      optax.safe_increment(state.count), step, rate.astype(jnp.float32), momentum.astype(jnp.float32), inner_state
-    )
+    weights = weights * at(scale, state.count)
+    clip = jnp.ones(())
+    if kl_clip is not None:
+      kl, bound = weights @ forms @ weights, at(kl_clip, state.count)
+      clip = jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
+    step = jax.tree.map(jnp.zeros_like, natural)
+    for weight, direction in zip(weights * clip, directions, strict=True):
+      step = add(step, weight, direction)
+    chosen = (x.astype(jnp.float32) for x in (rate, momentum, clip))
+    state = QuadraticStepState(optax.safe_increment(state.count), step, *chosen, inner_state)
     return jax.tree.map(lambda s, u: s.astype(u.dtype), step, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def curved(products: Products, directions: Sequence[PyTree], ridge: Any) -> Float[Array, 'k k']:
-  """u^T (F + ridge I) v for all pairs of directions."""
-  gram = jnp.stack([jnp.stack([dot(u, v) for v in directions]) for u in directions])
-  return products.forms(directions) + ridge * gram
+def _gram(directions: Sequence[PyTree]) -> Float[Array, 'k k']:
+  return jnp.stack([jnp.stack([dot(u, v) for v in directions]) for u in directions])
 
 
 def _minimum(matrix: Float[Array, 'k k'], slopes: Float[Array, 'k']) -> Float[Array, 'k']:
@@ -184,7 +191,8 @@ def adapt_damping(
     def judged(damping: Array) -> tuple[Array, Array]:
       g, d = jax.tree.map(accurate, updates), jax.tree.map(accurate, step)
       change = value_fn(optax.apply_updates(params, step)) - value
-      predicted = dot(g, d) + curved(_made(products), [d], damping + l2)[0, 0] / 2
+      curved = _made(products).forms([d])[0, 0] + (damping + l2) * dot(d, d)
+      predicted = dot(g, d) + curved / 2
       ratio = change / jnp.where(predicted < 0, predicted, jnp.inf)
       ratio = jnp.where(jnp.isfinite(change) & jnp.isfinite(predicted), ratio, -1)
       factor = jnp.asarray(at(rate, state.count), jnp.float32) ** every
@@ -206,6 +214,7 @@ def adaptive_kfac(
   damping_rate: optax.ScalarOrSchedule = 0.95,
   smallest_damping: float = 1e-8,
   scale: optax.ScalarOrSchedule = 1.0,
+  kl_clip: optax.ScalarOrSchedule | None = None,
   l2: float = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -215,7 +224,7 @@ def adaptive_kfac(
     curvature: from `kron.curvature`.
     damping: the first one.
     damping_every, damping_rate, smallest_damping: see `adapt_damping`.
-    scale, l2: see `quadratic_step`.
+    scale, kl_clip, l2: see `quadratic_step`.
     **settings: see `scale_by_kfac`.
 
   Returns:
@@ -242,5 +251,5 @@ def adaptive_kfac(
     True
   """
   natural = scale_by_kfac(curvature, damping=damping, **settings)
-  step = quadratic_step(natural, damping=damping, l2=l2, scale=scale)
+  step = quadratic_step(natural, damping=damping, l2=l2, scale=scale, kl_clip=kl_clip)
   return adapt_damping(step, damping, every=damping_every, rate=damping_rate, smallest=smallest_damping, l2=l2)

@@ -83,6 +83,36 @@ def test_without_momentum_and_with_a_schedule():
   close(flat(steps['shorter']), flat(once) / 4, 1e-9)
 
 
+def test_the_clip_bounds_the_divergence_of_a_step():
+  _, params, args, curvature = make()
+  products = curvature.products(params, *args)
+  f = exact_fisher(network, params, args[0], softmax_root)
+
+  def second(kl_clip, scale=1.0):
+    tx = kron.quadratic_step(kron.scale_by_kfac(curvature), kl_clip=kl_clip, scale=scale)
+    state = tx.init(params)
+    for p in (params, jax.tree.map(lambda x: 0.9 * x, params)):  # the second step has two directions
+      _, grads, stats = curvature.value_and_grad(p, *args)
+      updates, state = tx.update(grads, state, p, stats=stats, products=products)
+    return np.asarray(ravel_pytree(updates)[0]), state
+
+  (free, _), (wide, unclipped) = second(None), second(1e3)
+  np.testing.assert_array_equal(wide, free)
+  assert unclipped.clip == 1
+  step, state = second(optax.constant_schedule(1e-4))
+  close(step @ f @ step, 1e-4, 1e-8)
+  assert 0 < state.clip < 1
+  # The clip is of the whole step, its scale included.
+  close(second(1e-4, scale=0.5)[0] @ f @ second(1e-4, scale=0.5)[0], 1e-4, 1e-8)
+  tx = kron.adaptive_kfac(curvature, kl_clip=1e-4)
+  value, grads, stats = curvature.value_and_grad(params, *args)
+  updates, _ = tx.update(
+    grads, tx.init(params), params, stats=stats, products=products, value=value, value_fn=lambda p: value
+  )
+  step = ravel_pytree(updates)[0]
+  close(step @ f @ step, 1e-4, 1e-8)
+
+
 @pytest.mark.parametrize('lazy', [False, True])
 def test_damping_follows_the_ratio(lazy):
   loss, params, args, curvature = make()
