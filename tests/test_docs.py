@@ -49,7 +49,12 @@ def test_the_readme_trains():
 
 
 @pytest.mark.parametrize(
-  'page', ['README.md', 'CONTRIBUTING.md', 'docs/architecture.md', 'docs/results.md', 'docs/coverage.md']
+  'page',
+  [
+    'README.md',
+    'CONTRIBUTING.md',
+    *[f'docs/{name}.md' for name in ('architecture', 'results', 'coverage', 'convergence')],
+  ],
 )
 def test_files_named_in_a_page_are_there(page):
   text = (ROOT / page).read_text()
