@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .curvature import Curvature
 from .errors import CurvatureError
+from .kfac import shortening
 from .operators.factor import accurate
 from .precondition import at, scale_by_kfac
 from .products import Products
@@ -90,8 +91,7 @@ def quadratic_step(
     weights = weights * at(scale, state.count)
     clip = jnp.ones(())
     if kl_clip is not None:
-      kl, bound = weights @ forms @ weights, at(kl_clip, state.count)
-      clip = jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
+      clip = shortening(weights @ forms @ weights, at(kl_clip, state.count))
     step = jax.tree.map(jnp.zeros_like, natural)
     for weight, direction in zip(weights * clip, directions, strict=True):
       step = add(step, weight, direction)

@@ -50,11 +50,16 @@ def clip_by_kl(
     rate, bound = at(learning_rate, state.count), at(max_kl, state.count)
     products = jax.tree.map(lambda g, u: jnp.sum(accurate(g) * accurate(u)), updates, natural)
     kl = rate**2 * sum(jax.tree.leaves(products), start=jnp.zeros(()))
-    clip = jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
+    clip = shortening(kl, bound)
     natural = jax.tree.map(lambda u: u * clip.astype(u.dtype), natural)
     return natural, ClipByKlState(optax.safe_increment(state.count), clip.astype(state.clip.dtype), inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def shortening(kl: Float[Array, ''], bound: Float[Array, '']) -> Float[Array, '']:
+  """The factor on a step that brings its divergence, quadratic in the step, down to the bound."""
+  return jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
 
 
 def kfac(

@@ -116,9 +116,16 @@ def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
   told = {
     'kfac': {'clip'},
     'stale_kfac': {'refreshes_saved'},
-    'adaptive_kfac': {'damping', 'learning_rate', 'momentum'},
+    'adaptive_kfac': {'clip', 'damping', 'learning_rate', 'momentum'},
   }
   assert told.get(optimizer, set()) <= set(logged)
+
+
+def test_the_clip_of_a_config_reaches_adaptive_kfac(tmp_path):
+  config = small('adaptive_kfac', steps=1)
+  config.adaptive_kfac.kl_clip = 1e-3
+  train(config, tmp_path, quiet=True)
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])['clip'] < 1
 
 
 @pytest.mark.parametrize('optimizer', MISSING)
