@@ -92,7 +92,11 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except RunError as error:
       _fail(str(error), 3)
     except KeyboardInterrupt:
-      _fail('interrupted; the same command goes on from the last checkpoint', 130)
+      print('error: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+      # At once: to take Python down under a computation that still runs on a thread of XLA's ends in a segmentation fault.
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(130)
 
   return wrapped
 
