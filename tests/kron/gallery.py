@@ -18,6 +18,7 @@ from einops import rearrange
 from flax import nnx
 
 from kronmesh import kron, models
+from tests.draws import integers, normal, normals
 
 N = 7
 KEY = jax.random.key(0)
@@ -33,10 +34,6 @@ class Case(NamedTuple):
   state: tuple[int, ...] = ()
   examples: int = N
   has_aux: bool = False
-
-
-def normal(*shape, seed=1, scale=1.0):
-  return scale * jax.random.normal(jax.random.key(seed), shape)
 
 
 def labels(classes=3):
@@ -55,10 +52,8 @@ def squared(z, y=0.3):
 def jittered(params):
   """No parameter stays at zero or one, where a wrong factor could hide."""
   leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(KEY, len(leaves))
-  return treedef.unflatten(
-    [p + 0.1 * jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
-  )
+  draws = [normal(*p.shape, seed=(7, k), scale=0.1, dtype=p.dtype) for k, p in enumerate(leaves)]
+  return treedef.unflatten([jnp.asarray(np.asarray(p) + np.asarray(d)) for p, d in zip(leaves, draws, strict=True)])
 
 
 def linen(module, x, y=None, objective=cross_entropy, **kwargs):
@@ -78,14 +73,6 @@ def linen(module, x, y=None, objective=cross_entropy, **kwargs):
 def plain(network, params, x, y=None, objective=cross_entropy):
   loss = lambda params, x, y: objective(network(params, x), y)  # noqa: E731
   return Case('plain', loss, params, (x, labels() if y is None else y))
-
-
-def shapes_to_params(shapes, seed=0):
-  """Random parameters of these shapes, of the size that keeps activations near one."""
-  leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple))
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  scaled = lambda k, s: jax.random.normal(k, s) / np.sqrt(max(1, int(np.prod(s[:-1]))))  # noqa: E731
-  return treedef.unflatten([scaled(k, s) for k, s in zip(keys, leaves, strict=True)])
 
 
 def layer_norm(x, scale, shift):
@@ -282,7 +269,7 @@ def swin():
     'out': (4, 4),
     'head': (4, 3),
   }
-  return plain(network, shapes_to_params(shapes), normal(N, 4, 4, 3))
+  return plain(network, normals(shapes), normal(N, 4, 4, 3))
 
 
 class Generator(nn.Module):
@@ -325,7 +312,7 @@ def vae():
     out, prior = network(p, x, noise)
     return squared(out, x) + prior
 
-  params = shapes_to_params({'in': (6, 5), 'b': (5,), 'code': (5, 4), 'up': (2, 5), 'out': (5, 6)})
+  params = normals({'in': (6, 5), 'b': (5,), 'code': (5, 4), 'up': (2, 5), 'out': (5, 6)})
   return Case('plain', loss, params, (normal(N, 6), normal(N, 2, seed=2)))
 
 
@@ -339,7 +326,7 @@ def siamese():
   def network(p, x):
     return jnp.exp(p['temperature']) * embed(p, x[:, 0]) @ embed(p, x[:, 1]).T
 
-  params = shapes_to_params({'first': (4, 5), 'bias': (5,), 'second': (5, 3), 'temperature': ()})
+  params = normals({'first': (4, 5), 'bias': (5,), 'second': (5, 3), 'temperature': ()})
   return plain(network, params, normal(N, 2, 4), jnp.arange(N))
 
 
@@ -359,7 +346,7 @@ VOCABULARY, LENGTH = 11, 5
 
 
 def tokens(seed=5, length=LENGTH):
-  return jax.random.randint(jax.random.key(seed), (N, length), 0, VOCABULARY)
+  return integers(VOCABULARY, N, length, seed=seed)
 
 
 def attention(q, k, v, mask=None):
@@ -387,7 +374,7 @@ def gpt():
   layers = {'scale1': (2, 4), 'shift1': (2, 4), 'qkv': (2, 4, 3, 2, 2), 'out': (2, 2, 2, 4), 'scale2': (2, 4),
             'shift2': (2, 4), 'up': (2, 4, 6), 'up_bias': (2, 6), 'down': (2, 6, 4)}  # fmt: skip
   shapes = {'embedding': (VOCABULARY, 4), 'positions': (6, 4), 'layers': layers, 'scale': (4,), 'shift': (4,)}
-  return plain(network, shapes_to_params(shapes), tokens(), tokens(6))
+  return plain(network, normals(shapes), tokens(), tokens(6))
 
 
 def t5():
@@ -418,7 +405,7 @@ def t5():
   heads = {'q': (4, 2, 3), 'k': (4, 2, 3), 'v': (4, 2, 3), 'o': (2, 3, 4)}
   shapes = {'embedding': (VOCABULARY, 4), 'relative': (5, 2), 'self': heads, 'cross': heads, 'n1': (4,), 'n2': (4,),
             'n3': (4,), 'gate': (4, 6), 'wi': (4, 6), 'wo': (6, 4), 'head': (4, VOCABULARY)}  # fmt: skip
-  return plain(network, shapes_to_params(shapes), tokens(), tokens(6))
+  return plain(network, normals(shapes), tokens(), tokens(6))
 
 
 def moe():
@@ -433,7 +420,7 @@ def moe():
     return jnp.einsum('ebto,bte->bo', y, chosen) @ p['head']
 
   shapes = {'gate': (4, 3), 'up': (3, 4, 5), 'bias': (3, 5), 'down': (3, 5, 4), 'head': (4, 3)}
-  return plain(network, shapes_to_params(shapes), normal(N, LENGTH, 4))
+  return plain(network, normals(shapes), normal(N, LENGTH, 4))
 
 
 class Recurrent(nn.Module):
@@ -479,7 +466,7 @@ def lora():
     return h @ frozen['v'] + (h @ p['a2']) @ p['b2']
 
   shapes = {'frozen': {'w': (4, 5), 'v': (5, 3)}, 'a1': (4, 2), 'b1': (2, 5), 'a2': (5, 2), 'b2': (2, 3)}
-  return plain(network, shapes_to_params(shapes), normal(N, 4))
+  return plain(network, normals(shapes), normal(N, 4))
 
 
 def state_space():
@@ -496,9 +483,7 @@ def state_space():
     _, hs = jax.lax.scan(step, jnp.zeros_like(u[:, 0]), u.swapaxes(0, 1))
     return jax.nn.gelu(hs.swapaxes(0, 1) + p['skip'] * u).mean(1) @ p['out']
 
-  return plain(
-    network, shapes_to_params({'in': (3, 4), 'log_rate': (4,), 'skip': (4,), 'out': (4, 3)}), normal(N, LENGTH, 3)
-  )
+  return plain(network, normals({'in': (3, 4), 'log_rate': (4,), 'skip': (4,), 'out': (4, 3)}), normal(N, LENGTH, 3))
 
 
 # --- science and graphs --------------------------------------------------------------------------------------------
@@ -515,7 +500,7 @@ def gcn():
     h = jax.nn.relu(spread(x @ p['w1']) + p['b1'])
     return spread(h @ p['w2']) + p['b2']
 
-  return plain(network, shapes_to_params({'w1': (4, 5), 'b1': (5,), 'w2': (5, 3), 'b2': (3,)}), normal(N, 4))
+  return plain(network, normals({'w1': (4, 5), 'b1': (5,), 'w2': (5, 3), 'b2': (3,)}), normal(N, 4))
 
 
 def deep_sets():
@@ -523,7 +508,7 @@ def deep_sets():
     h = jax.nn.relu(jax.vmap(jax.vmap(lambda x: x @ p['w1'] + p['b1']))(x))
     return h.max(1) @ p['w2'] + p['b2']
 
-  return plain(network, shapes_to_params({'w1': (3, 5), 'b1': (5,), 'w2': (5, 3), 'b2': (3,)}), normal(N, LENGTH, 3))
+  return plain(network, normals({'w1': (3, 5), 'b1': (5,), 'w2': (5, 3), 'b2': (3,)}), normal(N, LENGTH, 3))
 
 
 def pinn():
@@ -543,7 +528,7 @@ def pinn():
     return inside + squared(jax.vmap(u, (None, 0))(p, y)[:, None], jnp.sin(y[:, :1]))
 
   shapes = {'w1': (2, 5), 'b1': (5,), 'w2': (5, 4), 'b2': (4,), 'w3': (4, 1)}
-  return Case('plain', loss, shapes_to_params(shapes), (normal(N, 2), normal(N, 2, seed=2)))
+  return Case('plain', loss, normals(shapes), (normal(N, 2), normal(N, 2, seed=2)))
 
 
 def ferminet():
@@ -559,7 +544,7 @@ def ferminet():
   def network(p, x):
     return jax.vmap(log_psi, (None, 0))(p, x)[:, None]
 
-  params = shapes_to_params({'w1': (3, 4), 'b1': (4,), 'w2': (8, 5), 'orbitals': (5, 2)})
+  params = normals({'w1': (3, 4), 'b1': (4,), 'w2': (8, 5), 'orbitals': (5, 2)})
   return plain(network, params, normal(N, 2, 3), 0.3, squared)
 
 
@@ -576,7 +561,7 @@ def neural_ode():
 
     return jax.lax.fori_loop(0, 4, step, x) @ p['out']
 
-  return plain(network, shapes_to_params({'w': (4, 5), 'b': (5,), 'v': (5, 4), 'out': (4, 3)}), normal(N, 4))
+  return plain(network, normals({'w': (4, 5), 'b': (5,), 'v': (5, 4), 'out': (4, 3)}), normal(N, 4))
 
 
 def hypernetwork():
@@ -586,7 +571,7 @@ def hypernetwork():
     made = jnp.tanh(p['code'] @ p['maker']).reshape(4, 3)
     return x @ made + p['b']
 
-  return plain(network, shapes_to_params({'code': (2,), 'maker': (2, 12), 'b': (3,)}), normal(N, 4))
+  return plain(network, normals({'code': (2,), 'maker': (2, 12), 'b': (3,)}), normal(N, 4))
 
 
 GALLERY: dict[str, Callable[[], Case]] = {

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from kronmesh import kron
-from tests.kron.gallery import N, cross_entropy, normal, shapes_to_params, squared, tokens
+from tests.draws import normal, normals
+from tests.kron.gallery import N, cross_entropy, squared, tokens
 from tests.kron.reference import close, exact_fisher
 
 KEY = jax.random.key(0)
@@ -46,7 +47,7 @@ LOSSES = {
 def test_the_hessian_of_a_loss_is_its_likelihoods_fisher(name, fisher):
   fn, observe, targets = LOSSES[name]
   n = 7 if fisher == 'exact' else 20_000
-  params = shapes_to_params(SHAPES)
+  params = normals(SHAPES)
   x = normal(7, 4) if fisher == 'exact' else jnp.tile(normal(1, 4), (n, 1))
   y = targets(n)
   results = []
@@ -60,7 +61,7 @@ def test_the_hessian_of_a_loss_is_its_likelihoods_fisher(name, fisher):
 
 def test_the_ggn_of_a_loss_whose_hessian_depends_on_the_target():
   """J^T H J of one example, where the factorisation is exact."""
-  params, x, y = shapes_to_params(SHAPES), normal(1, 4), jnp.array([[0.1, 3.0]])
+  params, x, y = normals(SHAPES), normal(1, 4), jnp.array([[0.1, 3.0]])
   loss = lambda p, x, y: jax.vmap(huber)(kron.observe.loss(network(p, x), huber, y), y).mean()  # noqa: E731
   stats = kron.curvature(loss, params, x, y, fisher='exact').value_and_grad(params, x, y)[2]
   root = lambda z: jnp.diag((jnp.abs(z - y[0]) < 0.5).astype(z.dtype))  # noqa: E731
@@ -70,7 +71,7 @@ def test_the_ggn_of_a_loss_whose_hessian_depends_on_the_target():
 
 def test_complex_outputs():
   """|z|^2 / 2 of a complex z: the GGN of its real and imaginary parts."""
-  params, x = shapes_to_params({'w': (4, 3)}), normal(1, 4)
+  params, x = normals({'w': (4, 3)}), normal(1, 4)
   turn = jnp.exp(1j * jnp.arange(3))
 
   def z(p, x):
@@ -86,7 +87,7 @@ def test_complex_outputs():
 
 def test_complex_activations_count_as_two_real_ones():
   """A real kernel under complex data: dw = Re(x dy), so the real and imaginary parts of x are two uses."""
-  params, x = shapes_to_params({'w': (4, 3)}), normal(N, 4) + 1j * normal(N, 4, seed=3)
+  params, x = normals({'w': (4, 3)}), normal(N, 4) + 1j * normal(N, 4, seed=3)
   loss = lambda p, x: 0.5 * (jnp.abs(kron.observe.gaussian(x @ p['w'])) ** 2).sum(-1).mean()  # noqa: E731
   stats = kron.curvature(loss, params, x, fisher='empirical').value_and_grad(params, x)[2]
   both = jnp.concatenate([x.real, x.imag])
@@ -107,7 +108,7 @@ LANGUAGE = {'embedding': (11, 4), 'w': (4, 4), 'head': (4, 11)}
 def test_examples_are_counted_per_token_or_per_sequence_as_the_mark_says():
   """A mark's leading axes count: tokens where the logits are (sequence, token, class); a sequence is one observation where
   the event takes both axes in. Sums are the same, so G per sequence is G per token times the length."""
-  params, x = shapes_to_params(LANGUAGE), tokens()
+  params, x = normals(LANGUAGE), tokens()
   per_token = kron.curvature(language_model, params, x, fisher='exact').value_and_grad(params, x)[2]
 
   def per_sequence(p, x):
@@ -124,7 +125,7 @@ def test_examples_are_counted_per_token_or_per_sequence_as_the_mark_says():
 
 def test_padding_counts_for_nothing_but_in_the_input_factor():
   """G is that of the tokens that count; A averages over every position that the program computes."""
-  params, x = shapes_to_params(LANGUAGE), tokens()
+  params, x = normals(LANGUAGE), tokens()
   mask = (jnp.arange(5) < 3).astype(jnp.float32) * jnp.ones((N, 1))
   stats = kron.curvature(language_model, params, x, mask, fisher='exact').value_and_grad(params, x, mask)[2]
   short = kron.curvature(language_model, params, x[:, :3], fisher='exact').value_and_grad(params, x[:, :3])[2]
@@ -135,7 +136,7 @@ def test_padding_counts_for_nothing_but_in_the_input_factor():
 
 
 def test_two_observed_outputs_add_up():
-  params, x = shapes_to_params({'w': (4, 3), 'a': (3, 2), 'c': (3, 5)}), normal(N, 4)
+  params, x = normals({'w': (4, 3), 'a': (3, 2), 'c': (3, 5)}), normal(N, 4)
 
   def loss(p, x, first=1.0, second=1.0):
     h = jnp.tanh(x @ p['w'])
@@ -167,7 +168,7 @@ OWN_TERMS = {
 
 @pytest.mark.parametrize('name', OWN_TERMS)
 def test_terms_of_parameters_alone_change_the_gradient_and_not_the_curvature(name):
-  params, x = shapes_to_params(SHAPES), normal(N, 4)
+  params, x = normals(SHAPES), normal(N, 4)
   old, rate = jax.tree.map(jnp.ones_like, params), jnp.float32(0.3)
   plainly = lambda p, x, old, rate: squared(network(p, x))  # noqa: E731
   loss = lambda p, x, old, rate: plainly(p, x, old, rate) + OWN_TERMS[name](p, old, rate)  # noqa: E731
@@ -182,7 +183,7 @@ def test_terms_of_parameters_alone_change_the_gradient_and_not_the_curvature(nam
 
 
 def test_what_is_frozen_is_listed_and_has_no_block():
-  params, x = shapes_to_params(SHAPES), normal(N, 4)
+  params, x = normals(SHAPES), normal(N, 4)
   loss = lambda p, x: squared(network({**p, 'w': jax.lax.stop_gradient(p['w'])}, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
   assert curvature.gradient_only == {'w': 'it has no gradient'}
@@ -195,7 +196,7 @@ def test_what_is_frozen_is_listed_and_has_no_block():
 
 def test_masked_and_partitioned_parameters():
   """Part of the parameters by K-FAC, the others by another optimiser or not at all."""
-  params, x = shapes_to_params(SHAPES), normal(N, 4)
+  params, x = normals(SHAPES), normal(N, 4)
   loss = lambda p, x: squared(network(p, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
   _, grads, stats = curvature.value_and_grad(params, x)
@@ -213,7 +214,7 @@ def test_masked_and_partitioned_parameters():
 
 def test_dropout_and_auxiliary_outputs():
   """The masks are the same with and without probes; what the loss returns besides comes back."""
-  params, x = shapes_to_params(SHAPES), normal(N, 4)
+  params, x = normals(SHAPES), normal(N, 4)
 
   def loss(p, x, key):
     keep = jax.random.bernoulli(key, 0.5, (N, 3))
@@ -232,7 +233,7 @@ def test_dropout_and_auxiliary_outputs():
 
 def test_accumulation_inside_of_the_loss_is_one_large_batch():
   """A scan over microbatches, each with its mark: statistics are those of the whole batch."""
-  params, x = shapes_to_params(SHAPES), normal(12, 4)
+  params, x = normals(SHAPES), normal(12, 4)
   loss = lambda p, x: squared(network(p, x))  # noqa: E731
 
   def in_parts(p, x):
@@ -246,7 +247,7 @@ def test_accumulation_inside_of_the_loss_is_one_large_batch():
 
 
 def test_float64(x64):
-  params = jax.tree.map(lambda s: s.astype(jnp.float64), shapes_to_params(SHAPES))
+  params = jax.tree.map(lambda s: s.astype(jnp.float64), normals(SHAPES))
   x = normal(1, 4).astype(jnp.float64)
   loss = lambda p, x: cross_entropy(network(p, x), jnp.zeros(1, jnp.int32))  # noqa: E731
   stats = kron.curvature(loss, params, x, fisher='exact').value_and_grad(params, x)[2]
@@ -264,7 +265,7 @@ def test_parameters_of_other_types_are_refused():
 
 
 def test_the_table_tells_all():
-  params = shapes_to_params({'embedding': (11, 4), 'w': (4, 3), 'b': (3,), 'head': (3, 11)})
+  params = normals({'embedding': (11, 4), 'w': (4, 3), 'b': (3,), 'head': (3, 11)})
   loss = lambda p, x: cross_entropy(jnp.tanh(p['embedding'][x] @ p['w'] + p['b']) @ p['head'], x)  # noqa: E731
   curvature = kron.curvature(loss, params, tokens(), fisher='exact', max_factor=5)
   text = str(curvature)

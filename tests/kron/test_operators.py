@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronmesh import kron
-from tests.kron.gallery import N, cross_entropy, labels, layer_norm, normal, shapes_to_params, squared, tokens
+from tests.draws import normal, normals
+from tests.kron.gallery import N, cross_entropy, labels, layer_norm, squared, tokens
 from tests.kron.reference import close
 from tests.kron.unrolled import check
 
@@ -247,7 +248,7 @@ def programs(draw):
 
 def check_program(program):
   network, shapes, x_shape = program
-  params, x = shapes_to_params(shapes), normal(N, *x_shape)
+  params, x = normals(shapes), normal(N, *x_shape)
   loss = lambda p, x, y: cross_entropy(network(p, x), y)  # noqa: E731
   curvature = kron.curvature(loss, params, x, labels(), fisher='empirical')
   assert not curvature.gradient_only

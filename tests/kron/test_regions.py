@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from kronmesh import kron
-from tests.kron.gallery import N, normal, shapes_to_params, squared
+from tests.draws import normal, normals
+from tests.kron.gallery import N, squared
 from tests.kron.reference import close
 from tests.kron.unrolled import check
 
@@ -127,7 +128,7 @@ def objective(network):
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_factors_are_those_of_the_program_written_out(name):
   network, shapes, x_shape = PROGRAMS[name]
-  params, x = shapes_to_params(shapes), normal(N, *x_shape)
+  params, x = normals(shapes), normal(N, *x_shape)
   loss = objective(network)
   curvature = kron.curvature(loss, params, x, fisher='empirical')
   assert not curvature.gradient_only
@@ -140,7 +141,7 @@ def test_factors_are_those_of_the_program_written_out(name):
 
 def test_a_learned_initial_state():
   """Every example has its own copy of the state it starts from; the reference is a copy written out."""
-  params = shapes_to_params({'w': (4, 4), 'b': (4,), 'start': (4,), 'out': (4, 3)})
+  params = normals({'w': (4, 4), 'b': (4,), 'start': (4,), 'out': (4, 3)})
   x = normal(N, 5, 4)
   loss = objective(learned_state)
   curvature = kron.curvature(loss, params, x, fisher='empirical')
@@ -151,14 +152,14 @@ def test_a_learned_initial_state():
 
 
 def test_an_untaken_branch_adds_nothing():
-  params, x = shapes_to_params(DENSE), normal(N, 4)
+  params, x = normals(DENSE), normal(N, 4)
   network = branches(2)
   stats = kron.curvature(objective(network), params, x, fisher='empirical').value_and_grad(params, x)[2]
   assert stats.uses['w']['A'] == 0 and not np.any(stats.sums['w']['A']) and np.any(stats.sums['out']['A'])
 
 
 def test_stacked_layers_share_one_factor_array():
-  params, x = shapes_to_params(STACKED), normal(N, 4)
+  params, x = normals(STACKED), normal(N, 4)
   curvature = kron.curvature(objective(layers), params, x, fisher='exact')
   stats = curvature.value_and_grad(params, x)[2]
   assert stats.sums['layers/w']['A'].shape == (3, 5, 5) and np.all(stats.uses['layers/w']['A'] == N)
@@ -190,7 +191,7 @@ def test_stacked_layers_share_one_factor_array():
 @pytest.mark.parametrize('product', [clipped, scaled_slope])
 def test_functions_with_a_derivative_rule_of_their_own(product):
   """Gradients are the rule's, factors those of the function's own program."""
-  params, x = shapes_to_params(DENSE), normal(N, 4)
+  params, x = normals(DENSE), normal(N, 4)
   loss = lambda p, x, product=product: squared(jnp.tanh(product(p['w'], x) + p['b']) @ p['out'])  # noqa: E731
   plainly = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
@@ -212,7 +213,7 @@ def test_functions_with_a_derivative_rule_of_their_own(product):
 
 
 def test_a_kernel_that_cannot_be_seen_is_refused_and_may_be_explained():
-  params, x = shapes_to_params(DENSE), normal(N, 4)
+  params, x = normals(DENSE), normal(N, 4)
   loss = lambda p, x: squared(jnp.tanh(opaque(p['w'], x) + p['b']) @ p['out'])  # noqa: E731
   with pytest.raises(kron.CurvatureError, match=r"'w' is used by pure_callback at .*test_regions.py:"):
     kron.curvature(loss, params, x, fisher='exact')
@@ -247,7 +248,7 @@ def test_a_loss_with_its_own_gradient_takes_its_curvature_from_the_mark():
     slope = jax.jvp(lambda p: log_psi(p, x), (p,), (dp,))[1]
     return local.mean(), 2 * ((local - local.mean()) * slope).mean()
 
-  params, x = shapes_to_params(DENSE), normal(N, 4)
+  params, x = normals(DENSE), normal(N, 4)
   curvature = kron.curvature(loss, params, x, fisher='exact')
   assert len(curvature.blocks) == 2 and not curvature.gradient_only
   value, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
@@ -267,13 +268,13 @@ def test_a_mark_inside_of_a_function_with_its_own_rule_under_the_empirical_fishe
     lambda primals, tangents: jax.jvp(lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out']), primals, tangents)
   )
   plainly = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
-  params, x = shapes_to_params(DENSE), normal(N, 4)
+  params, x = normals(DENSE), normal(N, 4)
   results = [kron.curvature(f, params, x, fisher='empirical').value_and_grad(params, x) for f in (loss, plainly)]
   jax.tree.map(lambda a, b: close(a, b, 1e-5), *results)
 
 
 def test_a_mark_inside_of_a_branch_is_refused():
-  params, x = shapes_to_params(DENSE), normal(N, 4)
+  params, x = normals(DENSE), normal(N, 4)
   network = lambda p, x: dense(p['w'], p['b'], x) @ p['out']  # noqa: E731
   loss = lambda p, x: jax.lax.cond(x.sum() > 0, lambda: squared(network(p, x)), lambda: squared(network(p, -x)))  # noqa: E731
   with pytest.raises(kron.CurvatureError, match=r'observed inside of a branch at .*test_regions.py'):
@@ -285,7 +286,7 @@ def test_a_mark_inside_of_a_branch_is_refused():
 def test_shard_map(fisher, check_vma):
   """The loss of all shards, inside of a shard_map: factors are those of the whole batch."""
   mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-  params, x = shapes_to_params({**DENSE, 'scale': (4,)}), normal(8, 4)
+  params, x = normals({**DENSE, 'scale': (4,)}), normal(8, 4)
 
   def network(p, x):
     return dense(p['w'], p['b'], x) * p['scale'] @ p['out']

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kronmesh import kron
-from tests.kron.gallery import N, cross_entropy, normal, shapes_to_params, squared, tokens
+from tests.draws import normal, normals
+from tests.kron.gallery import N, cross_entropy, squared, tokens
 from tests.kron.reference import close
 from tests.kron.unrolled import check
 
@@ -50,7 +51,7 @@ def test_reduce_sums_over_the_uses_of_each_example(name):
   the mean input by the kernel's gradient under a constant g.
   """
   network, shapes, x_shape = NETWORKS[name]
-  params, x = shapes_to_params(shapes), normal(N, *x_shape)
+  params, x = normals(shapes), normal(N, *x_shape)
   loss = lambda p, x: squared(network(p, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='empirical', sharing={'w': 'reduce'})
   assert 'reduce' in str(curvature)
@@ -76,7 +77,7 @@ def test_reduce_sums_over_the_uses_of_each_example(name):
 
 
 def test_reduce_of_microbatches_adds_up():
-  params, x = shapes_to_params(SHARED), normal(8, 5, 4)
+  params, x = normals(SHARED), normal(8, 5, 4)
   loss = lambda p, x: squared(sequence(p, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='empirical', sharing='reduce')
   whole = curvature.value_and_grad(params, x)[2]
@@ -85,7 +86,7 @@ def test_reduce_of_microbatches_adds_up():
 
 
 def test_expand_and_reduce_agree_where_nothing_is_shared():
-  params, x = shapes_to_params({'w': (4, 3), 'b': (3,), 'out': (3, 2)}), normal(N, 4)
+  params, x = normals({'w': (4, 3), 'b': (3,), 'out': (3, 2)}), normal(N, 4)
   loss = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
   results = [
     kron.curvature(loss, params, x, fisher='exact', sharing=sharing).value_and_grad(params, x)[2]
@@ -109,7 +110,7 @@ def test_reduce_is_refused_where_it_means_nothing():
 
 
 def test_a_tied_embedding_keeps_a_diagonal_for_its_vocabulary():
-  params = shapes_to_params({'embedding': (11, 4), 'mix': (4, 4)})
+  params = normals({'embedding': (11, 4), 'mix': (4, 4)})
   x = tokens()
   loss = lambda p, x: cross_entropy(jnp.tanh(p['embedding'][x] @ p['mix']) @ p['embedding'].T, x)  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='empirical')
@@ -121,7 +122,7 @@ def test_a_tied_embedding_keeps_a_diagonal_for_its_vocabulary():
 
 def test_two_uses_combine_to_the_product_with_the_same_partial_traces():
   """F = A x G + G' x A' has partial traces that the two factors' product keeps."""
-  params = shapes_to_params({'w': (3, 4), 'out': (3, 2)})
+  params = normals({'w': (3, 4), 'out': (3, 2)})
   x = normal(N, 3)
   loss = lambda p, x: squared(jnp.tanh(x @ p['w']) @ p['w'].T @ p['out'])  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
@@ -138,7 +139,7 @@ def test_two_uses_combine_to_the_product_with_the_same_partial_traces():
 @pytest.mark.parametrize('oversize', ['diagonal', 'blocks'])
 def test_factors_above_the_chosen_size(oversize):
   """Large factors are the diagonal, or the diagonal blocks, of the whole ones; the update solves with them."""
-  params = shapes_to_params({'w': (5, 3), 'b': (3,), 'out': (3, 7)})
+  params = normals({'w': (5, 3), 'b': (3,), 'out': (3, 7)})
   x = normal(8, 5)
   loss = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
   whole = kron.curvature(loss, params, x, fisher='exact')

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from kronmesh import kron
-from tests.kron.gallery import GALLERY, N, normal, squared
+from tests.draws import normal
+from tests.kron.gallery import GALLERY, N, squared
 from tests.kron.reference import close
 
 PARAMS = {'w': jnp.ones((4, 3)), 'b': jnp.ones(3)}

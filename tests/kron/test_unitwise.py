@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from kronmesh import kron
-from tests.kron.gallery import N, normal, shapes_to_params, squared
+from tests.draws import normal, normals
+from tests.kron.gallery import N, squared
 from tests.kron.reference import close
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -75,7 +76,7 @@ def loss_of(network, n_copies, tie=True):
 
 def make(case):
   network, shapes, x_shape, n, layout = CASES[case]
-  params = tuple(shapes_to_params(list(shapes)))
+  params = tuple(normals(list(shapes)))
   params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
   return network, params, normal(N, *x_shape).astype(jnp.float64), n, layout
 

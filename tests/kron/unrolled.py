@@ -14,6 +14,8 @@ import numpy as np
 from jax.extend import core as jex
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from tests.draws import normal
+
 LINEAR = ('dot_general', 'conv_general_dilated', 'gather')
 
 
@@ -54,9 +56,34 @@ class Unrolled:
     for leaf in self.leaves:
       self.ids.append(jnp.arange(start, start + leaf.size, dtype=jnp.float32).reshape(leaf.shape))
       start += leaf.size
-    self.run(self.ids)
-    for use, numbered in zip(self.found, self.uses, strict=True):
-      use['ids'] = np.asarray(jnp.real(numbered['x'][use['position']]), np.float64) if use['linear'] else None
+    numbered = jax.jit(self.kernels)(self.ids)
+    for use, numbers, rows in zip(self.found, numbered, self.jacobians(), strict=True):
+      use['ids'], use['jacobians'] = np.real(np.asarray(numbers)).astype(np.float64), rows
+
+  def kernels(self, leaves):
+    """What takes the kernel's place in every linear use."""
+    self.run(leaves)
+    return [use['x'][use['position']] if use['linear'] else () for use in self.uses]
+
+  def jacobians(self):
+    """Of every linear use's flat result with respect to its flat kernel: at its inputs, and at others."""
+
+    def of(eqn, i, x, w):
+      whole = lambda w: bind(eqn, [*x[:i], w, *x[i:]])[0].reshape(-1)  # noqa: E731
+      mode = jax.jacfwd if w.size < np.prod(eqn.outvars[0].aval.shape) else jax.jacrev
+      return mode(whole, holomorphic=jnp.iscomplexobj(w))(w).reshape(-1, w.size)
+
+    def all_of(inputs):
+      return [[of(u['eqn'], u['position'], x, w) for x, w in own] for u, own in zip(linear, inputs, strict=True)]
+
+    linear = [use for use in self.found if use['linear']]
+    inputs = []
+    for use in linear:
+      x = list(use['x'])
+      w = x.pop(use['position'])
+      inputs.append([(x, w), ([like(v) for v in x], w)])
+    found = iter(jax.jit(all_of)(inputs))
+    return [[np.asarray(j) for j in next(found)] if use['linear'] else () for use in self.found]
 
   def gradients(self):
     """dy of every linear use (of the summed loss), and of every other use the examples' gradients by leaf."""
@@ -193,6 +220,13 @@ class Unrolled:
     return [*carry, *(join(column) for column in zip(*rows, strict=True))]
 
 
+def like(x):
+  """Numbers none of which is zero in place of numbers; places in a table stay."""
+  if not jnp.issubdtype(x.dtype, jnp.inexact):
+    return x
+  return normal(*x.shape, seed=3, dtype=x.dtype)
+
+
 def bind(eqn, xs):
   out = eqn.primitive.bind(*xs, **eqn.primitive.get_bind_params(eqn.params))
   return list(out) if eqn.primitive.multiple_results else [out]
@@ -241,11 +275,8 @@ def kronecker(reference, block, dy, each):
     if not all(int(n) in place for n in numbers):
       continue  # another piece of the parameter
     s, i, o = np.array([place[int(n)] for n in numbers]).T
-    x = [v for j, v in enumerate(use['x']) if j != use['position']]
     whole = jnp.iscomplexobj(w)
-    actual = jacobian(use, x, w)
-    others = [jax.random.normal(jax.random.key(3), v.shape, v.dtype) for v in x if jnp.issubdtype(v.dtype, jnp.inexact)]
-    probe = jacobian(use, others, w) if others else actual
+    actual, probe = use['jacobians']
     entries = [np.flatnonzero(row) for row in probe]
     transposed = any(len(set(o[e])) > 1 for e in entries)
     along, across = (o, i) if transposed else (i, o)
@@ -273,14 +304,6 @@ def kronecker(reference, block, dy, each):
         sums[g_name][slot] += np.outer(gr, gr.conj()).real
     uses[a_name] += max((len(r) for (t, _), r in rows.items() if t == 0), default=0) * (2 if whole else 1)
   return sums, uses
-
-
-def jacobian(use, x, w):
-  """Of the flat result with respect to the flat kernel."""
-  i = use['position']
-  whole = lambda w: bind(use['eqn'], [*x[:i], w, *x[i:]])[0].reshape(-1)  # noqa: E731
-  mode = jax.jacfwd if w.size < np.prod(use['shape']) else jax.jacrev
-  return np.asarray(jax.jit(mode(whole, holomorphic=jnp.iscomplexobj(w)))(w)).reshape(-1, w.size)
 
 
 def unit(reference, block, each):
