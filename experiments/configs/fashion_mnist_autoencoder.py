@@ -4,8 +4,8 @@
   python scripts/compare.py --config=experiments/configs/fashion_mnist_autoencoder.py:small --trials=4
 
 Presets behind a colon: `full` (meant for a GPU: on two cores a step takes a second), `small` (a narrower network, minutes
-on two cores), `whole` and `whole_small` (full batches of 60,000). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
---config.data.source.
+on two cores), `whole` and `whole_small` (full batches of 60,000). Needs Debian's dataset-fashion-mnist, or its IDX files in
+a folder named by --config.data.source.
 """
 
 from ml_collections import ConfigDict
