@@ -32,6 +32,7 @@ class Block(NamedTuple):
   sampled_diagonal: bool = False  # its statistic is a squared sum of gradients, for want of a site
   partial: bool = False  # it does not hold every entry of its parameters
   flops: int = 0  # of the statistics of the batch that was read
+  whole_batch: bool = False  # its statistics cannot be told apart by shard, and are of the whole batch
 
   def signature(self) -> tuple:
     factors = tuple((name, f.rows, f.n) for name, f in self.operator.factors.items())
@@ -43,7 +44,7 @@ class Plan(NamedTuple):
 
   blocks: in the order of the parameters.
   taps: where the probes go.
-  probes: shapes, by block and statistic.
+  probes: shapes, by block and statistic; they lead with `loops`, the lengths of the loops that slice the block.
   gradient_only: the parameters without a block, each with the reason.
   regularised: the parameters that have a block and a term of their own in the loss.
   aux_tree: the structure of the loss's auxiliary output, if any.
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
   blocks: tuple[Block, ...]
   taps: Taps
   probes: dict[str, dict[str, tuple[int, ...]]]
+  loops: dict[str, tuple[int, ...]]
   gradient_only: dict[str, str]
   regularised: tuple[str, ...]
   aux_tree: Any = None
@@ -110,7 +112,7 @@ def plan_blocks(
   for group in uses:
     if group[0].site.key not in joined:
       pieces = [name for name in found if name.split('[')[0] == names[group[0].layout.params[0]]]
-      block, taps = _block(group, names, shapes, options, len(pieces))
+      block, taps = _block(group, names, shapes, options, len(pieces), observations)
       found[block.name] = block, taps
   blocks = {name: block for name, (block, _) in found.items()}
   by_key: dict[int, list[Tap]] = {}
@@ -147,12 +149,14 @@ def plan_blocks(
   order = {name: i for i, name in enumerate(names)}
   ordered = tuple(sorted(blocks.values(), key=lambda b: (order[b.params[0]], b.name)))
   regularised = tuple(n for i, n in enumerate(names) if i in survey.regularisers and n in owned)
-  probes = {}
+  probes, loops = {}, {}
   for name, (block, taps) in found.items():
-    stack = (taps[0].lifted or taps[0].site).weight.stack
+    loops[name] = (taps[0].lifted or taps[0].site).weight.stack
+    # The rows that *reduce* keeps are split at the end; counts are of all shards.
+    lead = options.split.lead if block.operator.reduced is None else ()
     shapes_of = block.operator.probes().items()
-    probes[name] = {k: (*stack, *shape) for k, shape in shapes_of}
-  return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, gradient_only, regularised)
+    probes[name] = {k: (*loops[name], *(lead if shape else ()), *shape) for k, shape in shapes_of}
+  return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, loops, gradient_only, regularised)
 
 
 def _without_examples(site: Site, observations: int | None) -> str | None:
@@ -179,6 +183,8 @@ def _uses(
 
   for site in sorted(sites, key=order):
     shift, axes = shifts.get(site.key, (None, ())) if site.kind != 'gain' else (None, ())
+    if shift is not None and shift.weight.params[0] < 0:
+      shift = None  # the product of a kernel and a constant, which has a block of its own
     linear = site if site.kind == 'linear' else survey.lifted.get(site.weight.params[0])
     shift_layout = None
     if linear is not None:
@@ -266,7 +272,12 @@ def _entries(layout: Arrangement, param: int, shapes: Sequence[tuple[int, ...]])
 
 
 def _block(
-  group: list[Use], names: Sequence[str], shapes: Sequence[tuple[int, ...]], options: Options, pieces: int
+  group: list[Use],
+  names: Sequence[str],
+  shapes: Sequence[tuple[int, ...]],
+  options: Options,
+  pieces: int,
+  observations: int | None,
 ) -> tuple[Block, list[Tap]]:
   first = group[0]
   layout, linear = first.layout, first.linear
@@ -290,9 +301,29 @@ def _block(
   covered = math.prod(layout.shape) + (0 if shift is None else math.prod(shift.shift_layout.shape))
   partial = weight.unique and covered < sum(math.prod(size) for size in sizes)
   name = own_names[0] + (f'[{pieces}]' if pieces else '')
-  block = Block(name, own_names, operator, dtype, partial=partial, flops=cost)
   lifted = lambda u: None if u.linear is u.site else u.linear  # noqa: E731
-  return block, [Tap(name, u.site, operator, u.shift is not None, u.transposed, lifted(u)) for u in group]
+  taps = [Tap(name, u.site, operator, u.shift is not None, u.transposed, lifted(u), options.split) for u in group]
+  taps = [tap._replace(splits=_splits(tap, observations)) for tap in taps]
+  whole_batch = not options.split.trivial and not all(tap.splits for tap in taps)
+  cost = cost if whole_batch else int(cost * options.split.part)
+  block = Block(name, own_names, operator, dtype, partial=partial, flops=cost, whole_batch=whole_batch)
+  return block, taps
+
+
+def _splits(tap: Tap, observations: int | None) -> bool:
+  """Whether a site's rows lead with examples that divide into shards."""
+  site = tap.site
+  if tap.operator.reduced is not None:
+    return tap.split.fits(tap.operator.reduced)
+  if site.sharded or (site.linear is not None and site.linear.examples is None):
+    return False
+  if tap.lifted is not None:
+    return False
+  axis = site.linear.examples[1] if site.linear is not None else 0
+  shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
+  length = shape[axis]
+  led = not observations or length % observations == 0
+  return led and tap.split.fits(length)
 
 
 def _unit_name(site: Site) -> str:

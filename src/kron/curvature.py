@@ -17,11 +17,12 @@ from .evaluate import NOTHING, evaluate
 from .fishers import exact, of_the_sum, prepared, random_key, weighted
 from .operators.factor import accurate
 from .options import Options
+from .parts import WHOLE, Split
 from .probes import BASIS, DUE, due_probes, moment_probes, where_due
 from .products import Outputs, Products, information_product, make_products, rank_one_product
 from .program import Op, Program, has_mark, trace
 from .regions import observation_marks
-from .statistics import Statistics
+from .statistics import COUNTS, Statistics
 from .survey import survey
 from .table import table
 
@@ -41,6 +42,8 @@ def curvature(
   max_factor: int = 8192,
   oversize: str = 'diagonal',
   operators: Mapping[str, Callable] | None = None,
+  shards: int = 1,
+  part: float = 1.0,
 ) -> Curvature:
   """Reads a loss and finds where each of its parameters meets data.
 
@@ -65,6 +68,9 @@ def curvature(
     oversize: what larger ones become: 'diagonal', or 'blocks' of at most that size along the diagonal.
     operators: for a function with a derivative rule of its own (or a primitive) whose inside is not understood, by its
       name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
+    shards: into how many parts a mesh divides the batch. Statistics then lead with an axis of that length, one sum for
+      each shard, which `kfac(..., placement=)` adds up at the owners of the factors.
+    part: the share of each shard's examples from which statistics are taken, the first of each.
 
   Returns:
     A `Curvature`; print it to see what is covered.
@@ -74,7 +80,8 @@ def curvature(
   """
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
-  options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize)
+  split = Split(shards, part)
+  options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, split)
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 
 
@@ -208,16 +215,16 @@ class Curvature:
       outputs, marks = evaluate(program, plan.taps, [*leaves, *data], probes)
       return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
 
-    dtypes = {b.name: b.dtype for b in plan.blocks}
+    dtypes, split = {b.name: b.dtype for b in plan.blocks}, self._options.split
     probes = {
       name: {k: jnp.zeros(shape, jnp.float32 if k.startswith('uses') else dtypes[name]) for k, shape in shapes.items()}
       for name, shapes in plan.probes.items()
     }
     for b in plan.blocks:
       if b.name in (basis or {}):
-        probes[b.name] |= moment_probes(b, plan.probes[b.name]['A'], basis[b.name])
+        probes[b.name] |= moment_probes(b, plan.loops[b.name], split.lead, basis[b.name])
       if b.name in due and b.name in probes:
-        probes[b.name] |= due_probes(b, plan.probes[b.name], due[b.name])
+        probes[b.name] |= due_probes(b, plan.probes[b.name], plan.loops[b.name], due[b.name])
     (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
     likelihoods = [mark.params['likelihood'] for mark in marks]
     weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
@@ -231,11 +238,12 @@ class Curvature:
       result = {}
       for b in plan.blocks:
         if b.sampled_diagonal:
-          result[b.name] = {'F': (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)}
+          squares = (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)
+          result[b.name] = split.of_all({'F': squares})
         else:
           own = {k: s for k, s in sums[b.name].items() if not k.startswith((BASIS, DUE))}
-          flat = {k: s if k.startswith('uses') else s.reshape(-1, *s.shape[-2:]) for k, s in own.items()}
-          finish = functools.partial(b.operator.finish, flat, (basis or {}).get(b.name))
+          flat = {k: s if k.startswith(COUNTS) else _by_slot(s, plan, b, split) for k, s in own.items()}
+          finish = functools.partial(_finish, b, flat, (basis or {}).get(b.name), split)
           flags = {DUE + f: flag for f, flag in due.get(b.name, {}).items()} if b.operator.reduced else {}
           result[b.name] = where_due(flags, finish)
       return result
@@ -255,7 +263,8 @@ class Curvature:
       key = random_key(key, args, otherwise=0)
       marked = list(zip(likelihoods, outputs, observed, strict=True))
       sums = exact(statistics_from, marked, weights, key)
-    examples = jnp.asarray(count, jnp.promote_types(loss.dtype, jnp.float32))
+    seen = self._count(params, args, outputs, weights, likelihoods, split)
+    examples = jnp.asarray(seen, jnp.promote_types(loss.dtype, jnp.float32))
     stats = Statistics.of(sums, examples)
     value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
     return value, jax.tree.unflatten(treedef, grads), stats
@@ -293,24 +302,48 @@ class Curvature:
       z, likelihood = marks[0].outputs[0], marks[0].params['likelihood']
       examples = z.shape[0] if len(z.shape) > likelihood.event_ndims else None
     from_loss = self.fisher == 'empirical'
+    self._options.split.check(examples)
     found = survey(program, len(names), from_loss, examples)
     plan = plan_blocks(program, found, names, sizes, self._options, from_loss, examples)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
 
-  def _count(self, params, args, outputs, weights, likelihoods) -> Any:
+  def _count(self, params, args, outputs, weights, likelihoods, split: Split = WHOLE) -> Any:
+    """The number of observations, or of those among them that statistics are taken of."""
     if callable(self._examples):
-      return self._examples(params, *args)
+      return self._examples(params, *args) * split.part
     if self._examples is not None:
-      return self._examples
+      return self._examples * split.part
+    kept = lambda w: w.sum() if split.part == 1 else split.cut(w, 0).sum()  # noqa: E731
     counts = [
-      weight[0].sum() if weight else math.prod(z.shape[: z.ndim - p.event_ndims])
+      kept(weight[0]) if weight else round(math.prod(z.shape[: z.ndim - p.event_ndims]) * split.part)
       for z, weight, p in zip(outputs, weights, likelihoods, strict=True)
     ]
     plain = {c for c in counts if isinstance(c, int)}
     if len(plain) > 1:
       raise CurvatureError(f'the marks count different numbers of observations ({sorted(plain)}); pass examples=')
     return counts[0]
+
+
+def _by_slot(s: Array, plan: Plan, block: Block, split: Split) -> Array:
+  """A probe's cotangent with its loops among the slots, behind the axis of shards."""
+  lead = split.lead if block.operator.reduced is None else ()
+  s = jnp.moveaxis(s, len(plan.loops[block.name]), 0) if lead else s
+  return s.reshape(*lead, -1, *s.shape[-2:])
+
+
+def _finish(block: Block, sums: Mapping[str, Array], basis: Any, split: Split) -> dict[str, Array]:
+  operator = block.operator
+  if operator.reduced is None or split.trivial:
+    return operator.finish(sums, basis)
+  if block.whole_batch:
+    return split.of_all(operator.finish(sums, basis))
+  rows = [k for k in sums if not k.startswith(COUNTS)]
+  counts = {k: s for k, s in sums.items() if k.startswith(COUNTS)}
+  kept = operator._replace(reduced=int(operator.reduced // split.shards * split.part))
+  own = {k: s * kept.reduced / operator.reduced for k, s in counts.items()}
+  finish = lambda *parts: kept.finish({**dict(zip(rows, parts, strict=True)), **own}, basis)  # noqa: E731
+  return split.of_each(finish, [sums[k] for k in rows], [1] * len(rows))
 
 
 def _known(fisher: str) -> str:

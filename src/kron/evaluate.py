@@ -20,6 +20,7 @@ from jaxtyping import Array
 from .operators import Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
 from .operators.unit import by_example
+from .parts import Split
 from .probes import Basis, Probes, basis_of, cotangent, where_due
 from .program import Op, Program, Ref, bind, has_mark, observe_p, vary, varying
 from .regions import rematerialise, scan_split, shard
@@ -32,6 +33,7 @@ class Tap(NamedTuple):
   bias: whether the block's bias is added here.
   transposed: whether the site uses the block's matrix transposed.
   lifted: where the kernel met a constant before, whose product meets examples here.
+  split: into shards; `splits`: whether this site can tell them apart.
   """
 
   block: str
@@ -40,6 +42,8 @@ class Tap(NamedTuple):
   bias: bool = False
   transposed: bool = False
   lifted: Site | None = None
+  split: Split = Split()
+  splits: bool = True
 
 
 class Taps(NamedTuple):
@@ -295,7 +299,7 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, know
     found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
       probe = probes[tap.block]
-      of_site = functools.partial(_statistics, op, tap, values, slopes, dy, c, basis_of(probe))
+      of_site = functools.partial(_of_site, op, tap, values, slopes, dy, c, basis_of(probe))
       found.setdefault(tap.block, []).append(where_due(probe, of_site))
     sums = {name: cotangent(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
@@ -316,7 +320,7 @@ def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array
 
   def backward(residuals, dy):
     probe, known = residuals
-    found = where_due(probe, lambda: _of_copies(tap, dy, known, basis_of(probe)))
+    found = where_due(probe, lambda: _of_all(tap, _of_copies(tap, dy, known, basis_of(probe))))
     return dy, cotangent(probe, [found]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
@@ -329,7 +333,7 @@ def _of_copies(tap: Tap, slope: Array, known: _Known, basis: Basis | None) -> di
   """Statistics from the gradient of each example's copy of a weight."""
   u = _of_examples(tap, slope, known.coefficient)
   if tap.lifted is None:
-    return tap.operator.statistics([u])
+    return _of_gradients(tap, [u])
   # Each example's use of the product is a use of the kernel, with the constant for its input.
   site, examples = tap.lifted, u.shape[0]
   shape = site.op.outputs[0].shape
@@ -348,8 +352,23 @@ def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
   return by_example(slope.real, tap.site.weight.axes)
 
 
+def _of_gradients(tap: Tap, gradients: list[Array]) -> dict[str, Array]:
+  """Statistics from the gradients of each example, (b, c) each."""
+  if tap.split.trivial or not tap.splits:
+    return tap.operator.statistics(gradients)
+  return tap.split.of_each(lambda *g: tap.operator.statistics(list(g)), gradients, [0] * len(gradients))
+
+
+def _of_all(tap: Tap, sums: dict[str, Array]) -> dict[str, Array]:
+  return sums if tap.splits or tap.operator.reduced is not None else tap.split.of_all(sums)
+
+
+def _of_site(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known, basis: Basis | None) -> dict[str, Array]:
+  """What one site adds to the statistics of its block, shard by shard."""
+  return _of_all(tap, _statistics(op, tap, values, slopes, dy, known, basis))
+
+
 def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known, basis: Basis | None) -> dict[str, Array]:
-  """What one site adds to the statistics of its block."""
   site, coefficient = tap.site, known.coefficient
   if site.kind == 'entrywise' and tap.lifted is not None:
     return _of_copies(tap, slopes[site.position], known, basis)
@@ -357,16 +376,19 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: _Known, basi
     gradients = [_of_examples(tap, slopes[site.position], coefficient)]
     if len(tap.operator.layouts) == 2:
       gradients.append(by_example(accurate(dy), site.weight.axes) if tap.bias else jnp.zeros_like(gradients[0]))
-    return tap.operator.statistics(gradients)
+    return _of_gradients(tap, gradients)
   if site.kind == 'gain':
-    return tap.operator.statistics([_of_gain(op, site, values, dy, coefficient)])
+    return _of_gradients(tap, [_of_gain(op, site, values, dy, coefficient)])
   side = Side(site.weight.scale)
   if coefficient is not None:
     matrix = site.linear.matrix(coefficient)
     along_rows = site.weight.varies <= set(site.linear.row_axes)  # a scale of all is the rows', as the bias has none
     side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
-  return tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed, basis)
+  of_rows = lambda x, dy: tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed, basis)  # noqa: E731
+  if tap.split.trivial or not tap.splits or tap.operator.reduced is not None:
+    return of_rows(x, dy)
+  return tap.split.of_each(of_rows, [x, dy], site.linear.examples)
 
 
 def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .errors import CurvatureError
 from .operators import APPROXIMATIONS, SHARING
+from .parts import Split
 
 FALLBACKS = ('gradient', 'diagonal')
 OVERSIZE = ('diagonal', 'blocks')
@@ -21,6 +22,7 @@ class Options(NamedTuple):
   approximation: Mapping[str, str]
   max_factor: int
   oversize: str
+  split: Split = Split()
 
   def check(self, names: Sequence[str]) -> None:
     """Raises CurvatureError for a choice that is unknown or meets no parameter."""

@@ -23,16 +23,22 @@ BASIS = 'basis '
 DUE = 'due '  # a probe of this name and a factor's: 0 where the factor's statistics are not wanted
 
 
-def moment_probes(block: Block, probe: tuple[int, ...], basis: Mapping[str, Array]) -> dict[str, Array]:
-  """For second moments in a basis: their probe, and the basis laid out by the loops that slice the block as A's is."""
-  loops = probe[:-3]
+def moment_probes(
+  block: Block, loops: tuple[int, ...], lead: tuple[int, ...], basis: Mapping[str, Array]
+) -> dict[str, Array]:
+  """For second moments in a basis: their probe, and the basis laid out by the loops that slice the block as A's is.
+
+  lead: the axis of shards, if there is one.
+  """
   found = {BASIS + k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}
   if block.operator.reduced is None:
-    found['S'] = jnp.zeros((*loops, *block.operator.moments), block.dtype)
+    found['S'] = jnp.zeros((*loops, *lead, *block.operator.moments), block.dtype)
   return found
 
 
-def due_probes(block: Block, probes: Mapping[str, tuple], due: Mapping[str, Array]) -> dict[str, Array]:
+def due_probes(
+  block: Block, probes: Mapping[str, tuple], loops: tuple[int, ...], due: Mapping[str, Array]
+) -> dict[str, Array]:
   """For each statistic a flag, one for each iteration of the loops that slice the block.
 
   The uses of a transposed kernel make both factors, so all its statistics are due together; rows that are still to be
@@ -40,11 +46,11 @@ def due_probes(block: Block, probes: Mapping[str, tuple], due: Mapping[str, Arra
   """
   if block.operator.reduced is not None:
     return {}
-  own = {k: shape for k, shape in probes.items() if not k.startswith('uses')}
+  own = [k for k in probes if not k.startswith('uses')]
   if block.operator.transposed:
     together = functools.reduce(jnp.logical_or, due.values())
     due = dict.fromkeys(own, together)
-  return {DUE + k: jnp.full(shape[:-3], due[k], jnp.float32) for k, shape in own.items()}
+  return {DUE + k: jnp.full(loops, due[k], jnp.float32) for k in own}
 
 
 def basis_of(probe: dict[str, Array]) -> Basis | None:

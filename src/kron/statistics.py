@@ -13,6 +13,7 @@ class Statistics(NamedTuple):
   """What one batch says of the curvature. Sums: microbatches and shards add.
 
   sums: block -> statistic -> sum of outer products, (slots, n, n). A and G, of a kernel also used transposed A' and G'.
+    With `curvature(shards=)` they lead with an axis of shards, each with the sum of its own examples.
   uses: block -> over how many rows the statistics of its inputs, A and A', sum for each slot: a number, or one for each
     iteration of the loops that slice a kernel.
   examples: how many observations there were; 0 means that no statistics were taken.
@@ -22,29 +23,38 @@ class Statistics(NamedTuple):
   uses: dict[str, dict[str, Float[Array, '']]]
   examples: Float[Array, '']
 
+  @property
+  def by_shard(self) -> bool:
+    """Whether the sums lead with an axis of shards."""
+    return any(s.ndim == 4 for parts in self.sums.values() for s in parts.values())
+
   @classmethod
   def of(cls, parts: dict[str, dict[str, Array]], examples: Array) -> Statistics:
     """From what the probes returned."""
-    sums = {b: {k: s for k, s in p.items() if not k.startswith(_USES)} for b, p in parts.items()}
-    uses = {b: {k.removeprefix(_USES): s for k, s in p.items() if k.startswith(_USES)} for b, p in parts.items()}
+    sums = {b: {k: s for k, s in p.items() if not k.startswith(COUNTS)} for b, p in parts.items()}
+    uses = {b: {k.removeprefix(COUNTS): s for k, s in p.items() if k.startswith(COUNTS)} for b, p in parts.items()}
     return cls(sums, uses, examples)
 
   def means(self, block: str) -> dict[str, Float[Array, 'slots n n']]:
     """The statistics of a block as means: those of inputs over the uses, those of gradients over the observations."""
-    means = {}
+    return {k: s.sum(0) if s.ndim == 4 else s for k, s in self.shares(block).items()}
+
+  def shares(self, block: str) -> dict[str, Float[Array, '*shards slots n n']]:
+    """What each shard adds to the means."""
+    shares = {}
     for name, s in self.sums[block].items():
       count = self.uses[block].get(name, self.examples)
-      count = jnp.repeat(count.reshape(-1), s.shape[0] // count.size)[:, None, None]
-      means[name] = s / jnp.where(count > 0, count, 1).astype(s.dtype)
-    return means
+      count = jnp.repeat(count.reshape(-1), s.shape[-3] // count.size)[:, None, None]
+      shares[name] = s / jnp.where(count > 0, count, 1).astype(s.dtype)
+    return shares
 
 
-_USES = 'uses '
+COUNTS = 'uses '  # what the names of counts begin with
 
 
 def degree(statistic: str) -> int:
   """How a statistic grows with the loss's gradient: 0 for those of inputs and counts, 2 for the others."""
-  return 0 if statistic.startswith((_USES, 'A')) else 2
+  return 0 if statistic.startswith((COUNTS, 'A')) else 2
 
 
 def accumulate(*statistics: Statistics) -> Statistics:

@@ -49,6 +49,8 @@ def _operator(block: Block) -> str:
     notes.append('diagonal' if block.operator.diagonal else 'unit-wise')
   if block.operator.reduced is not None:
     notes.append('reduce')
+  if block.whole_batch:
+    notes.append('of the whole batch')
   return block.operator.name + (f' ({", ".join(notes)})' if notes else '')
 
 

@@ -72,6 +72,10 @@ class Conv(NamedTuple):
     return kernel_matrix(self, kernel)
 
   @property
+  def examples(self) -> tuple[int, int]:
+    return self.input_spec[0], self.output_spec[0]
+
+  @property
   def row_axes(self) -> tuple[int, ...]:
     return tuple(a - (a > self.kernel_axes[0][0]) for a in self.kernel_axes[1])
 

@@ -72,6 +72,11 @@ class Dense(NamedTuple):
     return kernel_matrix(self, kernel)
 
   @property
+  def examples(self) -> tuple[int, int] | None:
+    """The axes of x and y that count examples (with, perhaps, their uses), if there are any."""
+    return (self.input_axes[1][0], self.output_axes[1][0]) if self.input_axes[1] else None
+
+  @property
   def row_axes(self) -> tuple[int, ...]:
     """The kernel's axes along which its rows may be scaled; `column_axes`: along which its columns may."""
     return self.kernel_axes[0] + self.kernel_axes[1]

@@ -68,6 +68,11 @@ class Embedding(NamedTuple):
     return kernel_matrix(self, kernel)
 
   @property
+  def examples(self) -> tuple[int, int] | None:
+    uses = len(self.output_axes) - len(self.features)
+    return (0, self.output_axes[0]) if uses else None
+
+  @property
   def row_axes(self) -> tuple[int, ...]:
     return ()  # counts know no scale
 

@@ -1,0 +1,85 @@
+"""Statistics of parts of the batch: one sum for each shard, so that a mesh need not add up whole factors everywhere.
+
+Rows that lead with examples are reshaped to (shards, rows of a shard, ...). Where the batch is sharded in the same way that
+moves nothing, and each device keeps the sum of its own examples until a `Placement` adds the sums up at their owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .errors import CurvatureError
+from .statistics import COUNTS, degree
+
+
+class Split(NamedTuple):
+  """`shards` equal parts of the batch, of each the first `part` of its examples."""
+
+  shards: int = 1
+  part: float = 1.0
+
+  @property
+  def trivial(self) -> bool:
+    return self == Split()
+
+  @property
+  def lead(self) -> tuple[int, ...]:
+    """The axis that statistics lead with: none for a single shard."""
+    return (self.shards,) if self.shards > 1 else ()
+
+  def check(self, examples: int | None) -> None:
+    """Raises CurvatureError if so many examples do not divide."""
+    if self.shards < 1 or not 0 < self.part <= 1:
+      raise CurvatureError(f'shards={self.shards}, part={self.part}: at least one shard, and a part in (0, 1]')
+    if self.trivial:
+      return
+    if examples is None:
+      raise CurvatureError(
+        f'shards={self.shards}, part={self.part}: the observations have no axis that counts examples'
+      )
+    if examples % self.shards:
+      raise CurvatureError(
+        f'shards={self.shards}: {examples} examples do not divide by that; change the batch or the mesh'
+      )
+    if not self.fits(examples):
+      each = examples // self.shards
+      raise CurvatureError(f'part={self.part} of the {each} examples of a shard is no whole number; change one')
+
+  def fits(self, length: int) -> bool:
+    """Whether an axis of this length has such parts."""
+    kept = length / self.shards * self.part
+    return length % self.shards == 0 and kept == int(kept) >= 1
+
+  def cut(self, x: Array, axis: int) -> Array:
+    """(..., b, ...) as (shards, ..., kept, ...)."""
+    shape = (*x.shape[:axis], self.shards, x.shape[axis] // self.shards, *x.shape[axis + 1 :])
+    kept = int(shape[axis + 1] * self.part)
+    x = jax.lax.slice_in_dim(x.reshape(shape), 0, kept, axis=axis + 1)
+    return jnp.moveaxis(x, axis, 0)
+
+  def of_each(
+    self, statistics: Callable[..., dict[str, Array]], arrays: Sequence[Array], axes: Sequence[int]
+  ) -> dict[str, Array]:
+    """The statistics of each shard from arrays that have examples along these axes; counts are summed."""
+    parts = [self.cut(x, axis) for x, axis in zip(arrays, axes, strict=True)]
+    found = jax.vmap(statistics)(*parts)
+    summed = {k: s.sum(0) if k.startswith(COUNTS) else s for k, s in found.items()}
+    return summed if self.lead else {k: s if k.startswith(COUNTS) else s[0] for k, s in summed.items()}
+
+  def of_all(self, sums: Mapping[str, Array]) -> dict[str, Array]:
+    """Statistics that cannot be told apart by shard, as if every shard had the same; those of gradients for the part."""
+    result = {}
+    for k, s in sums.items():
+      if not k.startswith(COUNTS):
+        share = (self.part if degree(k) else 1.0) / self.shards
+        s = jnp.broadcast_to(s * jnp.asarray(share, s.dtype), (*self.lead, *s.shape))
+      result[k] = s
+    return result
+
+
+WHOLE = Split()
