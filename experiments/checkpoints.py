@@ -29,7 +29,11 @@ def open_checkpoints(workdir: Path, keep: int | None = None) -> ocp.CheckpointMa
 def _logical(run: Run, state: TrainState) -> TrainState:
   """As a checkpoint holds it: factors by parameter, keys as numbers."""
   state = state._replace(key=jax.random.key_data(state.key))
-  return state if run.curvature is None else state._replace(opt_state=kron.to_logical(state.opt_state, run.curvature))
+  return (
+    state
+    if run.curvature is None
+    else state._replace(opt_state=kron.to_logical(state.opt_state, run.curvature, run.placement))
+  )
 
 
 def save(run: Run, checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
@@ -52,10 +56,12 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> TrainState:
     args=ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)),
   )
 
+  like = jax.eval_shape(lambda: run.init(0)).opt_state
+
   def physical(found: TrainState) -> TrainState:
     found = found._replace(key=jax.random.wrap_key_data(found.key))
     if run.curvature is None:
       return found
-    return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, run.placement.owners))
+    return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, like, run.placement))
 
   return jax.jit(physical, out_shardings=run.shardings)(found)

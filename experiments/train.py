@@ -90,7 +90,9 @@ def build(config: Any) -> Run:
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
     seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], image)
-    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True)
+    curvature = kron.curvature(
+      task.loss, params, variables, seen, fisher=fisher, has_aux=True, shards=parallel.batch_shards(mesh)
+    )
   placement = parallel.Placement(mesh)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
@@ -108,7 +110,7 @@ def build(config: Any) -> Run:
     step=replicated,
     params=param_shardings,
     model_state=jax.tree.map(lambda _: replicated, like.model_state),
-    opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, stacks=placement.spec),
+    opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, placement=placement),
     key=replicated,
     mixed=jax.tree.map(lambda _: batch_sharding, like.mixed),
   )

@@ -1,10 +1,10 @@
 """Second-order optimisation as functions: curvature of a loss, and optax transformations that use it."""
 
 from . import observe
-from .averages import Local, Placement
 from .blocks import param_names
 from .control import AdaptDampingState, QuadraticStepState, adapt_damping, adaptive_kfac, quadratic_step
 from .curvature import Curvature, curvature
+from .dealing import Deal, lay_out, least, load
 from .eigenbasis import Eigenbasis, basis
 from .ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
 from .errors import CurvatureError
@@ -20,6 +20,7 @@ from .newton import (
   scale_by_curvature,
 )
 from .operators import SHARING
+from .placing import Local, Placement
 from .precondition import ScaleByKfacState, factors, find_state, scale_by_kfac
 from .products import Products
 from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
@@ -31,6 +32,7 @@ __all__ = [
   'ClipByKlState',
   'Curvature',
   'CurvatureError',
+  'Deal',
   'Eigenbasis',
   'Local',
   'Placement',
@@ -59,6 +61,9 @@ __all__ = [
   'intervals',
   'kfac',
   'kfac_adam',
+  'lay_out',
+  'least',
+  'load',
   'natural_gradient',
   'newton',
   'observe',

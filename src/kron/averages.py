@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .blocks import Block
+from .placing import Placement
 from .stacks import Layout
 from .statistics import Statistics
-
-
-class Placement(Protocol):
-  """The seam through which stacks are spread over a mesh (`kronmesh.parallel.Placement`).
-
-  owners: leading length of the stacks.
-  over_stacks: makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner, its
-    results on every device.
-  replicate: the same values on every device.
-
-  An object rather than several arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
-  """
-
-  owners: int
-
-  def over_stacks(self, fn: Callable) -> Callable: ...
-
-  def replicate(self, values: Any) -> Any: ...
-
-
-class Local(NamedTuple):
-  """The placement of a program that knows of no mesh."""
-
-  owners: int = 1
-
-  def over_stacks(self, fn: Callable) -> Callable:
-    return fn
-
-  def replicate(self, values: Any) -> Any:
-    return values
 
 
 class Averages(NamedTuple):
@@ -51,15 +22,15 @@ class Averages(NamedTuple):
   rejected_statistics: how many matrices were dropped so far for not being finite.
   """
 
-  factors: dict[str, Float[Array, 'o s n n']]
+  factors: dict[str, Float[Array, 'o s r n']]
   weights: dict[str, Float[Array, 'o s']]
   rejected_statistics: Int[Array, '']
 
   @classmethod
   def of_nothing(cls, layout: Layout) -> Averages:
     return cls(
-      factors={s: jnp.zeros(shape, layout.dtypes[s]) for s, shape in layout.shapes.items()},
-      weights={s: jnp.zeros(shape[:2], layout.dtypes[s]) for s, shape in layout.shapes.items()},
+      factors=layout.zeros(),
+      weights={name: jnp.zeros(s.shape[:2], s.dtype) for name, s in layout.stacks.items()},
       rejected_statistics=jnp.zeros((), jnp.int32),
     )
 
@@ -67,9 +38,9 @@ class Averages(NamedTuple):
     self, stats: Statistics, layout: Layout, blocks: Sequence[Block], decay: Any, placement: Placement
   ) -> Averages:
     """Takes the batch's means in, but for matrices that are not finite."""
-    return self.add_means(batch_means(stats, layout, blocks, placement), stats.examples > 0, decay)
+    return self.add_means(batch_means(stats, layout, blocks, placement), stats.examples > 0, decay, layout)
 
-  def add_means(self, new: dict[str, Float[Array, 'o s n n']], due: Any, decay: Any) -> Averages:
+  def add_means(self, new: dict[str, Float[Array, 'o s r n']], due: Any, decay: Any, layout: Layout) -> Averages:
     """Takes means in where they are due and finite.
 
     Args:
@@ -78,17 +49,19 @@ class Averages(NamedTuple):
     by_stack = lambda x, stack: x[stack] if isinstance(x, dict) else x  # noqa: E731
     factors, weights, rejected = {}, {}, self.rejected_statistics
     for stack, x in new.items():
-      finite, wanted = jnp.isfinite(x).all((-1, -2)), by_stack(due, stack)
+      own = layout.stacks[stack]
+      finite, wanted = own.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, stack)
       take = finite & wanted
       rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, stack), x.dtype), take.shape)
       old = self.factors[stack]
       mixed = rate[..., None, None] * old + (1 - rate)[..., None, None] * x
       factors[stack] = jnp.where(take[..., None, None], mixed, old)
       weights[stack] = jnp.where(take, rate * self.weights[stack] + (1 - rate), self.weights[stack])
-      rejected = rejected + (~finite & wanted).sum(dtype=jnp.int32)
+      dropped = ~finite & wanted
+      rejected = rejected + (dropped[0] if own.split else dropped).sum(dtype=jnp.int32)
     return Averages(factors, weights, rejected)
 
-  def means(self) -> dict[str, Float[Array, 'o s n n']]:
+  def means(self) -> dict[str, Float[Array, 'o s r n']]:
     """The factors without the bias towards their start at zero."""
     return {
       stack: x / jnp.where(self.weights[stack] > 0, self.weights[stack], 1)[..., None, None]
@@ -98,14 +71,10 @@ class Averages(NamedTuple):
 
 def batch_means(
   stats: Statistics, layout: Layout, blocks: Sequence[Block], placement: Placement
-) -> dict[str, Float[Array, 'o s n n']]:
+) -> dict[str, Float[Array, 'o s r n']]:
   """The factors of one batch, in stacks."""
+  if stats.by_shard:
+    shares = {block.name: block.operator.combine(stats.shares(block.name)) for block in blocks}
+    return placement.collect(shares, layout)
   means = {block.name: block.operator.combine(stats.means(block.name)) for block in blocks}
   return layout.gather(placement.replicate(means))
-
-
-def identities(layout: Layout) -> dict[str, Float[Array, 'o s n n']]:
-  """A stack of identities for each size."""
-  return {
-    s: jnp.broadcast_to(jnp.eye(n, dtype=layout.dtypes[s]), (o, k, n, n)) for s, (o, k, n, _) in layout.shapes.items()
-  }

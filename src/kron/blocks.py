@@ -65,6 +65,11 @@ def param_names(params: Any) -> list[str]:
   return [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
 
 
+def key_of(block: str) -> str:
+  """A block's name as checkpoints write it."""
+  return block.replace('/', '.')
+
+
 def plan_blocks(
   program: Program,
   survey: Survey,

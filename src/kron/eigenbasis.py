@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .averages import Averages, Placement, identities
+from .averages import Averages
 from .blocks import Block
 from .curvature import Curvature
+from .dealing import Deal, lay_out
 from .operators import Kronecker
+from .placing import Placement
 from .precondition import find_state
-from .stacks import Layout, lay_out
+from .stacks import Layout
 
 Vectors = dict[str, Float[Array, 'slots n n']]  # by factor
 
@@ -37,12 +39,13 @@ class Eigenbasis(NamedTuple):
   @classmethod
   def of_nothing(cls, layout: Layout) -> Eigenbasis:
     zero = jnp.zeros((), jnp.int32)
-    return cls(zero, Averages.of_nothing(layout), identities(layout), zero)
+    return cls(zero, Averages.of_nothing(layout), layout.identities(), zero)
 
   def refreshed(self, layout: Layout, blocks: Sequence[Block], placement: Placement) -> Eigenbasis:
     means = self.averages.means()
     decompose = placement.over_stacks(_decompose)
-    vectors, dropped = decompose(_beyond_the_end(means, layout.sizes(blocks)), self.averages.weights, self.vectors)
+    extended = _beyond_the_end(means, layout.sizes(blocks))
+    vectors, dropped = placement.replicate(decompose(extended, self.averages.weights, self.vectors))
     return self._replace(vectors=vectors, rejected_inverses=self.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
   def of(self, block: Block, layout: Layout) -> Vectors:
@@ -93,7 +96,7 @@ def rotated_back(block: Block, v: Array, vectors: Vectors) -> Array:
 def basis(state: Any, curvature: Curvature) -> dict[str, Vectors]:
   """The eigenvectors in an optimiser state, for `curvature.value_and_grad(..., basis=)`: of the blocks with two factors."""
   found = find_state(state, Eigenbasis)
-  layout = lay_out(curvature.blocks, next(iter(found.vectors.values())).shape[0])
+  layout = lay_out(curvature.blocks, Deal(next(iter(found.vectors.values())).shape[0], split=False))
   return {b.name: found.of(b, layout) for b in curvature.blocks if isinstance(b.operator, Kronecker)}
 
 

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from .averages import Local, Placement
-from .blocks import Block
+from .blocks import Block, key_of
 from .curvature import Curvature
+from .dealing import lay_out
 from .eigenbasis import Eigenbasis, Vectors, matrix_shape, rotated, rotated_back
 from .errors import CurvatureError
 from .kfac import descend
-from .logical import key_of
 from .operators import Kronecker
+from .placing import Local, Placement, undivided
 from .precondition import Phase, at, averaged, by_block, check_phase, is_due, when
-from .stacks import lay_out
 from .statistics import Statistics
 
 
@@ -60,7 +59,7 @@ def scale_by_ekfac(
     George et al., 2018 (arXiv:1806.03884), algorithm 1.
   """
   blocks, placement = curvature.blocks, placement or Local()
-  layout = lay_out(blocks, placement.owners)
+  layout = lay_out(blocks, undivided(placement))
 
   def init(params):
     del params

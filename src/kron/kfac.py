@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .averages import Placement
 from .curvature import Curvature
 from .operators.factor import accurate
+from .placing import Placement
 from .precondition import at, scale_by_kfac
 
 

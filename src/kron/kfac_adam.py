@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .averages import Local, Placement
-from .blocks import Block, param_names
+from .blocks import Block, key_of, param_names
 from .curvature import Curvature
+from .dealing import lay_out
 from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
-from .logical import key_of
 from .operators.factor import accurate
+from .placing import Local, Placement, undivided
 from .precondition import Phase, at, averaged, by_block, check_phase, is_due, when
-from .stacks import lay_out
 
 
 class ScaleByKfacAdamState(NamedTuple):
@@ -59,7 +58,7 @@ def scale_by_kfac_adam(
     eigenbasis.
   """
   blocks, placement = curvature.blocks, placement or Local()
-  layout = lay_out(blocks, placement.owners)
+  layout = lay_out(blocks, undivided(placement))
 
   whole = {name for b in blocks if not b.partial for name in b.params}
 

@@ -10,39 +10,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .blocks import key_of
 from .curvature import Curvature
-from .stacks import Layout, lay_out
+from .dealing import lay_out
+from .placing import Placement
+from .precondition import layout_of
+from .stacks import Layout
 
 _WITH_IDENTITIES = ('inverses', 'vectors')  # in these fields padding slots hold identities, as they do in a new state
 
 
-def key_of(block: str) -> str:
-  """A block's name as checkpoints write it."""
-  return block.replace('/', '.')
-
-
-def to_logical(state: Any, curvature: Curvature) -> Any:
+def to_logical(state: Any, curvature: Curvature, placement: Placement | None = None) -> Any:
   """An optax state whose stacks are replaced by dictionaries block -> factor -> (slots, ...).
 
   Args:
     state: an optax state of arrays.
-    curvature: the one the optimiser was made with.
+    curvature, placement: those the optimiser was made with.
   """
-  names = set(lay_out(curvature.blocks).shapes)
-  is_stacks = lambda x: isinstance(x, dict) and set(x) == names  # noqa: E731
+  sizes = {f'n{f.n}' for b in curvature.blocks for f in b.operator.factors.values()}
+
+  def is_stacks(x: Any) -> bool:
+    return isinstance(x, dict) and bool(x) and all(isinstance(k, str) and k.split('_')[0] in sizes for k in x)
 
   def convert(x: Any) -> Any:
     if not is_stacks(x):
       return x
-    layout = lay_out(curvature.blocks, next(iter(x.values())).shape[0])
+    layout = layout_of(x, curvature, placement)
     return {key_of(b.name): {f: layout.read(x, b.name, f) for f in b.operator.factors} for b in curvature.blocks}
 
   return jax.tree.map(convert, state, is_leaf=is_stacks)
 
 
-def from_logical(state: Any, curvature: Curvature, owners: int = 1) -> Any:
-  """The inverse of `to_logical`, for any number of owners."""
-  layout = lay_out(curvature.blocks, owners)
+def from_logical(state: Any, curvature: Curvature, like: Any = None, placement: Placement | None = None) -> Any:
+  """The inverse of `to_logical`, for any number of owners.
+
+  Args:
+    state: what `to_logical` returned.
+    curvature, placement: those of the optimiser that is to go on.
+    like: its state, or the shapes of that (`jax.eval_shape(tx.init, params)`); None for one owner.
+  """
   names = {key_of(b.name): set(b.operator.factors) for b in curvature.blocks}
 
   def is_logical(x: Any) -> bool:
@@ -52,18 +58,24 @@ def from_logical(state: Any, curvature: Curvature, owners: int = 1) -> Any:
       and all(isinstance(v, dict) and set(v) == names[k] for k, v in x.items())
     )
 
-  def convert(path: tuple, x: Any) -> Any:
-    return _stack(layout, x, getattr(path[-1], 'name', '')) if is_logical(x) else x
+  def convert(path: tuple, x: Any, *like: Any) -> Any:
+    if not is_logical(x):
+      return x
+    layout = layout_of(like[0], curvature, placement) if like else lay_out(curvature.blocks)
+    return _stack(layout, x, getattr(path[-1], 'name', ''))
 
-  return jax.tree_util.tree_map_with_path(convert, state, is_leaf=is_logical)
+  return jax.tree_util.tree_map_with_path(convert, state, *([] if like is None else [like]), is_leaf=is_logical)
 
 
 def _stack(layout: Layout, values: Any, field: str) -> Any:
   by_block: dict[str, dict[str, Any]] = {}
   for block, factor in layout.places:
     by_block.setdefault(block, {})[factor] = values[key_of(block)][factor]
+  first = next(iter(next(iter(by_block.values())).values()))
+  if first.ndim == 1:
+    return layout.gather_numbers(by_block)
   stacks = layout.gather(by_block)
   if field in _WITH_IDENTITIES:
-    for stack, used in layout.used().items():
-      stacks[stack] = jnp.where(used[..., None, None], stacks[stack], jnp.eye(stacks[stack].shape[-1]))
+    for name, used in layout.used().items():
+      stacks[name] = jnp.where(used[..., None, None], stacks[name], layout.stacks[name].identities())
   return stacks

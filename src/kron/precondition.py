@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .averages import Averages, Local, Placement, identities
+from .averages import Averages
 from .blocks import Block, param_names
 from .curvature import Curvature
+from .dealing import Deal, lay_out
 from .errors import CurvatureError
-from .inverse import INVERSES, damped_inverse, slot_damping
-from .stacks import Layout, lay_out
+from .grouped import precondition_by_group
+from .inverse import INVERSES, damped_inverse, slot_damping, split_inverse
+from .placing import Local, Placement, deal_of
+from .stacks import Layout
 from .statistics import Statistics
 
 Phase = Literal['plain', 'refresh']
@@ -77,14 +80,15 @@ def scale_by_kfac(
   if inverse not in INVERSES:
     raise CurvatureError(f'inverse={inverse!r} is unknown; choose from {", ".join(INVERSES)}')
   blocks, placement = curvature.blocks, placement or Local()
-  layout = lay_out(blocks, placement.owners)
+  deal = deal_of(placement)
+  layout = lay_out(blocks, deal if inverse == 'cholesky' else deal._replace(split=False))
 
   def init(params):
     del params
     return ScaleByKfacState(
       count=jnp.zeros((), jnp.int32),
       averages=Averages.of_nothing(layout),
-      inverses=identities(layout),
+      inverses=layout.identities(),
       rejected_inverses=jnp.zeros((), jnp.int32),
     )
 
@@ -152,26 +156,32 @@ def refreshed(
   """The state with new inverses, of all slots or of those that `only` says."""
   means = state.averages.means()
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
-  inverses, dropped = placement.over_stacks(functools.partial(_renew, method=inverse))(
-    means, added, state.averages.weights, state.inverses, only
-  )
+  renew = functools.partial(_renew, method=inverse, axes=placement.axes)
+  inverses, dropped = placement.over_stacks(renew)(means, added, state.averages.weights, state.inverses, only)
+  inverses = placement.share(inverses, layout)
   return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
 
 def _renew(
-  means: dict[str, Float[Array, 'o s n n']],
+  means: dict[str, Float[Array, 'o s r n']],
   damping: dict[str, Float[Array, 'o s']],
   weights: dict[str, Float[Array, 'o s']],
-  old: dict[str, Float[Array, 'o s n n']],
+  old: dict[str, Float[Array, 'o s r n']],
   only: dict[str, Bool[Array, 'o s']] | None,
   method: str,
-) -> tuple[dict[str, Float[Array, 'o s n n']], Int[Array, 'o']]:
+  axes: tuple[str, ...],
+) -> tuple[dict[str, Float[Array, 'o s r n']], Int[Array, 'o']]:
   """Damped inverses, and how many were dropped: a slot keeps its old one if the new is not finite or rests on nothing."""
 
   def renew(x, damping, weights, old, wanted):
-    new = damped_inverse(x, damping, method, old)
+    split = x.shape[-2] < x.shape[-1]
+    new = split_inverse(x, damping, axes) if split else damped_inverse(x, damping, method, old)
     finite, known = jnp.isfinite(new).all((-1, -2)), (weights > 0) & wanted
-    return jnp.where((finite & known)[..., None, None], new, old), (~finite & known).sum(1, dtype=jnp.int32)
+    dropped = (~finite & known).sum(1, dtype=jnp.int32)
+    if split:  # all have a part of it, and one counts
+      finite = jax.lax.psum((~finite).astype(jnp.int32), axes) == 0
+      dropped = (~finite & known).sum(1, dtype=jnp.int32) * (jax.lax.axis_index(axes) == 0)
+    return jnp.where((finite & known)[..., None, None], new, old), dropped
 
   def keep(x, damping, weights, old, wanted):
     return old, jnp.zeros_like(weights[:, 0], jnp.int32)
@@ -191,6 +201,8 @@ def apply_inverses(
   updates: Any, inverses: dict[str, Array], blocks: Sequence[Block], layout: Layout, placement: Placement
 ) -> Any:
   """The gradient tree times the inverse of every block."""
+  if layout.grouped:
+    return on_matrices(updates, blocks, placement, precondition_by_group(inverses, blocks, layout, placement))
   own = {b.name: {f: layout.read(inverses, b.name, f) for f in b.operator.factors} for b in blocks}
   return by_block(updates, blocks, placement, lambda b, v: b.operator.precondition(v, own[b.name]))
 
@@ -203,9 +215,25 @@ def by_block(
   otherwise: Any = None,
 ) -> Any:
   """The gradient tree with `fn` applied to the matrix of every block; what has no block passes, or is `otherwise`'s."""
+
+  def one_by_one(matrices: Mapping[str, Array]) -> dict[str, Array]:
+    return {b.name: fn(b, matrices[b.name]) for b in blocks if b.name in matrices}
+
+  return on_matrices(updates, blocks, placement, one_by_one, otherwise)
+
+
+def on_matrices(
+  updates: Any,
+  blocks: Sequence[Block],
+  placement: Placement,
+  fn: Callable[[Mapping[str, Array]], dict[str, Array]],
+  otherwise: Any = None,
+) -> Any:
+  """As `by_block`, `fn` of all matrices by the names of their blocks."""
   leaves, treedef = jax.tree.flatten(updates)
   by_name = dict(zip(param_names(updates), leaves, strict=True))
   result = dict(by_name) if otherwise is None else dict(zip(by_name, jax.tree.leaves(otherwise), strict=True))
+  matrices = {}
   for block in blocks:
     present = [name for name in block.params if name in by_name]
     if not present:
@@ -214,10 +242,12 @@ def by_block(
       missing = next(name for name in block.params if name not in by_name)
       raise CurvatureError(f'{missing!r} shares a block with {present[0]!r} but is not among the gradients; give both')
     # Whole on every device, as the inverses are: one gather here, where products of shards cost several collectives.
-    gradients = placement.replicate([by_name[name] for name in block.params])
-    v = block.operator.to_matrix(*gradients)
-    u = block.operator.from_matrix(placement.replicate(fn(block, v)))
-    mine = block.operator.from_matrix(jnp.ones_like(v)) if block.partial else [None] * len(u)
+    matrices[block.name] = block.operator.to_matrix(*placement.replicate([by_name[name] for name in block.params]))
+  products = fn(matrices)
+  for block in (b for b in blocks if b.name in matrices):
+    u = block.operator.from_matrix(placement.replicate(products[block.name]))
+    ones = jnp.ones_like(matrices[block.name])
+    mine = block.operator.from_matrix(ones) if block.partial else [None] * len(u)
     for name, new, mask in zip(block.params, u, mine, strict=True):
       new = new.astype(by_name[name].dtype)
       # The pieces of a parameter leave one another's entries, and those that no piece holds, as they are.
@@ -225,16 +255,17 @@ def by_block(
   return jax.tree.unflatten(treedef, list(result.values()))
 
 
-def factors(state: Any, curvature: Curvature) -> dict[str, dict[str, Float[Array, 'slots n n']]]:
+def factors(
+  state: Any, curvature: Curvature, placement: Placement | None = None
+) -> dict[str, dict[str, Float[Array, 'slots n n']]]:
   """The debiased factors of an optimiser state by the name of the block's first parameter: logical, without padding.
 
   Args:
     state: any optax state that holds averages of factors once.
-    curvature: the one the optimiser was made with.
+    curvature, placement: those the optimiser was made with.
   """
   averages = find_state(state, Averages)
-  owners = next(iter(averages.factors.values())).shape[0]
-  layout, means = lay_out(curvature.blocks, owners), averages.means()
+  layout, means = layout_of(averages.factors, curvature, placement), averages.means()
   return {b.name: {name: layout.read(means, b.name, name) for name in b.operator.factors} for b in curvature.blocks}
 
 
@@ -245,3 +276,19 @@ def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
   if len(found) != 1:
     raise CurvatureError(f'the optimiser state holds {len(found)} of {kind.__name__}; expected one')
   return found[0]
+
+
+def layout_of(stacks: Mapping[str, Any], curvature: Curvature, placement: Placement | None = None) -> Layout:
+  """The layout of a state's stacks.
+
+  Raises:
+    CurvatureError: they are of another placement; without one they must be of one group.
+  """
+  shapes = {name: tuple(x.shape) for name, x in stacks.items()}
+  owners = next(iter(shapes.values()))[0]
+  deal = Deal(owners) if placement is None else deal_of(placement)
+  for tried in (deal, deal._replace(split=False), deal._replace(split=False, groups=1)):
+    layout = lay_out(curvature.blocks, tried)
+    if {name: s.shape[: len(shapes.get(name, ()))] for name, s in layout.stacks.items()} == shapes:
+      return layout
+  raise CurvatureError('the stacks of this state are of another placement; pass placement=, the one it was made with')

@@ -1,7 +1,8 @@
-"""Factors of one size live in one array, (owner, slot, n, n): one batched inverse per size, placed by its leading axis.
+"""Factors of one size live in one array: one batched inverse per size, placed on a mesh by its leading axis.
 
-`lay_out` is a pure function of the blocks and the number of owners. Factors are dealt to owners by longest processing
-time (n^3 for each slot); slots that an owner does not need are padding. The matrices of one factor stay together.
+A `Layout` says where each matrix is; it is a function of shapes alone, made by `dealing.lay_out`, and needs no devices.
+Stacks are (owner, slot, n, n). One whose factors are split over all owners is (owner, slot, rows, n): every owner has some
+rows of each of its matrices. Padding slots belong to nobody.
 """
 
 from __future__ import annotations
@@ -12,106 +13,150 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .blocks import Block
-from .operators.factor import Factor
 
 
-class Place(NamedTuple):
-  """Where a factor's matrices are: slots `start` to `start + slots` of an owner in the stack of this name."""
+class Stack(NamedTuple):
+  """One array of matrices.
 
-  stack: str
-  owner: int
-  start: int
+  slots: of each owner; of a split stack, of all.
+  split: whether every owner has some rows of every matrix.
+  shared: whether inverses go to every device even where the others stay with a group.
+  """
+
+  owners: int
   slots: int
+  n: int
+  dtype: Any
+  split: bool = False
+  shared: bool = False
+
+  @property
+  def rows(self) -> int:
+    """How many rows of a matrix an owner has."""
+    return -(-self.n // self.owners) if self.split else self.n
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    return self.owners, self.slots, self.rows, self.n
+
+  def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, 'm'] | None) -> Float[Array, '*d o s r n']:
+    """Matrices in their places; `order` says which comes where, -1 for none (zeros)."""
+    lead = matrices.shape[:-3]
+    if order is not None and (order < 0).any():
+      matrices = jnp.concatenate([matrices, jnp.zeros_like(matrices[..., :1, :, :])], -3)
+    if order is not None:
+      matrices = jnp.take(matrices, np.where(order < 0, matrices.shape[-3] - 1, order), -3)
+    if not self.split:
+      return matrices.reshape(*lead, *self.shape)
+    missing = self.owners * self.rows - self.n
+    matrices = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, missing), (0, 0)])
+    parts = matrices.reshape(*lead, self.slots, self.owners, self.rows, self.n)
+    return jnp.moveaxis(parts, -3, -4)
+
+  def matrices(self, stack: Float[Array, 'o s r n']) -> Float[Array, 'm n n']:
+    """All slots, whole."""
+    if not self.split:
+      return stack.reshape(-1, self.n, self.n)
+    return jnp.moveaxis(stack, 0, 1).reshape(self.slots, -1, self.n)[:, : self.n]
+
+  def diagonal(self) -> np.ndarray | Array:
+    """Where the diagonal is, as (owners, 1, rows, n) or less."""
+    rows = jnp.arange(self.rows)[:, None]
+    if self.split:
+      rows = rows + self.rows * jnp.arange(self.owners)[:, None, None, None]
+    return rows == jnp.arange(self.n)
+
+  def identities(self) -> Float[Array, 'o s r n']:
+    return jnp.broadcast_to(self.diagonal(), self.shape).astype(self.dtype)
+
+  def together(self, flags: Array) -> Array:
+    """For each slot whether all that have a part of it agree."""
+    return jnp.broadcast_to(flags.all(0), flags.shape) if self.split else flags
 
 
 class Layout(NamedTuple):
-  """Places by (block, factor); shapes (owners, slots, n, n) and types by stack."""
+  """Where matrices are.
 
-  places: dict[tuple[str, str], Place]
-  shapes: dict[str, tuple[int, int, int, int]]
-  dtypes: dict[str, Any]
-  groups: dict[
-    str, np.ndarray
-  ]  # stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together
-  partners: np.ndarray  # group -> the group of its partner, or its own
+  stacks: by name.
+  places: (block, factor) -> (stack, the position of each of its matrices among the slots of all owners).
+  orders: stack -> which of its factors' matrices, in the order of `places`, is at each position; -1 for padding; None where
+    they are in order.
+  wholes: stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together; 0 for none.
+  partners: whole matrix -> its partner, or itself.
+  parts: whole matrix -> into how many it is cut.
+  groups: of owners that keep inverses, see `dealing.Deal`.
+  """
 
-  def gather(self, values: Mapping[str, Mapping[str, Array]], padding: float = 0.0) -> dict[str, Array]:
-    """Stacks from factors by block, (slots, ...) each; padding slots hold a constant."""
-    stacks = {}
-    for stack, (owners, width, *_) in self.shapes.items():
-      rows: list[list[Array]] = [[] for _ in range(owners)]
-      tail: tuple[int, ...] = ()
-      for (block, factor), place in self.places.items():
-        if place.stack == stack:
-          rows[place.owner].append(values[block][factor])
-          tail = values[block][factor].shape[1:]
-      for row in rows:
-        missing = width - sum(len(part) for part in row)
-        if missing:
-          row.append(jnp.full((missing, *tail), padding, self.dtypes[stack]))
-      stacks[stack] = jnp.stack([jnp.concatenate(row) if len(row) > 1 else row[0] for row in rows])
-    return stacks
+  stacks: dict[str, Stack]
+  places: dict[tuple[str, str], tuple[str, np.ndarray]]
+  orders: dict[str, np.ndarray | None]
+  wholes: dict[str, np.ndarray]
+  partners: np.ndarray
+  parts: np.ndarray
+  groups: int = 1
+
+  @property
+  def grouped(self) -> bool:
+    """Whether some inverses stay with a group of owners."""
+    return self.groups > 1
+
+  def gather(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """Stacks from factors by block, (*shards, slots, n, n) each."""
+    rows: dict[str, list[Array]] = {name: [] for name in self.stacks}
+    for (block, factor), (name, _) in self.places.items():
+      rows[name].append(values[block][factor])
+    joined = {name: jnp.concatenate(r, -3) if len(r) > 1 else r[0] for name, r in rows.items()}
+    return {name: stack.put(joined[name], self.orders[name]) for name, stack in self.stacks.items()}
+
+  def gather_numbers(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """(owner, slot) by stack from one number for each matrix; padding has none (zero)."""
+    result = {}
+    for name, stack in self.stacks.items():
+      flat = jnp.concatenate([values[b][f] for (b, f), (own, _) in self.places.items() if own == name])
+      order = self.orders[name]
+      if order is not None:
+        flat = jnp.where(order < 0, 0, flat[np.maximum(order, 0)])
+      result[name] = jnp.broadcast_to(flat, stack.shape[:2]) if stack.split else flat.reshape(stack.shape[:2])
+    return result
 
   def read(self, stacks: Mapping[str, Array], block: str, factor: str) -> Array:
-    """One factor's (slots, ...) out of the stacks."""
-    place = self.places[block, factor]
-    return stacks[place.stack][place.owner, place.start : place.start + place.slots]
+    """One factor's (slots, n, n) out of the stacks; of arrays (owner, slot) one number for each."""
+    name, index = self.places[block, factor]
+    stack, x = self.stacks[name], stacks[name]
+    if x.ndim == 2:
+      flat = x[0] if stack.split else x.reshape(-1)
+    else:
+      flat = stack.matrices(x)
+    start, stop = int(index[0]), int(index[-1]) + 1
+    if stop - start == len(index) and (np.diff(index) == 1).all():
+      return flat[start:stop]
+    return jnp.take(flat, index, 0)
 
-  def group_means(self, values: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, 'groups']:
-    """The mean of one number a slot over the parts of each whole matrix; padding slots are group 0, which is nobody's."""
-    flat = replicate(jnp.concatenate([values[stack] for stack in self.shapes], axis=1)).reshape(-1)
-    index = np.concatenate([self.groups[stack] for stack in self.shapes], axis=1).reshape(-1)
-    counts = np.maximum(np.bincount(index, minlength=len(self.partners)), 1)
-    return jax.ops.segment_sum(flat, index, len(self.partners)) / counts.astype(flat.dtype)
+  def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, 'wholes']:
+    """The mean of the diagonal of each whole matrix, over its parts; number 0 is nobody's."""
+    own = [jnp.where(s.diagonal(), stacks[name], 0).sum((-1, -2)) / s.n for name, s in self.stacks.items()]
+    flat = replicate(jnp.concatenate(own, axis=1)).reshape(-1)
+    index = np.concatenate([self.wholes[name] for name in self.stacks], axis=1).reshape(-1)
+    return jax.ops.segment_sum(flat, index, len(self.partners)) / self.parts.astype(flat.dtype)
 
   def sizes(self, blocks: Sequence[Block]) -> dict[str, np.ndarray]:
     """For each slot how much of its matrix a factor fills: all, but for the last part of one that is cut unevenly."""
-    result = {stack: np.full(shape[:2], shape[2]) for stack, shape in self.shapes.items()}
+    result = {name: np.full(stack.shape[:2], stack.n) for name, stack in self.stacks.items()}
     for block in blocks:
-      for name, factor in block.operator.factors.items():
-        place = self.places[block.name, name]
-        last = np.arange(place.start + factor.parts - 1, place.start + place.slots, factor.parts)
-        result[place.stack][place.owner, last] = factor.size - (factor.parts - 1) * factor.n
+      for factor_name, factor in block.operator.factors.items():
+        name, index = self.places[block.name, factor_name]
+        result[name].reshape(-1)[index[factor.parts - 1 :: factor.parts]] = factor.size - (factor.parts - 1) * factor.n
     return result
 
   def used(self) -> dict[str, np.ndarray]:
     """For each slot whether a factor has it, as (owners, slots)."""
-    result = {stack: np.zeros(shape[:2], bool) for stack, shape in self.shapes.items()}
-    for place in self.places.values():
-      result[place.stack][place.owner, place.start : place.start + place.slots] = True
-    return result
+    return {name: wholes > 0 for name, wholes in self.wholes.items()}
 
+  def zeros(self) -> dict[str, Array]:
+    return {name: jnp.zeros(stack.shape, stack.dtype) for name, stack in self.stacks.items()}
 
-def lay_out(blocks: Sequence[Block], owners: int = 1) -> Layout:
-  """Deals the factors of all blocks to owners."""
-  items: list[tuple[Block, str, Factor]] = [(b, name, f) for b in blocks for name, f in b.operator.factors.items()]
-  load = [0] * owners
-  used: dict[str, list[int]] = {}
-  places, dtypes, sizes = {}, {}, {}
-  for block, name, factor in sorted(items, key=lambda item: -item[2].rows * item[2].n ** 3):
-    stack = f'n{factor.n}' + ('' if block.dtype == jnp.float32 else f'_{np.dtype(block.dtype).name}')
-    owner = min(range(owners), key=lambda o: (load[o], o))
-    load[owner] += factor.rows * factor.n**3
-    start = used.setdefault(stack, [0] * owners)[owner]
-    used[stack][owner] += factor.rows
-    places[block.name, name] = Place(stack, owner, start, factor.rows)
-    dtypes[stack], sizes[stack] = block.dtype, factor.n
-  shapes = {stack: (owners, max(used[stack]), sizes[stack], sizes[stack]) for stack in sorted(used)}
-  groups = {stack: np.zeros(shape[:2], np.int32) for stack, shape in shapes.items()}
-  first: dict[tuple[str, str], int] = {}
-  number = 1
-  for block, name, factor in items:
-    place = places[block.name, name]
-    first[block.name, name] = number
-    whole = np.repeat(np.arange(number, number + factor.slots), factor.parts)
-    groups[place.stack][place.owner, place.start : place.start + place.slots] = whole
-    number += factor.slots
-  partners = np.arange(number)
-  for block, name, factor in items:
-    if factor.partner is not None:
-      mine, theirs = first[block.name, name], first[block.name, factor.partner]
-      partners[mine : mine + factor.slots] = np.arange(theirs, theirs + factor.slots)
-  return Layout(places, shapes, dtypes, groups, partners)
+  def identities(self) -> dict[str, Array]:
+    return {name: stack.identities() for name, stack in self.stacks.items()}

@@ -16,13 +16,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .averages import Averages, Local, Placement, batch_means, identities
+from .averages import Averages, batch_means
 from .curvature import Curvature
+from .dealing import lay_out
 from .errors import CurvatureError
 from .inverse import INVERSES
 from .kfac import descend
+from .placing import Local, Placement, undivided
 from .precondition import ScaleByKfacState, apply_inverses, at, check_phase, find_state, refreshed
-from .stacks import Layout, lay_out
+from .stacks import Layout
 
 
 class Staleness(NamedTuple):
@@ -88,15 +90,15 @@ def scale_by_stale_kfac(
       f'threshold={threshold}, smallest={smallest}, largest={largest}: 0 < threshold, 1 <= smallest <= largest'
     )
   blocks, placement = curvature.blocks, placement or Local()
-  layout = lay_out(blocks, placement.owners)
+  layout = lay_out(blocks, undivided(placement))
   names = _names(curvature)
 
   def init(params):
     del params
     zero, number = jnp.zeros((), jnp.int32), jnp.zeros(len(names), jnp.int32)
-    empty = {s: jnp.zeros(shape, layout.dtypes[s]) for s, shape in layout.shapes.items()}
+    empty = layout.zeros()
     staleness = Staleness(number, number, number, number, empty, empty)
-    kfac = ScaleByKfacState(zero, Averages.of_nothing(layout), identities(layout), zero)
+    kfac = ScaleByKfacState(zero, Averages.of_nothing(layout), layout.identities(), zero)
     return ScaleByStaleKfacState(kfac, staleness, jnp.zeros((), jnp.float32))
 
   def update(updates, state, params=None, *, stats=None, phase=None, **extra):
@@ -128,7 +130,7 @@ def scale_by_stale_kfac(
     passed = jnp.maximum(old.interval, 1)
     flags = _on_slots(taken, layout, names)
     rates = _on_slots(rate ** passed.astype(jnp.float32), layout, names)
-    averages = kfac.averages.add_means(new, _on_slots(now, layout, names), rates)
+    averages = kfac.averages.add_means(new, _on_slots(now, layout, names), rates, layout)
     keep = lambda a, b: {s: jnp.where(flags[s][..., None, None], a[s], b[s]) for s in a}  # noqa: E731
     staleness = Staleness(
       interval=jnp.where(taken, interval, old.interval),
@@ -179,12 +181,12 @@ def _on_slots(values: Array, layout: Layout, names: list) -> dict[str, Array]:
   """A number of each factor on all of its slots, (owner, slot) by stack; padding slots have none (zero, False)."""
   padded = jnp.concatenate([values, jnp.zeros_like(values[:1])])
   result = {}
-  for stack, shape in layout.shapes.items():
-    index = np.full(shape[:2], len(names), np.int32)
+  for stack, own in layout.stacks.items():
+    index = np.full(own.shape[:2], len(names), np.int32)
     for i, name in enumerate(names):
-      place = layout.places[name]
-      if place.stack == stack:
-        index[place.owner, place.start : place.start + place.slots] = i
+      where, positions = layout.places[name]
+      if where == stack:
+        index.reshape(-1)[positions] = i
     result[stack] = padded[index]
   return result
 

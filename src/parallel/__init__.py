@@ -1,17 +1,26 @@
 """Meshes, sharding rules, and the placement of an optimiser's state."""
 
-from .mesh import MeshError, make_mesh, parse_mesh
+from .audit import Audit, AuditError, Collective, assert_bytes, assert_no_gather, audit, written
+from .mesh import MeshError, batch_shards, make_mesh, parse_mesh
 from .placement import Placement
 from .rules import RULES, batch_sharding, param_shardings, replicated, state_shardings
 
 __all__ = [
   'RULES',
+  'Audit',
+  'AuditError',
+  'Collective',
   'MeshError',
   'Placement',
+  'assert_bytes',
+  'assert_no_gather',
+  'audit',
   'batch_sharding',
+  'batch_shards',
   'make_mesh',
   'param_shardings',
   'parse_mesh',
   'replicated',
   'state_shardings',
+  'written',
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 AXES = ('data', 'fsdp', 'model', 'space', 'pipe')
+BATCH = ('data', 'fsdp')
 
 
 class MeshError(ValueError):
@@ -43,6 +44,16 @@ def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
     wanted = ' x '.join(f'{axis} {size}' for axis, size in sizes.items())
     raise MeshError(f'mesh {spec!r}: {wanted} does not make the {n_devices} devices there are; change the mesh')
   return sizes
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """The axes over which a batch is divided: those of `BATCH` that the mesh has, in its order."""
+  return tuple(axis for axis in mesh.axis_names if axis in BATCH)
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Into how many parts a batch is divided."""
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def make_mesh(spec: str = 'data=-1', devices: Sequence[jax.Device] | None = None, explicit: bool = False) -> Mesh:

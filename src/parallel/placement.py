@@ -1,35 +1,163 @@
-"""Where K-FAC's stacked factors live: each device owns the leading index of every stack that carries its number."""
+"""Where K-FAC's stacked factors live, and how they get there: KAISA (Pauloski et al. 2021, arXiv:2107.01739) on a mesh.
+
+Each device owns the leading index of every stack that carries its number. At a refresh
+  - the sums of the shards go to the owners: one reduce-scatter, triangular-packed, optionally in bfloat16;
+  - owners invert; sizes of which there are too few are inverted by all together;
+  - inverses go to their group by one all-gather, triangular-packed. One group is COMM-OPT: a step without refresh then
+    communicates nothing more. Groups of one are MEM-OPT: inverses stay, preconditioned gradients are gathered at every step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from .mesh import MeshError, batch_axes
+from .packing import fold, unfold
 
 
 class Placement(NamedTuple):
-  """Factors dealt over all devices of a mesh; inverses return to every device (KAISA's COMM-OPT, Pauloski et al. 2021).
+  """`kron.kfac(..., placement=Placement(mesh))` deals factors over all devices of a mesh.
 
-  `kron.kfac(..., placement=Placement(mesh))` runs each inverse on its owner only.
+  mesh: data and model axes, in any order.
+  fraction: of the devices that keep a block's inverses: 1 is COMM-OPT, 0 (or 1 / devices) MEM-OPT, between them HYBRID.
+  statistics: the type in which statistics travel, 'float32' (their own, in fact) or 'bfloat16' (summed in their own).
+  split: whether sizes of which there are too few for a fair deal may be split by rows over all devices.
+
+  It is a `kron.Placement`; layouts and stacks are `kron.stacks`'.
   """
 
   mesh: Mesh
+  fraction: float = 1.0
+  statistics: str = 'float32'
+  split: bool = True
+
+  def check(self) -> Placement:
+    """The placement itself.
+
+    Raises:
+      MeshError: a fraction that does not divide the devices, or an unknown type.
+    """
+    n = self.mesh.size
+    members = round(self.fraction * n) or 1
+    if not 0 <= self.fraction <= 1 or n % members or (members != 1 and members != self.fraction * n):
+      raise MeshError(f'fraction={self.fraction} of {n} devices is no divisor of them; choose 0, 1 or one between')
+    if self.statistics not in ('float32', 'bfloat16'):
+      raise MeshError(f"statistics={self.statistics!r} is unknown; choose 'float32' or 'bfloat16'")
+    if 1 < members < n and self.axes != self.mesh.axis_names:
+      raise MeshError(f'fraction={self.fraction}: write the axes of the batch first, {",".join(self.axes)}')
+    return self
 
   @property
   def owners(self) -> int:
     return self.mesh.size
 
   @property
+  def groups(self) -> int:
+    return self.owners // (round(self.fraction * self.owners) or 1)
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """Those along which owners are numbered: the batch's first."""
+    first = batch_axes(self.mesh)
+    return (*first, *(a for a in self.mesh.axis_names if a not in first))
+
+  @property
   def spec(self) -> PartitionSpec:
     """Of an array that leads with the owner axis."""
-    return PartitionSpec(tuple(self.mesh.axis_names))
+    return PartitionSpec(self.axes)
+
+  @property
+  def _grid(self) -> tuple[Mesh, tuple[str, ...], tuple[str, ...]]:
+    """The mesh as groups and members, and the axes of both."""
+    groups, members = self.groups, self.owners // self.groups
+    if groups == 1:
+      return self.mesh, (), self.axes
+    if members == 1:
+      return self.mesh, self.axes, ()
+    devices = np.asarray(self.mesh.devices).reshape(groups, members)
+    return Mesh(devices, ('group', 'member'), axis_types=(AxisType.Auto,) * 2), ('group',), ('member',)
+
+  def sharding(self, field: str, stack: str) -> NamedSharding:
+    """Of one stack of a state: in the field `inverses` as `share` leaves it, else with its owners."""
+    grid, group_axes, _ = self._grid
+    if field != 'inverses':
+      return NamedSharding(self.mesh, self.spec)
+    return NamedSharding(grid, PartitionSpec() if stack.endswith('_shared') else PartitionSpec(group_axes or None))
 
   def over_stacks(self, fn: Callable) -> Callable:
-    """`fn` of arrays that lead with the owner axis, run by each owner on its own part; every device gets the result."""
-    local = jax.shard_map(fn, mesh=self.mesh, in_specs=self.spec, out_specs=self.spec)
-    return lambda *stacks: self.replicate(local(*stacks))
+    """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
+    return jax.shard_map(fn, mesh=self.mesh, in_specs=self.spec, out_specs=self.spec, check_vma=False)
+
+  def over_groups(self, fn: Callable, layout: Any) -> Callable:
+    """`fn` of (stacks as shared, trees that lead with the group axis), run by each group; every device gets the results."""
+    grid, group_axes, _ = self._grid
+    specs = {name: self.sharding('inverses', name).spec for name in layout.stacks}
+
+    def local(stacks: dict[str, Array], inputs: Any) -> Any:
+      return jax.tree.map(lambda x: jax.lax.all_gather(x, group_axes, tiled=True), fn(stacks, inputs))
+
+    return jax.shard_map(
+      local, mesh=grid, in_specs=(specs, PartitionSpec(group_axes)), out_specs=PartitionSpec(), check_vma=False
+    )
+
+  def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
+    """Stacks with their owners, from what each shard of the batch adds to every factor."""
+    axes = batch_axes(self.mesh)
+    n = math.prod(self.mesh.shape[a] for a in axes)
+    given = next(iter(next(iter(shares.values())).values())).shape[0]
+    if given % n:
+      raise MeshError(f'statistics of {given} shards do not fit the {n} of the mesh; pass kron.curvature(shards={n})')
+
+    def local(shares: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+      own = {block: {f: x.sum(0) for f, x in parts.items()} for block, parts in shares.items()}
+      return {name: self._to_owner(x, layout.stacks[name]) for name, x in layout.gather(own).items()}
+
+    spec = PartitionSpec(axes) if axes else PartitionSpec()
+    return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
+
+  def _to_owner(self, x: Array, stack: Any) -> Array:
+    """This owner's (1, slot, rows, n) of the sum over shards of (owner, slot, rows, n)."""
+    axes = batch_axes(self.mesh)
+    others = tuple(a for a in self.axes if a not in axes)
+    packed = x if stack.split else fold(x)
+    if axes and self.statistics == 'bfloat16' and x.dtype == jnp.float32:
+      n = jax.lax.axis_size(axes)
+      halves = packed.astype(jnp.bfloat16).reshape(n, -1, *packed.shape[1:])
+      # A reduce-scatter whose sum is not rounded: the same bytes travel.
+      packed = jax.lax.all_to_all(halves, axes, 0, 0, tiled=True).astype(x.dtype).sum(0)
+    elif axes:
+      packed = jax.lax.psum_scatter(packed, axes, scatter_dimension=0, tiled=True)
+    if others:
+      packed = jax.lax.dynamic_slice_in_dim(packed, jax.lax.axis_index(others), 1)
+    return packed if stack.split else unfold(packed, stack.n)
+
+  def share(self, stacks: Mapping[str, Array], layout: Any) -> dict[str, Array]:
+    """Symmetric matrices from their owners to their groups; shared ones to all."""
+    grid, group_axes, member_axes = self._grid
+
+    def local(stacks: Mapping[str, Array]) -> dict[str, Array]:
+      result = {}
+      for name, x in stacks.items():
+        own = layout.stacks[name]
+        axes = (*group_axes, *member_axes) if own.shared else member_axes
+        if axes and own.split:
+          x = jax.lax.all_gather(x, axes, tiled=True)
+        elif axes:
+          x = unfold(jax.lax.all_gather(fold(x), axes, tiled=True), own.n)
+        result[name] = x
+      return result
+
+    specs = {name: self.sharding('inverses', name).spec for name in stacks}
+    owners = PartitionSpec((*group_axes, *member_axes))
+    return jax.shard_map(local, mesh=grid, in_specs=owners, out_specs=specs, check_vma=False)(dict(stacks))
 
   def replicate(self, values: Any) -> Any:
     """The same values on every device."""

@@ -6,7 +6,6 @@ meet a mesh. A mesh axis that a mesh does not have is simply not used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,8 @@ import jax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .mesh import MeshError
+from .mesh import MeshError, batch_axes, batch_shards
+from .placement import Placement
 
 Rules = Mapping[str, str | None]
 
@@ -37,8 +37,7 @@ def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> Nam
   Raises:
     MeshError: the batch does not divide.
   """
-  axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
-  shards = math.prod(mesh.shape[axis] for axis in axes)
+  axes, shards = batch_axes(mesh), batch_shards(mesh)
   if batch_size % shards:
     raise MeshError(f'{name}={batch_size} does not divide by the {shards} shards of {" x ".join(axes)}; change one')
   return NamedSharding(mesh, PartitionSpec(axes))
@@ -75,14 +74,14 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
   return jax.tree_util.tree_map_with_path(one, params, logical_axes)
 
 
-def state_shardings(state: Any, shardings: Any, mesh: Mesh, stacks: PartitionSpec | None = None) -> Any:
+def state_shardings(state: Any, shardings: Any, mesh: Mesh, placement: Placement | None = None) -> Any:
   """Shardings of an optimiser state: leaves that mirror a parameter follow it, the rest is replicated.
 
   Args:
     state: arrays or ShapeDtypeStructs, from `jax.eval_shape(tx.init, params)`.
     shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's.
     mesh: the mesh.
-    stacks: for leaves under a field called `weights` or `...factors` (K-FAC's averages): see `Placement.spec`.
+    placement: of leaves under a field called `weights`, `inverses` or `...factors` (K-FAC's stacks), if there are such.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
   by_path = {tuple(map(str, path)): sharding for path, sharding in flat}
@@ -93,8 +92,9 @@ def state_shardings(state: Any, shardings: Any, mesh: Mesh, stacks: PartitionSpe
       mirrored = by_path.get(keys[i:])
       if mirrored is not None and len(mirrored.spec) <= leaf.ndim:
         return mirrored
-    if stacks is not None and any(k == '.weights' or k.endswith('factors') for k in keys):
-      return NamedSharding(mesh, stacks)
+    field, stack = (k.strip(".[]'") for k in (('', '', *keys)[-2:]))
+    if placement is not None and (field in ('weights', 'inverses') or field.endswith('factors')):
+      return placement.sharding(field, stack)
     return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(one, state)

@@ -331,7 +331,7 @@ def test_any_number_of_owners_gives_the_same_update_and_checkpoint(name):
     tx = LINKS[name](curvature, placement=placement)
     _, state, updates = one_step(tx, curvature, params, args)
     logical = kron.to_logical(state, curvature)
-    back = kron.to_logical(kron.from_logical(logical, curvature, owners), curvature)
+    back = kron.to_logical(kron.from_logical(logical, curvature, state), curvature)
     jax.tree.map(np.testing.assert_array_equal, back, logical)
     results.append((updates, logical))
   jax.tree.map(lambda a, b: close(a, b, 1e-5), *results)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from kronmesh import kron
-from kronmesh.kron.precondition import Local
+from kronmesh.kron import Local
 from tests.kron.reference import close
 
 KEY = jax.random.key(0)
@@ -224,7 +224,7 @@ def test_any_number_of_owners_gives_the_same_update_and_checkpoint(problem):
     updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
     results.append(updates)
     logical.append(kron.to_logical(state, curvature))
-    back = kron.from_logical(logical[0], curvature, owners)
+    back = kron.from_logical(logical[0], curvature, state)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), kron.to_logical(back, curvature), logical[0])
     check_types(state, back)
   for other in results[1:]:

@@ -218,6 +218,7 @@ def test_a_chain_learns_and_its_state_goes_through_its_logical_form():
     updates, state = tx.update(grads, state, params, stats=stats)
     params = optax.apply_updates(params, updates)
   assert loss(params, x, 1.0) < 0.3 * first
-  there = kron.from_logical(kron.to_logical(state, CURVATURE), CURVATURE, owners=3)
+  three = kron.stale_kfac(0.3, CURVATURE, damping=1e-2, momentum=0.0, placement=kron.Local(3)).init(PARAMS)
+  there = kron.from_logical(kron.to_logical(state, CURVATURE), CURVATURE, three)
   back = kron.from_logical(kron.to_logical(there, CURVATURE), CURVATURE)
   assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), state, back))

@@ -32,11 +32,11 @@ def run(spec, n_devices, dtype, rule='kfac'):
   data = parallel.batch_sharding(mesh, 32)
   x, y = (jax.device_put(jax.random.normal(key, (32, n), dtype), data) for key, n in ((k[2], 6), (k[3], 4)))
   params = jax.device_put(params, shardings)
-  curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
+  curvature = kron.curvature(loss_fn, params, x, y, fisher='exact', shards=parallel.batch_shards(mesh))
   placement = parallel.Placement(mesh)
   make = {'kfac': kron.kfac, 'stale': functools.partial(kron.stale_kfac, threshold=0.5)}[rule]
   tx = make(0.3, curvature, damping=0.01, placement=placement)
-  state_shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), shardings, mesh, stacks=placement.spec)
+  state_shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), shardings, mesh, placement=placement)
   state = jax.jit(tx.init, out_shardings=state_shardings)(params)
 
   @jax.jit
@@ -51,7 +51,7 @@ def run(spec, n_devices, dtype, rule='kfac'):
   for _ in range(5):
     params, state, loss = step(params, state)
     values.append(float(loss))
-  factors = kron.factors(jax.device_get(state), curvature)
+  factors = kron.factors(jax.device_get(state), curvature, placement)
   assert step._cache_size() == 1, 'the state changes its sharding or type'
   if rule == 'stale':
     assert 0 < float(optax.tree_utils.tree_get(state, 'refreshes_saved')) < 0.5

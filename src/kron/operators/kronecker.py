@@ -138,11 +138,12 @@ class Kronecker(NamedTuple):
     return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each, **moments}
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:
-    """The two factors from the means of all statistics."""
+    """The two factors from the means of all statistics, or the shards' shares of both."""
     if not self.transposed:
       return {'A': means['A'], 'G': means['G']}
     a, g, back_a, back_g = (means[k] for k in ('A', 'G', "A'", "G'"))
-    tr = lambda factor, m: jnp.trace(m, axis1=1, axis2=2).reshape(factor.slots, -1).sum(1)  # noqa: E731
+    # Of all shards: what each of them adds is combined by the same numbers.
+    tr = lambda factor, m: jnp.trace(m, axis1=-2, axis2=-1).reshape(-1, factor.slots, factor.parts).sum((0, 2))  # noqa: E731
     spread = lambda factor, t: jnp.repeat(t, factor.parts)[:, None, None]  # noqa: E731
     at, gt, bat, bgt = tr(self.rows, a), tr(self.columns, g), tr(self.columns, back_a), tr(self.rows, back_g)
     root = jnp.sqrt(jnp.maximum(at * gt + bgt * bat, jnp.finfo(at.dtype).tiny))

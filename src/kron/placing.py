@@ -1,0 +1,87 @@
+"""The seam through which stacks are spread over a mesh: `kronmesh.parallel.Placement` on one side, `Local` here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array
+
+from .dealing import Deal
+from .stacks import Layout
+
+
+class Placement(Protocol):
+  """Where stacks live and how they get there. Stacks are dictionaries by name, see `stacks.Layout`.
+
+  An object rather than several arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
+
+  owners, groups, split: how factors are dealt, see `dealing.Deal`.
+  axes: the mesh axes that number the owners, for collectives inside of `over_stacks`.
+  """
+
+  @property
+  def owners(self) -> int: ...
+
+  @property
+  def groups(self) -> int: ...
+
+  @property
+  def split(self) -> bool: ...
+
+  @property
+  def axes(self) -> tuple[str, ...]: ...
+
+  def over_stacks(self, fn: Callable) -> Callable:
+    """Makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner."""
+    ...
+
+  def over_groups(self, fn: Callable, layout: Layout) -> Callable:
+    """Makes a function of (stacks that `share` returned, trees that lead with the group axis) into one that runs group by
+    group, its results (which lead with the group axis) on every device."""
+    ...
+
+  def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
+    """Stacks of factors, each with its owner, from what shards add: (shards, slots, n, n) by block and factor."""
+    ...
+
+  def share(self, stacks: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
+    """Stacks of symmetric matrices, from their owners to their groups, or to all."""
+    ...
+
+  def replicate(self, values: Any) -> Any:
+    """The same values on every device."""
+    ...
+
+
+class Local(NamedTuple):
+  """The placement of a program that knows of no mesh."""
+
+  owners: int = 1
+  groups: int = 1
+  split: bool = False
+  axes: tuple[str, ...] = ()
+
+  def over_stacks(self, fn: Callable) -> Callable:
+    return fn
+
+  def over_groups(self, fn: Callable, layout: Layout) -> Callable:
+    return fn
+
+  def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
+    return layout.gather({block: {f: x.sum(0) for f, x in own.items()} for block, own in shares.items()})
+
+  def share(self, stacks: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
+    return dict(stacks)
+
+  def replicate(self, values: Any) -> Any:
+    return values
+
+
+def deal_of(placement: Placement) -> Deal:
+  return Deal(placement.owners, placement.groups, placement.split)
+
+
+def undivided(placement: Placement) -> Deal:
+  """The deal with one group and nothing split: for what needs whole matrices on every device."""
+  return Deal(placement.owners, split=False)

@@ -1,0 +1,40 @@
+"""Symmetric matrices as rectangles of their upper triangles: half the bytes to send, by slices alone.
+
+Row i of the triangle and row n - 1 - i (or n - i, for odd n) together are as long as any other such pair, so the lower half
+of the rows, turned round, fills the corner that the upper half leaves. No index tables: they would be as large as it.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def packed_shape(n: int) -> tuple[int, int]:
+  """(n / 2, n + 1) for even n, ((n + 1) / 2, n) for odd: n (n + 1) / 2 numbers."""
+  return (n // 2, n + 1) if n % 2 == 0 else ((n + 1) // 2, n)
+
+
+def fold(matrices: Float[Array, '... n n']) -> Float[Array, '... p q']:
+  """The upper triangles of symmetric matrices."""
+  n = matrices.shape[-1]
+  p, _ = packed_shape(n)
+  upper = jnp.triu(matrices)
+  top, bottom = upper[..., :p, :], upper[..., p:, :][..., ::-1, ::-1]
+  lead = [(0, 0)] * (matrices.ndim - 2)
+  if n % 2 == 0:
+    return jnp.pad(top, [*lead, (0, 0), (1, 0)]) + jnp.pad(bottom, [*lead, (0, 0), (0, 1)])
+  return top + jnp.pad(bottom, [*lead, (1, 0), (0, 0)])
+
+
+def unfold(packed: Float[Array, '... p q'], n: int) -> Float[Array, '... n n']:
+  """The inverse of `fold`."""
+  p, q = packed_shape(n)
+  i, j = jnp.arange(p)[:, None], jnp.arange(q)
+  shift = q - n
+  top = jnp.where(j >= i + shift, packed, 0)[..., :, shift:]
+  bottom = jnp.where(j < i + shift, packed, 0)[..., :, :n]
+  bottom = bottom[..., p - (n - p) :, :]  # for odd n the first row has no partner
+  upper = jnp.concatenate([top, bottom[..., ::-1, ::-1]], -2)
+  diagonal = jnp.eye(n, dtype=bool)
+  return upper + jnp.where(diagonal, 0, jnp.swapaxes(upper, -1, -2))
