@@ -60,8 +60,13 @@ def lay_out(blocks: Sequence[Block], deal: Deal = Deal()) -> Layout:  # noqa: B0
     CurvatureError: groups that are no divisor of the owners.
   """
   deal.check()
-  items = tuple((b.name, np.dtype(b.dtype).name, tuple(b.operator.factors.items())) for b in blocks)
-  return _best(items, deal)
+  return _best(_items(blocks), deal)
+
+
+def _items(blocks: Sequence[Any]) -> tuple[Item, ...]:
+  if not blocks or not isinstance(blocks[0], Block):
+    return tuple(blocks)
+  return tuple((b.name, np.dtype(b.dtype).name, tuple(b.operator.factors.items())) for b in blocks)
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,13 +76,19 @@ def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
   if deal.owners == 1 or not deal.split:
     return plain
   sizes = sorted({f.n for _, _, fs in items for _, f in fs if f.parts == 1 and f.n >= 4 * deal.owners}, reverse=True)
-  fair = sum(f.rows * f.n**3 for _, _, fs in items for _, f in fs) / deal.owners
+  whole = least(items, deal._replace(owners=1, groups=1))
+  fair = Load(whole.work / deal.owners, whole.memory / 2 / deal.owners * (1 + deal.members))
+
+  def excess(layout: Layout) -> float:
+    """Over a fair share: of work, and of memory where that is what groups are for."""
+    own = load(layout, deal)
+    return max(own.work / fair.work, own.memory / fair.memory if deal.groups > 1 else 0)
+
   best = plain
   for n in sizes:
-    if load(best, deal).work <= 1.1 * fair:
+    if excess(best) <= 1.1:
       break
-    tried = _lay_out(items, deal, n)
-    best = min(best, tried, key=lambda layout: load(layout, deal).work)
+    best = min(best, _lay_out(items, deal, n), key=excess)
   return best
 
 
@@ -87,18 +98,18 @@ def load(layout: Layout, deal: Deal) -> Load:
   for stack in layout.stacks.values():
     one = stack.slots * stack.rows * stack.n
     work += one * stack.n
-    held = deal.owners if stack.shared else deal.members
-    memory += one * (1 + held)
+    memory += one + (stack.count * stack.n**2 if stack.shared else one * deal.members)
   return Load(work, memory)
 
 
-def least(blocks: Sequence[Block], deal: Deal) -> Load:
+def least(items: Sequence[Item] | Sequence[Block], deal: Deal) -> Load:
   """What no deal of whole matrices can be below: a fair share, or the largest matrix."""
-  factors = [f for b in blocks for f in b.operator.factors.values()]
+  factors = [f for _, _, own in _items(items) for _, f in own]
   work, numbers = ([f.rows * f.n**p for f in factors] for p in (3, 2))
   largest = max(f.n for f in factors)
-  held = 1 + deal.members
-  return Load(max(sum(work) / deal.owners, largest**3), held * max(sum(numbers) / deal.owners, largest**2))
+  averages = max(sum(numbers) / deal.owners, largest**2)
+  inverses = max(sum(numbers) / deal.groups, largest**2)
+  return Load(max(sum(work) / deal.owners, largest**3), averages + inverses)
 
 
 def _lay_out(items: tuple[Item, ...], deal: Deal, smallest_split: int) -> Layout:
@@ -184,7 +195,7 @@ def _layout(items, deal: Deal, names, at, owners: _Owners) -> Layout:
     for factor, f in factors:
       members.setdefault(names[block, factor], []).append((block, factor))
       shapes[block, factor], dtypes[names[block, factor]] = f, jnp.dtype(dtype)
-  stacks, places, orders, wholes = {}, {}, {}, {}
+  stacks, places, starts, orders, wholes = {}, {}, {}, {}, {}
   numbers, total, parts = {}, 1, [1]
   for block, _, factors in items:
     for factor, f in factors:
@@ -195,24 +206,24 @@ def _layout(items, deal: Deal, names, at, owners: _Owners) -> Layout:
     own = members[name]
     f = shapes[own[0]]
     rows = np.cumsum([0, *(shapes[key].rows for key in own)])
-    if name.endswith('_split'):
-      stack = Stack(deal.owners, int(rows[-1]), f.n, dtypes[name], split=True)
-      index = np.arange(rows[-1])
+    count, split = int(rows[-1]), name.endswith('_split')
+    if split:
+      slots, index = count, np.arange(count)
     elif f.n <= _SMALL:
-      stack = Stack(deal.owners, -(-int(rows[-1]) // deal.owners), f.n, dtypes[name], shared=name.endswith('_shared'))
-      index = np.arange(rows[-1])
+      slots, index = -(-count // deal.owners), np.arange(count)
     else:
-      stack = Stack(deal.owners, int(owners.used[name].max()), f.n, dtypes[name], shared=name.endswith('_shared'))
-      dealt = np.concatenate([at[key] for key in own])
-      index = dealt % deal.owners * stack.slots + dealt // deal.owners
+      slots, dealt = int(owners.used[name].max()), np.concatenate([at[key] for key in own])
+      index = dealt % deal.owners * slots + dealt // deal.owners
+    shared = deal.groups == 1 or name.endswith('_shared')
+    stack = Stack(deal.owners, slots, count, f.n, dtypes[name], split, shared)
     stacks[name] = stack
     positions = stack.slots if stack.split else stack.owners * stack.slots
     order = np.full(positions, -1)
-    order[index] = np.arange(rows[-1])
-    orders[name] = None if positions == rows[-1] and (order == np.arange(positions)).all() else order
+    order[index] = np.arange(count)
+    orders[name] = None if positions == count and (order == np.arange(positions)).all() else order
     whole = np.zeros(positions, np.int32)
     for key, start, stop in zip(own, rows[:-1], rows[1:], strict=True):
-      places[key] = name, index[start:stop]
+      places[key], starts[key] = (name, index[start:stop]), int(start)
       own_numbers = np.arange(numbers[key], numbers[key] + shapes[key].slots)
       whole[index[start:stop]] = np.repeat(own_numbers, shapes[key].parts)
     wholes[name] = np.tile(whole, (deal.owners, 1)) if stack.split else whole.reshape(stack.owners, stack.slots)
@@ -222,4 +233,4 @@ def _layout(items, deal: Deal, names, at, owners: _Owners) -> Layout:
       if f.partner is not None:
         theirs = numbers[block, f.partner]
         partners[numbers[block, factor] + np.arange(f.slots)] = theirs + np.arange(f.slots)
-  return Layout(stacks, places, orders, wholes, partners, np.asarray(parts), deal.groups)
+  return Layout(stacks, places, orders, wholes, partners, np.asarray(parts), starts, deal.groups)

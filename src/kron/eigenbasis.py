@@ -45,7 +45,8 @@ class Eigenbasis(NamedTuple):
     means = self.averages.means()
     decompose = placement.over_stacks(_decompose)
     extended = _beyond_the_end(means, layout.sizes(blocks))
-    vectors, dropped = placement.replicate(decompose(extended, self.averages.weights, self.vectors))
+    vectors, dropped = decompose(extended, self.averages.weights, placement.own(self.vectors, layout))
+    vectors = placement.share(vectors, layout, symmetric=False)
     return self._replace(vectors=vectors, rejected_inverses=self.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
   def of(self, block: Block, layout: Layout) -> Vectors:

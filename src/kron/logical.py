@@ -17,7 +17,10 @@ from .placing import Placement
 from .precondition import layout_of
 from .stacks import Layout
 
-_WITH_IDENTITIES = ('inverses', 'vectors')  # in these fields padding slots hold identities, as they do in a new state
+_HELD = (
+  'inverses',
+  'vectors',
+)  # fields of what is held by all or by groups; their padding is identities, as in a new state
 
 
 def to_logical(state: Any, curvature: Curvature, placement: Placement | None = None) -> Any:
@@ -68,14 +71,16 @@ def from_logical(state: Any, curvature: Curvature, like: Any = None, placement: 
 
 
 def _stack(layout: Layout, values: Any, field: str) -> Any:
-  by_block: dict[str, dict[str, Any]] = {}
-  for block, factor in layout.places:
-    by_block.setdefault(block, {})[factor] = values[key_of(block)][factor]
+  by_block = {block: values[key_of(block)] for block, _ in layout.places}
   first = next(iter(next(iter(by_block.values())).values()))
   if first.ndim == 1:
     return layout.gather_numbers(by_block)
-  stacks = layout.gather(by_block)
-  if field in _WITH_IDENTITIES:
-    for name, used in layout.used().items():
-      stacks[name] = jnp.where(used[..., None, None], stacks[name], layout.stacks[name].identities())
-  return stacks
+  joined = layout.joined(by_block)
+  padded = layout.padded(joined)
+  if field not in _HELD:
+    return padded
+  result = {}
+  for name, stack in layout.stacks.items():
+    used = (layout.wholes[name] > 0)[..., None, None]
+    result[name] = joined[name] if stack.shared else jnp.where(used, padded[name], stack.identities())
+  return result

@@ -45,8 +45,12 @@ class Placement(Protocol):
     """Stacks of factors, each with its owner, from what shards add: (shards, slots, n, n) by block and factor."""
     ...
 
-  def share(self, stacks: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
-    """Stacks of symmetric matrices, from their owners to their groups, or to all."""
+  def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
+    """Matrices from their owners to those that hold them: (matrix, n, n) on every device, or stacks with a group."""
+    ...
+
+  def own(self, held: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
+    """The inverse of `share`: stacks, each with its owner. Padding holds anything."""
     ...
 
   def replicate(self, values: Any) -> Any:
@@ -71,8 +75,11 @@ class Local(NamedTuple):
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
     return layout.gather({block: {f: x.sum(0) for f, x in own.items()} for block, own in shares.items()})
 
-  def share(self, stacks: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
-    return dict(stacks)
+  def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
+    return layout.unpadded(stacks)
+
+  def own(self, held: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
+    return layout.padded(held)
 
   def replicate(self, values: Any) -> Any:
     return values

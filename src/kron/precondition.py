@@ -156,8 +156,9 @@ def refreshed(
   """The state with new inverses, of all slots or of those that `only` says."""
   means = state.averages.means()
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
+  old = placement.own(state.inverses, layout)
   renew = functools.partial(_renew, method=inverse, axes=placement.axes)
-  inverses, dropped = placement.over_stacks(renew)(means, added, state.averages.weights, state.inverses, only)
+  inverses, dropped = placement.over_stacks(renew)(means, added, state.averages.weights, old, only)
   inverses = placement.share(inverses, layout)
   return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
@@ -289,6 +290,7 @@ def layout_of(stacks: Mapping[str, Any], curvature: Curvature, placement: Placem
   deal = Deal(owners) if placement is None else deal_of(placement)
   for tried in (deal, deal._replace(split=False), deal._replace(split=False, groups=1)):
     layout = lay_out(curvature.blocks, tried)
-    if {name: s.shape[: len(shapes.get(name, ()))] for name, s in layout.stacks.items()} == shapes:
+    fits = lambda s, shape: shape in (s.shape, s.shape[:2], s.inverses)  # noqa: E731
+    if set(shapes) == set(layout.stacks) and all(fits(s, shapes[name]) for name, s in layout.stacks.items()):
       return layout
   raise CurvatureError('the stacks of this state are of another placement; pass placement=, the one it was made with')

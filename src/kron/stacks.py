@@ -2,7 +2,7 @@
 
 A `Layout` says where each matrix is; it is a function of shapes alone, made by `dealing.lay_out`, and needs no devices.
 Stacks are (owner, slot, n, n). One whose factors are split over all owners is (owner, slot, rows, n): every owner has some
-rows of each of its matrices. Padding slots belong to nobody.
+rows of each of its matrices. Padding slots belong to nobody. What every device holds is (matrix, n, n), without padding.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ class Stack(NamedTuple):
   """One array of matrices.
 
   slots: of each owner; of a split stack, of all.
+  count: of matrices; the other slots are padding.
   split: whether every owner has some rows of every matrix.
-  shared: whether inverses go to every device even where the others stay with a group.
+  shared: whether every device holds the inverses, and not one group of owners.
   """
 
   owners: int
   slots: int
+  count: int
   n: int
   dtype: Any
   split: bool = False
-  shared: bool = False
+  shared: bool = True
 
   @property
   def rows(self) -> int:
@@ -41,6 +43,15 @@ class Stack(NamedTuple):
   @property
   def shape(self) -> tuple[int, int, int, int]:
     return self.owners, self.slots, self.rows, self.n
+
+  def take(
+    self, order: Int[np.ndarray, 'm'] | None, owner: Any, matrices: Float[Array, 'm n n']
+  ) -> Float[Array, '1 s r n']:
+    """One owner's share of all matrices; padding holds any of them."""
+    if self.split:
+      return self.put(matrices, None)[owner][None]
+    table = np.arange(self.count) if order is None else np.maximum(order, 0)
+    return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
 
   def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, 'm'] | None) -> Float[Array, '*d o s r n']:
     """Matrices in their places; `order` says which comes where, -1 for none (zeros)."""
@@ -61,6 +72,16 @@ class Stack(NamedTuple):
     if not self.split:
       return stack.reshape(-1, self.n, self.n)
     return jnp.moveaxis(stack, 0, 1).reshape(self.slots, -1, self.n)[:, : self.n]
+
+  @property
+  def sparse(self) -> bool:
+    """Whether most slots are padding, so that each matrix had better travel by itself."""
+    return not self.split and self.owners * self.slots > 2 * self.count
+
+  @property
+  def inverses(self) -> tuple[int, ...]:
+    """Shape of the inverses as they are held."""
+    return (self.count, self.n, self.n) if self.shared else self.shape
 
   def diagonal(self) -> np.ndarray | Array:
     """Where the diagonal is, as (owners, 1, rows, n) or less."""
@@ -87,6 +108,7 @@ class Layout(NamedTuple):
   wholes: stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together; 0 for none.
   partners: whole matrix -> its partner, or itself.
   parts: whole matrix -> into how many it is cut.
+  starts: (block, factor) -> the place of its first matrix among all of its stack, in the order of the factors.
   groups: of owners that keep inverses, see `dealing.Deal`.
   """
 
@@ -96,6 +118,7 @@ class Layout(NamedTuple):
   wholes: dict[str, np.ndarray]
   partners: np.ndarray
   parts: np.ndarray
+  starts: dict[tuple[str, str], int]
   groups: int = 1
 
   @property
@@ -105,11 +128,7 @@ class Layout(NamedTuple):
 
   def gather(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
     """Stacks from factors by block, (*shards, slots, n, n) each."""
-    rows: dict[str, list[Array]] = {name: [] for name in self.stacks}
-    for (block, factor), (name, _) in self.places.items():
-      rows[name].append(values[block][factor])
-    joined = {name: jnp.concatenate(r, -3) if len(r) > 1 else r[0] for name, r in rows.items()}
-    return {name: stack.put(joined[name], self.orders[name]) for name, stack in self.stacks.items()}
+    return self.padded(self.joined(values))
 
   def gather_numbers(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
     """(owner, slot) by stack from one number for each matrix; padding has none (zero)."""
@@ -123,17 +142,34 @@ class Layout(NamedTuple):
     return result
 
   def read(self, stacks: Mapping[str, Array], block: str, factor: str) -> Array:
-    """One factor's (slots, n, n) out of the stacks; of arrays (owner, slot) one number for each."""
+    """One factor's (slots, n, n) out of the stacks, or of what every device holds; its numbers out of (owner, slot)."""
     name, index = self.places[block, factor]
     stack, x = self.stacks[name], stacks[name]
+    if x.ndim == 3:
+      start = self.starts[block, factor]
+      return x[start : start + len(index)]
     if x.ndim == 2:
-      flat = x[0] if stack.split else x.reshape(-1)
-    else:
-      flat = stack.matrices(x)
-    start, stop = int(index[0]), int(index[-1]) + 1
-    if stop - start == len(index) and (np.diff(index) == 1).all():
-      return flat[start:stop]
-    return jnp.take(flat, index, 0)
+      return (x[0] if stack.split else x.reshape(-1))[index]
+    return stack.matrices(x)[index]
+
+  def padded(self, wholes: Mapping[str, Array]) -> dict[str, Array]:
+    """Stacks from all matrices in the order of the factors."""
+    return {name: self.stacks[name].put(x, self.orders[name]) for name, x in wholes.items()}
+
+  def unpadded(self, stacks: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `padded`."""
+    return {name: self.stacks[name].matrices(x)[self.positions(name)] for name, x in stacks.items()}
+
+  def positions(self, name: str) -> np.ndarray:
+    """Where each matrix of a stack is among the slots of all owners, in the order of the factors."""
+    return np.concatenate([index for own, index in self.places.values() if own == name])
+
+  def joined(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """(*shards, matrix, n, n) by stack from factors by block, in the order of the factors."""
+    rows: dict[str, list[Array]] = {name: [] for name in self.stacks}
+    for (block, factor), (name, _) in self.places.items():
+      rows[name].append(values[block][factor])
+    return {name: jnp.concatenate(r, -3) if len(r) > 1 else r[0] for name, r in rows.items()}
 
   def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, 'wholes']:
     """The mean of the diagonal of each whole matrix, over its parts; number 0 is nobody's."""
@@ -151,12 +187,12 @@ class Layout(NamedTuple):
         result[name].reshape(-1)[index[factor.parts - 1 :: factor.parts]] = factor.size - (factor.parts - 1) * factor.n
     return result
 
-  def used(self) -> dict[str, np.ndarray]:
-    """For each slot whether a factor has it, as (owners, slots)."""
-    return {name: wholes > 0 for name, wholes in self.wholes.items()}
-
   def zeros(self) -> dict[str, Array]:
     return {name: jnp.zeros(stack.shape, stack.dtype) for name, stack in self.stacks.items()}
 
   def identities(self) -> dict[str, Array]:
-    return {name: stack.identities() for name, stack in self.stacks.items()}
+    """Inverses before the first refresh."""
+    return {
+      name: jnp.broadcast_to(jnp.eye(s.n, dtype=s.dtype), s.inverses) if s.shared else s.identities()
+      for name, s in self.stacks.items()
+    }

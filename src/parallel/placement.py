@@ -4,7 +4,7 @@ Each device owns the leading index of every stack that carries its number. At a 
   - the sums of the shards go to the owners: one reduce-scatter, triangular-packed, optionally in bfloat16;
   - owners invert; sizes of which there are too few are inverted by all together;
   - inverses go to their group by one all-gather, triangular-packed. One group is COMM-OPT: a step without refresh then
-    communicates nothing more. Groups of one are MEM-OPT: inverses stay, preconditioned gradients are gathered at every step.
+    communicates nothing more. Groups of one are MEM-OPT: inverses stay, and results are gathered at every step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from .collectives import all_reduce, reduce_scatter
 from .mesh import MeshError, batch_axes
 from .packing import fold, unfold
 
@@ -87,10 +88,13 @@ class Placement(NamedTuple):
 
   def sharding(self, field: str, stack: str) -> NamedSharding:
     """Of one stack of a state: in the field `inverses` as `share` leaves it, else with its owners."""
-    grid, group_axes, _ = self._grid
     if field != 'inverses':
       return NamedSharding(self.mesh, self.spec)
-    return NamedSharding(grid, PartitionSpec() if stack.endswith('_shared') else PartitionSpec(group_axes or None))
+    grid, group_axes, _ = self._grid
+    return NamedSharding(grid, PartitionSpec() if self._by_all(stack) else PartitionSpec(group_axes))
+
+  def _by_all(self, stack: str) -> bool:
+    return self.groups == 1 or stack.endswith('_shared')
 
   def over_stacks(self, fn: Callable) -> Callable:
     """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
@@ -99,7 +103,7 @@ class Placement(NamedTuple):
   def over_groups(self, fn: Callable, layout: Any) -> Callable:
     """`fn` of (stacks as shared, trees that lead with the group axis), run by each group; every device gets the results."""
     grid, group_axes, _ = self._grid
-    specs = {name: self.sharding('inverses', name).spec for name in layout.stacks}
+    specs = {name: PartitionSpec() if s.shared else PartitionSpec(group_axes) for name, s in layout.stacks.items()}
 
     def local(stacks: dict[str, Array], inputs: Any) -> Any:
       return jax.tree.map(lambda x: jax.lax.all_gather(x, group_axes, tiled=True), fn(stacks, inputs))
@@ -118,46 +122,78 @@ class Placement(NamedTuple):
 
     def local(shares: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
       own = {block: {f: x.sum(0) for f, x in parts.items()} for block, parts in shares.items()}
-      return {name: self._to_owner(x, layout.stacks[name]) for name, x in layout.gather(own).items()}
+      return {name: self._to_owner(x, layout, name) for name, x in layout.joined(own).items()}
 
     spec = PartitionSpec(axes) if axes else PartitionSpec()
     return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
 
-  def _to_owner(self, x: Array, stack: Any) -> Array:
-    """This owner's (1, slot, rows, n) of the sum over shards of (owner, slot, rows, n)."""
-    axes = batch_axes(self.mesh)
+  def _to_owner(self, x: Array, layout: Any, name: str) -> Array:
+    """This owner's (1, slot, rows, n) of the sum over the batch's shards of (matrix, n, n)."""
+    stack, axes = layout.stacks[name], batch_axes(self.mesh)
     others = tuple(a for a in self.axes if a not in axes)
-    packed = x if stack.split else fold(x)
-    if axes and self.statistics == 'bfloat16' and x.dtype == jnp.float32:
-      n = jax.lax.axis_size(axes)
-      halves = packed.astype(jnp.bfloat16).reshape(n, -1, *packed.shape[1:])
-      # A reduce-scatter whose sum is not rounded: the same bytes travel.
-      packed = jax.lax.all_to_all(halves, axes, 0, 0, tiled=True).astype(x.dtype).sum(0)
-    elif axes:
-      packed = jax.lax.psum_scatter(packed, axes, scatter_dimension=0, tiled=True)
+    half = jnp.bfloat16 if self.statistics == 'bfloat16' and x.dtype == jnp.float32 else None
+    if stack.sparse:
+      # Most of what a reduce-scatter would move is padding.
+      summed = unfold(all_reduce(fold(x), axes, half=half), stack.n) if axes else x
+      return stack.take(layout.orders[name], jax.lax.axis_index(self.axes), summed)
+    packed = stack.put(x, layout.orders[name])
+    packed = packed if stack.split else stack.put(fold(x), layout.orders[name])
+    if axes:
+      packed = reduce_scatter(packed, axes, half=half)
     if others:
       packed = jax.lax.dynamic_slice_in_dim(packed, jax.lax.axis_index(others), 1)
     return packed if stack.split else unfold(packed, stack.n)
 
-  def share(self, stacks: Mapping[str, Array], layout: Any) -> dict[str, Array]:
-    """Symmetric matrices from their owners to their groups; shared ones to all."""
+  def share(self, stacks: Mapping[str, Array], layout: Any, symmetric: bool = True) -> dict[str, Array]:
+    """Matrices from their owners to every device, (matrix, n, n), or to their groups; triangular-packed if symmetric."""
     grid, group_axes, member_axes = self._grid
+    everyone = (*group_axes, *member_axes)
+
+    def to_all(x: Array, name: str) -> Array:
+      stack, at = layout.stacks[name], layout.positions(name)
+      if stack.split:
+        return stack.matrices(jax.lax.all_gather(x, everyone, tiled=True))
+      x = fold(x) if symmetric else x
+      if stack.sparse:
+        mine = jnp.asarray(at // stack.slots) == jax.lax.axis_index(everyone)
+        x = jax.lax.psum(jnp.where(mine[:, None, None], x[0, at % stack.slots], 0), everyone)
+      else:
+        x = jax.lax.all_gather(x, everyone, tiled=True)
+        x = x.reshape(-1, *x.shape[2:])[at]
+      return unfold(x, stack.n) if symmetric else x
+
+    def to_group(x: Array, name: str) -> Array:
+      if not member_axes:
+        return x
+      if layout.stacks[name].split or not symmetric:
+        return jax.lax.all_gather(x, member_axes, tiled=True)
+      return unfold(jax.lax.all_gather(fold(x), member_axes, tiled=True), x.shape[-1])
 
     def local(stacks: Mapping[str, Array]) -> dict[str, Array]:
+      return {name: (to_all if layout.stacks[name].shared else to_group)(x, name) for name, x in stacks.items()}
+
+    specs = {name: PartitionSpec() if layout.stacks[name].shared else PartitionSpec(group_axes) for name in stacks}
+    owners = PartitionSpec(everyone)
+    return jax.shard_map(local, mesh=grid, in_specs=owners, out_specs=specs, check_vma=False)(dict(stacks))
+
+  def own(self, held: Mapping[str, Array], layout: Any) -> dict[str, Array]:
+    """The inverse of `share`; nothing travels. Padding holds anything."""
+    grid, group_axes, member_axes = self._grid
+    everyone = (*group_axes, *member_axes)
+
+    def local(held: Mapping[str, Array]) -> dict[str, Array]:
       result = {}
-      for name, x in stacks.items():
-        own = layout.stacks[name]
-        axes = (*group_axes, *member_axes) if own.shared else member_axes
-        if axes and own.split:
-          x = jax.lax.all_gather(x, axes, tiled=True)
-        elif axes:
-          x = unfold(jax.lax.all_gather(fold(x), axes, tiled=True), own.n)
+      for name, x in held.items():
+        if layout.stacks[name].shared:
+          x = layout.stacks[name].take(layout.orders[name], jax.lax.axis_index(everyone), x)
+        elif member_axes:
+          x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(member_axes), 1)
         result[name] = x
       return result
 
-    specs = {name: self.sharding('inverses', name).spec for name in stacks}
-    owners = PartitionSpec((*group_axes, *member_axes))
-    return jax.shard_map(local, mesh=grid, in_specs=owners, out_specs=specs, check_vma=False)(dict(stacks))
+    specs = {name: PartitionSpec() if layout.stacks[name].shared else PartitionSpec(group_axes) for name in held}
+    owners = PartitionSpec(everyone)
+    return jax.shard_map(local, mesh=grid, in_specs=(specs,), out_specs=owners, check_vma=False)(dict(held))
 
   def replicate(self, values: Any) -> Any:
     """The same values on every device."""
