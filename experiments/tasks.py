@@ -48,6 +48,7 @@ def _make_model(config: Any) -> nn.Module:
   name = settings.pop('name')
   classes = {
     'autoencoder': models.Autoencoder,
+    'convnet': models.ConvNet,
     'mlp': models.MLP,
     'resnet': models.ResNet,
     'transformer': models.Transformer,

@@ -71,6 +71,8 @@ def build(config: Any) -> Run:
   _check(config)
   mesh = parallel.make_mesh(config.mesh)
   task = make_task(config)
+  rules = parallel.RULES[config.model.name]
+  task = task._replace(loss=on_mesh(task.loss, rules, mesh))
   train_batches, eval_batches = make_data(config, mesh)
   batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
 
@@ -104,7 +106,7 @@ def build(config: Any) -> Run:
     return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), jax.random.fold_in(key, 1), mixed)
 
   like = jax.eval_shape(init, 0)
-  param_shardings = parallel.param_shardings(like.params, logical, parallel.RULES[config.model.name], mesh)
+  param_shardings = parallel.param_shardings(like.params, logical, rules, mesh)
   replicated = parallel.replicated(mesh)
   shardings = TrainState(
     step=replicated,
@@ -157,6 +159,17 @@ def build(config: Any) -> Run:
     train_batches=train_batches,
     eval_batches=eval_batches,
   )
+
+
+def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
+  """The loss with its activations sharded."""
+
+  @functools.wraps(loss)
+  def sharded(*args, **kwargs):
+    with parallel.logical_axes(rules, mesh):
+      return loss(*args, **kwargs)
+
+  return sharded
 
 
 def _check(config: Any) -> None:

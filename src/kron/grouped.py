@@ -71,7 +71,7 @@ def _classes(blocks: Sequence[Block], layout: Layout, placement: Placement) -> l
   groups, members = layout.groups, placement.owners // layout.groups
   result = []
   for (a, g), own in alike.items():
-    rows, columns = (np.concatenate([layout.places[b.name, f][1] for b in own]) for f in ('A', 'G'))
+    rows, columns = (np.concatenate([_slots(layout, b, f) for b in own]) for f in ('A', 'G'))
     stacks = layout.stacks[a], layout.stacks[g]
     if stacks[0].split or stacks[1].split:
       everyone = lambda x: np.tile(x, (groups, 1))  # noqa: E731
@@ -87,6 +87,12 @@ def _classes(blocks: Sequence[Block], layout: Layout, placement: Placement) -> l
     local = lambda x, s, units=units, first=first: np.where(units < 0, 0, x[units] - first * s.slots)  # noqa: E731
     result.append(_Class(tuple(own), a, g, units, local(rows, stacks[0]), local(columns, stacks[1])))
   return result
+
+
+def _slots(layout: Layout, block: Block, factor: str) -> np.ndarray:
+  """Where a factor's inverses are in what is held."""
+  name, index = layout.places[block.name, factor]
+  return layout.starts[block.name, factor] + np.arange(len(index)) if layout.stacks[name].shared else index
 
 
 def _laid_out(c: _Class, matrices: Mapping[str, Array]) -> tuple[Float[Array, 'g w i o'], Array, Array]:

@@ -54,14 +54,14 @@ class Stack(NamedTuple):
     return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
 
   def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, 'm'] | None) -> Float[Array, '*d o s r n']:
-    """Matrices in their places; `order` says which comes where, -1 for none (zeros)."""
+    """Matrices (or what stands for them) in their places; `order` says which comes where, -1 for none (zeros)."""
     lead = matrices.shape[:-3]
     if order is not None and (order < 0).any():
       matrices = jnp.concatenate([matrices, jnp.zeros_like(matrices[..., :1, :, :])], -3)
     if order is not None:
       matrices = jnp.take(matrices, np.where(order < 0, matrices.shape[-3] - 1, order), -3)
     if not self.split:
-      return matrices.reshape(*lead, *self.shape)
+      return matrices.reshape(*lead, self.owners, self.slots, *matrices.shape[-2:])
     missing = self.owners * self.rows - self.n
     matrices = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, missing), (0, 0)])
     parts = matrices.reshape(*lead, self.slots, self.owners, self.rows, self.n)

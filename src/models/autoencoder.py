@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from .layers import dense
+from .layers import constrain, dense
 
 
 class Autoencoder(nn.Module):
@@ -34,4 +34,5 @@ class Autoencoder(nn.Module):
       x = dense(width, names, nn.initializers.glorot_normal(), dtype=self.dtype, name=f'layer_{i}')(x)
       if width != self.widths[-1] and i < len(layers) - 1:
         x = nn.tanh(x)
+      x = constrain(x, 'batch', out)
     return x.astype(jnp.float32)

@@ -1,10 +1,14 @@
-"""Initialisers that carry the names of a parameter's logical axes."""
+"""Initialisers and activations that carry the names of logical axes; `parallel.RULES` says where those run on a mesh."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 
 def named(init: Callable, *axes: str | None) -> Callable:
@@ -16,3 +20,21 @@ def dense(features: int, names: tuple[str | None, str | None], init: Callable, *
   return nn.Dense(
     features, kernel_init=named(init, *names), bias_init=named(nn.initializers.zeros_init(), names[-1]), **kwargs
   )
+
+
+def constrain(x: Float[Array, '...'], *names: str | None) -> Float[Array, '...']:
+  """An activation with these logical axes, sharded by the rules in force (`parallel.logical_axes`), if there are any.
+
+  An axis that does not divide stays whole, as a parameter's does.
+  """
+  rules = dict(nn.get_logical_axis_rules())
+  mesh = jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty:
+    return x
+  spec: list = []
+  for size, name in zip(x.shape, names, strict=True):
+    axes = rules.get(name) or ()
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    fits = axes and size % math.prod(mesh.shape[a] for a in axes) == 0
+    spec.append(axes if fits else None)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from .layers import dense
+from .layers import constrain, dense
 
 
 class MLP(nn.Module):
@@ -29,5 +29,6 @@ class MLP(nn.Module):
     for i, width in enumerate(self.hidden):
       names = ('in', 'hidden') if i % 2 == 0 else ('hidden', 'in')
       x = getattr(nn, self.activation)(dense(width, names, init, dtype=self.dtype, name=f'hidden_{i}')(x))
+      x = constrain(x, 'batch', names[-1])
     names = ('hidden', 'out') if len(self.hidden) % 2 else ('in', 'out')
     return dense(self.classes, names, init, dtype=self.dtype, name='logits')(x).astype(jnp.float32)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layers import dense, named
+from .layers import constrain, dense, named
 
 
 class ResNet(nn.Module):
@@ -32,12 +32,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b classes']:
-    conv = functools.partial(
-      nn.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=named(nn.initializers.he_normal(), 'window', 'window', 'in', 'out'),
-    )
+    conv = functools.partial(_conv, self.dtype)
     norm = functools.partial(
       nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, param_dtype=jnp.float32
     )
@@ -64,7 +59,16 @@ class ResNet(nn.Module):
     ).astype(jnp.float32)
 
 
+def _conv(
+  dtype: Any, features: int, window: tuple[int, int], axes: tuple[str, str] = ('in', 'out'), **kwargs
+) -> nn.Conv:
+  init = named(nn.initializers.he_normal(), 'window', 'window', *axes)
+  return nn.Conv(features, window, use_bias=False, dtype=dtype, kernel_init=init, **kwargs)
+
+
 class _Block(nn.Module):
+  """On a mesh with a `model` axis convolutions are split by columns, but for the last, which is split by rows."""
+
   features: int
   strides: int
   bottleneck: bool
@@ -76,12 +80,13 @@ class _Block(nn.Module):
     out = self.features * (4 if self.bottleneck else 1)
     y = x
     if self.bottleneck:
-      y = nn.relu(self.norm(name='norm_in')(self.conv(self.features, (1, 1), name='conv_in')(y)))
-    y = self.conv(self.features, (3, 3), strides=self.strides, name='conv_mid')(y)
-    y = self.norm(name='norm_mid')(y)
+      y = nn.relu(self.norm(name='norm_in')(self.conv(self.features, (1, 1), ('in', 'mid'), name='conv_in')(y)))
+      y = constrain(y, 'batch', None, None, None)
+    y = self.conv(self.features, (3, 3), ('in', 'mid'), strides=self.strides, name='conv_mid')(y)
+    y = constrain(nn.relu(self.norm(name='norm_mid')(y)), 'batch', None, None, 'mid')
     window = (1, 1) if self.bottleneck else (3, 3)
-    y = self.conv(out, window, name='conv_out')(nn.relu(y))
-    y = self.norm(name='norm_out')(y)
+    y = self.norm(name='norm_out')(self.conv(out, window, ('mid', 'out'), name='conv_out')(y))
+    y = constrain(y, 'batch', None, None, None)
     if x.shape != y.shape:
       x = self.norm(name='norm_skip')(self.conv(out, (1, 1), strides=self.strides, name='conv_skip')(x))
     return nn.relu(x + y)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from .layers import dense, named
+from .layers import constrain, dense, named
 
 
 class Transformer(nn.Module):
@@ -57,11 +57,14 @@ class _Block(nn.Module):
     init = nn.initializers.lecun_normal()
     y = _norm(self.dtype, 'norm_attention')(x)
     qkv = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='qkv')(y)
+    qkv = constrain(qkv, 'batch', None, 'hidden')
     q, k, v = rearrange(qkv, 'b t (three h d) -> three b t h d', three=3, h=self.heads)
     y = rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=True), 'b t h d -> b t (h d)')
     x = x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='attended')(y)
+    x = constrain(x, 'batch', None, None)
     y = _norm(self.dtype, 'norm_mlp')(x)
     y = nn.gelu(dense(4 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='mlp_in')(y))
+    y = constrain(y, 'batch', None, 'hidden')
     return x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='mlp_out')(y)
 
 

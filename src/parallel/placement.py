@@ -136,8 +136,7 @@ class Placement(NamedTuple):
       # Most of what a reduce-scatter would move is padding.
       summed = unfold(all_reduce(fold(x), axes, half=half), stack.n) if axes else x
       return stack.take(layout.orders[name], jax.lax.axis_index(self.axes), summed)
-    packed = stack.put(x, layout.orders[name])
-    packed = packed if stack.split else stack.put(fold(x), layout.orders[name])
+    packed = stack.put(x if stack.split else fold(x), layout.orders[name])
     if axes:
       packed = reduce_scatter(packed, axes, half=half)
     if others:

@@ -6,25 +6,40 @@ meet a mesh. A mesh axis that a mesh does not have is simply not used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from absl import logging
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .mesh import MeshError, batch_axes, batch_shards
+from .mesh import BATCH, MeshError, batch_axes, batch_shards
 from .placement import Placement
 
 Rules = Mapping[str, str | None]
 
+# Every other layer of a deep network is split by columns along `model`, the next by rows: one all-reduce for a pair. The
+# other side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both are optional.
 RULES: dict[str, Rules] = {
-  'mlp': {'in': None, 'hidden': 'model', 'out': None},
-  # Every other layer of a deep network is split by columns, the next by rows: one all-reduce for a pair.
-  'autoencoder': {'even': None, 'odd': 'model', 'pixels': None},
-  'resnet': {'window': None, 'in': None, 'out': 'model', 'classes': None},
-  'transformer': {'width': None, 'hidden': 'model'},
+  'mlp': {'in': 'fsdp', 'hidden': 'model', 'out': None},
+  'autoencoder': {'even': 'fsdp', 'odd': 'model', 'pixels': None},
+  'convnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
+  'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
+  'transformer': {'width': 'fsdp', 'hidden': 'model'},
 }
+
+
+@contextlib.contextmanager
+def logical_axes(rules: Rules, mesh: Mesh) -> Iterator[None]:
+  """While a model is traced in it, its activations are sharded: 'batch' over the batch's axes, others by the rules.
+
+  Activations do not lie along `fsdp`, which is the batch's there.
+  """
+  known = [(name, axis) for name, axis in rules.items() if axis in mesh.shape and axis not in BATCH]
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules((('batch', batch_axes(mesh)), *known)):
+    yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,44 @@
+"""A plain convolutional network over any number of spatial axes: images, clips, volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .layers import constrain, dense, named
+
+
+class ConvNet(nn.Module):
+  """Logits from (batch, *space, channels): 3-wide convolutions, each halving space, group norms, a mean, a Dense layer.
+
+  Attributes:
+    widths: channels after each convolution; they alternate between split by columns and split by rows.
+    groups: of the norms; they divide every width.
+  """
+
+  widths: Sequence[int]
+  classes: int
+  groups: int = 4
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b *space c'], train: bool = False) -> Float[Array, 'b classes']:
+    del train
+    x = x.astype(self.dtype)
+    space = x.ndim - 2
+    init = nn.initializers.he_normal()
+    for i, width in enumerate(self.widths):
+      names = ('in', 'mid') if i % 2 == 0 else ('mid', 'in')
+      kernel = named(init, *('window',) * space, *names)
+      bias = named(nn.initializers.zeros_init(), names[-1])
+      conv = nn.Conv(width, (3,) * space, 2, kernel_init=kernel, bias_init=bias, dtype=self.dtype, name=f'conv_{i}')
+      x = nn.gelu(nn.GroupNorm(self.groups, dtype=self.dtype, name=f'norm_{i}')(conv(x)))
+      x = constrain(x, 'batch', *(None,) * space, names[-1])
+    x = x.mean(tuple(range(1, space + 1)))
+    names = ('mid' if len(self.widths) % 2 else 'in', 'classes')
+    init = nn.initializers.lecun_normal()
+    return dense(self.classes, names, init, dtype=self.dtype, name='logits')(x).astype(jnp.float32)
