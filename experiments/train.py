@@ -88,14 +88,13 @@ def build(config: Any) -> Run:
     running=config.recipe.running_mixup,
     classes=config.model.get('classes', 0),
   )
+  placement = parallel.Placement(mesh).check()
   curvature = None
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
     seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], image)
-    curvature = kron.curvature(
-      task.loss, params, variables, seen, fisher=fisher, has_aux=True, shards=parallel.batch_shards(mesh)
-    )
-  placement = parallel.Placement(mesh)
+    split = {'shards': placement.shards(config.data.batch_size), 'place': placement.place}
+    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, **split)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
   def init(seed: int) -> TrainState:

@@ -44,6 +44,7 @@ def curvature(
   operators: Mapping[str, Callable] | None = None,
   shards: int = 1,
   part: float = 1.0,
+  place: Callable[[Array, int, bool], Array] | None = None,
 ) -> Curvature:
   """Reads a loss and finds where each of its parameters meets data.
 
@@ -70,6 +71,8 @@ def curvature(
       name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
     shards: into how many parts a mesh divides the batch. Statistics then lead with an axis of that length, one sum for
       each shard, which `kfac(..., placement=)` adds up at the owners of the factors.
+    place: says to the compiler where statistics are taken: called with arrays, the axis along which they have examples,
+      and False; then with the same divided into shards along the leading axis, and True (`parallel.Placement.place`).
     part: the share of each shard's examples from which statistics are taken, the first of each.
 
   Returns:
@@ -80,7 +83,7 @@ def curvature(
   """
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
-  split = Split(shards, part)
+  split = Split(shards, part, place)
   options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, split)
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 

@@ -18,14 +18,15 @@ from .statistics import COUNTS, degree
 
 
 class Split(NamedTuple):
-  """`shards` equal parts of the batch, of each the first `part` of its examples."""
+  """`shards` equal parts of the batch, of each the first `part` of its examples; `place` see `curvature`."""
 
   shards: int = 1
   part: float = 1.0
+  place: Callable[[Array, int, bool], Array] | None = None
 
   @property
   def trivial(self) -> bool:
-    return self == Split()
+    return self.shards == 1 and self.part == 1
 
   @property
   def lead(self) -> tuple[int, ...]:
@@ -57,10 +58,12 @@ class Split(NamedTuple):
 
   def cut(self, x: Array, axis: int) -> Array:
     """(..., b, ...) as (shards, ..., kept, ...)."""
+    x = x if self.place is None else self.place(x, axis, False)
     shape = (*x.shape[:axis], self.shards, x.shape[axis] // self.shards, *x.shape[axis + 1 :])
     kept = int(shape[axis + 1] * self.part)
     x = jax.lax.slice_in_dim(x.reshape(shape), 0, kept, axis=axis + 1)
-    return jnp.moveaxis(x, axis, 0)
+    x = jnp.moveaxis(x, axis, 0)
+    return x if self.place is None else self.place(x, 0, True)
 
   def of_each(
     self, statistics: Callable[..., dict[str, Array]], arrays: Sequence[Array], axes: Sequence[int]

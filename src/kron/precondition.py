@@ -246,7 +246,7 @@ def on_matrices(
     matrices[block.name] = block.operator.to_matrix(*placement.replicate([by_name[name] for name in block.params]))
   products = fn(matrices)
   for block in (b for b in blocks if b.name in matrices):
-    u = block.operator.from_matrix(placement.replicate(products[block.name]))
+    u = placement.replicate(block.operator.from_matrix(products[block.name]))
     ones = jnp.ones_like(matrices[block.name])
     mine = block.operator.from_matrix(ones) if block.partial else [None] * len(u)
     for name, new, mask in zip(block.params, u, mine, strict=True):

@@ -58,7 +58,7 @@ class _Block(nn.Module):
     y = _norm(self.dtype, 'norm_attention')(x)
     qkv = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='qkv')(y)
     qkv = constrain(qkv, 'batch', None, 'hidden')
-    q, k, v = rearrange(qkv, 'b t (three h d) -> three b t h d', three=3, h=self.heads)
+    q, k, v = rearrange(qkv, 'b t (h three d) -> three b t h d', three=3, h=self.heads)
     y = rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=True), 'b t h d -> b t (h d)')
     x = x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='attended')(y)
     x = constrain(x, 'batch', None, None)

@@ -155,7 +155,7 @@ def _first_group(attributes: str, devices: int) -> list[int]:
   named = re.search(r'replica_groups=mesh\[([^\]]*)\](.*?) \{([^}]*)\}', attributes)
   if named:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
-    order = re.search(r'\[[\d,]+\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', named[2])
+    order = re.search(r'\[([\d,]+)\](?:T\(([\d,]+)\))?\)?$', named[2].strip())
     ids = np.arange(math.prod(sizes.values()))
     if order:
       ids = ids.reshape([int(d) for d in order[1].split(',')])

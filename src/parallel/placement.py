@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from .collectives import all_reduce, reduce_scatter
-from .mesh import MeshError, batch_axes
+from .mesh import MeshError, batch_axes, batch_shards
 from .packing import fold, unfold
 
 
@@ -96,6 +96,31 @@ class Placement(NamedTuple):
   def _by_all(self, stack: str) -> bool:
     return self.groups == 1 or stack.endswith('_shared')
 
+  def shards(self, batch_size: int) -> int:
+    """Into how many parts statistics are taken: one for each device where the batch divides, else one for each part of it.
+
+    Devices along `model` share the rows of their part of the batch.
+    """
+    return self.owners if batch_size % self.owners == 0 else batch_shards(self.mesh)
+
+  def place(self, x: Array, axis: int, divided: bool) -> Array:
+    """For `kron.curvature(place=)`: activations lie as the batch does; each device has whole rows of its own shard.
+
+    Where activations are sharded along `model` the rows go over by an all-to-all, else nothing travels.
+    """
+    spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = self._along(x.shape[axis]) if divided else batch_axes(self.mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+
+  def _along(self, shards: int) -> tuple[str, ...]:
+    """The mesh axes of so many shards."""
+    axes = self.axes if shards % self.owners == 0 else batch_axes(self.mesh)
+    if shards % math.prod(self.mesh.shape[a] for a in axes):
+      raise MeshError(
+        f'{shards} shards of statistics do not fit the mesh; pass kron.curvature(shards=placement.shards(batch))'
+      )
+    return axes
+
   def over_stacks(self, fn: Callable) -> Callable:
     """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
     return jax.shard_map(fn, mesh=self.mesh, in_specs=self.spec, out_specs=self.spec, check_vma=False)
@@ -114,22 +139,19 @@ class Placement(NamedTuple):
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
     """Stacks with their owners, from what each shard of the batch adds to every factor."""
-    axes = batch_axes(self.mesh)
-    n = math.prod(self.mesh.shape[a] for a in axes)
     given = next(iter(next(iter(shares.values())).values())).shape[0]
-    if given % n:
-      raise MeshError(f'statistics of {given} shards do not fit the {n} of the mesh; pass kron.curvature(shards={n})')
+    axes = self._along(given)
 
     def local(shares: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
       own = {block: {f: x.sum(0) for f, x in parts.items()} for block, parts in shares.items()}
-      return {name: self._to_owner(x, layout, name) for name, x in layout.joined(own).items()}
+      return {name: self._to_owner(x, layout, name, axes) for name, x in layout.joined(own).items()}
 
     spec = PartitionSpec(axes) if axes else PartitionSpec()
     return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
 
-  def _to_owner(self, x: Array, layout: Any, name: str) -> Array:
-    """This owner's (1, slot, rows, n) of the sum over the batch's shards of (matrix, n, n)."""
-    stack, axes = layout.stacks[name], batch_axes(self.mesh)
+  def _to_owner(self, x: Array, layout: Any, name: str, axes: tuple[str, ...]) -> Array:
+    """This owner's (1, slot, rows, n) of the sum over the mesh axes of (matrix, n, n)."""
+    stack = layout.stacks[name]
     others = tuple(a for a in self.axes if a not in axes)
     half = jnp.bfloat16 if self.statistics == 'bfloat16' and x.dtype == jnp.float32 else None
     if stack.sparse:
