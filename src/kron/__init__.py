@@ -23,6 +23,7 @@ from .operators import SHARING
 from .placing import Local, Placement
 from .precondition import ScaleByKfacState, factors, find_state, scale_by_kfac
 from .products import Products
+from .stacks import Layout, Stack
 from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
 from .statistics import Statistics, accumulate
 
@@ -34,6 +35,7 @@ __all__ = [
   'CurvatureError',
   'Deal',
   'Eigenbasis',
+  'Layout',
   'Local',
   'Placement',
   'Products',
@@ -43,6 +45,7 @@ __all__ = [
   'ScaleByKfacAdamState',
   'ScaleByKfacState',
   'ScaleByStaleKfacState',
+  'Stack',
   'Staleness',
   'Statistics',
   'accumulate',

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from .layers import constrain, dense
+from .layers import accurate, constrain, dense
 
 
 class Autoencoder(nn.Module):
@@ -35,4 +35,4 @@ class Autoencoder(nn.Module):
       if width != self.widths[-1] and i < len(layers) - 1:
         x = nn.tanh(x)
       x = constrain(x, 'batch', out)
-    return x.astype(jnp.float32)
+    return accurate(x)

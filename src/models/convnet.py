@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layers import constrain, dense, named
+from .layers import accurate, constrain, dense, named
 
 
 class ConvNet(nn.Module):
@@ -41,4 +41,4 @@ class ConvNet(nn.Module):
     x = x.mean(tuple(range(1, space + 1)))
     names = ('mid' if len(self.widths) % 2 else 'in', 'classes')
     init = nn.initializers.lecun_normal()
-    return dense(self.classes, names, init, dtype=self.dtype, name='logits')(x).astype(jnp.float32)
+    return accurate(dense(self.classes, names, init, dtype=self.dtype, name='logits')(x))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -20,6 +21,11 @@ def dense(features: int, names: tuple[str | None, str | None], init: Callable, *
   return nn.Dense(
     features, kernel_init=named(init, *names), bias_init=named(nn.initializers.zeros_init(), names[-1]), **kwargs
   )
+
+
+def accurate(x: Float[Array, '...']) -> Float[Array, '...']:
+  """At least float32, as losses are to be computed."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def constrain(x: Float[Array, '...'], *names: str | None) -> Float[Array, '...']:

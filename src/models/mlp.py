@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from .layers import constrain, dense
+from .layers import accurate, constrain, dense
 
 
 class MLP(nn.Module):
@@ -31,4 +31,4 @@ class MLP(nn.Module):
       x = getattr(nn, self.activation)(dense(width, names, init, dtype=self.dtype, name=f'hidden_{i}')(x))
       x = constrain(x, 'batch', names[-1])
     names = ('hidden', 'out') if len(self.hidden) % 2 else ('in', 'out')
-    return dense(self.classes, names, init, dtype=self.dtype, name='logits')(x).astype(jnp.float32)
+    return accurate(dense(self.classes, names, init, dtype=self.dtype, name='logits')(x))

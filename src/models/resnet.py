@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layers import constrain, dense, named
+from .layers import accurate, constrain, dense, named
 
 
 class ResNet(nn.Module):
@@ -54,9 +54,8 @@ class ResNet(nn.Module):
         )
         x = residual(x)
     x = x.mean(axis=(1, 2))
-    return dense(self.classes, ('in', 'classes'), nn.initializers.lecun_normal(), dtype=self.dtype, name='logits')(
-      x
-    ).astype(jnp.float32)
+    init = nn.initializers.lecun_normal()
+    return accurate(dense(self.classes, ('in', 'classes'), init, dtype=self.dtype, name='logits')(x))
 
 
 def _conv(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from .layers import constrain, dense, named
+from .layers import accurate, constrain, dense, named
 
 
 class Transformer(nn.Module):
@@ -42,9 +42,7 @@ class Transformer(nn.Module):
     for i in range(self.layers):
       x = _Block(self.width, self.heads, self.dtype, name=f'block_{i}')(x)
     x = _norm(self.dtype, 'norm')(x)
-    return dense(self.vocabulary, ('width', None), init, use_bias=False, dtype=self.dtype, name='logits')(x).astype(
-      jnp.float32
-    )
+    return accurate(dense(self.vocabulary, ('width', None), init, use_bias=False, dtype=self.dtype, name='logits')(x))
 
 
 class _Block(nn.Module):
@@ -59,13 +57,23 @@ class _Block(nn.Module):
     qkv = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='qkv')(y)
     qkv = constrain(qkv, 'batch', None, 'hidden')
     q, k, v = rearrange(qkv, 'b t (h three d) -> three b t h d', three=3, h=self.heads)
-    y = rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=True), 'b t h d -> b t (h d)')
+    y = rearrange(_attention(q, k, v), 'b t h d -> b t (h d)')
     x = x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='attended')(y)
     x = constrain(x, 'batch', None, None)
     y = _norm(self.dtype, 'norm_mlp')(x)
     y = nn.gelu(dense(4 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='mlp_in')(y))
     y = constrain(y, 'batch', None, 'hidden')
     return x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='mlp_out')(y)
+
+
+def _attention(
+  q: Float[Array, 'b t h d'], k: Float[Array, 'b t h d'], v: Float[Array, 'b t h d']
+) -> Float[Array, 'b t h d']:
+  """Causal. Not `jax.nn.dot_product_attention`, whose softmax is in float32 even where all else is in float64."""
+  logits = accurate(jnp.einsum('bqhd,bkhd->bhqk', q, k)) / q.shape[-1] ** 0.5
+  causal = jnp.tri(q.shape[1], dtype=bool)
+  weights = jax.nn.softmax(jnp.where(causal, logits, -jnp.inf))
+  return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(v.dtype), v)
 
 
 def _norm(dtype: Any, name: str) -> nn.LayerNorm:
