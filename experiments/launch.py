@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', '0')  # with several processes it would swallow SIGTERM
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import processes
 from experiments.errors import ConfigError, RunError
 
 _DEFAULT_CONFIG = str(Path(__file__).parent / 'configs' / 'digits.py')
@@ -37,6 +40,7 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
       raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
     try:
       use_devices(config.value)
+      processes.join()
     except OSError as error:  # a file that could not be read shows at the first use of its config
       name = config_flags.get_config_filename(flags.FLAGS['config'])
       raise ConfigError(f'no config file {name!r}; see experiments/configs') from error
@@ -91,6 +95,14 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       _fail(str(error), 2)
     except RunError as error:
       _fail(str(error), 3)
+    except Exception as error:
+      if not processes.several():
+        raise
+      # Not by the traceback alone: the others would wait minutes for this one at its orderly end.
+      if isinstance(error, jax.errors.JaxRuntimeError):
+        processes.stop(processes.lost(error), processes.STOPPED)
+      traceback.print_exc()
+      processes.stop(f'{type(error).__name__}: {error}', 1)
     except KeyboardInterrupt:
       print('error: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       # At once: to take Python down under a computation that still runs on a thread of XLA's ends in a segmentation fault.
@@ -102,5 +114,7 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 
 def _fail(message: str, code: int) -> None:
+  if processes.several():
+    processes.stop(message, code)
   print(f'error: {message}', file=sys.stderr)
   sys.exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from experiments import recipe
+from experiments import processes, recipe
 from experiments.checkpoints import open_checkpoints, restore, save
 from experiments.errors import ConfigError, RunError
 from experiments.optimizers import SECOND_ORDER, gradients, make_optimizer
@@ -88,7 +89,7 @@ def build(config: Any) -> Run:
     running=config.recipe.running_mixup,
     classes=config.model.get('classes', 0),
   )
-  placement = parallel.Placement(mesh).check()
+  placement = parallel.Placement(mesh, **config.placement).check()
   curvature = None
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
@@ -200,19 +201,19 @@ def _health(opt_state: Any) -> dict[str, jax.Array]:
 
 def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
   """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
-  own, shard = config.data, (jax.process_index(), jax.process_count())
+  own = config.data
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
   train_sharding = parallel.batch_sharding(mesh, train_size)
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
+  shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
   threads = 1  # of arrays in memory; more would wait for each other
   if own.name == 'imagenet2012':
     threads = 8
     source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
-    settings = {'size': own.image_size, 'shard': shard}
-    held_out = data.record_batches(split, eval_size, seed=0, train=False, **settings)
+    held_out = data.record_batches(split, eval_size, seed=0, train=False, size=own.image_size, shard=eval_shard)
 
     def train(seed: int) -> Any:
-      return data.record_batches(source, train_size, seed=seed, train=True, **settings)
+      return data.record_batches(source, train_size, seed=seed, train=True, size=own.image_size, shard=shard)
   else:
     arrays, split = (
       data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', own.eval_split)
@@ -220,7 +221,7 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
     augment = data.shift_and_flip if own.augment else None
     if own.eval_examples:
       split = data.Arrays(*(x[: own.eval_examples] for x in split))
-    held_out = data.ordered_batches(split, eval_size, shard=shard)
+    held_out = data.ordered_batches(split, eval_size, shard=eval_shard)
 
     def train(seed: int) -> Any:
       return data.array_batches(arrays, train_size, seed=seed, augment=augment, shard=shard)
@@ -281,17 +282,20 @@ def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None
   """
   workdir = Path(workdir).absolute()
   run = build(config) if run is None else run._replace(config=config)
-  workdir.mkdir(parents=True, exist_ok=True)
-  _check_same_config(config, workdir / 'config.json')
-  if run.curvature is not None:
-    (workdir / 'coverage.txt').write_text(f'{run.curvature}\n')
+  chief = processes.chief()  # writes what all share
+  if chief:
+    workdir.mkdir(parents=True, exist_ok=True)
+    _check_same_config(config, workdir / 'config.json')
+    if run.curvature is not None:
+      (workdir / 'coverage.txt').write_text(f'{run.curvature}\n')
   with open_checkpoints(workdir, config.keep_checkpoints or None) as checkpoints:
     state = restore(run, checkpoints)
     start = int(state.step)
-    _drop_rows_after(workdir / 'metrics.jsonl', start)
-    if not arrived(run, evaluations(workdir)):
-      _loop(run, state, start, workdir, checkpoints, quiet)
-  return evaluations(workdir)
+    if chief:
+      _drop_rows_after(workdir / 'metrics.jsonl', start)
+    if not processes.agree(chief and arrived(run, evaluations(workdir))):
+      _loop(run, state, start, workdir, checkpoints, quiet or not chief)
+  return evaluations(workdir) if chief else []
 
 
 def evaluations(workdir: Path) -> list[dict[str, float]]:
@@ -309,16 +313,19 @@ def arrived(run: Run, rows: list[dict[str, float]]) -> bool:
 def _loop(run: Run, state: TrainState, start: int, workdir: Path, checkpoints: Any, quiet: bool) -> None:
   config = run.config
   batches = run.train_batches(config.seed, start)
-  before = evaluations(workdir)
+  chief = processes.chief()
+  before = evaluations(workdir) if chief else []
   pending, clock, trained = [], time.perf_counter(), before[-1]['seconds'] if before else 0.0
   title = f'{config.optimizer} on {config.data.name}'
   with (
     Progress(title, config.steps, start, config.data.batch_size, quiet) as bar,
-    (workdir / 'metrics.jsonl').open('a') as log,
+    (workdir / 'metrics.jsonl' if chief else Path(os.devnull)).open('a') as log,
+    processes.Watchdog(config.watchdog_seconds) as watchdog,
   ):
     for step in range(start, config.steps):
       state, metrics = run.step(state, next(batches), *phase(config, step))
       pending.append((step + 1, metrics))
+      watchdog.beat()
       done = step + 1
       if done % config.eval_every and done % config.log_every and done != config.steps:
         continue
@@ -358,7 +365,7 @@ def _check_finite(step: int, row: dict[str, float]) -> None:
 def _check_same_config(config: Any, path: Path) -> None:
   """A work folder belongs to one config, its length apart: a resumed run must be the run that was interrupted."""
   free = ('steps', 'target', 'stop_at_target', 'eval_every', 'log_every', 'checkpoint_every', 'keep_checkpoints')
-  free = (*free, 'mesh', 'devices')
+  free = (*free, 'mesh', 'devices', 'watchdog_seconds', 'placement')
   new = json.loads(config.to_json())
   if path.exists():
     old = json.loads(path.read_text())
@@ -380,6 +387,8 @@ def _drop_rows_after(path: Path, step: int) -> None:
 def main(config: Any, workdir: str) -> None:
   """One run from the command line."""
   rows = train(config, workdir)
+  if not processes.chief():
+    return
   if rows:
     scores = ', '.join(f'{k.removeprefix("eval_")} {v:.4g}' for k, v in rows[-1].items() if k.startswith('eval_'))
     print(f'{scores} on {config.data.name}/{config.data.eval_split} after {rows[-1]["step"]} steps')

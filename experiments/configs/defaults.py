@@ -31,6 +31,10 @@ def defaults() -> ConfigDict:
   config.log_every = 10
   config.mesh = 'data=-1'
   config.devices = 0  # emulated CPU devices; 0: those there are
+  config.watchdog_seconds = 600.0  # of several processes: end if no step is done for so long; 0: never
+  # Where K-FAC's factors live: the share of devices that keep a block's inverses (1 is COMM-OPT, 0 MEM-OPT), the type in
+  # which statistics travel, and whether large factors may be split over all devices.
+  config.placement = ConfigDict({'fraction': 1.0, 'statistics': 'float32', 'split': True})
   config.task = 'classify'
   config.target = 0.0  # of the task's metric on the evaluation set; 0: none
   config.stop_at_target = False

@@ -3,7 +3,7 @@
 from .audit import Audit, AuditError, Collective, assert_bytes, assert_no_gather, audit, written
 from .mesh import MeshError, batch_shards, make_mesh, parse_mesh
 from .placement import Placement
-from .rules import RULES, Rules, batch_sharding, logical_axes, param_shardings, replicated, state_shardings
+from .rules import RULES, Rules, batch_sharding, local_part, logical_axes, param_shardings, replicated, state_shardings
 
 __all__ = [
   'RULES',
@@ -18,6 +18,7 @@ __all__ = [
   'audit',
   'batch_sharding',
   'batch_shards',
+  'local_part',
   'logical_axes',
   'make_mesh',
   'param_shardings',

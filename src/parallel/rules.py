@@ -58,6 +58,23 @@ def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> Nam
   return NamedSharding(mesh, PartitionSpec(axes))
 
 
+def local_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
+  """(index, count): which of how many equal runs of a batch's rows this process's devices need.
+
+  Processes that differ along `model` only need the same rows.
+
+  Raises:
+    MeshError: they need rows that are not in one run.
+  """
+  slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+  runs = {(s.start or 0, batch_size if s.stop is None else s.stop) for (s,) in slices}
+  low, high = min(start for start, _ in runs), max(stop for _, stop in runs)
+  covered = sum(stop - start for start, stop in runs)
+  if covered != high - low or batch_size % covered or low % covered:
+    raise MeshError(f'mesh {dict(sharding.mesh.shape)}: a process needs rows from several places; write data first')
+  return low // covered, batch_size // covered
+
+
 def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) -> Any:
   """Shardings of a parameter tree.
 

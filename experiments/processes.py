@@ -1,0 +1,123 @@
+"""Runs of several processes: how they find each other, and how all stop when one does."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.errors import ConfigError
+
+STOPPED = 4  # the exit code of a process that stops because another did
+
+_ADDRESS = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0, to join processes by hand.')
+_COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator_address.')
+_NUMBER = flags.DEFINE_integer('process_id', None, 'The number of this process, from 0, with --coordinator_address.')
+# A lost process is noticed within this time; JAX's own defaults are 100 and 300 seconds.
+_TIMES = {'heartbeat_timeout_seconds': 10, 'shutdown_timeout_seconds': 10, 'initialization_timeout': 60}
+
+
+def join() -> None:
+  """Joins the other processes, if there are any: by flags, or as Open MPI or Slurm started them.
+
+  Must come before anything computes.
+
+  Raises:
+    ConfigError: some flags are missing, or the others do not answer.
+  """
+  given = {'coordinator_address': _ADDRESS.value, 'num_processes': _COUNT.value, 'process_id': _NUMBER.value}
+  missing = [f'--{name}' for name, value in given.items() if value is None]
+  if not missing:
+    if not 0 <= given['process_id'] < given['num_processes']:
+      raise ConfigError(
+        f'--process_id={given["process_id"]} must lie between 0 and --num_processes={given["num_processes"]}'
+      )
+    _initialize(given)
+  elif len(missing) < len(given):
+    raise ConfigError(f'{" and ".join(missing)} must be given too, to join processes by hand')
+  elif int(os.environ.get('OMPI_COMM_WORLD_SIZE', 1)) > 1 or int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
+    _initialize({})  # which finds both by itself
+
+
+def _initialize(how: dict[str, Any]) -> None:
+  faulthandler.disable()  # else stacks of all threads bury what the runtime says when it has lost process 0
+  try:
+    jax.distributed.initialize(**how, **_TIMES)
+  except Exception as error:
+    where = how.get('coordinator_address', 'the address that the launcher gave')
+    raise ConfigError(f'the processes did not find each other at {where}: {_first_line(error)}') from error
+
+
+def several() -> bool:
+  return jax.process_count() > 1
+
+
+def chief() -> bool:
+  """Whether this process writes what all share."""
+  return jax.process_index() == 0
+
+
+def agree(value: bool) -> bool:
+  """The chief's value, on all."""
+  if not several():
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def stop(message: str, code: int) -> None:
+  """Ends this process at once, so that the others notice; an orderly end would wait for them."""
+  print(f'error: process {jax.process_index()}: {message}', file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def lost(error: Exception) -> str:
+  """What to say of an error of the runtime while there are other processes."""
+  return f'another process stopped, or the network to it ({_first_line(error)}); its own message says why'
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+class Watchdog:
+  """Ends the process if `beat` is not called for so many seconds: a process that hangs keeps all others waiting.
+
+  With 0 seconds, or where there is one process only, it does nothing.
+  """
+
+  def __init__(self, seconds: float):
+    self.seconds = seconds if several() else 0
+    self._last, self._done = time.monotonic(), threading.Event()
+
+  def beat(self) -> None:
+    self._last = time.monotonic()
+
+  def __enter__(self) -> Watchdog:
+    if self.seconds:
+      threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    self._done.set()
+
+  def _watch(self) -> None:
+    while not self._done.wait(min(1.0, self.seconds / 4)):
+      if time.monotonic() - self._last > self.seconds:
+        stop(
+          f'no step for {self.seconds:g} seconds; another process hangs, or config.watchdog_seconds is too short',
+          STOPPED,
+        )

@@ -1,0 +1,228 @@
+"""Real processes: they train, checkpoint and evaluate as one would, and stop when one of them does."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+  '--config=experiments/configs/digits.py',
+  '--config.model.widths=(16, 8)',
+  '--config.data.batch_size=64',
+  '--config.eval_every=3',
+  '--config.checkpoint_every=3',
+  '--config.kfac.damping=0.01',
+  '--config.kfac.inverses_every=2',
+  '--config.kfac.schedule=constant',
+]
+SHORT = ['--config.steps=3', '--config.devices=1', '--config.mesh=data=-1']
+long = pytest.mark.long
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def group(commands, **environment):
+  """Running processes, killed in the end; stdout and stderr of each go to one pipe."""
+  env = {**os.environ, **environment}
+  found = [
+    subprocess.Popen(c, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for c in commands
+  ]
+  try:
+    yield found
+  finally:
+    for p in found:
+      if p.poll() is None:
+        p.send_signal(signal.SIGCONT)
+        p.kill()
+      p.wait()
+
+
+def train_commands(processes, devices, mesh, workdir, *more, own=None):
+  """`own`: further flags of one process, by its number."""
+  port = free_port()
+  join = [f'--coordinator_address=localhost:{port}', f'--num_processes={processes}'] if processes > 1 else []
+  common = [sys.executable, 'experiments/train.py', *SMALL, f'--config.devices={devices}', f'--config.mesh={mesh}']
+  common += [f'--workdir={workdir}', *more, *join]
+  return [[*common, *([f'--process_id={i}'] if join else []), *(own or {}).get(i, [])] for i in range(processes)]
+
+
+def run(*args, **kwargs):
+  with group(train_commands(*args, **kwargs)) as processes:
+    outputs = [p.communicate(timeout=240)[0] for p in processes]
+    assert all(p.returncode == 0 for p in processes), outputs
+  return outputs
+
+
+def rows(workdir, key='loss'):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return np.array([line[key] for line in lines if key in line])
+
+
+@pytest.mark.parametrize(
+  'processes, devices, mesh',
+  [
+    (2, 2, 'data=2,model=2'),
+    pytest.param(2, 2, 'model=2,data=2', marks=long),  # both processes need all rows
+    pytest.param(2, 4, 'data=4,model=2', marks=long),
+    pytest.param(4, 1, 'data=2,fsdp=2', marks=long),
+  ],
+)
+def test_a_group_trains_as_one_process_does(tmp_path, processes, devices, mesh):
+  outputs = run(processes, devices, mesh, tmp_path / 'group', '--config.steps=6')
+  run(1, processes * devices, mesh, tmp_path / 'one', '--config.steps=6')
+  for key in ('loss', 'eval_error'):
+    np.testing.assert_allclose(rows(tmp_path / 'group', key), rows(tmp_path / 'one', key), rtol=1e-5)
+  assert len(rows(tmp_path / 'group')) == 6
+  assert 'after 6 steps' in outputs[0] and 'after 6 steps' not in outputs[1]  # one of them speaks
+
+
+def test_another_group_goes_on_from_the_checkpoint(tmp_path):
+  """Three steps by 2 x 2 devices, three by one process of one device, against six at once."""
+  run(2, 2, 'data=2,model=2', tmp_path / 'parts', '--config.steps=3')
+  run(1, 1, 'data=1', tmp_path / 'parts', '--config.steps=6')
+  run(1, 1, 'data=1', tmp_path / 'whole', '--config.steps=6')
+  np.testing.assert_allclose(rows(tmp_path / 'parts'), rows(tmp_path / 'whole'), rtol=1e-5)
+
+
+@long
+def test_a_larger_group_goes_on_from_the_checkpoint(tmp_path):
+  run(1, 1, 'data=1', tmp_path / 'parts', '--config.steps=3')
+  run(4, 1, 'data=2,model=2', tmp_path / 'parts', '--config.steps=6', '--config.placement.fraction=0.0')
+  run(1, 1, 'data=1', tmp_path / 'whole', '--config.steps=6')
+  np.testing.assert_allclose(rows(tmp_path / 'parts'), rows(tmp_path / 'whole'), rtol=1e-5)
+
+
+MODELS = ('mlp', 'resnet', 'convnet', 'transformer')
+
+
+@pytest.mark.parametrize(
+  'mesh, dtype, tolerance',
+  [
+    pytest.param('data=4,model=2', 'float32', 1e-5, marks=long),
+    pytest.param('fsdp=8', 'float32', 1e-5, marks=long),
+    pytest.param('model=2,data=4', 'float64', 1e-10, marks=long),
+  ],
+)
+def test_two_processes_equal_one_device(tmp_path, mesh, dtype, tolerance):
+  """Losses, gradients, factors and parameters of every family."""
+  address = f'localhost:{free_port()}'
+  command = lambda n, *more: [sys.executable, '-m', 'tests.parallel.worker', *more, dtype, str(tmp_path / n), *MODELS]  # noqa: E731
+  for n in ('two', 'one'):
+    (tmp_path / n).mkdir()
+  for commands in (
+    [command('two', address, '2', str(i), '4', mesh) for i in range(2)],
+    [command('one', f'localhost:{free_port()}', '1', '0', '1', 'data=1')],
+  ):
+    with group(commands) as processes:
+      outputs = [p.communicate(timeout=400)[0] for p in processes]
+      assert all(p.returncode == 0 for p in processes), outputs
+  for name in MODELS:
+    found, expected = (np.load(tmp_path / n / f'{name}.npz') for n in ('two', 'one'))
+    for key in expected:
+      assert np.linalg.norm(found[key] - expected[key]) <= tolerance * np.linalg.norm(expected[key]), (name, key)
+  assert jnp.dtype(dtype) == expected['parameters'].dtype
+
+
+def wait_for_steps(workdir, processes):
+  start = time.monotonic()
+  while not (workdir / 'metrics.jsonl').exists() or '"step": 6' not in (workdir / 'metrics.jsonl').read_text():
+    assert time.monotonic() - start < 120 and all(p.poll() is None for p in processes)
+    time.sleep(0.2)
+
+
+ENDLESS = ('--config.steps=1000000', '--config.log_every=3')
+
+
+@pytest.mark.parametrize('victim', [pytest.param(0, marks=long), 1])
+def test_when_one_is_killed_the_other_stops(tmp_path, victim):
+  with group(train_commands(2, 1, 'data=2', tmp_path, *ENDLESS)) as processes:
+    wait_for_steps(tmp_path, processes)
+    processes[victim].kill()
+    start = time.monotonic()
+    output = processes[1 - victim].communicate(timeout=30)[0]
+  assert time.monotonic() - start < 20
+  # Without process 0 the runtime itself may be the first to notice.
+  words = {1: 'error: process 0: another process stopped', 0: 'another'}
+  assert words[victim] in output and processes[1 - victim].returncode in ((4,) if victim else (4, -signal.SIGABRT))
+
+
+def test_when_one_hangs_the_others_stop(tmp_path):
+  with group(train_commands(2, 1, 'data=2', tmp_path, *ENDLESS, '--config.watchdog_seconds=4')) as processes:
+    wait_for_steps(tmp_path, processes)
+    processes[1].send_signal(signal.SIGSTOP)
+    output = processes[0].communicate(timeout=20)[0]
+  assert 'error: process 0: no step for 4 s' in output and processes[0].returncode == 4
+
+
+@pytest.mark.parametrize('wrong', [0, pytest.param(1, marks=long)])
+def test_when_one_is_wrong_all_stop(tmp_path, wrong):
+  """A mistake in the flags of one process, which the others cannot know."""
+  own = {wrong: ['--config.mesh=data=3']}
+  with group(train_commands(2, 1, 'data=2', tmp_path, *ENDLESS, own=own)) as processes:
+    outputs = [p.communicate(timeout=90)[0] for p in processes]
+  assert processes[wrong].returncode == 2 and f"error: process {wrong}: mesh 'data=3'" in outputs[wrong]
+  assert processes[1 - wrong].returncode not in (0, None)
+
+
+def test_half_of_the_flags_are_not_enough(tmp_path):
+  command = [sys.executable, 'experiments/train.py', '--num_processes=2', f'--workdir={tmp_path}']
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert result.returncode == 2
+  assert (
+    result.stderr.strip()
+    == 'error: --coordinator_address and --process_id must be given too, to join processes by hand'
+  )
+
+
+@pytest.mark.skipif(not shutil.which('mpirun'), reason='no mpirun here: apt-get install openmpi-bin')
+def test_mpirun(tmp_path):
+  command = ['scripts/launch/mpirun.sh', '2', *SMALL, *SHORT, f'--workdir={tmp_path}']
+  root = {'OMPI_ALLOW_RUN_AS_ROOT': '1', 'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1'}
+  env = {**os.environ, **root, 'PYTHON': sys.executable}
+  result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('after 3 steps') == 1 and len(rows(tmp_path)) == 3
+  assert json.loads((tmp_path / 'config.json').read_text())['mesh'] == 'data=-1'
+
+
+def test_slurm_is_found_by_its_environment(tmp_path):
+  """As srun sets it for two tasks on one node."""
+  slurm = {'SLURM_JOB_ID': str(free_port()), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_NODES': '1'}
+  slurm |= {'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_TASKS': '2'}
+  command = ['env', *(f'{k}={v}' for k, v in slurm.items())]
+  own = [['SLURM_PROCID=0', 'SLURM_LOCALID=0'], ['SLURM_PROCID=1', 'SLURM_LOCALID=1']]
+  train = [
+    sys.executable,
+    'experiments/train.py',
+    *SMALL,
+    '--config.steps=3',
+    '--config.devices=1',
+    f'--workdir={tmp_path}',
+  ]
+  with group([[*command, *o, *train] for o in own]) as processes:
+    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    assert all(p.returncode == 0 for p in processes), outputs
+  assert len(rows(tmp_path)) == 3
+
+
+def test_the_sbatch_file_is_a_script():
+  script = (ROOT / 'scripts/launch/slurm.sbatch').read_text()
+  assert '#SBATCH --ntasks-per-node=1' in script and 'srun' in script
+  subprocess.run(['bash', '-n', 'scripts/launch/slurm.sbatch'], cwd=ROOT, check=True)
