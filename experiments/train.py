@@ -131,6 +131,8 @@ def build(config: Any) -> Run:
     else:
       (_, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(*args)
     metrics, model_state = aux
+    # Else XLA may compute them whole on every device, as K-FAC needs them later, and reduce more than there is.
+    grads = jax.lax.with_sharding_constraint(grads, shardings.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     metrics = {**metrics, 'finite_input': finite, **_health(opt_state)}

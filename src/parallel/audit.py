@@ -86,6 +86,10 @@ class Audit(tuple[Collective, ...]):
     """See `Collective.total`, summed."""
     return sum(c.total for c in self.select(kind, axis))
 
+  def sent(self, kind: str | None = None, axis: str | None = None) -> float:
+    """See `Collective.sent`, summed: a gather along two axes, one after another, counts as one along both."""
+    return sum(c.sent for c in self.select(kind, axis))
+
   def summary(self) -> dict[str, tuple[int, int]]:
     """'all-gather over data' -> (executions, bytes): what golden tables hold."""
     found: dict[str, tuple[int, int]] = {}

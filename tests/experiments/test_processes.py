@@ -208,14 +208,7 @@ def test_slurm_is_found_by_its_environment(tmp_path):
   slurm |= {'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_TASKS': '2'}
   command = ['env', *(f'{k}={v}' for k, v in slurm.items())]
   own = [['SLURM_PROCID=0', 'SLURM_LOCALID=0'], ['SLURM_PROCID=1', 'SLURM_LOCALID=1']]
-  train = [
-    sys.executable,
-    'experiments/train.py',
-    *SMALL,
-    '--config.steps=3',
-    '--config.devices=1',
-    f'--workdir={tmp_path}',
-  ]
+  train = [sys.executable, 'experiments/train.py', *SMALL, *SHORT, f'--workdir={tmp_path}']
   with group([[*command, *o, *train] for o in own]) as processes:
     outputs = [p.communicate(timeout=120)[0] for p in processes]
     assert all(p.returncode == 0 for p in processes), outputs

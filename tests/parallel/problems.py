@@ -107,6 +107,7 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
     def step(carry, batch):
       params, state, opt_state = carry
       (loss, state), grads, stats = curvature.value_and_grad(params, state, *batch, statistics=phase == 'refresh')
+      grads = jax.lax.with_sharding_constraint(grads, of_params)
       updates, opt_state = tx.update(grads, opt_state, params, stats=stats, phase=phase)
       return (optax.apply_updates(params, updates), state, opt_state), loss, grads
 
