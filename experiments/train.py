@@ -94,8 +94,7 @@ def build(config: Any) -> Run:
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
     seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], image)
-    split = {'shards': placement.shards(config.data.batch_size), 'place': placement.place}
-    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, **split)
+    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, placement=placement)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
   def init(seed: int) -> TrainState:

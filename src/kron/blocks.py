@@ -16,6 +16,7 @@ from .kernel_blocks import Use, flops, kernel_block
 from .operators import Kronecker, Unit, Unitwise
 from .operators.unit import diagonal
 from .options import Options, chosen
+from .parts import Split
 from .program import Program, source_line
 from .reach import biases, reaching
 from .sites import Site, Survey
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
   probes: shapes, by block and statistic; they lead with `loops`, the lengths of the loops that slice the block.
   gradient_only: the parameters without a block, each with the reason.
   regularised: the parameters that have a block and a term of their own in the loss.
+  split: the shards of the batch.
   aux_tree: the structure of the loss's auxiliary output, if any.
   """
 
@@ -56,6 +58,7 @@ class Plan(NamedTuple):
   loops: dict[str, tuple[int, ...]]
   gradient_only: dict[str, str]
   regularised: tuple[str, ...]
+  split: Split
   aux_tree: Any = None
 
 
@@ -161,7 +164,7 @@ def plan_blocks(
     lead = options.split.lead if block.operator.reduced is None else ()
     shapes_of = block.operator.probes().items()
     probes[name] = {k: (*loops[name], *(lead if shape else ()), *shape) for k, shape in shapes_of}
-  return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, loops, gradient_only, regularised)
+  return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, loops, gradient_only, regularised, options.split)
 
 
 def _without_examples(site: Site, observations: int | None) -> str | None:

@@ -14,13 +14,15 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from .blocks import Block, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
+from .explicit import typed_as
 from .fishers import exact, of_the_sum, prepared, random_key, weighted
 from .operators.factor import accurate
 from .options import Options
 from .parts import WHOLE, Split
+from .placing import Placement
 from .probes import BASIS, DUE, due_probes, moment_probes, where_due
 from .products import Outputs, Products, information_product, make_products, rank_one_product
-from .program import Op, Program, has_mark, trace
+from .program import Op, Program, has_mark, trace, vary, varying
 from .regions import observation_marks
 from .statistics import COUNTS, Statistics
 from .survey import survey
@@ -44,7 +46,7 @@ def curvature(
   operators: Mapping[str, Callable] | None = None,
   shards: int = 1,
   part: float = 1.0,
-  place: Callable[[Array, int, bool], Array] | None = None,
+  placement: Placement | None = None,
 ) -> Curvature:
   """Reads a loss and finds where each of its parameters meets data.
 
@@ -71,8 +73,7 @@ def curvature(
       name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
     shards: into how many parts a mesh divides the batch. Statistics then lead with an axis of that length, one sum for
       each shard, which `kfac(..., placement=)` adds up at the owners of the factors.
-    place: says to the compiler where statistics are taken: called with arrays, the axis along which they have examples,
-      and False; then with the same divided into shards along the leading axis, and True (`parallel.Placement.place`).
+    placement: the one of the optimiser: it says into how many shards, and where the statistics of each are taken.
     part: the share of each shard's examples from which statistics are taken, the first of each.
 
   Returns:
@@ -83,7 +84,7 @@ def curvature(
   """
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
-  split = Split(shards, part, place)
+  split = Split(shards, part, placement)
   options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, split)
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 
@@ -218,7 +219,7 @@ class Curvature:
       outputs, marks = evaluate(program, plan.taps, [*leaves, *data], probes)
       return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
 
-    dtypes, split = {b.name: b.dtype for b in plan.blocks}, self._options.split
+    dtypes, split = {b.name: b.dtype for b in plan.blocks}, plan.split
     probes = {
       name: {k: jnp.zeros(shape, jnp.float32 if k.startswith('uses') else dtypes[name]) for k, shape in shapes.items()}
       for name, shapes in plan.probes.items()
@@ -228,6 +229,13 @@ class Curvature:
         probes[b.name] |= moment_probes(b, plan.loops[b.name], split.lead, basis[b.name])
       if b.name in due and b.name in probes:
         probes[b.name] |= due_probes(b, plan.probes[b.name], plan.loops[b.name], due[b.name])
+    probes = split.typed(probes, plan.loops)
+    # Inside of a shard_map: summed over the axes that gradients are summed over, those along which parameters are the same.
+    by_name = dict(zip(names, leaves, strict=True))
+    for b in plan.blocks:
+      if b.name in probes:
+        axes = frozenset().union(*(varying(by_name[name]) for name in b.params))
+        probes[b.name] = {k: vary(z, axes) for k, z in probes[b.name].items()}
     (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
     likelihoods = [mark.params['likelihood'] for mark in marks]
     weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
@@ -253,7 +261,8 @@ class Curvature:
 
     def statistics_from(output_cotangents):
       """Sums of a backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
-      return finished(*pull((jnp.zeros_like(loss), output_cotangents)))
+      cotangents = [typed_as(c, z) for c, z in zip(output_cotangents, outputs, strict=True)]
+      return finished(*pull((jnp.zeros_like(loss), cotangents)))
 
     grads, sums = pull((jnp.ones_like(loss), nothing))
     if self.fisher == 'empirical':
@@ -305,9 +314,10 @@ class Curvature:
       z, likelihood = marks[0].outputs[0], marks[0].params['likelihood']
       examples = z.shape[0] if len(z.shape) > likelihood.event_ndims else None
     from_loss = self.fisher == 'empirical'
-    self._options.split.check(examples)
+    options = self._options._replace(split=self._options.split.fitted(examples))
+    options.split.check(examples)
     found = survey(program, len(names), from_loss, examples)
-    plan = plan_blocks(program, found, names, sizes, self._options, from_loss, examples)
+    plan = plan_blocks(program, found, names, sizes, options, from_loss, examples)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
 

@@ -16,6 +16,7 @@ import numpy as np
 from .blocks import Block
 from .errors import CurvatureError
 from .operators.factor import Factor
+from .placing import Placement
 from .stacks import Layout, Stack
 
 _SMALL = 8  # matrices up to this size are dealt in runs, not one by one
@@ -234,3 +235,12 @@ def _layout(items, deal: Deal, names, at, owners: _Owners) -> Layout:
         theirs = numbers[block, f.partner]
         partners[numbers[block, factor] + np.arange(f.slots)] = theirs + np.arange(f.slots)
   return Layout(stacks, places, orders, wholes, partners, np.asarray(parts), starts, deal.groups)
+
+
+def deal_of(placement: Placement) -> Deal:
+  return Deal(placement.owners, placement.groups, placement.split)
+
+
+def undivided(placement: Placement) -> Deal:
+  """The deal with one group and nothing split: for what needs whole matrices on every device."""
+  return Deal(placement.owners, split=False)

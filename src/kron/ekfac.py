@@ -10,12 +10,13 @@ from jaxtyping import Array, Float
 
 from .blocks import Block, key_of
 from .curvature import Curvature
-from .dealing import lay_out
+from .dealing import lay_out, undivided
 from .eigenbasis import Eigenbasis, Vectors, matrix_shape, rotated, rotated_back
 from .errors import CurvatureError
+from .explicit import typed_update
 from .kfac import descend
 from .operators import Kronecker
-from .placing import Local, Placement, undivided
+from .placing import Local, Placement
 from .precondition import Phase, at, averaged, by_block, check_phase, is_due, when
 from .statistics import Statistics
 
@@ -120,7 +121,7 @@ def scale_by_ekfac(
     eigenbasis = state.eigenbasis._replace(count=optax.safe_increment(count))
     return updates, state._replace(eigenbasis=eigenbasis)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
 def _products(block: Block, factors: dict[str, Array], vectors: Vectors) -> Array:

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from .explicit import automatic
 from .operators import Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
 from .operators.unit import by_example
 from .parts import Split
-from .probes import Basis, Probes, basis_of, cotangent, where_due
+from .probes import BASIS, DUE, Basis, Probes, basis_of, cotangent, where_due
 from .program import Op, Program, Ref, bind, has_mark, observe_p, vary, varying
 from .regions import rematerialise, scan_split, shard
 from .sites import Site
+from .statistics import COUNTS
 
 
 class Tap(NamedTuple):
@@ -299,8 +301,7 @@ def _tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, know
     found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
       probe = probes[tap.block]
-      of_site = functools.partial(_of_site, op, tap, values, slopes, dy, c, basis_of(probe))
-      found.setdefault(tap.block, []).append(where_due(probe, of_site))
+      found.setdefault(tap.block, []).append(_typed_statistics(op, tap, values, slopes, dy, c, probe))
     sums = {name: cotangent(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
@@ -320,7 +321,11 @@ def _copied(tap: Tap, values: list[Any], probes: Probes, known: _Known) -> Array
 
   def backward(residuals, dy):
     probe, known = residuals
-    found = where_due(probe, lambda: _of_all(tap, _of_copies(tap, dy, known, basis_of(probe))))
+
+    def statistics(dy, known, probe):
+      return where_due(probe, lambda: _of_all(tap, _of_copies(tap, dy, known, basis_of(probe))))
+
+    found = automatic(statistics, _specs(tap, probe))(dy, known, probe)
     return dy, cotangent(probe, [found]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
@@ -350,6 +355,21 @@ def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
   slope = accurate(slope)
   slope = slope * (tap.site.weight.scale if coefficient is None else accurate(coefficient))
   return by_example(slope.real, tap.site.weight.axes)
+
+
+def _typed_statistics(op: Op, tap: Tap, values, slopes, dy, known: _Known, probe) -> dict[str, Array]:
+  """`_of_site` where it is due; under Explicit axes of the probe's type."""
+
+  def statistics(values, slopes, dy, known, probe):
+    return where_due(probe, functools.partial(_of_site, op, tap, values, slopes, dy, known, basis_of(probe)))
+
+  return automatic(statistics, _specs(tap, probe))(values, slopes, dy, known, probe)
+
+
+def _specs(tap: Tap, probe: Mapping[str, Array]) -> dict[str, PartitionSpec]:
+  """Of a site's statistics."""
+  led = lambda k: tap.operator.reduced is None and not k.startswith(COUNTS)  # noqa: E731
+  return {k: tap.split.spec if led(k) else PartitionSpec() for k in probe if not k.startswith((BASIS, DUE))}
 
 
 def _of_gradients(tap: Tap, gradients: list[Array]) -> dict[str, Array]:

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, PyTree
 
 from .blocks import Block, key_of, param_names
 from .curvature import Curvature
-from .dealing import lay_out
+from .dealing import lay_out, undivided
 from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
+from .explicit import typed_update
 from .operators.factor import accurate
-from .placing import Local, Placement, undivided
+from .placing import Local, Placement
 from .precondition import Phase, at, averaged, by_block, check_phase, is_due, when
 
 
@@ -108,7 +109,7 @@ def scale_by_kfac_adam(
     eigenbasis = eigenbasis._replace(count=optax.safe_increment(count))
     return new, ScaleByKfacAdamState(eigenbasis, mu, nu, rest)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
 def kfac_adam(

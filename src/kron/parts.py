@@ -11,18 +11,28 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from .errors import CurvatureError
+from .explicit import explicit, typed
+from .placing import Placement
+from .probes import Probes
 from .statistics import COUNTS, degree
 
 
 class Split(NamedTuple):
-  """`shards` equal parts of the batch, of each the first `part` of its examples; `place` see `curvature`."""
+  """`shards` equal parts of the batch, of each the first `part` of its examples; where they lie says the placement."""
 
   shards: int = 1
   part: float = 1.0
-  place: Callable[[Array, int, bool], Array] | None = None
+  placement: Placement | None = None
+
+  def fitted(self, examples: int | None) -> Split:
+    """With the placement's number of shards for so many examples; one where they are not known."""
+    if self.placement is None:
+      return self
+    return self._replace(shards=self.placement.shards(examples) if examples else 1)
 
   @property
   def trivial(self) -> bool:
@@ -58,12 +68,28 @@ class Split(NamedTuple):
 
   def cut(self, x: Array, axis: int) -> Array:
     """(..., b, ...) as (shards, ..., kept, ...)."""
-    x = x if self.place is None else self.place(x, axis, False)
+    x = x if self.placement is None else self.placement.place(x, axis, False)
     shape = (*x.shape[:axis], self.shards, x.shape[axis] // self.shards, *x.shape[axis + 1 :])
     kept = int(shape[axis + 1] * self.part)
     x = jax.lax.slice_in_dim(x.reshape(shape), 0, kept, axis=axis + 1)
     x = jnp.moveaxis(x, axis, 0)
-    return x if self.place is None else self.place(x, 0, True)
+    return x if self.placement is None else self.placement.place(x, 0, True)
+
+  @property
+  def spec(self) -> PartitionSpec:
+    """The sharding of statistics, which lead with shards if there are several."""
+    return PartitionSpec(self.placement.along(self.shards)) if self.lead and self.placement else PartitionSpec()
+
+  def typed(self, probes: Probes, loops: Mapping[str, tuple[int, ...]]) -> Probes:
+    """Probes of the types that their statistics have, under Explicit axes."""
+    if not explicit():
+      return probes
+    whole = lambda name, z: z.ndim > len(loops[name]) + 3 or not self.lead  # noqa: E731
+    spec = lambda name: PartitionSpec(*(None,) * len(loops[name]), *self.spec)  # noqa: E731
+    return {
+      name: {k: typed(z, spec(name)) if whole(name, z) and self.lead else z for k, z in own.items()}
+      for name, own in probes.items()
+    }
 
   def of_each(
     self, statistics: Callable[..., dict[str, Array]], arrays: Sequence[Array], axes: Sequence[int]

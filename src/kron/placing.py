@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxtyping import Array
 
-from .dealing import Deal
-from .stacks import Layout
+if TYPE_CHECKING:
+  from .stacks import Layout
 
 
 class Placement(Protocol):
@@ -31,6 +31,18 @@ class Placement(Protocol):
 
   @property
   def axes(self) -> tuple[str, ...]: ...
+
+  def shards(self, examples: int) -> int:
+    """Into how many shards a batch's statistics are divided."""
+    ...
+
+  def along(self, shards: int) -> tuple[str, ...]:
+    """The mesh axes of so many shards."""
+    ...
+
+  def place(self, x: Array, axis: int, divided: bool) -> Array:
+    """Says where rows lie: the batch's, with examples along this axis; or divided, with shards along it."""
+    ...
 
   def over_stacks(self, fn: Callable) -> Callable:
     """Makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner."""
@@ -66,6 +78,15 @@ class Local(NamedTuple):
   split: bool = False
   axes: tuple[str, ...] = ()
 
+  def shards(self, examples: int) -> int:
+    return 1
+
+  def along(self, shards: int) -> tuple[str, ...]:
+    return ()
+
+  def place(self, x: Array, axis: int, divided: bool) -> Array:
+    return x
+
   def over_stacks(self, fn: Callable) -> Callable:
     return fn
 
@@ -83,12 +104,3 @@ class Local(NamedTuple):
 
   def replicate(self, values: Any) -> Any:
     return values
-
-
-def deal_of(placement: Placement) -> Deal:
-  return Deal(placement.owners, placement.groups, placement.split)
-
-
-def undivided(placement: Placement) -> Deal:
-  """The deal with one group and nothing split: for what needs whole matrices on every device."""
-  return Deal(placement.owners, split=False)

@@ -14,11 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 from .averages import Averages
 from .blocks import Block, param_names
 from .curvature import Curvature
-from .dealing import Deal, lay_out
+from .dealing import Deal, deal_of, lay_out
 from .errors import CurvatureError
+from .explicit import typed_update
 from .grouped import precondition_by_group
 from .inverse import INVERSES, damped_inverse, slot_damping, split_inverse
-from .placing import Local, Placement, deal_of
+from .placing import Local, Placement
 from .stacks import Layout
 from .statistics import Statistics
 
@@ -96,14 +97,14 @@ def scale_by_kfac(
     del params
     check_phase(phase)
     count = state.count
+    strength = at(damping, count) if extra.get('damping') is None else extra['damping']
     state = state._replace(averages=averaged(state, stats, phase, layout, blocks, decay, statistics_every, placement))
     due = is_due(count, inverses_every) if phase is None else phase == 'refresh'
-    strength = at(damping, count) if extra.get('damping') is None else extra['damping']
     state = when(due, lambda s: refreshed(s, layout, strength, inverse, placement), state)
     updates = apply_inverses(updates, state.inverses, blocks, layout, placement)
     return updates, state._replace(count=optax.safe_increment(count))
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
 def check_phase(phase: Any) -> None:

@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .averages import Averages, batch_means
 from .curvature import Curvature
-from .dealing import lay_out
+from .dealing import lay_out, undivided
 from .errors import CurvatureError
+from .explicit import typed_update
 from .inverse import INVERSES
 from .kfac import descend
-from .placing import Local, Placement, undivided
+from .placing import Local, Placement
 from .precondition import ScaleByKfacState, apply_inverses, at, check_phase, find_state, refreshed
 from .stacks import Layout
 
@@ -145,7 +146,7 @@ def scale_by_stale_kfac(
     kfac = refreshed(kfac._replace(averages=averages), layout, strength, inverse, placement, only)
     return ScaleByStaleKfacState(kfac, staleness, state.refreshes_saved)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
 def _names(curvature: Curvature) -> list[tuple[str, str]]:

@@ -80,9 +80,9 @@ class Placement(NamedTuple):
     """The mesh as groups and members, and the axes of both."""
     groups, members = self.groups, self.owners // self.groups
     if groups == 1:
-      return self.mesh, (), self.axes
+      return self.auto, (), self.axes
     if members == 1:
-      return self.mesh, self.axes, ()
+      return self.auto, self.axes, ()
     devices = np.asarray(self.mesh.devices).reshape(groups, members)
     return Mesh(devices, ('group', 'member'), axis_types=(AxisType.Auto,) * 2), ('group',), ('member',)
 
@@ -96,6 +96,11 @@ class Placement(NamedTuple):
   def _by_all(self, stack: str) -> bool:
     return self.groups == 1 or stack.endswith('_shared')
 
+  @property
+  def auto(self) -> Mesh:
+    """The mesh with Auto axes, as all here runs under."""
+    return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=(AxisType.Auto,) * len(self.mesh.axis_names))
+
   def shards(self, batch_size: int) -> int:
     """Into how many parts statistics are taken: one for each device where the batch divides, else one for each part of it.
 
@@ -104,26 +109,24 @@ class Placement(NamedTuple):
     return self.owners if batch_size % self.owners == 0 else batch_shards(self.mesh)
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """For `kron.curvature(place=)`: activations lie as the batch does; each device has whole rows of its own shard.
+    """Activations lie as the batch does; each device has whole rows of its own shard.
 
     Where activations are sharded along `model` the rows go over by an all-to-all, else nothing travels.
     """
     spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
-    spec[axis] = self._along(x.shape[axis]) if divided else batch_axes(self.mesh)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+    spec[axis] = self.along(x.shape[axis]) if divided else batch_axes(self.mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.auto, PartitionSpec(*spec)))
 
-  def _along(self, shards: int) -> tuple[str, ...]:
+  def along(self, shards: int) -> tuple[str, ...]:
     """The mesh axes of so many shards."""
     axes = self.axes if shards % self.owners == 0 else batch_axes(self.mesh)
     if shards % math.prod(self.mesh.shape[a] for a in axes):
-      raise MeshError(
-        f'{shards} shards of statistics do not fit the mesh; pass kron.curvature(shards=placement.shards(batch))'
-      )
+      raise MeshError(f'{shards} shards of statistics do not fit the mesh; pass kron.curvature(placement=)')
     return axes
 
   def over_stacks(self, fn: Callable) -> Callable:
     """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
-    return jax.shard_map(fn, mesh=self.mesh, in_specs=self.spec, out_specs=self.spec, check_vma=False)
+    return jax.shard_map(fn, mesh=self.auto, in_specs=self.spec, out_specs=self.spec, check_vma=False)
 
   def over_groups(self, fn: Callable, layout: Any) -> Callable:
     """`fn` of (stacks as shared, trees that lead with the group axis), run by each group; every device gets the results."""
@@ -140,14 +143,14 @@ class Placement(NamedTuple):
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
     """Stacks with their owners, from what each shard of the batch adds to every factor."""
     given = next(iter(next(iter(shares.values())).values())).shape[0]
-    axes = self._along(given)
+    axes = self.along(given)
 
     def local(shares: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
       own = {block: {f: x.sum(0) for f, x in parts.items()} for block, parts in shares.items()}
       return {name: self._to_owner(x, layout, name, axes) for name, x in layout.joined(own).items()}
 
     spec = PartitionSpec(axes) if axes else PartitionSpec()
-    return jax.shard_map(local, mesh=self.mesh, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
+    return jax.shard_map(local, mesh=self.auto, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
 
   def _to_owner(self, x: Array, layout: Any, name: str, axes: tuple[str, ...]) -> Array:
     """This owner's (1, slot, rows, n) of the sum over the mesh axes of (matrix, n, n)."""
@@ -218,4 +221,4 @@ class Placement(NamedTuple):
 
   def replicate(self, values: Any) -> Any:
     """The same values on every device."""
-    return jax.lax.with_sharding_constraint(values, NamedSharding(self.mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(values, NamedSharding(self.auto, PartitionSpec()))

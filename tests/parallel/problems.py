@@ -90,8 +90,9 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
   all_variables = variables()
   params, state = all_variables.pop('params'), all_variables
   batch = (problem.x, problem.labels)
-  options |= {'shards': placement.shards(BATCH), 'place': placement.place}
-  curvature = kron.curvature(loss_fn, params, state, *batch, fisher='empirical', has_aux=True, **options)
+  curvature = kron.curvature(
+    loss_fn, params, state, *batch, fisher='empirical', has_aux=True, placement=placement, **options
+  )
   tx = kron.kfac(0.1, curvature, damping=1e-2, placement=placement)
   of_params = parallel.param_shardings(params, logical, rules, mesh)
   opt_state = jax.eval_shape(tx.init, params)

@@ -33,8 +33,7 @@ def run(spec, n_devices, dtype, rule='kfac'):
   x, y = (jax.device_put(jax.random.normal(key, (32, n), dtype), data) for key, n in ((k[2], 6), (k[3], 4)))
   params = jax.device_put(params, shardings)
   placement = parallel.Placement(mesh)
-  split = {'shards': placement.shards(32), 'place': placement.place}
-  curvature = kron.curvature(loss_fn, params, x, y, fisher='exact', **split)
+  curvature = kron.curvature(loss_fn, params, x, y, fisher='exact', placement=placement)
   make = {'kfac': kron.kfac, 'stale': functools.partial(kron.stale_kfac, threshold=0.5)}[rule]
   tx = make(0.3, curvature, damping=0.01, placement=placement)
   state_shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), shardings, mesh, placement=placement)
