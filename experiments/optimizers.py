@@ -107,22 +107,35 @@ def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Pla
 
 
 def gradients(
-  config: Any, curvature: kron.Curvature, loss: Callable, args: tuple, opt_state: Any, key: Any, **at: bool
+  config: Any,
+  curvature: kron.Curvature,
+  loss: Callable,
+  args: tuple,
+  opt_state: Any,
+  key: Any,
+  statistics: bool,
+  refresh: bool,
+  around: Callable,
 ):
   """((loss, aux), gradients, what the optimiser's update takes beside them) of one of `SECOND_ORDER`.
 
   Args:
     loss: (params, *batch) -> (loss, aux).
     args: params and batch.
-    at: `statistics` and `refresh`, of this step; see `train.phase`.
+    statistics, refresh: of this step; see `train.phase`.
+    around: goes around the gradient, see `reduce.by_shard`.
   """
-  name, statistics, basis = config.optimizer, at['statistics'], None
+  name, basis, due = config.optimizer, None, statistics
   if name == 'stale_kfac' and statistics:
-    statistics = kron.due(opt_state, curvature)
+    due = kron.due(opt_state, curvature)
   if name == 'ekfac':
     basis = kron.basis(opt_state, curvature)
-  (value, aux), grads, stats = curvature.value_and_grad(*args, key=key, statistics=statistics, basis=basis)
-  extra = {'stats': stats, 'phase': 'refresh' if at['refresh'] else 'plain'}
+
+  def gradient(params, model_state, batch, key):
+    return curvature.value_and_grad(params, model_state, batch, key=key, statistics=due, basis=basis)
+
+  (value, aux), grads, stats = around(gradient)(*args, key)
+  extra = {'stats': stats, 'phase': 'refresh' if refresh else 'plain'}
   if name == 'natural_gradient':
     extra['products'] = curvature.products(*args, key=key, fisher='exact')
   if name == 'adaptive_kfac':

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from experiments import processes, recipe
+from experiments import processes, recipe, reduce
 from experiments.checkpoints import open_checkpoints, restore, save
 from experiments.errors import ConfigError, RunError
 from experiments.optimizers import SECOND_ORDER, gradients, make_optimizer
@@ -72,8 +72,9 @@ def build(config: Any) -> Run:
   _check(config)
   mesh = parallel.make_mesh(config.mesh)
   task = make_task(config)
+  own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
-  task = task._replace(loss=on_mesh(task.loss, rules, mesh))
+  task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh))
   train_batches, eval_batches = make_data(config, mesh)
   batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
 
@@ -94,7 +95,10 @@ def build(config: Any) -> Run:
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
     seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], image)
-    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, placement=placement)
+    if own_collectives:  # what one shard sees
+      seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // mesh.size, *x.shape[1:]), x.dtype), seen)
+    where = {} if own_collectives else {'placement': placement}
+    curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, **where)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
   def init(seed: int) -> TrainState:
@@ -104,6 +108,7 @@ def build(config: Any) -> Run:
     mixed = recipe.nothing_mixed(config, pixels)
     return TrainState(jnp.zeros((), jnp.int32), params, variables, tx.init(params), jax.random.fold_in(key, 1), mixed)
 
+  around = functools.partial(reduce.by_shard, config=config, mesh=mesh) if own_collectives else lambda fn: fn
   like = jax.eval_shape(init, 0)
   param_shardings = parallel.param_shardings(like.params, logical, rules, mesh)
   replicated = parallel.replicated(mesh)
@@ -125,10 +130,14 @@ def build(config: Any) -> Run:
     args = (state.params, state.model_state, batch)
     extra: dict[str, Any] = {}
     if curvature is not None:
-      at = {'statistics': statistics, 'refresh': refresh}
+      at = {'statistics': statistics, 'refresh': refresh, 'around': around}
       (_, aux), grads, extra = gradients(config, curvature, task.loss, args, state.opt_state, key, **at)
     else:
-      (_, aux), grads = jax.value_and_grad(task.loss, has_aux=True)(*args)
+      plain = lambda params, model_state, batch, key: (  # noqa: E731
+        *jax.value_and_grad(task.loss, has_aux=True)(params, model_state, batch),
+        None,
+      )
+      (_, aux), grads, _ = around(plain)(*args, key)
     metrics, model_state = aux
     # Else XLA may compute them whole on every device, as K-FAC needs them later, and reduce more than there is.
     grads = jax.lax.with_sharding_constraint(grads, shardings.params)

@@ -35,6 +35,9 @@ def defaults() -> ConfigDict:
   # Where K-FAC's factors live: the share of devices that keep a block's inverses (1 is COMM-OPT, 0 MEM-OPT), the type in
   # which statistics travel, and whether large factors may be split over all devices.
   config.placement = ConfigDict({'fraction': 1.0, 'statistics': 'float32', 'split': True})
+  # How gradients are summed over the batch's shards: 'auto' (XLA's choice), or by shard_map 'psum', 'ring', 'hierarchical',
+  # 'torus'; half: '', 'bfloat16' or 'float16', the type they travel in.
+  config.gradients = ConfigDict({'all_reduce': 'auto', 'half': '', 'bucket_mb': 25.0})
   config.task = 'classify'
   config.target = 0.0  # of the task's metric on the evaluation set; 0: none
   config.stop_at_target = False

@@ -1,11 +1,12 @@
 """Meshes, sharding rules, and the placement of an optimiser's state."""
 
 from .audit import Audit, AuditError, Collective, assert_bytes, assert_no_gather, audit, written
-from .mesh import MeshError, batch_shards, make_mesh, parse_mesh
+from .mesh import BATCH, MeshError, batch_shards, make_mesh, parse_mesh
 from .placement import Placement
 from .rules import RULES, Rules, batch_sharding, local_part, logical_axes, param_shardings, replicated, state_shardings
 
 __all__ = [
+  'BATCH',
   'RULES',
   'Audit',
   'AuditError',

@@ -104,6 +104,42 @@ def test_eight_devices_equal_one(mesh, one_device):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
+COLLECTIVES = {
+  'psum': ('data=8', {}),
+  'ring': ('data=8', {'bucket_mb': 1e-4}),
+  'hierarchical': ('data=4,fsdp=2', {}),
+  'torus': ('data=4,fsdp=2', {}),
+}
+
+
+@pytest.mark.parametrize(
+  'method', [pytest.param(m, marks=[] if m == 'torus' else [pytest.mark.long]) for m in COLLECTIVES]
+)
+@pytest.mark.parametrize('optimizer', ['kfac', pytest.param('stale_kfac', marks=pytest.mark.long)])
+def test_own_collectives_train_as_the_compilers_do(tmp_path, method, optimizer):
+  """The empirical Fisher, whose targets are not drawn by shard; without batch norm the losses are the same."""
+  results = []
+  for name in ('auto', method):
+    config = small(optimizer, mesh=COLLECTIVES[method][0])
+    config[optimizer].fisher = 'empirical'
+    config.gradients.all_reduce = name
+    config.gradients.update(COLLECTIVES[method][1])
+    train(config, tmp_path / name, quiet=True)
+    results.append(losses(tmp_path / name))
+  np.testing.assert_allclose(*results, rtol=1e-4)
+
+
+def test_own_collectives_in_half_precision_and_without_second_order(tmp_path):
+  results = []
+  for half in ('', 'bfloat16'):
+    config = small('sgd', mesh='data=4,fsdp=2')
+    config.gradients.update({'all_reduce': 'torus', 'half': half})
+    train(config, tmp_path / f'half{half}', quiet=True)
+    results.append(losses(tmp_path / f'half{half}'))
+  np.testing.assert_allclose(*results, rtol=1e-2)
+  assert results[0] != results[1]
+
+
 FEW = ('kfac', 'adaptive_kfac', 'stale_kfac', 'sgd', 'adam', 'muon')  # the others are long
 
 
@@ -146,6 +182,12 @@ def test_a_batch_that_is_not_finite_ends_the_run(tmp_path):
 
 
 MISTAKES = {
+  'collective': ({'gradients.all_reduce': 'tree'}, ConfigError, "all_reduce='tree' is unknown"),
+  'collective mesh': ({'gradients.all_reduce': 'ring'}, ConfigError, 'is for meshes of data and fsdp'),
+  'torus': ({'gradients.all_reduce': 'torus', 'mesh': 'data=8'}, ConfigError, 'runs along two mesh axes'),
+  'half': ({'gradients.half': 'bfloat16'}, ConfigError, 'choose config.gradients.all_reduce too'),
+  'fraction': ({'placement.fraction': 0.3}, MeshError, 'fraction=0.3 of 8 devices is no divisor'),
+  'statistics': ({'placement.statistics': 'int8'}, MeshError, "statistics='int8' is unknown"),
   'mesh': ({'mesh': 'data=3'}, MeshError, 'does not make the 8 devices'),
   'axis': ({'mesh': 'date=8'}, MeshError, "axis 'date' is unknown"),
   'batch': ({'data.batch_size': 66}, MeshError, 'batch_size=66 does not divide'),
