@@ -12,11 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kronmesh import kron, models, parallel
 from tests.draws import integers, normal
 
-BATCH = 16
-
 
 class Problem(NamedTuple):
-  """A model with its rules and a batch of 16."""
+  """A model with its rules and a batch."""
 
   model: nn.Module
   rules: str
@@ -24,10 +22,10 @@ class Problem(NamedTuple):
   labels: Any
 
 
-def problems(dtype):
+def problems(dtype, batch=16):
   """By name; sizes of which some divide by the meshes' axes and some do not."""
-  image = lambda *shape: normal(BATCH, *shape, dtype=dtype)  # noqa: E731
-  labels = integers(5, BATCH)
+  image = lambda *shape: normal(batch, *shape, dtype=dtype)  # noqa: E731
+  labels = integers(5, batch)
   d = {'dtype': dtype}
   return {
     'mlp': Problem(models.MLP((24, 16, 13), 5, **d), 'mlp', image(10), labels),
@@ -38,8 +36,8 @@ def problems(dtype):
     'transformer': Problem(
       models.Transformer(12, 6, layers=1, width=16, heads=4, **d),
       'transformer',
-      integers(12, BATCH, 6),
-      integers(12, BATCH, 6),
+      integers(12, batch, 6),
+      integers(12, batch, 6),
     ),
   }
 
@@ -102,7 +100,7 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
     jax.tree.map(lambda _: replicated, state),
     parallel.state_shardings(opt_state, of_params, mesh, placement),
   )
-  data = parallel.batch_sharding(mesh, BATCH)
+  data = parallel.batch_sharding(mesh, len(problem.x))
 
   def make_step(phase):
     def step(carry, batch):
@@ -120,9 +118,18 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
   return Compiled(mesh, curvature, placement, begin, shardings, batch, make_step('refresh'), make_step('plain'))
 
 
+def arguments(c: Compiled):
+  """Shapes and shardings of a step's arguments."""
+  carry = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(c.state), c.shardings
+  )
+  data = parallel.batch_sharding(c.mesh, len(c.batch[0]))
+  return carry, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=data), c.batch)
+
+
 def placed(c: Compiled):
   """The first state and the batch, on the mesh."""
-  data = parallel.batch_sharding(c.mesh, BATCH)
+  data = parallel.batch_sharding(c.mesh, len(c.batch[0]))
   put = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: np.asarray(x)[i])  # noqa: E731
   carry = jax.jit(c.state, out_shardings=c.shardings)()
   return carry, jax.tree.map(lambda x: put(x, data), c.batch)

@@ -13,7 +13,7 @@ from kronmesh import kron, parallel
 from kronmesh.parallel import assert_bytes, assert_no_gather, audit, make_mesh, written
 from kronmesh.parallel.audit import _axes, _first_group
 from tests.parallel import planted
-from tests.parallel.problems import BATCH, compiled, problems
+from tests.parallel.problems import arguments, compiled, problems
 
 P = PartitionSpec
 GOLDEN = Path(__file__).parent / 'golden.json'
@@ -113,14 +113,6 @@ def test_a_part_of_an_axis_has_a_name_of_its_own():
 
 
 # --- what K-FAC communicates
-
-
-def arguments(c):
-  carry = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(c.state), c.shardings
-  )
-  data = parallel.batch_sharding(c.mesh, BATCH)
-  return carry, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=data), c.batch)
 
 
 def first_order(c):
