@@ -90,7 +90,10 @@ def build(config: Any) -> Run:
     running=config.recipe.running_mixup,
     classes=config.model.get('classes', 0),
   )
-  placement = parallel.Placement(mesh, **config.placement).check()
+  settings = dict(config.placement)
+  in_blocks = settings.pop('blocks')
+  placement = parallel.Placement(mesh, **settings).check()
+  param_shardings = parallel.param_shardings(params, logical, rules, mesh)
   curvature = None
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
@@ -98,6 +101,7 @@ def build(config: Any) -> Run:
     if own_collectives:  # what one shard sees
       seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // mesh.size, *x.shape[1:]), x.dtype), seen)
     where = {} if own_collectives else {'placement': placement}
+    where['blocks'] = parallel.shard_blocks(param_shardings) if in_blocks else None
     curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, **where)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
 
@@ -110,7 +114,6 @@ def build(config: Any) -> Run:
 
   around = functools.partial(reduce.by_shard, config=config, mesh=mesh) if own_collectives else lambda fn: fn
   like = jax.eval_shape(init, 0)
-  param_shardings = parallel.param_shardings(like.params, logical, rules, mesh)
   replicated = parallel.replicated(mesh)
   shardings = TrainState(
     step=replicated,

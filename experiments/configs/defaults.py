@@ -33,8 +33,9 @@ def defaults() -> ConfigDict:
   config.devices = 0  # emulated CPU devices; 0: those there are
   config.watchdog_seconds = 600.0  # of several processes: end if no step is done for so long; 0: never
   # Where K-FAC's factors live: the share of devices that keep a block's inverses (1 is COMM-OPT, 0 MEM-OPT), the type in
-  # which statistics travel, and whether large factors may be split over all devices.
-  config.placement = ConfigDict({'fraction': 1.0, 'statistics': 'float32', 'split': True})
+  # which statistics travel, whether large factors may be split over all devices, and whether those of kernels that lie
+  # along `model` are kept in blocks, one for each shard (another approximation; the others change no result).
+  config.placement = ConfigDict({'fraction': 1.0, 'statistics': 'float32', 'split': True, 'blocks': False})
   # How gradients are summed over the batch's shards: 'auto' (XLA's choice), or by shard_map 'psum', 'ring', 'hierarchical',
   # 'torus'; half: '', 'bfloat16' or 'float16', the type they travel in.
   config.gradients = ConfigDict({'all_reduce': 'auto', 'half': '', 'bucket_mb': 25.0})

@@ -44,6 +44,7 @@ def curvature(
   max_factor: int = 8192,
   oversize: str = 'diagonal',
   operators: Mapping[str, Callable] | None = None,
+  blocks: Mapping[str, Mapping[str, int]] | None = None,
   shards: int = 1,
   part: float = 1.0,
   placement: Placement | None = None,
@@ -71,6 +72,9 @@ def curvature(
     oversize: what larger ones become: 'diagonal', or 'blocks' of at most that size along the diagonal.
     operators: for a function with a derivative rule of its own (or a primitive) whose inside is not understood, by its
       name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
+    blocks: of kernels' factors, by name or pattern: {'*/mlp_in/kernel': {'G': 4}} keeps G as 4 blocks along its diagonal,
+      as where a layer's columns lie on 4 devices (its rows: A); `parallel.shard_blocks` makes it. Another approximation:
+      whole factors are the default on any mesh.
     shards: into how many parts a mesh divides the batch. Statistics then lead with an axis of that length, one sum for
       each shard, which `kfac(..., placement=)` adds up at the owners of the factors.
     placement: the one of the optimiser: it says into how many shards, and where the statistics of each are taken.
@@ -85,7 +89,9 @@ def curvature(
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
   split = Split(shards, part, placement)
-  options = Options(everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, split)
+  options = Options(
+    everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, split, blocks or {}
+  )
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 
 

@@ -37,8 +37,9 @@ def kernel_block(
   shift = next((u for u in group if u.shift is not None), None)
   linear, one_hot = first.linear.linear, any(u.linear.linear.one_hot for u in group)
   slots, n_in = loops * linear.slots, linear.n_in + (shift is not None)
-  rows = _side(slots, n_in, 'G', options) if not one_hot else Factor(slots, n_in, 1, n_in, 'G')
-  columns = _side(slots, linear.n_out, 'A', options)
+  parts = chosen(options.blocks, name) or {}
+  rows = _side(slots, n_in, 'G', options, parts.get('A', 1)) if not one_hot else Factor(slots, n_in, 1, n_in, 'G')
+  columns = _side(slots, linear.n_out, 'A', options, parts.get('G', 1))
   transposed = any(u.transposed for u in group)
   reduced = None
   if chosen(options.sharing, name) == 'reduce':
@@ -53,7 +54,9 @@ def kernel_block(
   return Unitwise(*layouts, slots, n_in, linear.n_out, diagonal, loops, reduced, transposed)
 
 
-def _side(slots: int, size: int, partner: str, options: Options) -> Factor:
+def _side(slots: int, size: int, partner: str, options: Options, parts: int) -> Factor:
+  if 1 < parts <= size:
+    return split(slots, size, -(-size // parts), partner)
   if size <= options.max_factor:
     return whole(slots, size, partner)
   return split(slots, size, 1 if options.oversize == 'diagonal' else options.max_factor, partner)

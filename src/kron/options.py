@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import CurvatureError
 from .operators import APPROXIMATIONS, SHARING
@@ -23,6 +23,7 @@ class Options(NamedTuple):
   max_factor: int
   oversize: str
   split: Split = Split()
+  blocks: Mapping[str, Mapping[str, int]] = {}
 
   def check(self, names: Sequence[str]) -> None:
     """Raises CurvatureError for a choice that is unknown or meets no parameter."""
@@ -36,10 +37,17 @@ class Options(NamedTuple):
           raise CurvatureError(f'{what} {choice!r} for {pattern!r} is unknown; choose from {", ".join(known)}')
         if not any(fnmatch.fnmatch(name, pattern) for name in names):
           raise CurvatureError(f'{what} for {pattern!r} matches no parameter; there are {", ".join(names[:8])} ...')
+    for pattern, parts in self.blocks.items():
+      if set(parts) - {'A', 'G'} or any(not isinstance(n, int) or n < 1 for n in parts.values()):
+        raise CurvatureError(
+          f"blocks={{{pattern!r}: {dict(parts)}}}: name 'A', 'G' or both, each with a number of blocks"
+        )
+      if not any(fnmatch.fnmatch(name, pattern) for name in names):
+        raise CurvatureError(f'blocks for {pattern!r} matches no parameter; there are {", ".join(names[:8])} ...')
     if self.oversize not in OVERSIZE:
       raise CurvatureError(f'oversize={self.oversize!r} is unknown; choose from {", ".join(OVERSIZE)}')
 
 
-def chosen(patterns: Mapping[str, str], name: str) -> str | None:
+def chosen(patterns: Mapping[str, Any], name: str) -> Any:
   """The choice of the first pattern that the name fits."""
   return next((value for pattern, value in patterns.items() if fnmatch.fnmatch(name, pattern)), None)

@@ -3,7 +3,17 @@
 from .audit import Audit, AuditError, Collective, assert_bytes, assert_no_gather, audit, written
 from .mesh import BATCH, MeshError, batch_shards, make_mesh, parse_mesh
 from .placement import Placement
-from .rules import RULES, Rules, batch_sharding, local_part, logical_axes, param_shardings, replicated, state_shardings
+from .rules import (
+  RULES,
+  Rules,
+  batch_sharding,
+  local_part,
+  logical_axes,
+  param_shardings,
+  replicated,
+  shard_blocks,
+  state_shardings,
+)
 
 __all__ = [
   'BATCH',
@@ -25,6 +35,7 @@ __all__ = [
   'param_shardings',
   'parse_mesh',
   'replicated',
+  'shard_blocks',
   'state_shardings',
   'written',
 ]

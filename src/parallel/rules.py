@@ -106,6 +106,21 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
   return jax.tree_util.tree_map_with_path(one, params, logical_axes)
 
 
+def shard_blocks(shardings: Any, axis: str = 'model') -> dict[str, dict[str, int]]:
+  """For `kron.curvature(blocks=)`: the factors of kernels that lie along a mesh axis in as many blocks as there are shards.
+
+  G where the last axis (columns) lies along it, A where another one (rows) does. Parameters with one axis have none.
+  """
+  found: dict[str, dict[str, int]] = {}
+  for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]:
+    *rows, columns = sharding.spec or (None,)
+    size = sharding.mesh.shape.get(axis, 1)
+    side = 'G' if columns == axis else 'A' if axis in rows else None
+    if side and size > 1 and rows:
+      found[jax.tree_util.keystr(path, simple=True, separator='/')] = {side: size}
+  return found
+
+
 def state_shardings(state: Any, shardings: Any, mesh: Mesh, placement: Placement | None = None) -> Any:
   """Shardings of an optimiser state: leaves that mirror a parameter follow it, the rest is replicated.
 

@@ -140,6 +140,13 @@ def test_own_collectives_in_half_precision_and_without_second_order(tmp_path):
   assert results[0] != results[1]
 
 
+def test_blocks_of_a_config(tmp_path):
+  config = small(mesh='data=4,model=2', steps=1)
+  config.placement.blocks = True
+  train(config, tmp_path, quiet=True)
+  assert '2 blocks of' in (tmp_path / 'coverage.txt').read_text()
+
+
 FEW = ('kfac', 'adaptive_kfac', 'stale_kfac', 'sgd', 'adam', 'muon')  # the others are long
 
 

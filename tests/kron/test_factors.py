@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronmesh import kron
+from tests.draws import normal
 from tests.kron.reference import close, gram, input_rows
 
 KEY = jax.random.key(0)
@@ -295,3 +296,37 @@ def test_microbatches_add_up_to_the_batch():
     whole = curvature.value_and_grad(params, x)[2]
     parts = kron.accumulate(*(curvature.value_and_grad(params, part)[2] for part in jnp.split(x, [3, 7])))
     jax.tree.map(lambda a, b: close(a, b, 1e-5), parts, whole)
+
+
+def test_blocks_by_choice_are_those_of_the_whole_factors():
+  params, x = {'w': normal(6, 8), 'v': normal(8, 4, seed=2)}, normal(10, 6, seed=3)
+
+  def loss(params, x):
+    z = kron.observe.gaussian(jnp.tanh(x @ params['w']) @ params['v'])
+    return 0.5 * (z**2).sum(-1).mean()
+
+  whole = kron.curvature(loss, params, x, fisher='exact')
+  cut = kron.curvature(loss, params, x, fisher='exact', blocks={'w': {'G': 4}, 'v': {'A': 2, 'G': 2}})
+  assert '4 blocks of 2x2' in str(cut) and '2 blocks of 4x4' in str(cut)
+  means, found = (c.value_and_grad(params, x)[2] for c in (whole, cut))
+  for name, side, parts in (('w', 'G', 4), ('v', 'A', 2), ('v', 'G', 2)):
+    m = np.asarray(means.means(name)[side][0])
+    n = len(m) // parts
+    np.testing.assert_allclose(
+      found.means(name)[side], [m[k * n : k * n + n, k * n : k * n + n] for k in range(parts)], rtol=1e-5
+    )
+  close(found.means('w')['A'], means.means('w')['A'], 1e-6)
+
+
+CANNOT_BE = [
+  ({'w': {'B': 2}}, "name 'A', 'G' or both"),
+  ({'w': {'A': 0}}, 'a number of blocks'),
+  ({'q': {'A': 2}}, 'matches no parameter'),
+]
+
+
+@pytest.mark.parametrize('blocks, words', CANNOT_BE)
+def test_blocks_that_cannot_be_are_one_line(blocks, words):
+  loss = lambda p, x: kron.observe.gaussian(x @ p['w']).mean()  # noqa: E731
+  with pytest.raises(kron.CurvatureError, match=words):
+    kron.curvature(loss, {'w': normal(3, 2)}, normal(4, 3), blocks=blocks)

@@ -65,3 +65,18 @@ def test_statistics_in_half_precision_are_near():
   """Each term is rounded once, the sums are not: 2^-9 of a factor at most."""
   found = errors('transformer', 'data=4,model=2', jnp.float32, statistics='bfloat16')
   assert 1e-5 < found['factors'] < 2**-9 and found['gradients'] < 1e-5
+
+
+@pytest.mark.parametrize('model', [pytest.param(m, marks=[] if m == 'mlp' else [long]) for m in MODELS])
+@pytest.mark.parametrize('fraction', [1.0, 0.0])
+def test_blocks_along_the_shards_equal_the_same_blocks_on_one_device(model, fraction):
+  mesh = parallel.make_mesh('data=2,model=4')
+  problem = problems(jnp.float32)[model]
+  blocks = parallel.shard_blocks(compiled(problem, mesh).shardings[0])
+  sides = {side for parts in blocks.values() for side in parts}
+  assert blocks and sides == {'A', 'G'}
+  placement = parallel.Placement(mesh, fraction)
+  found = compiled(problem, mesh, placement=placement, blocks=blocks)
+  assert '4 blocks of' in str(found.curvature)
+  one = parallel.make_mesh('data=1', jax.devices()[:1])
+  assert max(apart(five_steps(found), five_steps(compiled(problem, one, blocks=blocks))).values()) <= 1e-5
