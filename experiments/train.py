@@ -25,15 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from experiments import processes, recipe, reduce
 from experiments.checkpoints import open_checkpoints, restore, save
 from experiments.errors import ConfigError, RunError
+from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, gradients, make_optimizer
 from experiments.progress import Progress
 from experiments.tasks import Task, make_task
-from kronmesh import data, kron, parallel
+from kronmesh import kron, parallel
 
 
 class TrainState(NamedTuple):
@@ -210,42 +211,6 @@ def _health(opt_state: Any) -> dict[str, jax.Array]:
   )
   found = {name: optax.tree_utils.tree_get(opt_state, name) for name in names}
   return {name: value for name, value in found.items() if value is not None}
-
-
-def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
-  """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
-  own = config.data
-  train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
-  train_sharding = parallel.batch_sharding(mesh, train_size)
-  eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
-  shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
-  threads = 1  # of arrays in memory; more would wait for each other
-  if own.name == 'imagenet2012':
-    threads = 8
-    source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
-    held_out = data.record_batches(split, eval_size, seed=0, train=False, size=own.image_size, shard=eval_shard)
-
-    def train(seed: int) -> Any:
-      return data.record_batches(source, train_size, seed=seed, train=True, size=own.image_size, shard=shard)
-  else:
-    arrays, split = (
-      data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', own.eval_split)
-    )
-    augment = data.shift_and_flip if own.augment else None
-    if own.eval_examples:
-      split = data.Arrays(*(x[: own.eval_examples] for x in split))
-    held_out = data.ordered_batches(split, eval_size, shard=eval_shard)
-
-    def train(seed: int) -> Any:
-      return data.array_batches(arrays, train_size, seed=seed, augment=augment, shard=shard)
-
-  def put(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-  def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
-    return (put(batch, train_sharding) for batch in data.stream(train(seed), start, threads))
-
-  return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads))
 
 
 def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .errors import CurvatureError
-from .evaluate import Tap, Taps
 from .kernel_blocks import Use, flops, kernel_block
 from .operators import Kronecker, Unit, Unitwise
 from .operators.unit import diagonal
@@ -20,6 +19,7 @@ from .parts import Split
 from .program import Program, source_line
 from .reach import biases, reaching
 from .sites import Site, Survey
+from .tapped import Tap, Taps
 from .weights import Arrangement
 
 

@@ -1,0 +1,145 @@
+"""How K-FAC's work, memory, traffic and program size grow with devices: tables and a JSON file, from compilation alone.
+
+python scripts/scale.py --out=docs/scale
+
+ResNet-50 as in experiments/configs/imagenet_resnet50.py. Programs are compiled on emulated devices, each count in a process
+of its own; nothing runs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from experiments.configs import digits
+from experiments.train import build
+from kronmesh import kron, models, parallel
+from scripts.compile_cost import problem
+from scripts.report import columns
+
+_OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
+_DEVICES = flags.DEFINE_integer(
+  'devices', 0, 'Compile on so many devices and print one JSON line; for the script itself.'
+)
+_MESH = flags.DEFINE_string('mesh', 'data=-1', 'With --devices: the mesh.')
+
+COUNTS = (1, 2, 4, 8, 64, 512)
+PLACEMENTS = {'COMM-OPT': 1.0, 'MEM-OPT': 0.0}
+MESHES = ('data=8', 'data=4,model=2', 'data=2,fsdp=2,model=2')
+
+
+def deals(blocks: Any) -> list[list[Any]]:
+  """For each placement and number of devices: the busiest device's work and memory, and what travels at a refresh."""
+  rows = []
+  numbers = sum(f.rows * f.n * (f.n + 1) // 2 for b in blocks for f in b.operator.factors.values())
+  for name, fraction in PLACEMENTS.items():
+    for split in (False, True):
+      for devices in COUNTS:
+        deal = kron.Deal(devices, 1 if fraction else devices, split)
+        layout = kron.lay_out(blocks, deal)
+        found, least = kron.load(layout, deal), kron.least(blocks, deal)
+        sizes = sorted(s.n for s in layout.stacks.values() if s.split)
+        sent = sum(_travels(s) for s in layout.stacks.values())
+        rows.append([
+          name, 'yes' if split else 'no', devices, found.work / 1e9, found.work / least.work, found.memory * 4 / 2**20,
+          found.memory / least.memory, sent / numbers, ' '.join(map(str, sizes)) or '-',
+        ])  # fmt: skip
+  return rows
+
+
+def _travels(stack: kron.Stack) -> int:
+  """Numbers on their way to the owners of a stack."""
+  if stack.split:
+    return stack.count * stack.owners * stack.rows * stack.n
+  slots = stack.count if stack.sparse else stack.owners * stack.slots
+  return slots * stack.n * (stack.n + 1) // 2
+
+
+def compiled(devices: int, mesh: str) -> dict[str, Any]:
+  """Program sizes and times of the digits autoencoder's K-FAC step on emulated devices, and its traffic."""
+  jax.config.update('jax_num_cpu_devices', devices)
+  jax.config.update('jax_enable_compilation_cache', False)
+  config = digits.get_config()
+  config.mesh, config.data.batch_size = mesh, max(devices, 256)
+  run = build(config)
+  state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(lambda: run.init(0)), run.shardings
+  )
+  batch = next(run.train_batches(0, 0))
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+  result: dict[str, Any] = {'devices': devices, 'mesh': mesh}
+  for step, at in (('refresh', (True, True)), ('plain', (False, False))):
+    jax.clear_caches()
+    start = time.perf_counter()
+    lowered = run.step.lower(state, batch, *at)
+    middle = time.perf_counter()
+    program = lowered.compile()
+    found = parallel.audit(program, mesh=run.mesh)
+    result[step] = {
+      'trace_s': middle - start,
+      'compile_s': time.perf_counter() - middle,
+      'lowered': lowered.as_text().count(' = '),
+      'compiled': program.as_text().count(' = '),
+      'collectives': found.summary(),
+    }
+  return result
+
+
+def in_a_process(devices: int, mesh: str) -> dict[str, Any]:
+  command = [sys.executable, __file__, f'--devices={devices}', f'--mesh={mesh}']
+  result = subprocess.run(command, capture_output=True, text=True, check=True)
+  return json.loads(result.stdout.splitlines()[-1])
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if _DEVICES.value:
+    print(json.dumps(compiled(_DEVICES.value, _MESH.value)))
+    return
+  resnet50 = models.ResNet(blocks=(3, 4, 6, 3), classes=1000, dtype=jnp.bfloat16)
+  loss, params, args = problem(resnet50, 64)
+  rows = deals(kron.curvature(loss, params, *args, has_aux=True).blocks)
+  repeats = [[in_a_process(n, 'data=-1') for n in (8, 512)] for _ in range(3)]
+  sizes = []
+  for step in ('refresh', 'plain'):
+    for key in ('lowered', 'compiled', 'trace_s', 'compile_s'):
+      ratios = sorted(many[step][key] / few[step][key] for few, many in repeats)
+      sizes.append([step, key, repeats[0][0][step][key], repeats[0][1][step][key], ratios[1]])
+  meshes = {mesh: in_a_process(8, mesh) for mesh in MESHES}
+  traffic = []
+  for mesh, found in meshes.items():
+    for step in ('plain', 'refresh'):
+      for name, (count, size) in found[step]['collectives'].items():
+        traffic.append([mesh, step, name, count, size])
+  text = '\n\n'.join([
+    'ResNet-50: the busiest device at a refresh (work in 10^9 n^3, padding counted), its factors and inverses (MiB in\n'
+    'float32), both against max(a fair share, the largest matrix); what travels to owners, in multiples of the packed '
+    'factors',
+    columns(['placement', 'split', 'devices', 'work', 'x least', 'MiB', 'x least', 'travels', 'split sizes'], rows),
+    'The digits autoencoder on 8 and on 512 emulated devices: operations and seconds, and the median ratio of three',
+    columns(['step', 'what', '8 devices', '512 devices', 'ratio'], sizes),
+    'What the digits autoencoder communicates on 8 devices, batch 256: executions and bytes',
+    columns(['mesh', 'step', 'collective', 'count', 'bytes'], traffic),
+  ])  # fmt: skip
+  print(text)
+  if _OUT.value:
+    Path(_OUT.value + '.txt').write_text(text + '\n')
+    Path(_OUT.value + '.json').write_text(
+      json.dumps({'deals': rows, 'compiled': repeats, 'meshes': meshes}, indent=1) + '\n'
+    )
+
+
+if __name__ == '__main__':
+  app.run(main)
