@@ -19,13 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from absl import app, flags
 
 from kronmesh import kron, models
+from scripts.losses import problem
 from scripts.report import columns
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -33,21 +32,6 @@ _REPEATS = flags.DEFINE_integer('repeats', 3, 'How often each program is compile
 _SIZE = flags.DEFINE_integer('size', 224, 'Pixels of an image side for ResNet-50.')
 
 PROGRAMS = ('gradient', 'empirical', 'two passes', 'sampled')
-
-
-def problem(model: nn.Module, size: int, batch: int = 8) -> tuple[Callable, Any, tuple]:
-  """A loss with its shapes; nothing is computed."""
-  x, y = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
-  variables = nn.meta.unbox(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x))
-  params = variables.pop('params')
-
-  def loss(params, x, y, key, state):
-    del key
-    logits, state = model.apply({'params': params, **state}, x, train=True, mutable=['batch_stats'])
-    logits = kron.observe.categorical(logits, y)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), state
-
-  return loss, params, (x, y, jax.eval_shape(lambda: jax.random.key(0)), variables)
 
 
 def program(name: str, loss: Callable, params: Any, args: tuple) -> Callable:

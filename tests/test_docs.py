@@ -14,6 +14,7 @@ import pytest
 
 import kronmesh
 from kronmesh import data, kron, models, parallel
+from tests.draws import integers, normal
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,12 +49,27 @@ def test_the_readme_trains():
   assert losses[1] < 0.7 * losses[0]
 
 
+def test_the_sharding_page_trains():
+  code = re.search(r'```python\n(.*?)```', (ROOT / 'docs/sharding.md').read_text(), re.DOTALL).group(1)
+  model = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(4)])
+  batch = {'image': normal(64, 12), 'label': integers(4, 64)}
+
+  def loss_fn(params, batch):
+    logits = kron.observe.categorical(model.apply({'params': params}, batch['image']), batch['label'])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+
+  params = model.init(jax.random.key(0), batch['image'])['params']
+  names = {'loss_fn': loss_fn, 'params': params, 'batch': batch, 'optax': optax}
+  exec(code, names)
+  assert loss_fn(names['params'], batch) < names['loss']
+
+
 @pytest.mark.parametrize(
   'page',
   [
     'README.md',
     'CONTRIBUTING.md',
-    *[f'docs/{name}.md' for name in ('architecture', 'results', 'coverage', 'convergence')],
+    *[f'docs/{name}.md' for name in ('architecture', 'results', 'coverage', 'convergence', 'sharding')],
   ],
 )
 def test_files_named_in_a_page_are_there(page):
@@ -71,6 +87,10 @@ def test_the_coverage_page_shows_what_the_commands_printed():
   assert (ROOT / 'docs/compile_cost.txt').read_text() in page
   rows = re.findall(r'^\| (.+?) \|', page, re.MULTILINE)
   assert rows[1:] == list(GALLERY)
+
+
+def test_the_sharding_page_shows_what_the_command_printed():
+  assert (ROOT / 'docs/scale.txt').read_text() in (ROOT / 'docs/sharding.md').read_text()
 
 
 def test_the_package_is_the_one_of_this_folder():

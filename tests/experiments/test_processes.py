@@ -93,6 +93,7 @@ def test_a_group_trains_as_one_process_does(tmp_path, processes, devices, mesh):
   assert 'after 6 steps' in outputs[0] and 'after 6 steps' not in outputs[1]  # one of them speaks
 
 
+@long
 def test_another_group_goes_on_from_the_checkpoint(tmp_path):
   """Three steps by 2 x 2 devices, three by one process of one device, against six at once."""
   run(2, 2, 'data=2,model=2', tmp_path / 'parts', '--config.steps=3')
@@ -116,7 +117,6 @@ MODELS = ('mlp', 'resnet', 'convnet', 'transformer')
   'mesh, dtype, tolerance',
   [
     pytest.param('data=4,model=2', 'float32', 1e-5, marks=long),
-    pytest.param('fsdp=8', 'float32', 1e-5, marks=long),
     pytest.param('model=2,data=4', 'float64', 1e-10, marks=long),
   ],
 )
@@ -163,6 +163,7 @@ def test_when_one_is_killed_the_other_stops(tmp_path, victim):
   assert words[victim] in output and processes[1 - victim].returncode in ((4,) if victim else (4, -signal.SIGABRT))
 
 
+@long
 def test_when_one_hangs_the_others_stop(tmp_path):
   with group(train_commands(2, 1, 'data=2', tmp_path, *ENDLESS, '--config.watchdog_seconds=4')) as processes:
     wait_for_steps(tmp_path, processes)

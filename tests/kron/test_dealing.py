@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kronmesh import kron, models
 from kronmesh.kron.operators.factor import Factor
-from scripts.compile_cost import problem
+from scripts.losses import problem
 from tests.kron.reference import close
 
 

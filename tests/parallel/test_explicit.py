@@ -61,8 +61,12 @@ def expected():
   return functools.cache(lambda rule, fisher: three_steps(mesh, rule, fisher=fisher)[0])
 
 
-@pytest.mark.parametrize('placed', [False, True])
-@pytest.mark.parametrize('rule, fisher', [(r, 'exact') for r in RULES] + [('kfac', 'sampled'), ('kfac', 'empirical')])
+CASES = [(r, 'exact', p) for r in RULES for p in (False, True)] + [('kfac', f, True) for f in ('sampled', 'empirical')]
+
+
+@pytest.mark.parametrize(
+  'rule, fisher, placed', [pytest.param(*c, marks=[] if c[0] == 'kfac' and c[2] else [pytest.mark.long]) for c in CASES]
+)
 def test_explicit_axes(expected, rule, fisher, placed):
   mesh = parallel.make_mesh('data=4,model=2', explicit=True)
   with jax.set_mesh(mesh):
