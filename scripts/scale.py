@@ -61,8 +61,9 @@ def deals(blocks: Any) -> list[list[Any]]:
 
 def _travels(stack: kron.Stack) -> int:
   """Numbers on their way to the owners of a stack."""
-  if stack.split:
-    return stack.count * stack.owners * stack.rows * stack.n
+  if stack.split:  # half of each row, and the other half from its neighbours
+    rows = stack.owners * stack.rows
+    return stack.count * rows * (stack.n // 2 + 1 + stack.rows)
   slots = stack.count if stack.sparse else stack.owners * stack.slots
   return slots * stack.n * (stack.n + 1) // 2
 

@@ -64,7 +64,7 @@ class Stack(NamedTuple):
       return matrices.reshape(*lead, self.owners, self.slots, *matrices.shape[-2:])
     missing = self.owners * self.rows - self.n
     matrices = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, missing), (0, 0)])
-    parts = matrices.reshape(*lead, self.slots, self.owners, self.rows, self.n)
+    parts = matrices.reshape(*lead, self.slots, self.owners, self.rows, matrices.shape[-1])
     return jnp.moveaxis(parts, -3, -4)
 
   def matrices(self, stack: Float[Array, 'o s r n']) -> Float[Array, 'm n n']:

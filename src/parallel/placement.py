@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from .collectives import all_reduce, reduce_scatter
 from .mesh import MeshError, batch_axes, batch_shards
-from .packing import fold, unfold
+from .packing import fold, kept, mirrored, skew, unfold, unskew
 
 
 class Placement(NamedTuple):
@@ -161,12 +161,22 @@ class Placement(NamedTuple):
       # Most of what a reduce-scatter would move is padding.
       summed = unfold(all_reduce(fold(x), axes, half=half), stack.n) if axes else x
       return stack.take(layout.orders[name], jax.lax.axis_index(self.axes), summed)
-    packed = stack.put(x if stack.split else fold(x), layout.orders[name])
+    packed = stack.put(skew(x) if stack.split else fold(x), layout.orders[name])
     if axes:
       packed = reduce_scatter(packed, axes, half=half)
     if others:
       packed = jax.lax.dynamic_slice_in_dim(packed, jax.lax.axis_index(others), 1)
-    return packed if stack.split else unfold(packed, stack.n)
+    return self._whole_rows(packed[0], stack)[None] if stack.split else unfold(packed, stack.n)
+
+  def _whole_rows(self, half: Array, stack: Any) -> Array:
+    """An owner's rows, (slot, rows, n), from what `skew` keeps of them: the rest are columns of the other owners."""
+    owners, r, n = stack.owners, stack.rows, stack.n
+    first = jax.lax.axis_index(self.axes) * r
+    own = unskew(half, n, first)
+    tiles = jnp.pad(own, ((0, 0), (0, 0), (0, owners * r - n))).reshape(-1, r, owners, r)
+    theirs = jax.lax.all_to_all(jnp.moveaxis(tiles, 2, 0), self.axes, 0, 0, tiled=True)  # owner, slot, row, my row
+    columns = jnp.transpose(theirs, (1, 3, 0, 2)).reshape(-1, r, owners * r)[..., :n]
+    return jnp.where(kept(r, n, first), own, columns)
 
   def share(self, stacks: Mapping[str, Array], layout: Any, symmetric: bool = True) -> dict[str, Array]:
     """Matrices from their owners to every device, (matrix, n, n), or to their groups; triangular-packed if symmetric."""
@@ -176,7 +186,11 @@ class Placement(NamedTuple):
     def to_all(x: Array, name: str) -> Array:
       stack, at = layout.stacks[name], layout.positions(name)
       if stack.split:
-        return stack.matrices(jax.lax.all_gather(x, everyone, tiled=True))
+        rows = skew(x[0], jax.lax.axis_index(everyone) * stack.rows)
+        half = jax.lax.all_gather(rows, everyone)  # owner, slot, row
+        return mirrored(
+          unskew(jnp.moveaxis(half, 0, 1).reshape(stack.slots, -1, rows.shape[-1])[:, : stack.n], stack.n)
+        )
       x = fold(x) if symmetric else x
       if stack.sparse:
         mine = jnp.asarray(at // stack.slots) == jax.lax.axis_index(everyone)
