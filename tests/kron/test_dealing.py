@@ -57,7 +57,7 @@ SHAPES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(SHAPES, st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (5, 5), (6, 1)]), st.booleans())
 def test_every_matrix_has_one_place(shapes, owners_groups, split):
   items = blocks_of(shapes)
@@ -87,7 +87,7 @@ def test_every_matrix_has_one_place(shapes, owners_groups, split):
       np.testing.assert_array_equal(*by)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(SHAPES, st.integers(1, 6))
 def test_padding_is_the_least_there_can_be(shapes, owners):
   """One program runs on all owners, so that the largest share of a stack is what each pays."""

@@ -149,7 +149,7 @@ def packed(c):
 
 
 MODELS = ('mlp', 'resnet', 'convnet', 'transformer')
-SOME = [pytest.param(m, marks=[] if m == 'transformer' else [pytest.mark.long]) for m in MODELS]
+SOME = [pytest.param(m, marks=[] if m == 'mlp' else [pytest.mark.long]) for m in MODELS]
 
 
 @pytest.mark.parametrize('model', SOME)

@@ -75,7 +75,7 @@ def test_explicit_axes(expected, rule, fisher, placed):
   jax.tree.map(lambda a, b: close(a, b, 2e-5), found, expected(rule, fisher))
 
 
-@pytest.mark.parametrize('check_vma', [False, True])
+@pytest.mark.parametrize('check_vma', [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 def test_inside_of_a_shard_map(fisher, check_vma):
   """Each device has the gradient and statistics of its own shard; one placement adds them up as it does its own."""

@@ -23,7 +23,8 @@ def on_devices(devices, name):
   return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('name', ['mlp', *(pytest.param(n, marks=pytest.mark.long) for n in ('transformer', 'resnet'))])
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['mlp', 'transformer', 'resnet'])
 def test_512_devices_compile_what_8_do(name):
   few, many = on_devices(8, name), on_devices(512, name)
   assert many['lowered'] <= 1.2 * few['lowered'] and many['compiled'] <= 1.2 * few['compiled']
