@@ -110,7 +110,8 @@ def _source(attributes: str, tables: dict[str, dict[int, str]]) -> str:
     if parent == frame:
       break
     frame = parent
-  return first or 'unknown'
+  name = re.search(r'op_name="([^"/]+)"', attributes)  # of an argument that is gathered before anything is done with it
+  return first or (f'argument {name[1]}' if name else 'unknown')
 
 
 def _short(path: str, line: str) -> str:

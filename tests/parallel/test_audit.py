@@ -48,6 +48,12 @@ def test_a_planted_gather_is_found(mesh, spec, axes, size):
   assert 'planted.py' in str(found) and found.summary() == {f'all-gather over {axes}': (1, 12288)}
 
 
+def test_a_gathered_argument_is_named(mesh):
+  found = audit(jax.jit(lambda weights: planted.whole(weights, mesh)), on(mesh, (64, 8), 'data'), mesh=mesh)
+  (gather,) = found
+  assert 'planted.py' in gather.source or gather.source == 'argument weights'
+
+
 def test_loops_count_by_their_trips(mesh):
   found = audit(jax.jit(lambda x: planted.gathered_in_a_loop(x, mesh)), on(mesh, (4, 32), None, 'model'), mesh=mesh)
   (gather,) = [c for c in found.select('all-gather') if c.count > 1]
