@@ -62,7 +62,7 @@ class Placement(NamedTuple):
 
   @property
   def groups(self) -> int:
-    return self.owners // (round(self.fraction * self.owners) or 1)
+    return self.owners // (round(self.check().fraction * self.owners) or 1)
 
   @property
   def axes(self) -> tuple[str, ...]:

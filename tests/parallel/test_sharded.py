@@ -99,6 +99,14 @@ def test_a_wrong_mesh_is_one_line(spec, words):
   assert words in str(error.value) and '\n' not in str(error.value)
 
 
+def test_a_placement_that_cannot_be_is_refused_by_the_optimiser():
+  """Without a word from the user's side: no group is rounded to another."""
+  params, x = {'w': jnp.ones((3, 2))}, jnp.ones((8, 3))
+  curvature = kron.curvature(lambda p, x: kron.observe.gaussian(x @ p['w']).mean(), params, x)
+  with pytest.raises(MeshError, match=r'fraction=0\.3 of 8 devices is no divisor'):
+    kron.kfac(0.1, curvature, placement=parallel.Placement(make_mesh('data=8'), fraction=0.3))
+
+
 def test_a_batch_or_rule_that_does_not_fit():
   mesh = make_mesh('data=4,model=2')
   with pytest.raises(MeshError, match='batch_size=6 does not divide by the 4 shards'):
