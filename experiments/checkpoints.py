@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import orbax.checkpoint as ocp
 
+from experiments import processes
 from kronmesh import kron, parallel
 
 if TYPE_CHECKING:
   from experiments.train import Run, TrainState
 
 
-def open_checkpoints(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-  """The run's checkpoints, for reading or writing; to be closed."""
+@contextmanager
+def open_checkpoints(workdir: Path, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
+  """The run's checkpoints, for reading or writing; saves end before it is left.
+
+  Not when one of several processes fails: a save ends together with the others', who may be gone.
+  """
   # Replicas share the writing of large arrays only: slicing each small one costs a compilation.
   arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
   registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-  return ocp.CheckpointManager(
+  checkpoints = ocp.CheckpointManager(
     (workdir / 'checkpoints').absolute(),
     options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
     item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
   )
+  try:
+    yield checkpoints
+  except BaseException:
+    if not processes.several():
+      checkpoints.close()
+    raise
+  checkpoints.close()
 
 
 def _logical(run: Run, state: TrainState) -> TrainState:

@@ -99,7 +99,7 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       if not processes.several():
         raise
       # Not by the traceback alone: the others would wait minutes for this one at its orderly end.
-      if isinstance(error, jax.errors.JaxRuntimeError):
+      if processes.is_lost(error):
         processes.stop(processes.lost(error), processes.STOPPED)
       traceback.print_exc()
       processes.stop(f'{type(error).__name__}: {error}', 1)

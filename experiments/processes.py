@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ _COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes there a
 _NUMBER = flags.DEFINE_integer('process_id', None, 'The number of this process, from 0, with --coordinator_address.')
 # A lost process is noticed within this time; JAX's own defaults are 100 and 300 seconds.
 _TIMES = {'heartbeat_timeout_seconds': 10, 'shutdown_timeout_seconds': 10, 'initialization_timeout': 60}
+_STATUS = re.compile('(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ')
 
 
 def join() -> None:
@@ -80,6 +82,15 @@ def stop(message: str, code: int) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
+
+
+def is_lost(error: BaseException | None) -> bool:
+  """Whether the runtime raised it, or what caused it: a save that waits for the others says only how long it waited."""
+  if error is None:
+    return False
+  # Arrays that are fetched raise a ValueError with the runtime's status as its text.
+  own = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+  return bool(own) or is_lost(error.__cause__)
 
 
 def lost(error: Exception) -> str:

@@ -11,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from experiments.processes import is_lost
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -148,6 +151,17 @@ def wait_for_steps(workdir, processes):
 
 
 ENDLESS = ('--config.steps=1000000', '--config.log_every=3')
+
+
+def test_which_errors_tell_of_a_lost_process():
+  """Those of the runtime, in its own type, as the text of a fetched array's, or behind a save that waited."""
+  runtime = jax.errors.JaxRuntimeError('UNAVAILABLE: another task died')
+  save = TimeoutError('Timed out while waiting for async_write_complete barrier.')
+  assert not is_lost(save)
+  save.__cause__ = runtime
+  fetched = ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer')
+  assert all(is_lost(error) for error in (runtime, save, fetched))
+  assert not is_lost(ValueError('operands could not be broadcast: UNKNOWN: shapes'))
 
 
 @pytest.mark.parametrize('victim', [pytest.param(0, marks=long), 1])
