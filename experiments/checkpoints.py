@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments import processes
+from experiments.errors import RunError
 from kronmesh import kron, parallel
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def open_checkpoints(workdir: Path, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
   """The run's checkpoints, for reading or writing; saves end before it is left.
 
-  Not when one of several processes fails: a save ends together with the others', who may be gone.
+  Not where one of several processes may have failed alone: a save ends together with the others', who may be gone.
   """
   # Replicas share the writing of large arrays only: slicing each small one costs a compilation.
   arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
@@ -33,8 +34,8 @@ def open_checkpoints(workdir: Path, keep: int | None = None) -> Iterator[ocp.Che
   )
   try:
     yield checkpoints
-  except BaseException:
-    if not processes.several():
+  except BaseException as error:
+    if not processes.several() or isinstance(error, RunError):  # which all processes raise together
       checkpoints.close()
     raise
   checkpoints.close()

@@ -14,8 +14,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from experiments import checkpoints, processes
+from experiments.errors import RunError
 from experiments.processes import is_lost
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +165,20 @@ def test_which_errors_tell_of_a_lost_process():
   fetched = ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer')
   assert all(is_lost(error) for error in (runtime, save, fetched))
   assert not is_lost(ValueError('operands could not be broadcast: UNKNOWN: shapes'))
+
+
+@pytest.mark.parametrize('several', [False, True])
+@pytest.mark.parametrize('error', [RunError, OSError])
+def test_a_process_that_fails_alone_does_not_wait_for_a_save(tmp_path, monkeypatch, several, error):
+  closed = []
+  monkeypatch.setattr(processes, 'several', lambda: several)
+  monkeypatch.setattr(ocp.CheckpointManager, 'close', lambda _: closed.append(True))
+  with pytest.raises(error), checkpoints.open_checkpoints(tmp_path):
+    raise error
+  assert closed == ([] if several and error is OSError else [True])
+  with checkpoints.open_checkpoints(tmp_path):
+    closed.clear()
+  assert closed == [True]
 
 
 @pytest.mark.parametrize('victim', [pytest.param(0, marks=long), 1])
