@@ -84,7 +84,7 @@ def rows(workdir, key='loss'):
 @pytest.mark.parametrize(
   'processes, devices, mesh',
   [
-    (2, 2, 'data=2,model=2'),
+    pytest.param(2, 2, 'data=2,model=2', marks=long),
     pytest.param(2, 2, 'model=2,data=2', marks=long),  # both processes need all rows
     pytest.param(2, 4, 'data=4,model=2', marks=long),
     pytest.param(4, 1, 'data=2,fsdp=2', marks=long),
@@ -234,6 +234,7 @@ def test_mpirun(tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text())['mesh'] == 'data=-1'
 
 
+@long
 def test_slurm_is_found_by_its_environment(tmp_path):
   """As srun sets it for two tasks on one node."""
   slurm = {'SLURM_JOB_ID': str(free_port()), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_NODES': '1'}

@@ -169,6 +169,7 @@ def test_bounds_and_what_the_inner_link_gets():
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_adaptive_kfac_needs_no_tuning():
   """From dampings a million times apart the same convex problem is solved."""
   l2, x = 1e-2, jax.random.normal(jax.random.key(0), (32, 6)) * jnp.logspace(-1, 1, 6)

@@ -57,6 +57,7 @@ SHAPES = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=25)
 @given(SHAPES, st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (5, 5), (6, 1)]), st.booleans())
 def test_every_matrix_has_one_place(shapes, owners_groups, split):

@@ -230,6 +230,7 @@ def test_a_rule_equals_its_dense_solve(rule, preconditioned):
   assert not state[0].negative and state[0].residual < 1e-12
 
 
+@pytest.mark.long
 def test_kfac_saves_iterations():
   def loss(params, x, y):
     z = kron.observe.categorical(jnp.tanh(x @ params['in']) @ params['out'], y)
