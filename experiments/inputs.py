@@ -28,9 +28,7 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
     def train(seed: int) -> Any:
       return data.record_batches(source, train_size, seed=seed, train=True, size=own.image_size, shard=shard)
   else:
-    arrays, split = (
-      data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', own.eval_split)
-    )
+    arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
     augment = data.shift_and_flip if own.augment else None
     if own.eval_examples:
       split = data.Arrays(*(x[: own.eval_examples] for x in split))
@@ -46,3 +44,11 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
     return (put(batch, train_sharding) for batch in data.stream(train(seed), start, threads))
 
   return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads))
+
+
+def _arrays(config: Any, split: str) -> data.Arrays:
+  own = config.data
+  if own.name == 'noise':
+    classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
+    return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
+  return data.load_arrays(own.name, split, folder=own.folder, source=own.source)

@@ -21,10 +21,8 @@ MISSING = {
 
 
 def _kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
-  # Without intervals: the loop says at each step what is due, see `train.phase`.
-  return kron.kfac(
-    rate, curvature, damping=own.damping, decay=own.decay, placement=placement, **_descent(own, momentum)
-  )
+  # Its factors and inverses are the upkeep's, see `make_upkeep`.
+  return kron.kfac(rate, curvature, placement=placement, **_descent(own, momentum))
 
 
 def _stale_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
@@ -104,6 +102,14 @@ def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Pla
     tx = SECOND_ORDER[name](own, rate, momentum, curvature, placement)
   patterns = config.recipe.rescale_weights
   return optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
+
+
+def make_upkeep(config: Any, curvature: kron.Curvature | None, placement: Placement) -> kron.Upkeep | None:
+  """What keeps K-FAC's factors and inverses between steps; None for other optimisers, which do it inside of their step."""
+  if config.optimizer != 'kfac':
+    return None
+  names = ('damping', 'decay', 'statistics_every', 'inverses_every')
+  return kron.upkeep(curvature, placement=placement, **{name: config.kfac[name] for name in names})
 
 
 def gradients(

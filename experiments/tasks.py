@@ -52,6 +52,7 @@ def _make_model(config: Any) -> nn.Module:
     'mlp': models.MLP,
     'resnet': models.ResNet,
     'transformer': models.Transformer,
+    'vit': models.ViT,
   }
   if name not in classes:
     raise ConfigError(f'config.model.name={name!r} is unknown; choose from {", ".join(classes)}')

@@ -31,7 +31,7 @@ from experiments import processes, recipe, reduce
 from experiments.checkpoints import open_checkpoints, restore, save
 from experiments.errors import ConfigError, RunError
 from experiments.inputs import make_data
-from experiments.optimizers import SECOND_ORDER, gradients, make_optimizer
+from experiments.optimizers import SECOND_ORDER, gradients, make_optimizer, make_upkeep
 from experiments.progress import Progress
 from experiments.tasks import Task, make_task
 from kronmesh import kron, parallel
@@ -51,7 +51,10 @@ class TrainState(NamedTuple):
 class Run(NamedTuple):
   """A config made real on a mesh.
 
-  step: (state, batch, statistics, refresh) -> (state, metrics); the last two are static, see `phase`.
+  step: (state, batch, number) -> (state, metrics), by the programs below that the number asks for.
+  programs: what is compiled: 'step' of (state, batch, statistics, refresh), the last two static; with an upkeep 'gradient'
+    of (state, batch, statistics) and 'update' of (state, gradients) in its place.
+  upkeep: of K-FAC's factors and inverses, between the two; None for other optimisers.
   evaluate: (state, batch) -> metrics.
   """
 
@@ -63,6 +66,8 @@ class Run(NamedTuple):
   shardings: TrainState
   init: Callable[[int], TrainState]  # of the seed
   step: Callable
+  programs: dict[str, Callable]
+  upkeep: kron.Upkeep | None
   evaluate: Callable
   train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # of the seed and the first step
   eval_batches: Callable[[], Iterator[dict[str, Any]]]
@@ -103,8 +108,10 @@ def build(config: Any) -> Run:
       seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // mesh.size, *x.shape[1:]), x.dtype), seen)
     where = {} if own_collectives else {'placement': placement}
     where['blocks'] = parallel.shard_blocks(param_shardings) if in_blocks else None
+    where['part'] = config[config.optimizer].part
     curvature = kron.curvature(task.loss, params, variables, seen, fisher=fisher, has_aux=True, **where)
   tx = optax.with_extra_args_support(make_optimizer(config, curvature, placement))
+  upkeep = make_upkeep(config, curvature, placement)
 
   def init(seed: int) -> TrainState:
     key = jax.random.key(seed)
@@ -125,9 +132,10 @@ def build(config: Any) -> Run:
     mixed=jax.tree.map(lambda _: batch_sharding, like.mixed),
   )
 
-  def step(
+  def differentiate(
     state: TrainState, batch: dict[str, jax.Array], statistics: bool, refresh: bool
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
+  ) -> tuple[TrainState, Any, dict[str, jax.Array], dict[str, Any]]:
+    """The state but for its parameters, gradients, metrics, and what the update takes beside them."""
     key = jax.random.fold_in(state.key, state.step)
     finite = jnp.isfinite(batch['image']).all()
     batch, mixture = mixed(batch, state.mixed, key)
@@ -145,10 +153,61 @@ def build(config: Any) -> Run:
     metrics, model_state = aux
     # Else XLA may compute them whole on every device, as K-FAC needs them later, and reduce more than there is.
     grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+    return state._replace(model_state=model_state, mixed=mixture), grads, {**metrics, 'finite_input': finite}, extra
+
+  def descend(state: TrainState, grads: Any, **extra) -> tuple[TrainState, dict[str, jax.Array]]:
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
-    metrics = {**metrics, 'finite_input': finite, **_health(opt_state)}
-    return TrainState(state.step + 1, params, model_state, opt_state, state.key, mixture), metrics
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), _health(opt_state)
+
+  def whole_step(
+    state: TrainState, batch: dict[str, jax.Array], statistics: bool, refresh: bool
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    state, grads, metrics, extra = differentiate(state, batch, statistics, refresh)
+    state, health = descend(state, grads, **extra)
+    return state, {**metrics, **health}
+
+  def gradient(
+    state: TrainState, batch: dict[str, jax.Array], statistics: bool
+  ) -> tuple[TrainState, Any, dict[str, jax.Array]]:
+    state, grads, metrics, extra = differentiate(state, batch, statistics, False)
+    if statistics:
+      state = state._replace(opt_state=upkeep.take(state.opt_state, extra['stats']))
+    return state, grads, metrics
+
+  compiled = functools.partial(jax.jit, donate_argnums=0)
+  if upkeep is None:
+    programs = {
+      'step': compiled(
+        whole_step,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, replicated),
+        static_argnums=(2, 3),
+      )
+    }
+  else:
+    programs = {
+      'gradient': compiled(
+        gradient,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, shardings.params, replicated),
+        static_argnums=2,
+      ),
+      'update': compiled(
+        functools.partial(descend, phase='plain'),
+        in_shardings=(shardings, shardings.params),
+        out_shardings=(shardings, replicated),
+      ),
+    }
+
+  def step(state: TrainState, batch: dict[str, jax.Array], number: int) -> tuple[TrainState, dict[str, jax.Array]]:
+    statistics, refresh = phase(config, number)
+    if upkeep is None:
+      return programs['step'](state, batch, statistics, refresh)
+    state, grads, metrics = programs['gradient'](state, batch, statistics)
+    state = state._replace(opt_state=upkeep.refresh(state.opt_state, number))
+    state, health = programs['update'](state, grads)
+    return state, {**metrics, **health}
 
   def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     metrics = task.loss(state.params, state.model_state, batch, train=False)[1][0]
@@ -162,13 +221,9 @@ def build(config: Any) -> Run:
     placement=placement,
     shardings=shardings,
     init=jax.jit(init, out_shardings=shardings),
-    step=jax.jit(
-      step,
-      in_shardings=(shardings, batch_sharding),
-      out_shardings=(shardings, replicated),
-      donate_argnums=0,
-      static_argnums=(2, 3),
-    ),
+    step=step,
+    programs=programs,
+    upkeep=upkeep,
     evaluate=jax.jit(evaluate, in_shardings=(shardings, batch_sharding), out_shardings=replicated),
     train_batches=train_batches,
     eval_batches=eval_batches,
@@ -237,7 +292,7 @@ def phase(config: Any, step: int) -> tuple[bool, bool]:
   if config.optimizer not in SECOND_ORDER:
     return False, False
   own = config[config.optimizer]
-  return step % own.statistics_every == 0, step % own.inverses_every == 0
+  return tuple(step % kron.growing(own[name])(step) == 0 for name in ('statistics_every', 'inverses_every'))
 
 
 def train(config: Any, workdir: str | Path, quiet: bool = False, run: Run | None = None) -> list[dict[str, float]]:
@@ -301,7 +356,7 @@ def _loop(run: Run, state: TrainState, start: int, workdir: Path, checkpoints: A
     processes.Watchdog(config.watchdog_seconds) as watchdog,
   ):
     for step in range(start, config.steps):
-      state, metrics = run.step(state, next(batches), *phase(config, step))
+      state, metrics = run.step(state, next(batches), step)
       pending.append((step + 1, metrics))
       watchdog.beat()
       done = step + 1

@@ -139,8 +139,9 @@ def reconstruct(run: Run, folder: Path, n: int = 12) -> tuple[np.ndarray, np.nda
 def warm_up(run: Run) -> None:
   """Compiles every program of a run, so that the seconds of its curves are of training alone."""
   batch = next(run.train_batches(0, 0))
-  for at in {phase(run.config, step) for step in range(run.config.steps)}:
-    run.step(run.init(0), batch, *at)
+  kinds = {phase(run.config, step): step for step in reversed(range(run.config.steps))}
+  for step in sorted(kinds.values()):
+    run.step(run.init(0), batch, step)
 
 
 def is_complete(run: Run, folder: Path) -> bool:

@@ -82,21 +82,38 @@ def compiled(devices: int, mesh: str) -> dict[str, Any]:
   batch = next(run.train_batches(0, 0))
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
   result: dict[str, Any] = {'devices': devices, 'mesh': mesh}
-  for step, at in (('refresh', (True, True)), ('plain', (False, False))):
-    jax.clear_caches()
-    start = time.perf_counter()
-    lowered = run.step.lower(state, batch, *at)
-    middle = time.perf_counter()
-    program = lowered.compile()
-    found = parallel.audit(program, mesh=run.mesh)
-    result[step] = {
-      'trace_s': middle - start,
-      'compile_s': time.perf_counter() - middle,
-      'lowered': lowered.as_text().count(' = '),
-      'compiled': program.as_text().count(' = '),
-      'collectives': found.summary(),
-    }
+  update = run.programs['update'], (state, state.params)
+  plain = [(run.programs['gradient'], (state, batch, False)), update]
+  refresh = [(run.programs['gradient'], (state, batch, True)), *run.upkeep.programs(state.opt_state).values(), update]
+  for step, programs in (('refresh', refresh), ('plain', plain)):
+    result[step] = total([of_program(fn, args, run.mesh) for fn, args in programs])
   return result
+
+
+def of_program(fn: Any, args: tuple, mesh: Any) -> dict[str, Any]:
+  jax.clear_caches()
+  start = time.perf_counter()
+  lowered = fn.lower(*args)
+  middle = time.perf_counter()
+  program = lowered.compile()
+  return {
+    'trace_s': middle - start,
+    'compile_s': time.perf_counter() - middle,
+    'lowered': lowered.as_text().count(' = '),
+    'compiled': program.as_text().count(' = '),
+    'collectives': parallel.audit(program, mesh=mesh).summary(),
+  }
+
+
+def total(programs: list[dict[str, Any]]) -> dict[str, Any]:
+  """Of a step that runs them one after another."""
+  result = {k: sum(p[k] for p in programs) for k in programs[0] if k != 'collectives'}
+  collectives: dict[str, list[int]] = {}
+  for found in (p['collectives'] for p in programs):
+    for kind, (count, size) in found.items():
+      before = collectives.get(kind, [0, 0])
+      collectives[kind] = [before[0] + count, before[1] + size]
+  return {**result, 'collectives': collectives}
 
 
 def in_a_process(devices: int, mesh: str) -> dict[str, Any]:

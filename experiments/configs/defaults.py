@@ -46,6 +46,7 @@ def defaults() -> ConfigDict:
 
   config.model = ConfigDict({'name': 'mlp'})
   config.data = ConfigDict({'name': 'digits', 'folder': '', 'source': '', 'batch_size': 256, 'augment': False})
+  config.data.shape = ()  # of an example of 'noise'
   config.data.image_size = 224  # of data sets that are cropped (imagenet2012)
   config.data.eval_batch_size = 0  # 0: batch_size
   config.data.eval_examples = 0  # only the first so many; 0: all
@@ -58,7 +59,8 @@ def defaults() -> ConfigDict:
 
   rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'power': 2.0, 'warmup_steps': 0, 'weight_decay': 0.0}
   momentum = {'momentum': 0.9, 'momentum_follows_rate': False}
-  factors = {'decay': 0.95, 'fisher': 'sampled', 'statistics_every': 1, 'inverses_every': 1}
+  # Intervals are in steps; they grow from 1, see kron.growing. part: the share of a batch that statistics are taken from.
+  factors = {'decay': 0.95, 'fisher': 'sampled', 'part': 1.0, 'statistics_every': 1, 'inverses_every': 1}
   config.kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1})
   config.stale_kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.0})
   config.stale_kfac.update({'threshold': 0.1, 'smallest': 1, 'largest': 1000})

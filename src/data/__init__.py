@@ -1,7 +1,7 @@
 """Data sets prepared through TFDS as array_record, and batches that depend on the seed alone. No TensorFlow."""
 
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
-from .datasets import DATASETS, Arrays, DataError, load_arrays, record_source
+from .datasets import DATASETS, Arrays, DataError, load_arrays, noise, record_source
 
 __all__ = [
   'DATASETS',
@@ -9,6 +9,7 @@ __all__ = [
   'DataError',
   'array_batches',
   'load_arrays',
+  'noise',
   'ordered_batches',
   'record_batches',
   'record_source',

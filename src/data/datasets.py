@@ -27,7 +27,7 @@ class Arrays(NamedTuple):
   label: np.ndarray
 
 
-DATASETS = ('digits', 'fashion_mnist', 'imagenet2012', *MADE)
+DATASETS = ('digits', 'fashion_mnist', 'imagenet2012', 'noise', *MADE)
 _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255}
 
 
@@ -59,6 +59,13 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   examples = records.__getitems__(range(len(records)))
   images = np.stack([e['image'] for e in examples]).astype(np.float32) / _BRIGHTEST[name]
   return Arrays(images, np.asarray([e['label'] for e in examples], np.int32))
+
+
+def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:
+  """Examples of a shape with nothing to learn, for measurements: numbers in [0, 1) or, for `tokens`, below `classes`."""
+  rng, size = np.random.default_rng(0), (count, *shape)
+  values = rng.integers(0, classes, size, np.int32) if tokens else rng.random(size, np.float32)
+  return Arrays(values, rng.integers(0, max(classes, 1), count, np.int32))
 
 
 def _prepared(name: str, folder: str, source: str) -> Any:

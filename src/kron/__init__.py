@@ -21,11 +21,13 @@ from .newton import (
 )
 from .operators import SHARING
 from .placing import Local, Placement
-from .precondition import ScaleByKfacState, factors, find_state, scale_by_kfac
+from .precondition import ScaleByKfacState, factors, find_state, replace_state, scale_by_kfac
 from .products import Products
+from .schedule import Unit, deal_units, growing
 from .stacks import Layout, Stack
 from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
 from .statistics import Statistics, accumulate
+from .upkeep import Upkeep, upkeep
 
 __all__ = [
   'SHARING',
@@ -48,6 +50,8 @@ __all__ = [
   'Stack',
   'Staleness',
   'Statistics',
+  'Unit',
+  'Upkeep',
   'accumulate',
   'adapt_damping',
   'adaptive_kfac',
@@ -55,12 +59,14 @@ __all__ = [
   'clip_by_kl',
   'conjugate_gradients',
   'curvature',
+  'deal_units',
   'due',
   'ekfac',
   'factors',
   'find_state',
   'from_logical',
   'gauss_newton',
+  'growing',
   'intervals',
   'kfac',
   'kfac_adam',
@@ -72,6 +78,7 @@ __all__ = [
   'observe',
   'param_names',
   'quadratic_step',
+  'replace_state',
   'scale_by_curvature',
   'scale_by_ekfac',
   'scale_by_kfac',
@@ -79,4 +86,5 @@ __all__ = [
   'scale_by_stale_kfac',
   'stale_kfac',
   'to_logical',
+  'upkeep',
 ]

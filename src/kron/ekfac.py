@@ -17,7 +17,8 @@ from .explicit import typed_update
 from .kfac import descend
 from .operators import Kronecker
 from .placing import Local, Placement
-from .precondition import Phase, at, averaged, by_block, check_phase, is_due, when
+from .precondition import Phase, at, averaged, by_block, check_phase, when
+from .schedule import is_due
 from .statistics import Statistics
 
 

@@ -13,6 +13,7 @@ from .curvature import Curvature
 from .operators.factor import accurate
 from .placing import Placement
 from .precondition import at, scale_by_kfac
+from .schedule import Interval
 
 
 class ClipByKlState(NamedTuple):
@@ -71,8 +72,8 @@ def kfac(
   kl_clip: optax.ScalarOrSchedule | None = 0.1,
   weight_decay: optax.ScalarOrSchedule = 0.0,
   decay: optax.ScalarOrSchedule = 0.95,
-  statistics_every: int = 1,
-  inverses_every: int = 1,
+  statistics_every: Interval = 1,
+  inverses_every: Interval = 1,
   inverse: str = 'cholesky',
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:

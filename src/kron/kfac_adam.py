@@ -16,7 +16,8 @@ from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
 from .explicit import typed_update
 from .operators.factor import accurate
 from .placing import Local, Placement
-from .precondition import Phase, at, averaged, by_block, check_phase, is_due, when
+from .precondition import Phase, at, averaged, by_block, check_phase, when
+from .schedule import is_due
 
 
 class ScaleByKfacAdamState(NamedTuple):

@@ -20,6 +20,7 @@ from .explicit import typed_update
 from .grouped import precondition_by_group
 from .inverse import INVERSES, damped_inverse, slot_damping, split_inverse
 from .placing import Local, Placement
+from .schedule import Interval, is_due
 from .stacks import Layout
 from .statistics import Statistics
 
@@ -44,8 +45,8 @@ def scale_by_kfac(
   *,
   damping: optax.ScalarOrSchedule = 0.1,
   decay: optax.ScalarOrSchedule = 0.95,
-  statistics_every: int = 1,
-  inverses_every: int = 1,
+  statistics_every: Interval = 1,
+  inverses_every: Interval = 1,
   inverse: str = 'cholesky',
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -58,8 +59,9 @@ def scale_by_kfac(
     curvature: from `kron.curvature`.
     damping: lambda, in the unit of the curvature (loss per squared parameter); a number or a schedule.
     decay: of the factors' moving averages, per use of statistics; debiased, so the first statistics count in full.
-    statistics_every: of the updates that are given statistics, every how many-th counted from 0 takes them in.
-    inverses_every: every how many updates the inverses are refreshed.
+    statistics_every: of the updates that are given statistics, every how many-th counted from 0 takes them in; a number, or
+      a function of the update as `growing` makes.
+    inverses_every: every how many updates the inverses are refreshed, all at once; likewise. `upkeep` spreads them.
     inverse: 'cholesky', 'eigh', or 'newton_schulz': products alone, from the last inverse on; see `damped_inverse`.
     placement: who owns which factors; None for one owner.
 
@@ -117,11 +119,6 @@ def at(value: optax.ScalarOrSchedule, count: Int[Array, '']) -> Any:
   return value(count) if callable(value) else value
 
 
-def is_due(count: Int[Array, ''], every: Any) -> Any:
-  """A static yes where the interval is the number 1; a traced interval (inject_hyperparams) is decided on the device."""
-  return True if isinstance(every, int) and every == 1 else count % every == 0
-
-
 def when(due: Any, fn: Callable, state: Any) -> Any:
   if isinstance(due, bool):
     return fn(state) if due else state
@@ -135,7 +132,7 @@ def averaged(
   layout: Layout,
   blocks: Sequence[Block],
   decay: optax.ScalarOrSchedule,
-  every: int,
+  every: Interval,
   placement: Placement,
 ) -> Averages:
   """The state's averages with this step's statistics, if there are any and they are due."""
@@ -158,13 +155,13 @@ def refreshed(
   means = state.averages.means()
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
   old = placement.own(state.inverses, layout)
-  renew = functools.partial(_renew, method=inverse, axes=placement.axes)
+  renew = functools.partial(renewed, method=inverse, axes=placement.axes)
   inverses, dropped = placement.over_stacks(renew)(means, added, state.averages.weights, old, only)
   inverses = placement.share(inverses, layout)
   return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
 
 
-def _renew(
+def renewed(
   means: dict[str, Float[Array, 'o s r n']],
   damping: dict[str, Float[Array, 'o s']],
   weights: dict[str, Float[Array, 'o s']],
@@ -278,6 +275,12 @@ def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
   if len(found) != 1:
     raise CurvatureError(f'the optimiser state holds {len(found)} of {kind.__name__}; expected one')
   return found[0]
+
+
+def replace_state(state: Any, new: ScaleByKfacState) -> Any:
+  """An optax state with `new` in the place of the only state of its kind."""
+  is_state = lambda x: isinstance(x, type(new))  # noqa: E731
+  return jax.tree.map(lambda x: new if is_state(x) else x, state, is_leaf=is_state)
 
 
 def layout_of(stacks: Mapping[str, Any], curvature: Curvature, placement: Placement | None = None) -> Layout:

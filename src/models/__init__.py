@@ -5,5 +5,6 @@ from .convnet import ConvNet
 from .mlp import MLP
 from .resnet import ResNet
 from .transformer import Transformer
+from .vit import ViT
 
-__all__ = ['MLP', 'Autoencoder', 'ConvNet', 'ResNet', 'Transformer']
+__all__ = ['MLP', 'Autoencoder', 'ConvNet', 'ResNet', 'Transformer', 'ViT']

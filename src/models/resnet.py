@@ -1,4 +1,6 @@
-"""Residual networks with batch normalisation (He et al. 2016, v1.5), from a toy to ResNet-50 by their arguments."""
+"""Residual networks with batch normalisation (He et al. 2016, v1.5), from a toy to ResNet-50 by their arguments; of clips
+too (Hara et al. 2018).
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ from .layers import accurate, constrain, dense, named
 
 
 class ResNet(nn.Module):
-  """Logits from images.
+  """Logits from images, or from clips: (batch, time, height, width, channels).
 
   Attributes:
     blocks: residual blocks in each stage; (3, 4, 6, 3) is ResNet-50 with `bottleneck`.
-    width: channels of the first stage; each further stage doubles them and halves the image.
-    stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4).
+    width: channels of the first stage; each further stage doubles them and halves space (and time).
+    stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4); as wide in time, but the
+      first convolution keeps every frame.
     dtype: of the computation; parameters are float32.
   """
 
@@ -31,21 +34,23 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b classes']:
+  def __call__(self, x: Float[Array, 'b *space c'], train: bool = False) -> Float[Array, 'b classes']:
     conv = functools.partial(_conv, self.dtype)
     norm = functools.partial(
       nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, param_dtype=jnp.float32
     )
     x = x.astype(self.dtype)
+    space = x.ndim - 2
+    every_frame = lambda stride: (1,) * (space - 2) + (stride,) * 2  # noqa: E731
     if self.stem == 'imagenet':
-      x = conv(self.width, (7, 7), strides=2, padding=[(3, 3), (3, 3)], name='stem')(x)
+      x = conv(self.width, (7,) * space, strides=every_frame(2), padding=[(3, 3)] * space, name='stem')(x)
     elif self.stem == 'patches':
-      x = conv(self.width, (4, 4), strides=4, name='stem')(x)
+      x = conv(self.width, (4,) * space, strides=every_frame(4), name='stem')(x)
     else:
-      x = conv(self.width, (3, 3), name='stem')(x)
+      x = conv(self.width, (3,) * space, name='stem')(x)
     x = nn.relu(norm(name='stem_norm')(x))
     if self.stem == 'imagenet':
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])
+      x = nn.max_pool(x, (3,) * space, (2,) * space, padding=[(1, 1)] * space)
     for stage, count in enumerate(self.blocks):
       for block in range(count):
         strides = 2 if stage > 0 and block == 0 else 1
@@ -53,15 +58,15 @@ class ResNet(nn.Module):
           self.width * 2**stage, strides, self.bottleneck, conv, norm, name=f'stage{stage}_block{block}'
         )
         x = residual(x)
-    x = x.mean(axis=(1, 2))
+    x = x.mean(axis=tuple(range(1, space + 1)))
     init = nn.initializers.lecun_normal()
     return accurate(dense(self.classes, ('in', 'classes'), init, dtype=self.dtype, name='logits')(x))
 
 
 def _conv(
-  dtype: Any, features: int, window: tuple[int, int], axes: tuple[str, str] = ('in', 'out'), **kwargs
+  dtype: Any, features: int, window: tuple[int, ...], axes: tuple[str, str] = ('in', 'out'), **kwargs
 ) -> nn.Conv:
-  init = named(nn.initializers.he_normal(), 'window', 'window', *axes)
+  init = named(nn.initializers.he_normal(), *('window',) * len(window), *axes)
   return nn.Conv(features, window, use_bias=False, dtype=dtype, kernel_init=init, **kwargs)
 
 
@@ -77,15 +82,16 @@ class _Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     out = self.features * (4 if self.bottleneck else 1)
-    y = x
+    y, space = x, x.ndim - 2
+    one, three, rest = (1,) * space, (3,) * space, (None,) * space
     if self.bottleneck:
-      y = nn.relu(self.norm(name='norm_in')(self.conv(self.features, (1, 1), ('in', 'mid'), name='conv_in')(y)))
-      y = constrain(y, 'batch', None, None, None)
-    y = self.conv(self.features, (3, 3), ('in', 'mid'), strides=self.strides, name='conv_mid')(y)
-    y = constrain(nn.relu(self.norm(name='norm_mid')(y)), 'batch', None, None, 'mid')
-    window = (1, 1) if self.bottleneck else (3, 3)
+      y = nn.relu(self.norm(name='norm_in')(self.conv(self.features, one, ('in', 'mid'), name='conv_in')(y)))
+      y = constrain(y, 'batch', *rest, None)
+    y = self.conv(self.features, three, ('in', 'mid'), strides=self.strides, name='conv_mid')(y)
+    y = constrain(nn.relu(self.norm(name='norm_mid')(y)), 'batch', *rest, 'mid')
+    window = one if self.bottleneck else three
     y = self.norm(name='norm_out')(self.conv(out, window, ('mid', 'out'), name='conv_out')(y))
-    y = constrain(y, 'batch', None, None, None)
+    y = constrain(y, 'batch', *rest, None)
     if x.shape != y.shape:
-      x = self.norm(name='norm_skip')(self.conv(out, (1, 1), strides=self.strides, name='conv_skip')(x))
+      x = self.norm(name='norm_skip')(self.conv(out, one, strides=self.strides, name='conv_skip')(x))
     return nn.relu(x + y)

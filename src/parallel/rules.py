@@ -28,6 +28,7 @@ RULES: dict[str, Rules] = {
   'convnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'transformer': {'width': 'fsdp', 'hidden': 'model'},
+  'vit': {'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }
 
 

@@ -50,7 +50,7 @@ def test_the_learning_rate_grows_with_the_batch_and_decays_as_chosen():
 def test_mistakes_end_in_one_line(changes, words):
   with pytest.raises(ConfigError) as error:
     run = build(configured(**changes))
-    run.step(run.init(0), next(run.train_batches(0, 0)), False, False)
+    run.step(run.init(0), next(run.train_batches(0, 0)), 0)
   assert words in str(error.value) and '\n' not in str(error.value)
 
 
@@ -70,7 +70,7 @@ def test_momentum_follows_the_learning_rate():
     grads = jax.grad(lambda p, b: run.task.loss(p, {}, b)[0])(p, batch)
     trace = optax.tree.add_scale(grads, share, trace)
     p = optax.tree.add_scale(p, -r, trace)
-    state, _ = run.step(state, batch, False, False)
+    state, _ = run.step(state, batch, 0)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), jax.device_get(state.params), p)
 
 

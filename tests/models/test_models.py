@@ -14,10 +14,13 @@ MODELS = {
   'mlp': (models.MLP(hidden=(128, 64), classes=10), (2, 8, 8, 1), (2, 10)),
   'resnet': (models.ResNet(blocks=(3, 4, 6, 3), classes=1000, dtype=jnp.bfloat16), (2, 224, 224, 3), (2, 1000)),
   'transformer': (models.Transformer(vocabulary=128, length=65, layers=4, width=256, heads=8), (2, 64), (2, 64, 128)),
+  'vit': (models.ViT(classes=1000, dtype=jnp.bfloat16), (2, 224, 224, 3), (2, 1000)),
 }
 # 784-1000-500-250-30 and back; 64-128-64-10; He et al. 2016 count 25.6 million for ResNet-50.
 SIZES = {'autoencoder': 2_837_314, 'mlp': 17_226, 'resnet': 25_557_032}
 # 12 d^2 + 13 d a layer (Radford et al. 2019), two tables of tokens, one of positions, the last norm.
+# The same without tables; 16x16 patches, 196 positions, the classes: ViT-B/16, its mean in place of a class token.
+SIZES['vit'] = 12 * (12 * 768**2 + 13 * 768) + 769 * 1000 + 2 * 768 + (16 * 16 * 3 + 1 + 196) * 768
 SIZES['transformer'] = 4 * (12 * 256**2 + 13 * 256) + 2 * 128 * 256 + 65 * 256 + 2 * 256
 
 
@@ -66,6 +69,22 @@ def test_a_toy_resnet_trains_its_statistics(stem, bottleneck):
   assert out.shape == (4, 3)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), state['batch_stats'], variables['batch_stats'])
   assert all(jax.tree.leaves(moved))
+
+
+def test_a_resnet_of_clips():
+  """A 3-D ResNet-18 has Hara et al.'s (2018) 33.2 million parameters and 400 classes; its stem keeps frames."""
+  model = models.ResNet(blocks=(2, 2, 2, 2), classes=400, bottleneck=False)
+  clip = jnp.zeros((2, 8, 32, 32, 3))
+  variables = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), clip)))
+  sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params'])]
+  assert 33.1e6 < sum(sizes) - 513 * 400 < 33.3e6
+  seen = jax.eval_shape(lambda v: model.apply(v, clip, capture_intermediates=True)[1]['intermediates'], variables)
+  assert seen['stem']['__call__'][0].shape == (2, 8, 16, 16, 64)
+
+
+def test_a_vision_transformer_names_a_patch_that_does_not_divide():
+  with pytest.raises(ValueError, match=r'patch=\(16, 16\) does not divide inputs of \(24, 32\)'):
+    models.ViT(classes=3).init(jax.random.key(0), jnp.zeros((1, 24, 32, 3)))
 
 
 def test_a_transformer_does_not_see_what_comes_later():

@@ -1,0 +1,56 @@
+"""The pre-norm block of transformers (Radford et al. 2019), causal or not, and their norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from .layers import accurate, constrain, dense, named
+
+
+class AttentionBlock(nn.Module):
+  """Attention and a multi-layer perceptron four times as wide, each added to its input."""
+
+  width: int
+  heads: int
+  dtype: Any
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
+    init = nn.initializers.lecun_normal()
+    y = layer_norm(self.dtype, 'norm_attention')(x)
+    qkv = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='qkv')(y)
+    qkv = constrain(qkv, 'batch', None, 'hidden')
+    q, k, v = rearrange(qkv, 'b t (h three d) -> three b t h d', three=3, h=self.heads)
+    y = rearrange(_attention(q, k, v, self.causal), 'b t h d -> b t (h d)')
+    x = x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='attended')(y)
+    x = constrain(x, 'batch', None, None)
+    y = layer_norm(self.dtype, 'norm_mlp')(x)
+    y = nn.gelu(dense(4 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='mlp_in')(y))
+    y = constrain(y, 'batch', None, 'hidden')
+    return x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='mlp_out')(y)
+
+
+def _attention(
+  q: Float[Array, 'b t h d'], k: Float[Array, 'b t h d'], v: Float[Array, 'b t h d'], causal: bool
+) -> Float[Array, 'b t h d']:
+  """Not `jax.nn.dot_product_attention`, whose softmax is in float32 even where all else is in float64."""
+  logits = accurate(jnp.einsum('bqhd,bkhd->bhqk', q, k)) / q.shape[-1] ** 0.5
+  if causal:
+    logits = jnp.where(jnp.tri(q.shape[1], dtype=bool), logits, -jnp.inf)
+  return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(logits).astype(v.dtype), v)
+
+
+def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+  return nn.LayerNorm(
+    dtype=dtype,
+    scale_init=named(nn.initializers.ones_init(), 'width'),
+    bias_init=named(nn.initializers.zeros_init(), 'width'),
+    name=name,
+  )

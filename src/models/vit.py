@@ -1,0 +1,49 @@
+"""A vision transformer (Dosovitskiy et al. 2020) over any number of spatial axes; the mean of its tokens is classified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .attention import AttentionBlock, layer_norm
+from .layers import accurate, dense, named
+
+
+class ViT(nn.Module):
+  """Logits from (batch, *space, channels); ViT-B/16 by default.
+
+  Attributes:
+    patch: its sides along the axes of space, which they divide.
+    width: of the residual stream; the heads divide it.
+  """
+
+  classes: int
+  patch: Sequence[int] = (16, 16)
+  layers: int = 12
+  width: int = 768
+  heads: int = 12
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b *space c'], train: bool = False) -> Float[Array, 'b classes']:
+    del train
+    space, patch = x.shape[1:-1], tuple(self.patch)
+    if len(space) != len(patch) or any(s % p for s, p in zip(space, patch, strict=True)):
+      raise ValueError(f'patch={patch} does not divide inputs of {space}; change one')
+    init = nn.initializers.normal(0.02)
+    kernel = named(nn.initializers.lecun_normal(), *('window',) * len(patch), None, 'width')
+    bias = named(nn.initializers.zeros_init(), 'width')
+    x = nn.Conv(
+      self.width, patch, patch, kernel_init=kernel, bias_init=bias, dtype=self.dtype, name='patches'
+    )(x.astype(self.dtype))  # fmt: skip
+    x = x.reshape(x.shape[0], -1, self.width)
+    x = x + self.param('positions', named(init, None, 'width'), x.shape[1:]).astype(self.dtype)
+    for i in range(self.layers):
+      x = AttentionBlock(self.width, self.heads, self.dtype, causal=False, name=f'block_{i}')(x)
+    x = layer_norm(self.dtype, 'norm')(x).mean(1)
+    init = nn.initializers.lecun_normal()
+    return accurate(dense(self.classes, ('width', None), init, dtype=self.dtype, name='logits')(x))
