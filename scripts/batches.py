@@ -22,9 +22,10 @@ import matplotlib
 from absl import flags
 
 from experiments.errors import ConfigError
+from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
 from experiments.train import check_target
-from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median, member
+from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
 from scripts.report import columns
 
 matplotlib.use('Agg')

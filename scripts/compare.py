@@ -10,8 +10,6 @@ stopped.
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import statistics
 import sys
@@ -32,7 +30,7 @@ from scipy.stats import qmc
 from experiments.checkpoints import open_checkpoints, restore
 from experiments.configs import defaults
 from experiments.errors import ConfigError, RunError
-from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
+from experiments.optimizers import MISSING, SECOND_ORDER
 from experiments.tasks import Task, make_task
 from experiments.train import Run, arrived, build, check_target, evaluations, first_at, phase, train
 from scripts.report import columns
@@ -80,29 +78,6 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
   if pictures:
     _picture_reconstructions(pictures, workdir / 'reconstructions.png')
   return summaries
-
-
-def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
-  """The config of OPTIMISER:key=value:..., and these values; a key is of the optimiser's own section, else of the config.
-
-  Raises:
-    ConfigError: an unknown optimiser or key, or a value of another type than the config's.
-  """
-  optimizer, *settings = name.split(':')
-  if optimizer not in OPTIMIZERS:
-    raise ConfigError(f'--optimizers: {optimizer!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
-  own, given = copy.deepcopy(config), {}
-  own.optimizer = optimizer
-  for setting in settings:
-    key, _, value = setting.partition('=')
-    path = f'{optimizer}.{key}' if key in own[optimizer] else key
-    try:
-      old = functools.reduce(lambda section, part: section[part], path.split('.'), own)
-      given[path] = value == 'True' if isinstance(old, bool) else type(old)(value)
-    except (KeyError, TypeError, ValueError) as error:
-      raise ConfigError(f'--optimizers: {setting!r} of {name!r} does not fit the config; write key=value') from error
-  own.update_from_flattened_dict(given)
-  return own, given
 
 
 def tune(config: Any, settings: dict[str, Any], workdir: Path, trials: int) -> dict[str, float]:

@@ -11,10 +11,11 @@ import pytest
 
 from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
+from experiments.members import member
 from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import make_task
 from scripts.batches import configure, largest_batch
-from scripts.compare import draw, member, table
+from scripts.compare import draw, table
 from scripts.report import columns
 from scripts.search import attempt, check_trials, rank, scored, try_all
 
@@ -166,3 +167,31 @@ def test_columns_line_up():
     'long  0.33',
     'x     y',
   ]
+
+
+def test_overhead_tells_steps_programs_and_parts(tmp_path):
+  """As a command, on a network of a few units; every ratio is there, and SGD's are 1."""
+  out = tmp_path / 'overhead'
+  settings = ('--config.model.widths=(8,4)', '--config.data.batch_size=16', '--blocks=1', f'--out={out}')
+  settings = (*settings, '--config.kfac.statistics_every=2', '--config.kfac.inverses_every=4')
+  command = (sys.executable, 'scripts/overhead.py', '--config=experiments/configs/noise.py:autoencoder', *settings)
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  result = json.loads(out.with_suffix('.json').read_text())
+  everything = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
+  assert list(result['steps']) == ['sgd', 'adam', 'kfac', everything]
+  assert result['steps']['sgd']['mean over sgd'] == 1
+  for name in ('kfac', everything):
+    assert {'gradient', 'gradient, statistics', 'update', 'upkeep damping'} < set(result['programs'][name])
+    assert set(result['parts'][name]) == {'gradient', 'statistics', 'inverses', 'update'}
+    assert all(x['least'] > 0 for x in result['floors'][name].values())
+  programs = result['programs']['kfac']
+  assert programs['gradient, statistics']['flops'] > programs['gradient']['flops'] > 0
+  assert all(len(t) == 4 and min(t) > 0 for t in result['times'].values())
+  assert out.with_suffix('.txt').read_text() == done.stdout
+
+
+def test_overhead_names_what_is_wrong():
+  command = (sys.executable, 'scripts/overhead.py', '--optimizers=kfac', '--blocks=0')
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and done.stderr.strip() == 'error: --optimizers: name sgd first, and another'

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 from ..program import Op
 from ..weights import Weight
 from .dense import kernel_matrix
+from .factor import accurate
+from .patches import gram_of_patches, near
 
 
 class Conv(NamedTuple):
@@ -97,6 +99,31 @@ class Conv(NamedTuple):
       return x.reshape(1, n, -1, self.n_in)
     patches = x.reshape(n, -1, math.prod(self.window), self.slots, c // self.slots)
     return patches.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
+
+  def by_distance(self, x: Float[Array, '...']) -> bool:
+    """Whether `input_gram` is to be had: of one group with stride 1, whose output is about as large as its input.
+
+    Thin inputs are left to rows: one distance is then too little for a product.
+    """
+    plain = self.slots == 1 and {*self.strides, *self.input_dilation, *self.kernel_dilation} == {1}
+    wide = math.prod(self.window) > 1 and x.shape[self.input_spec[1]] >= 8
+    return plain and wide and near(self.window, self.padding) and not jnp.iscomplexobj(x)
+
+  def input_gram(self, x: Float[Array, '...']) -> Float[Array, 'i i']:
+    """The sum of a aT over the rows a of `input_rows`."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    batch, channels, *space = self.input_spec
+    return gram_of_patches(x.transpose(batch, *space, channels), self.window, self.padding, dtype)
+
+  def input_sum(self, x: Float[Array, '...']) -> Float[Array, 'i']:
+    """The sum of the rows of `input_rows`."""
+    return self.input_rows(accurate(x).sum(self.input_spec[0], keepdims=True))[0, 0].sum(0)
+
+  def places(self, x: Float[Array, '...']) -> int:
+    """How many rows `input_rows` has, of a convolution that is `by_distance`."""
+    batch, _, *space = (x.shape[a] for a in self.input_spec)
+    sizes = (n + sum(p) - w + 1 for n, p, w in zip(space, self.padding, self.window, strict=True))
+    return batch * math.prod(sizes)
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
     batch, channels, *space = self.output_spec

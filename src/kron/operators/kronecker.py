@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from ..errors import CurvatureError
 from ..weights import Arrangement
+from .conv import Conv
 from .factor import Factor, accurate, gram, multiply, rotate
 from .kernel import Linear, Side, flat, from_matrix, means_over_uses, scaled, sides, to_matrix, uses_of
 
@@ -87,6 +88,10 @@ class Kronecker(NamedTuple):
       basis: eigenvectors of A and G; then S is there too, the sum over uses of the squares of a gT in that basis.
     """
     g = linear.output_rows(dy)
+    plain = not transposed and basis is None and self.reduced is None and self.rows.parts == 1
+    if plain and coefficient.rows is None and isinstance(linear, Conv) and linear.by_distance(x):
+      a, g = self._gram_by_distance(linear, x, coefficient.scale, bias), scaled(g, coefficient.columns)
+      return {'A': a[None], 'G': gram(self.columns, flat(g)), 'uses A': uses_of(g)}
     if not linear.one_hot:
       return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed, basis)
     counts, there = linear.input_diagonal(x), linear.present(x)
@@ -98,6 +103,14 @@ class Kronecker(NamedTuple):
       squares = rotate(self.columns, basis['G'], flat(g)) ** 2
       sums['S'] = linear.scatter(x, squares) * jnp.reshape(by**2, (-1, 1) if jnp.ndim(by) else ())
     return sums
+
+  def _gram_by_distance(self, conv: Conv, x: Array, scale: float, bias: bool) -> Float[Array, 'i i']:
+    a = conv.input_gram(x) * scale**2
+    if self.bias is None:
+      return a
+    sums = conv.input_sum(x) * (scale * bias)
+    corner = jnp.full((1, 1), conv.places(x) * bias, a.dtype)
+    return jnp.block([[a, sums[:, None]], [sums[None], corner]])
 
   def statistics_of_rows(
     self,

@@ -1,0 +1,33 @@
+"""An optimiser with settings, as one word of a command line: kfac:inverses_every=10:steps=150."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+from experiments.errors import ConfigError
+from experiments.optimizers import OPTIMIZERS
+
+
+def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
+  """The config of OPTIMISER:key=value:..., and these values; a key is of the optimiser's own section, else of the config.
+
+  Raises:
+    ConfigError: an unknown optimiser or key, or a value of another type than the config's.
+  """
+  optimizer, *settings = name.split(':')
+  if optimizer not in OPTIMIZERS:
+    raise ConfigError(f'--optimizers: {optimizer!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+  own, given = copy.deepcopy(config), {}
+  own.optimizer = optimizer
+  for setting in settings:
+    key, _, value = setting.partition('=')
+    path = f'{optimizer}.{key}' if key in own[optimizer] else key
+    try:
+      old = functools.reduce(lambda section, part: section[part], path.split('.'), own)
+      given[path] = value == 'True' if isinstance(old, bool) else type(old)(value)
+    except (KeyError, TypeError, ValueError) as error:
+      raise ConfigError(f'--optimizers: {setting!r} of {name!r} does not fit the config; write key=value') from error
+  own.update_from_flattened_dict(given)
+  return own, given

@@ -1,0 +1,282 @@
+"""What second order costs beside SGD and AdamW: step times, memory, compilation, and each part beside its floor.
+
+python scripts/overhead.py --config=experiments/configs/noise.py:small_resnet --out=docs/overhead/small_resnet
+
+All members run in one process, one step of each in turn, from a step on at which intervals no longer grow. The config may
+be any; experiments/configs/noise.py has models on noise, large ones for a GPU among them. --config.data.batch_size,
+.model.dtype, .mesh and .kfac.* choose the rest. Times are ratios to SGD's median step; in milliseconds too on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments.errors import ConfigError, RunError
+from experiments.members import member
+from experiments.optimizers import SECOND_ORDER
+from experiments.train import Run, TrainState, build
+from scripts.floors import Machine, floors, machine
+from scripts.report import columns
+
+EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
+_OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
+_MEMBERS = flags.DEFINE_list(
+  'optimizers', ['sgd', 'adam', 'kfac', EVERYTHING], 'sgd first; behind colons settings, as in compare.py.'
+)
+_BLOCKS = flags.DEFINE_integer(
+  'blocks', 3, 'How many intervals are timed; their median counts. 0: nothing runs, all is compiled.', lower_bound=0
+)
+_COMPILES = flags.DEFINE_integer('compiles', 1, 'How often each program is compiled; the median counts.', lower_bound=1)
+
+
+BOUNDS = ('least', 'flops', 'bytes')
+
+
+class Member(NamedTuple):
+  """One optimiser, ready to be timed. first: the number of its first step."""
+
+  name: str
+  run: Run
+  first: int
+  period: int
+
+
+def prepare(config: Any, name: str) -> Member:
+  own, _ = member(config, name)
+  if own.optimizer in SECOND_ORDER:
+    section = own[own.optimizer]
+    period = math.lcm(section.statistics_every, section.inverses_every)
+    first = 16 * max(section.statistics_every, section.inverses_every)
+    return Member(name, build(own), -(-first // period) * period, period)
+  return Member(name, build(own), 0, 1)
+
+
+Programs = dict[str, tuple[Callable, tuple]]
+
+
+def programs_of(run: Run, state: TrainState, batch: Any) -> Programs:
+  """What a run compiles, with arguments; the trees may hold shapes."""
+  if run.upkeep is not None:
+    upkeep = {f'upkeep {name}': own for name, own in run.upkeep.programs(state.opt_state).items()}
+    return {
+      'gradient': (run.programs['gradient'], (state, batch, False)),
+      'gradient, statistics': (run.programs['gradient'], (state, batch, True)),
+      'update': (run.programs['update'], (state, state.params)),
+      **upkeep,
+    }
+  step = run.programs['step']
+  if run.curvature is None:
+    return {'step': (step, (state, batch, False, False))}
+  phases = {'step': (False, False), 'step, statistics': (True, False), 'step, refresh': (True, True)}
+  return {name: (step, (state, batch, *at)) for name, at in phases.items()}
+
+
+def shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def held(tree: Any) -> int:
+  """Bytes on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  )
+
+
+def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, dict[str, float]]:
+  """Seconds to trace and compile each program, flops and bytes as XLA counts them, and bytes held while it runs."""
+  found = {}
+  for name, (fn, args) in programs.items():
+    jax.clear_caches()
+    start = time.perf_counter()
+    program = fn.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory, cost = program.memory_analysis(), program.cost_analysis()
+    # All that a run holds meanwhile, gradients included where another program made them.
+    resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'upkeep')) else 0)
+    grown = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    found[name] = {
+      'seconds': seconds,
+      'memory': resident + memory.temp_size_in_bytes + grown,
+      'flops': cost.get('flops', 0.0),
+      'bytes': cost.get('bytes accessed', 0.0),
+    }
+  return found
+
+
+def interleaved(members: list[Member], blocks: int) -> dict[str, list[float]]:
+  """Seconds of each step of each member, one step of each in turn."""
+  length = max(m.period for m in members) * blocks
+  states, batches, times = {}, {}, {m.name: [] for m in members}
+  for m in members:
+    states[m.name], batches[m.name] = m.run.init(0), next(m.run.train_batches(0, 0))
+    for number in (0, *_kinds(m)):  # compiles
+      states[m.name], metrics = m.run.step(states[m.name], batches[m.name], number)
+  for i in range(length):
+    for m in members:
+      jax.block_until_ready(states[m.name])
+      start = time.perf_counter()
+      states[m.name], metrics = jax.block_until_ready(m.run.step(states[m.name], batches[m.name], m.first + i))
+      times[m.name].append(time.perf_counter() - start)
+      if not np.isfinite(float(metrics['loss'])):
+        raise RunError(f'{m.name}: the loss is {metrics["loss"]} at step {i}; times of such a run mean nothing')
+  return times
+
+
+def _kinds(m: Member) -> list[int]:
+  """Numbers of steps that together run every program, in the order of an interval."""
+  return list(range(m.first, m.first + m.period)) if m.period > 1 else [m.first]
+
+
+def parts(m: Member, blocks: int) -> dict[str, float]:
+  """Mean seconds a step of each part of a run with an upkeep: each program is waited for."""
+  run, batch = m.run, next(m.run.train_batches(0, 0))
+  state = run.init(0)
+  gradients: dict[bool, list[float]] = {False: [], True: []}
+  others: dict[str, list[float]] = {'inverses': [], 'update': []}
+
+  def timed(into: list[float], fn: Callable, *args: Any) -> Any:
+    start = time.perf_counter()
+    out = jax.block_until_ready(fn(*args))
+    into.append(time.perf_counter() - start)
+    return out
+
+  for number in range(m.first - m.period, m.first + blocks * m.period):
+    if number == m.first:  # all is compiled
+      gradients, others = {False: [], True: []}, {'inverses': [], 'update': []}
+    due = run.upkeep.statistics_due(number)
+    if m.period == 1:  # no step is without statistics: for comparison
+      state, _, _ = timed(gradients[False], run.programs['gradient'], state, batch, False)
+    state, grads, _ = timed(gradients[due], run.programs['gradient'], state, batch, due)
+    opt_state = timed(others['inverses'], run.upkeep.refresh, state.opt_state, number)
+    state, _ = timed(others['update'], run.programs['update'], state._replace(opt_state=opt_state), grads)
+  plain, full = (statistics.median(gradients[k]) if gradients[k] else math.nan for k in (False, True))
+  share = len(gradients[True]) / len(others['update'])
+  return {
+    'gradient': plain,
+    'statistics': (full - plain) * share,
+    'inverses': statistics.fmean(others['inverses']),
+    'update': statistics.median(others['update']),
+  }
+
+
+def summary(times: dict[str, list[float]], members: list[Member]) -> dict[str, dict[str, float]]:
+  """Ratios to SGD's and AdamW's steps of the same interval: medians over the intervals."""
+  length = max(m.period for m in members)
+  result = {}
+  blocks = [slice(i, i + length) for i in range(0, len(times[members[0].name]), length)]
+  for m in members:
+    own = times[m.name]
+    over = lambda other, own=own: statistics.median(  # noqa: E731
+      statistics.fmean(own[b]) / statistics.fmean(times[other][b]) for b in blocks
+    )
+    median = statistics.median(own)
+    # The worst kind of step, not the worst accident: the median over intervals of each step's own time.
+    turns = [statistics.median(own[i::length]) for i in range(length)]
+    result[m.name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
+    result[m.name] |= {f'mean over {other.name}': over(other.name) for other in members[:2]}
+  return result
+
+
+def main(config: Any, workdir: str) -> None:
+  del workdir
+  names = _MEMBERS.value
+  if names[0] != 'sgd' or len(names) < 2:
+    raise ConfigError('--optimizers: name sgd first, and another')
+  jax.config.update('jax_enable_compilation_cache', False)
+  members = [prepare(config, name) for name in names]
+  jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready()  # the first compilation takes longer
+  compiled = {}
+  for m in members:
+    state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.eval_shape(m.run.init, 0),
+      m.run.shardings,
+    )
+    batch = shapes(next(m.run.train_batches(0, 0)))
+    rounds = [compile_all(programs_of(m.run, state, batch), state, batch) for _ in range(_COMPILES.value)]
+    compiled[m.name] = {
+      name: {**own, 'seconds': statistics.median(r[name]['seconds'] for r in rounds)} for name, own in rounds[0].items()
+    }
+  here = machine(config.model.get('dtype', 'float32'))
+  result = {'device': here.name, 'config': json.loads(config.to_json()), 'programs': compiled}
+  if _BLOCKS.value:
+    times = interleaved(members, _BLOCKS.value)
+    kept = [m for m in members if m.run.upkeep is not None]
+    result |= {'steps': summary(times, members), 'times': times, 'parts': {m.name: parts(m, 1) for m in kept}}
+    result['floors'] = {m.name: floors(m.run, here) for m in kept}
+  text = report(result, here)
+  print(text)
+  if _OUT.value:
+    Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+    Path(_OUT.value + '.txt').write_text(text + '\n')
+    Path(_OUT.value + '.json').write_text(json.dumps(result, indent=1) + '\n')
+
+
+def report(result: dict[str, Any], here: Machine) -> str:
+  tables = programs_table(result['programs'])
+  return '\n\n'.join([*steps_tables(result, here), *tables] if 'steps' in result else tables)
+
+
+def programs_table(programs: dict[str, Any]) -> list[str]:
+  sgd = programs['sgd']['step']
+  rows = []
+  for name, own in programs.items():
+    for kind, p in own.items():
+      if not kind.startswith('upkeep'):
+        rows.append([name, kind, *(p[k] / sgd[k] for k in ('seconds', 'memory', 'flops', 'bytes'))])
+    small = [p for kind, p in own.items() if kind.startswith('upkeep')]
+    for kind, some in ((f'upkeep, {len(small)} programs', small), ('all', list(own.values()))):
+      if some:
+        together = sum(p['seconds'] for p in some) / sgd['seconds'], max(p['memory'] for p in some) / sgd['memory']
+        rows.append([name, kind, *together, '-', '-'])
+  head = ['member', 'program', 'compile', 'memory', 'flops', 'bytes']
+  title = "Programs, as multiples of SGD's: tracing and compiling, peak memory, and flops and bytes as XLA counts them"
+  return [title, columns(head, rows)]
+
+
+def steps_tables(result: dict[str, Any], here: Machine) -> list[str]:
+  steps = result['steps']
+  base = steps['sgd']['median']
+  others = [name for name in steps if name != 'sgd'][:1]
+  head = ['member', 'median', 'mean', 'worst', 'worst / median', 'mean over SGD', f'mean over {others[0]}']
+  rows = [
+    [name, s['median'] / base, s['mean'] / base, s['worst'] / base, s['worst'] / s['median']]
+    + [s[f'mean over {other}'] for other in ('sgd', *others)]
+    for name, s in steps.items()
+  ]
+  tables = [f"{here.name}: steps, in SGD's median step", columns(head, rows)]
+  if here.timed:
+    tables += ['milliseconds', columns(
+      ['member', 'median', 'mean', 'worst'],
+      [[name, *(1e3 * s[k] for k in ('median', 'mean', 'worst'))] for name, s in steps.items()],
+    )]  # fmt: skip
+  for name, own in result['parts'].items():
+    rows = []
+    for part, seconds in own.items():
+      least = result['floors'][name].get(part)
+      rows.append([part, seconds / base, *(f'{least[k] / base:.3f}' if least else '-' for k in BOUNDS)])
+    tables += [f'{name}: parts of a mean step and their floors, in SGD\'s median step ({here.peaks})',
+               columns(['part', 'takes', 'floor', 'by flops', 'by bytes'], rows)]  # fmt: skip
+  return tables
+
+
+if __name__ == '__main__':
+  launch(main)
