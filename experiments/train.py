@@ -62,7 +62,7 @@ class Run(NamedTuple):
   task: Task
   mesh: Mesh
   curvature: kron.Curvature | None
-  placement: parallel.Placement
+  placement: kron.Placement
   shardings: TrainState
   init: Callable[[int], TrainState]  # of the seed
   step: Callable
@@ -98,7 +98,9 @@ def build(config: Any) -> Run:
   )
   settings = dict(config.placement)
   in_blocks = settings.pop('blocks')
-  placement = parallel.Placement(mesh, **settings).check()
+  placement = spread = parallel.Placement(mesh, **settings).check()
+  if mesh.size == 1:  # nothing to pack, and nowhere to send it
+    placement, spread = kron.Local(), None
   param_shardings = parallel.param_shardings(params, logical, rules, mesh)
   curvature = None
   if config.optimizer in SECOND_ORDER:
@@ -127,7 +129,7 @@ def build(config: Any) -> Run:
     step=replicated,
     params=param_shardings,
     model_state=jax.tree.map(lambda _: replicated, like.model_state),
-    opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, placement=placement),
+    opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, placement=spread),
     key=replicated,
     mixed=jax.tree.map(lambda _: batch_sharding, like.mixed),
   )

@@ -30,6 +30,7 @@ from scipy.stats import qmc
 from experiments.checkpoints import open_checkpoints, restore
 from experiments.configs import defaults
 from experiments.errors import ConfigError, RunError
+from experiments.members import member
 from experiments.optimizers import MISSING, SECOND_ORDER
 from experiments.tasks import Task, make_task
 from experiments.train import Run, arrived, build, check_target, evaluations, first_at, phase, train

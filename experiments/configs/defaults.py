@@ -62,6 +62,7 @@ def defaults() -> ConfigDict:
   # Intervals are in steps; they grow from 1, see kron.growing. part: the share of a batch that statistics are taken from.
   factors = {'decay': 0.95, 'fisher': 'sampled', 'part': 1.0, 'statistics_every': 1, 'inverses_every': 1}
   config.kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1})
+  config.kfac.update({'statistics_every': 8, 'inverses_every': 32})  # docs/performance.md
   config.stale_kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.0})
   config.stale_kfac.update({'threshold': 0.1, 'smallest': 1, 'largest': 1000})
   config.ekfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1, 'inverses_every': 10})

@@ -22,5 +22,4 @@ def get_config() -> ConfigDict:
   config.eval_every = 20
   config.target = 0.85
   config.kfac.update({'learning_rate': 0.3, 'damping': 0.01, 'momentum': 0.6})
-  config.kfac.update({'statistics_every': 2, 'inverses_every': 2})
   return config

@@ -30,8 +30,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config[name].weight_decay = 1e-3
   for name in ('sgd', 'lars'):
     config[name].weight_decay = 5e-4
-  config.kfac.statistics_every = 10
-  config.kfac.inverses_every = 10
+  config.kfac.part = 1 / 4
   if preset == 'small':
     config.model.update({'width': 8, 'stem': 'patches'})
     config.data.augment = False
@@ -41,7 +40,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config.steps = 24
     config.eval_every = 1
     config.target = 0.8
-    config.kfac.update({'learning_rate': 0.3, 'momentum': 0.6, 'statistics_every': 1, 'inverses_every': 1})
+    config.kfac.update({'learning_rate': 0.3, 'momentum': 0.6})
   if preset == 'large':
     config.data.batch_size = 8192
     config.steps = 220

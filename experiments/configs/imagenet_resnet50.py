@@ -27,6 +27,5 @@ def get_config() -> ConfigDict:
   config.kfac.fisher = 'empirical'
   config.kfac.warmup_steps = 500
   config.kfac.weight_decay = 1e-3
-  config.kfac.statistics_every = 10
-  config.kfac.inverses_every = 10
+  config.kfac.part = 1 / 8
   return config

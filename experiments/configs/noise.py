@@ -25,7 +25,7 @@ PRESETS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
   'gpt2': (
     {'name': 'transformer', 'vocabulary': 50257, 'length': 1024, 'layers': 12, 'width': 768, 'heads': 12}
     | {'dtype': 'bfloat16'},
-    (1025,),
+    (1024,),
     8,
   ),
   'small_resnet': (
@@ -46,7 +46,7 @@ PRESETS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
   ),
   'small_gpt2': (
     {'name': 'transformer', 'vocabulary': 512, 'length': 128, 'layers': 4, 'width': 128, 'heads': 4},
-    (129,),
+    (128,),
     32,
   ),
 }
@@ -59,5 +59,5 @@ def get_config(preset: str = 'resnet50') -> ConfigDict:
   config.model = ConfigDict(model)
   config.data.update({'name': 'noise', 'shape': shape, 'batch_size': batch_size})
   config.task = {'autoencoder': 'reconstruct', 'transformer': 'next_token'}.get(model['name'], 'classify')
-  config.kfac.fisher = 'empirical'
+  config.kfac.update({'fisher': 'empirical', 'part': 1 / 8 if batch_size > 8 else 1.0})
   return config

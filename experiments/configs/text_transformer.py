@@ -25,7 +25,6 @@ def get_config(preset: str = 'full') -> ConfigDict:
   config.steps = 2000
   config.eval_every = 50
   config.target = 1.6  # nats a character
-  config.kfac.update({'statistics_every': 5, 'inverses_every': 5})
   config.adaptive_kfac.kl_clip = 0.2  # without it one seed of three diverged
   if preset == 'small':
     config.model.update({'layers': 2, 'width': 64, 'heads': 4})
@@ -33,5 +32,5 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config.steps = 80
     config.eval_every = 4
     config.target = 2.6
-    config.kfac.update({'learning_rate': 0.3, 'momentum': 0.6, 'statistics_every': 2, 'inverses_every': 2})
+    config.kfac.update({'learning_rate': 0.3, 'momentum': 0.6})
   return config

@@ -177,6 +177,8 @@ def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: 
   table = np.full(stack.slots if stack.split else stack.owners * stack.slots, stack.count, np.int32)
   table[layout.positions(name)] = np.arange(stack.count)
   table = table.reshape(-1, stack.slots)
+  scattered = stack.shared and not np.array_equal(table, np.arange(stack.count)[None])
+  along = 0 if stack.shared else 1  # of what is held, the axis of slots
 
   def renew(factors, weights, added, held, rejected, first):
     start = jnp.minimum(first, stack.slots - width)
@@ -184,15 +186,18 @@ def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: 
     weights = cut(weights)
     means = cut(factors) / jnp.where(weights > 0, weights, 1)[..., None, None]
     wanted = jnp.where(start + jnp.arange(width) >= first, weights, 0)
-    matrices = cut(jnp.asarray(table)).reshape(-1)
-    old = jnp.take(held, matrices, 0, mode='clip') if stack.shared else cut(held)
+    if scattered:
+      matrices = cut(jnp.asarray(table)).reshape(-1)
+      old = jnp.take(held, matrices, 0, mode='clip')
+    else:
+      old = jax.lax.dynamic_slice_in_dim(held, start, width, along)
     args = ({name: means}, {name: cut(added)}, {name: wanted}, placement.own({name: old}, part), None)
     new, dropped = placement.over_stacks(lambda *own: renewed(*own, inverse, placement.axes))(*args)
     new = placement.share(new, part)[name]
-    if stack.shared:
+    if scattered:
       held = held.at[matrices].set(new, mode='drop', unique_indices=True)
     else:
-      held = jax.lax.dynamic_update_slice_in_dim(held, new, start, 1)
+      held = jax.lax.dynamic_update_slice_in_dim(held, new, start, along)
     return held, rejected + dropped.sum(dtype=jnp.int32)
 
   return renew
