@@ -51,6 +51,30 @@ def test_what_is_not_positive_definite_fails_alone(method):
   close(inverse[0, 0], expected[0, 0], 1e-3)
 
 
+@pytest.mark.parametrize('n', [7, 8, 13, 24, 31])
+def test_large_matrices_by_halves(x64, monkeypatch, n):
+  """Of any size; symmetric; one that is not positive definite, in whichever half, fails whole and alone."""
+  monkeypatch.setattr('kronmesh.kron.inverse._LARGE', 6)
+  m, damping, expected = stack(1e3, n, dtype=jnp.float64)
+  inverse = damped_inverse(m, damping)
+  close(inverse, expected, 1e-10)
+  close(inverse, jnp.swapaxes(inverse, -1, -2), 1e-12)
+  for place in (0, n // 2, n - 1):
+    bad = damped_inverse(m.at[0, 1, place, place].set(-1.0), damping)
+    assert np.isnan(bad[0, 1]).all()
+    close(bad[1], expected[1], 1e-10)
+
+
+@pytest.mark.parametrize('condition', [1e2, 1e4])
+def test_by_halves_float32_loses_no_more_than_its_rounding_times_the_condition(monkeypatch, condition):
+  """Some ten times what whole ones lose at 1e4, and positive definite."""
+  m, damping, expected = stack(condition, 96)
+  monkeypatch.setattr('kronmesh.kron.inverse._LARGE', 12)
+  inverse = np.asarray(damped_inverse(m, damping), np.float64)
+  assert np.linalg.norm(inverse - expected) / np.linalg.norm(expected) < condition * np.finfo(np.float32).eps
+  assert np.linalg.eigvalsh((inverse + np.swapaxes(inverse, -1, -2)) / 2).min() > 0.4
+
+
 @pytest.mark.parametrize('method', INVERSES)
 def test_kfac_trains_alike_by_every_method(method):
   def loss_fn(params, x, y):
