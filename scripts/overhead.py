@@ -37,7 +37,9 @@ from scripts.report import columns
 EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _MEMBERS = flags.DEFINE_list(
-  'optimizers', ['sgd', 'adam', 'kfac', EVERYTHING], 'sgd first; behind colons settings, as in compare.py.'
+  'optimizers',
+  ['sgd', 'adam', 'kfac', 'kfac:fisher=sampled', EVERYTHING],
+  'sgd first; settings behind colons.',
 )
 _BLOCKS = flags.DEFINE_integer(
   'blocks', 3, 'How many intervals are timed; their median counts. 0: nothing runs, all is compiled.', lower_bound=0

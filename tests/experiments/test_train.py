@@ -278,6 +278,7 @@ CONFIGS = {
   'fashion_mnist_resnet': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16},
   'fashion_mnist_mlp': {'model.hidden': (8,), 'data.batch_size': 64},
   'text_transformer': {'model.layers': 1, 'model.width': 16, 'model.heads': 2, 'data.batch_size': 16},
+  'noise': {'model.blocks': (1, 1), 'model.width': 4, 'data.shape': (32, 32, 3), 'data.batch_size': 8},
   'poisson': {'model.hidden': (8,), 'data.batch_size': 64},
   'imagenet_resnet50': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'data.image_size': 32},
 }

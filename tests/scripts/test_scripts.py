@@ -179,7 +179,7 @@ def test_overhead_tells_steps_programs_and_parts(tmp_path):
   assert done.returncode == 0, done.stderr
   result = json.loads(out.with_suffix('.json').read_text())
   everything = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
-  assert list(result['steps']) == ['sgd', 'adam', 'kfac', everything]
+  assert list(result['steps']) == ['sgd', 'adam', 'kfac', 'kfac:fisher=sampled', everything]
   assert result['steps']['sgd']['mean over sgd'] == 1
   for name in ('kfac', everything):
     assert {'gradient', 'gradient, statistics', 'update', 'upkeep damping'} < set(result['programs'][name])
