@@ -31,8 +31,8 @@ from experiments.errors import ConfigError, RunError
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
 from experiments.train import Run, TrainState, build
-from scripts.floors import Machine, floors, machine
-from scripts.report import columns
+from scripts.floors import floors, machine
+from scripts.overhead_tables import report
 
 EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -45,9 +45,6 @@ _BLOCKS = flags.DEFINE_integer(
   'blocks', 3, 'How many intervals are timed; their median counts. 0: nothing runs, all is compiled.', lower_bound=0
 )
 _COMPILES = flags.DEFINE_integer('compiles', 1, 'How often each program is compiled; the median counts.', lower_bound=1)
-
-
-BOUNDS = ('least', 'flops', 'bytes')
 
 
 class Member(NamedTuple):
@@ -218,66 +215,18 @@ def main(config: Any, workdir: str) -> None:
       name: {**own, 'seconds': statistics.median(r[name]['seconds'] for r in rounds)} for name, own in rounds[0].items()
     }
   here = machine(config.model.get('dtype', 'float32'))
-  result = {'device': here.name, 'config': json.loads(config.to_json()), 'programs': compiled}
+  result = {'device': here._asdict(), 'config': json.loads(config.to_json()), 'programs': compiled}
   if _BLOCKS.value:
     times = interleaved(members, _BLOCKS.value)
     kept = [m for m in members if m.run.upkeep is not None]
     result |= {'steps': summary(times, members), 'times': times, 'parts': {m.name: parts(m, 1) for m in kept}}
     result['floors'] = {m.name: floors(m.run, here) for m in kept}
-  text = report(result, here)
+  text = report(result)
   print(text)
   if _OUT.value:
     Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     Path(_OUT.value + '.txt').write_text(text + '\n')
     Path(_OUT.value + '.json').write_text(json.dumps(result, indent=1) + '\n')
-
-
-def report(result: dict[str, Any], here: Machine) -> str:
-  tables = programs_table(result['programs'])
-  return '\n\n'.join([*steps_tables(result, here), *tables] if 'steps' in result else tables)
-
-
-def programs_table(programs: dict[str, Any]) -> list[str]:
-  sgd = programs['sgd']['step']
-  rows = []
-  for name, own in programs.items():
-    for kind, p in own.items():
-      if not kind.startswith('upkeep'):
-        rows.append([name, kind, *(p[k] / sgd[k] for k in ('seconds', 'memory', 'flops', 'bytes'))])
-    small = [p for kind, p in own.items() if kind.startswith('upkeep')]
-    for kind, some in ((f'upkeep, {len(small)} programs', small), ('all', list(own.values()))):
-      if some:
-        together = sum(p['seconds'] for p in some) / sgd['seconds'], max(p['memory'] for p in some) / sgd['memory']
-        rows.append([name, kind, *together, '-', '-'])
-  head = ['member', 'program', 'compile', 'memory', 'flops', 'bytes']
-  title = "Programs, as multiples of SGD's: tracing and compiling, peak memory, and flops and bytes as XLA counts them"
-  return [title, columns(head, rows)]
-
-
-def steps_tables(result: dict[str, Any], here: Machine) -> list[str]:
-  steps = result['steps']
-  base = steps['sgd']['median']
-  others = [name for name in steps if name != 'sgd'][:1]
-  head = ['member', 'median', 'mean', 'worst', 'worst / median', 'mean over SGD', f'mean over {others[0]}']
-  rows = [
-    [name, s['median'] / base, s['mean'] / base, s['worst'] / base, s['worst'] / s['median']]
-    + [s[f'mean over {other}'] for other in ('sgd', *others)]
-    for name, s in steps.items()
-  ]
-  tables = [f"{here.name}: steps, in SGD's median step", columns(head, rows)]
-  if here.timed:
-    tables += ['milliseconds', columns(
-      ['member', 'median', 'mean', 'worst'],
-      [[name, *(1e3 * s[k] for k in ('median', 'mean', 'worst'))] for name, s in steps.items()],
-    )]  # fmt: skip
-  for name, own in result['parts'].items():
-    rows = []
-    for part, seconds in own.items():
-      least = result['floors'][name].get(part)
-      rows.append([part, seconds / base, *(f'{least[k] / base:.3f}' if least else '-' for k in BOUNDS)])
-    tables += [f'{name}: parts of a mean step and their floors, in SGD\'s median step ({here.peaks})',
-               columns(['part', 'takes', 'floor', 'by flops', 'by bytes'], rows)]  # fmt: skip
-  return tables
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import make_task
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table
+from scripts.overhead_tables import report
 from scripts.report import columns
 from scripts.search import attempt, check_trials, rank, scored, try_all
 
@@ -89,6 +90,19 @@ TABLES['docs/convergence.md'] = [
   f'convergence/{name}'
   for name in ('autoencoder', 'autoencoder_whole', 'resnet', 'resnet_others', 'batches', 'staleness', 'poisson', 'text')
 ]
+
+
+TABLES['docs/performance.md'] = [f'performance/{n}' for n in ('autoencoder', 'text', 'resnet', 'mlp', 'digits')]
+OVERHEAD = sorted((ROOT / 'docs' / 'overhead').glob('*.json'))
+
+
+def test_the_page_on_performance_shows_what_was_measured():
+  page = (ROOT / 'docs/performance.md').read_text()
+  assert len(OVERHEAD) == 9
+  for path in OVERHEAD:
+    text = path.with_suffix('.txt').read_text().rstrip()
+    assert report(json.loads(path.read_text())) == text
+    assert text in page, path
 
 
 @pytest.mark.parametrize('page', TABLES)

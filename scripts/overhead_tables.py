@@ -1,0 +1,60 @@
+"""The tables of `overhead.py`, from what it measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scripts.floors import Machine
+from scripts.report import columns
+
+BOUNDS = ('least', 'flops', 'bytes')
+
+
+def report(result: dict[str, Any]) -> str:
+  """The tables of what was written to OUT.json."""
+  here = Machine(**result['device'])
+  tables = programs_table(result['programs'])
+  return '\n\n'.join([*steps_tables(result, here), *tables] if 'steps' in result else tables)
+
+
+def programs_table(programs: dict[str, Any]) -> list[str]:
+  sgd = programs['sgd']['step']
+  rows = []
+  for name, own in programs.items():
+    for kind, p in own.items():
+      if not kind.startswith('upkeep'):
+        rows.append([name, kind, *(p[k] / sgd[k] for k in ('seconds', 'memory', 'flops', 'bytes'))])
+    small = [p for kind, p in own.items() if kind.startswith('upkeep')]
+    for kind, some in ((f'upkeep, {len(small)} programs', small), ('all', list(own.values()))):
+      if some:
+        together = sum(p['seconds'] for p in some) / sgd['seconds'], max(p['memory'] for p in some) / sgd['memory']
+        rows.append([name, kind, *together, '-', '-'])
+  head = ['member', 'program', 'compile', 'memory', 'flops', 'bytes']
+  title = "Programs, as multiples of SGD's: tracing and compiling, peak memory, and flops and bytes as XLA counts them"
+  return [title, columns(head, rows)]
+
+
+def steps_tables(result: dict[str, Any], here: Machine) -> list[str]:
+  steps = result['steps']
+  base = steps['sgd']['median']
+  others = [name for name in steps if name != 'sgd'][:1]
+  head = ['member', 'median', 'mean', 'worst', 'worst / median', 'mean over SGD', f'mean over {others[0]}']
+  rows = [
+    [name, s['median'] / base, s['mean'] / base, s['worst'] / base, s['worst'] / s['median']]
+    + [s[f'mean over {other}'] for other in ('sgd', *others)]
+    for name, s in steps.items()
+  ]
+  tables = [f"{here.name}: steps, in SGD's median step", columns(head, rows)]
+  if here.timed:
+    tables += ['milliseconds', columns(
+      ['member', 'median', 'mean', 'worst'],
+      [[name, *(1e3 * s[k] for k in ('median', 'mean', 'worst'))] for name, s in steps.items()],
+    )]  # fmt: skip
+  for name, own in result['parts'].items():
+    rows = []
+    for part, seconds in own.items():
+      least = result['floors'][name].get(part)
+      rows.append([part, f'{seconds / base:.4f}', *(f'{least[k] / base:.4f}' if least else '-' for k in BOUNDS)])
+    tables += [f'{name}: parts of a mean step and their floors, in SGD\'s median step ({here.peaks})',
+               columns(['part', 'takes', 'floor', 'by flops', 'by bytes'], rows)]  # fmt: skip
+  return tables
