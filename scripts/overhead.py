@@ -30,9 +30,10 @@ from absl import flags
 from experiments.errors import ConfigError, RunError
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
-from experiments.train import Run, TrainState, build
+from experiments.train import Run, build
 from scripts.floors import floors, machine
 from scripts.overhead_tables import report
+from scripts.programs import compile_all, programs_of, shapes
 
 EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -66,60 +67,6 @@ def prepare(config: Any, name: str) -> Member:
   return Member(name, build(own), 0, 1)
 
 
-Programs = dict[str, tuple[Callable, tuple]]
-
-
-def programs_of(run: Run, state: TrainState, batch: Any) -> Programs:
-  """What a run compiles, with arguments; the trees may hold shapes."""
-  if run.upkeep is not None:
-    upkeep = {f'upkeep {name}': own for name, own in run.upkeep.programs(state.opt_state).items()}
-    return {
-      'gradient': (run.programs['gradient'], (state, batch, False)),
-      'gradient, statistics': (run.programs['gradient'], (state, batch, True)),
-      'update': (run.programs['update'], (state, state.params)),
-      **upkeep,
-    }
-  step = run.programs['step']
-  if run.curvature is None:
-    return {'step': (step, (state, batch, False, False))}
-  phases = {'step': (False, False), 'step, statistics': (True, False), 'step, refresh': (True, True)}
-  return {name: (step, (state, batch, *at)) for name, at in phases.items()}
-
-
-def shapes(tree: Any) -> Any:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
-def held(tree: Any) -> int:
-  """Bytes on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
-    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  )
-
-
-def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, dict[str, float]]:
-  """Seconds to trace and compile each program, flops and bytes as XLA counts them, and bytes held while it runs."""
-  found = {}
-  for name, (fn, args) in programs.items():
-    jax.clear_caches()
-    start = time.perf_counter()
-    program = fn.lower(*args).compile()
-    seconds = time.perf_counter() - start
-    memory, cost = program.memory_analysis(), program.cost_analysis()
-    # All that a run holds meanwhile, gradients included where another program made them.
-    resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'upkeep')) else 0)
-    grown = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    found[name] = {
-      'seconds': seconds,
-      'memory': resident + memory.temp_size_in_bytes + grown,
-      'flops': cost.get('flops', 0.0),
-      'bytes': cost.get('bytes accessed', 0.0),
-    }
-  return found
-
-
 def interleaved(members: list[Member], blocks: int) -> dict[str, list[float]]:
   """Seconds of each step of each member, one step of each in turn."""
   length = max(m.period for m in members) * blocks
@@ -128,12 +75,13 @@ def interleaved(members: list[Member], blocks: int) -> dict[str, list[float]]:
     states[m.name], batches[m.name] = m.run.init(0), next(m.run.train_batches(0, 0))
     for number in (0, *_kinds(m)):  # compiles
       states[m.name], metrics = m.run.step(states[m.name], batches[m.name], number)
-  for i in range(length):
+  for i in range(-1, length):  # once in turn before it counts
     for m in members:
       jax.block_until_ready(states[m.name])
       start = time.perf_counter()
       states[m.name], metrics = jax.block_until_ready(m.run.step(states[m.name], batches[m.name], m.first + i))
-      times[m.name].append(time.perf_counter() - start)
+      if i >= 0:
+        times[m.name].append(time.perf_counter() - start)
       if not np.isfinite(float(metrics['loss'])):
         raise RunError(f'{m.name}: the loss is {metrics["loss"]} at step {i}; times of such a run mean nothing')
   return times
@@ -176,21 +124,23 @@ def parts(m: Member, blocks: int) -> dict[str, float]:
   }
 
 
-def summary(times: dict[str, list[float]], members: list[Member]) -> dict[str, dict[str, float]]:
-  """Ratios to SGD's and AdamW's steps of the same interval: medians over the intervals."""
-  length = max(m.period for m in members)
+def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, float]]:
+  """Of each member; ratios to SGD's and AdamW's steps of the same interval (so many steps): medians over the intervals.
+
+  Those have steps of one kind, whose median stands for them: an accident among them would flatter the others.
+  """
+  names = list(times)
   result = {}
-  blocks = [slice(i, i + length) for i in range(0, len(times[members[0].name]), length)]
-  for m in members:
-    own = times[m.name]
+  blocks = [slice(i, i + length) for i in range(0, len(times[names[0]]), length)]
+  for name, own in times.items():
     over = lambda other, own=own: statistics.median(  # noqa: E731
-      statistics.fmean(own[b]) / statistics.fmean(times[other][b]) for b in blocks
+      statistics.fmean(own[b]) / statistics.median(times[other][b]) for b in blocks
     )
     median = statistics.median(own)
     # The worst kind of step, not the worst accident: the median over intervals of each step's own time.
     turns = [statistics.median(own[i::length]) for i in range(length)]
-    result[m.name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
-    result[m.name] |= {f'mean over {other.name}': over(other.name) for other in members[:2]}
+    result[name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
+    result[name] |= {f'mean over {other}': over(other) for other in names[:2]}
   return result
 
 
@@ -219,7 +169,11 @@ def main(config: Any, workdir: str) -> None:
   if _BLOCKS.value:
     times = interleaved(members, _BLOCKS.value)
     kept = [m for m in members if m.run.upkeep is not None]
-    result |= {'steps': summary(times, members), 'times': times, 'parts': {m.name: parts(m, 1) for m in kept}}
+    result |= {
+      'steps': summary(times, max(m.period for m in members)),
+      'times': times,
+      'parts': {m.name: parts(m, 1) for m in kept},
+    }
     result['floors'] = {m.name: floors(m.run, here) for m in kept}
   text = report(result)
   print(text)

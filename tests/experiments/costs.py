@@ -10,7 +10,7 @@ import jax
 
 from experiments.configs import noise
 from experiments.train import build
-from scripts.overhead import compile_all, programs_of, shapes
+from scripts.programs import compile_all, programs_of, shapes
 
 STORED = Path(__file__).parent / 'costs.json'
 # Presets of experiments/configs/noise.py, at batches that compile to the same program and are quick to make.

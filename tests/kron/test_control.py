@@ -34,6 +34,7 @@ def softmax_root(z):
   return (jnp.diag(jnp.sqrt(p)) - jnp.outer(jnp.sqrt(p), p)).astype(z.dtype)
 
 
+@pytest.mark.long
 def test_the_step_minimises_the_model():
   _, params, args, curvature = make()
   damping, l2 = 3e-2, 1e-2

@@ -178,6 +178,7 @@ def test_moments_of_layers_stacked_in_a_scan_and_of_a_tied_kernel():
   close(found['tied'], sum(squares_by_example(u[:, None], basis['tied']) for u in uses), 1e-5)
 
 
+@pytest.mark.long
 def test_moments_of_a_factor_in_uneven_blocks():
   params, (x, y) = dense_params(), data()
   options = {'max_factor': 3, 'oversize': 'blocks'}

@@ -33,7 +33,7 @@ def convolutions(draw):
   return window, padding, (draw(st.integers(1, 2)), *sizes, draw(st.integers(1, 3)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(convolutions())
 def test_distances_equal_patches(case):
   window, padding, shape = case

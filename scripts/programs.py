@@ -1,0 +1,66 @@
+"""The programs of a run, and what XLA says of each: flops, bytes, memory, and the time to compile it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.train import Run, TrainState
+
+Programs = dict[str, tuple[Callable, tuple]]
+
+
+def programs_of(run: Run, state: TrainState, batch: Any) -> Programs:
+  """What a run compiles, with arguments; the trees may hold shapes."""
+  if run.upkeep is not None:
+    upkeep = {f'upkeep {name}': own for name, own in run.upkeep.programs(state.opt_state).items()}
+    return {
+      'gradient': (run.programs['gradient'], (state, batch, False)),
+      'gradient, statistics': (run.programs['gradient'], (state, batch, True)),
+      'update': (run.programs['update'], (state, state.params)),
+      **upkeep,
+    }
+  step = run.programs['step']
+  if run.curvature is None:
+    return {'step': (step, (state, batch, False, False))}
+  phases = {'step': (False, False), 'step, statistics': (True, False), 'step, refresh': (True, True)}
+  return {name: (step, (state, batch, *at)) for name, at in phases.items()}
+
+
+def shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def held(tree: Any) -> int:
+  """Bytes on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  )
+
+
+def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, dict[str, float]]:
+  """Seconds to trace and compile each program, flops and bytes as XLA counts them, and bytes held while it runs."""
+  found = {}
+  for name, (fn, args) in programs.items():
+    jax.clear_caches()
+    start = time.perf_counter()
+    program = fn.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory, cost = program.memory_analysis(), program.cost_analysis()
+    # All that a run holds meanwhile, gradients included where another program made them.
+    resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'upkeep')) else 0)
+    grown = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    found[name] = {
+      'seconds': seconds,
+      'memory': resident + memory.temp_size_in_bytes + grown,
+      'flops': cost.get('flops', 0.0),
+      'bytes': cost.get('bytes accessed', 0.0),
+    }
+  return found
