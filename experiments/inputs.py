@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from experiments.errors import ConfigError
 from kronmesh import data, parallel
 
 
@@ -49,6 +50,8 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
 def _arrays(config: Any, split: str) -> data.Arrays:
   own = config.data
   if own.name == 'noise':
+    if not own.shape:
+      raise ConfigError("config.data.name='noise' needs config.data.shape: that of an example")
     classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
     return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
   return data.load_arrays(own.name, split, folder=own.folder, source=own.source)

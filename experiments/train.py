@@ -203,10 +203,9 @@ def build(config: Any) -> Run:
     }
 
   def step(state: TrainState, batch: dict[str, jax.Array], number: int) -> tuple[TrainState, dict[str, jax.Array]]:
-    statistics, refresh = phase(config, number)
     if upkeep is None:
-      return programs['step'](state, batch, statistics, refresh)
-    state, grads, metrics = programs['gradient'](state, batch, statistics)
+      return programs['step'](state, batch, *phase(config, number))
+    state, grads, metrics = programs['gradient'](state, batch, upkeep.statistics_due(number))
     state = state._replace(opt_state=upkeep.refresh(state.opt_state, number))
     state, health = programs['update'](state, grads)
     return state, {**metrics, **health}

@@ -33,7 +33,7 @@ from experiments.optimizers import SECOND_ORDER
 from experiments.train import Run, build
 from scripts.floors import floors, machine
 from scripts.overhead_tables import report
-from scripts.programs import compile_all, programs_of, shapes
+from scripts.programs import abstract, compile_all, programs_of
 
 EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -62,7 +62,7 @@ def prepare(config: Any, name: str) -> Member:
   if own.optimizer in SECOND_ORDER:
     section = own[own.optimizer]
     period = math.lcm(section.statistics_every, section.inverses_every)
-    first = 16 * max(section.statistics_every, section.inverses_every)
+    first = 32 * max(section.statistics_every, section.inverses_every)  # kron.growing is at its longest
     return Member(name, build(own), -(-first // period) * period, period)
   return Member(name, build(own), 0, 1)
 
@@ -154,12 +154,7 @@ def main(config: Any, workdir: str) -> None:
   jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready()  # the first compilation takes longer
   compiled = {}
   for m in members:
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.eval_shape(m.run.init, 0),
-      m.run.shardings,
-    )
-    batch = shapes(next(m.run.train_batches(0, 0)))
+    state, batch = abstract(m.run)
     rounds = [compile_all(programs_of(m.run, state, batch), state, batch) for _ in range(_COMPILES.value)]
     compiled[m.name] = {
       name: {**own, 'seconds': statistics.median(r[name]['seconds'] for r in rounds)} for name, own in rounds[0].items()

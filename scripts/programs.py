@@ -32,10 +32,6 @@ def programs_of(run: Run, state: TrainState, batch: Any) -> Programs:
   return {name: (step, (state, batch, *at)) for name, at in phases.items()}
 
 
-def shapes(tree: Any) -> Any:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-
-
 def held(tree: Any) -> int:
   """Bytes on one device."""
   return sum(
@@ -43,6 +39,13 @@ def held(tree: Any) -> int:
     for x in jax.tree.leaves(tree)
     if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
   )
+
+
+def abstract(run: Run) -> tuple[TrainState, Any]:
+  """Shapes and shardings of a run's state and batch."""
+  like = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+  state = jax.tree.map(like, jax.eval_shape(run.init, 0), run.shardings)
+  return state, jax.tree.map(lambda x: like(x, x.sharding), next(run.train_batches(0, 0)))
 
 
 def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, dict[str, float]]:

@@ -27,6 +27,7 @@ from experiments.configs import digits
 from experiments.train import build
 from kronmesh import kron, models, parallel
 from scripts.losses import problem
+from scripts.programs import abstract
 from scripts.report import columns
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -76,11 +77,7 @@ def compiled(devices: int, mesh: str) -> dict[str, Any]:
   config.mesh = mesh
   config.data.batch_size = config.data.eval_batch_size = 512
   run = build(config)
-  state = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(lambda: run.init(0)), run.shardings
-  )
-  batch = next(run.train_batches(0, 0))
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+  state, batch = abstract(run)
   result: dict[str, Any] = {'devices': devices, 'mesh': mesh}
   update = run.programs['update'], (state, state.params)
   plain = [(run.programs['gradient'], (state, batch, False)), update]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from .errors import CurvatureError
@@ -36,7 +37,8 @@ def growing(every: int) -> Callable[[Any], Any]:
     raise CurvatureError(f'an interval of {every} steps; it must be at least 1')
 
   def interval(step: int | Int[Array, '']) -> Any:
-    if isinstance(step, int):
+    if isinstance(step, int | np.integer):
+      step = int(step)
       return min(every, 1 << max(step // 16, 1).bit_length() - 1)
     young = jnp.maximum(jnp.asarray(step, jnp.int32) // 16, 1)
     return jnp.minimum(every, jnp.left_shift(1, 31 - jax.lax.clz(young)))

@@ -10,7 +10,7 @@ import jax
 
 from experiments.configs import noise
 from experiments.train import build
-from scripts.programs import compile_all, programs_of, shapes
+from scripts.programs import abstract, compile_all, programs_of
 
 STORED = Path(__file__).parent / 'costs.json'
 # Presets of experiments/configs/noise.py, at batches that compile to the same program and are quick to make.
@@ -27,12 +27,7 @@ def costs(preset: str) -> dict[str, dict[str, float]]:
   config.mesh, config.data.batch_size = 'data=1', CASES[preset]
   with mock.patch('jax.devices', lambda *_: one):
     run = build(config)
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.eval_shape(run.init, 0),
-      run.shardings,
-    )
-    batch = shapes(next(run.train_batches(0, 0)))
+    state, batch = abstract(run)
     found = compile_all(programs_of(run, state, batch), state, batch)
   result: dict[str, dict[str, float]] = {}
   for name, own in found.items():

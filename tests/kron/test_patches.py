@@ -57,6 +57,16 @@ def test_half_precision_is_summed_in_float32():
   close(found, rows.T @ rows, 1e-6)
 
 
+def test_few_places_and_thin_inputs_are_left_to_rows():
+  spec, ones, padding = (0, 3, 1, 2), (1, 1), ((1, 1), (1, 1))
+  axes = (3,), (0, 1, 2), (4,)
+  conv = Conv((3, 3, 8, 1, 4), axes, 1, 72, 4, (3,), (3, 3), ones, padding, ones, ones, spec, spec)
+  assert conv.by_distance(normal(16, 8, 8, 8)) and not conv.by_distance(normal(15, 8, 8, 8))
+  assert not conv.by_distance(normal(16, 8, 8, 7)) and not conv._replace(strides=(1, 2)).by_distance(
+    normal(64, 8, 8, 8)
+  )
+
+
 def loss_fn(params, x, labels):
   y = jax.lax.conv_general_dilated(
     x, 0.5 * params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -70,7 +80,7 @@ def loss_fn(params, x, labels):
 def test_statistics_of_a_layer_are_those_of_its_rows(x64, options):
   """With a bias and a scale, and of parts of the batch."""
   params = {'kernel': normal(3, 3, 8, 4, dtype=jnp.float64), 'bias': normal(4, dtype=jnp.float64)}
-  batch = normal(8, 5, 4, 8, dtype=jnp.float64), jnp.arange(8) % 4
+  batch = normal(16, 20, 18, 8, dtype=jnp.float64), jnp.arange(16) % 4
   curvature = kron.curvature(loss_fn, params, *batch, fisher='empirical', **options)
   with mock.patch.object(Conv, 'input_gram', autospec=True, side_effect=Conv.input_gram) as used:
     found = jax.jit(curvature.value_and_grad)(params, *batch)[2]

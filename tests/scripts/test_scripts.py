@@ -99,6 +99,7 @@ OVERHEAD = sorted((ROOT / 'docs' / 'overhead').glob('*.json'))
 def test_the_page_on_performance_shows_what_was_measured():
   page = (ROOT / 'docs/performance.md').read_text()
   assert len(OVERHEAD) == 9
+  assert (ROOT / 'docs/conv_factors.txt').read_text().rstrip() in page
   for path in OVERHEAD:
     text = path.with_suffix('.txt').read_text().rstrip()
     assert report(json.loads(path.read_text())) == text

@@ -11,7 +11,6 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -19,7 +18,7 @@ from ..program import Op
 from ..weights import Weight
 from .dense import kernel_matrix
 from .factor import accurate
-from .patches import gram_of_patches, near
+from .patches import gram_of_patches, near, patches
 
 
 class Conv(NamedTuple):
@@ -91,23 +90,24 @@ class Conv(NamedTuple):
     x = x.transpose((batch, *space, channels))
     dilated = zip(self.padding, self.input_dilation, strict=True)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, d - 1) for (lo, hi), d in dilated), (0, 0, 0)])
-    k, n, c = len(self.window), x.shape[0], x.shape[-1]
-    for axis in reversed(range(k)):
-      x = _windows(x, axis + 1, self.window[axis], self.strides[axis], self.kernel_dilation[axis])
-    x = x.transpose(0, *range(1, 2 * k, 2), *range(2, 2 * k + 1, 2), 2 * k + 1)
+    n, c = x.shape[0], x.shape[-1]
+    x = patches(x, self.window, self.strides, self.kernel_dilation)
     if self.slots == 1:
       return x.reshape(1, n, -1, self.n_in)
-    patches = x.reshape(n, -1, math.prod(self.window), self.slots, c // self.slots)
-    return patches.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
+    x = x.reshape(n, -1, math.prod(self.window), self.slots, c // self.slots)
+    return x.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
 
   def by_distance(self, x: Float[Array, '...']) -> bool:
     """Whether `input_gram` is to be had: of one group with stride 1, whose output is about as large as its input.
 
-    Thin inputs are left to rows: one distance is then too little for a product.
+    Thin inputs are left to rows: one distance is then too little for a product. So are few places, where writing the
+    factor takes longer than its products.
     """
     plain = self.slots == 1 and {*self.strides, *self.input_dilation, *self.kernel_dilation} == {1}
     wide = math.prod(self.window) > 1 and x.shape[self.input_spec[1]] >= 8
-    return plain and wide and near(self.window, self.padding) and not jnp.iscomplexobj(x)
+    if not (plain and wide and near(self.window, self.padding)) or jnp.iscomplexobj(x):
+      return False
+    return self.places(x) >= 1024
 
   def input_gram(self, x: Float[Array, '...']) -> Float[Array, 'i i']:
     """The sum of a aT over the rows a of `input_rows`."""
@@ -131,14 +131,3 @@ class Conv(NamedTuple):
     if self.slots == 1:
       return dy.reshape(1, dy.shape[0], -1, self.n_out)
     return dy.reshape(dy.shape[0], -1, self.slots, self.n_out).transpose(2, 0, 1, 3)
-
-
-def _windows(x: Float[Array, '...'], axis: int, size: int, stride: int, dilation: int) -> Float[Array, '...']:
-  """The axis split into (places, size), one window at each place.
-
-  Picked by constant indices: as fast on CPU as shifted slices put side by side, and much faster to compile.
-  """
-  places = np.arange(0, x.shape[axis] - (size - 1) * dilation, stride)
-  if size == 1:
-    return jnp.expand_dims(lax.slice_in_dim(x, 0, None, stride, axis), axis + 1)
-  return jnp.take(x, places[:, None] + dilation * np.arange(size), axis, mode='clip')
