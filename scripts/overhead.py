@@ -32,7 +32,7 @@ from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
 from experiments.train import Run, build
 from scripts.floors import floors, machine
-from scripts.overhead_tables import report
+from scripts.overhead_tables import report, summary
 from scripts.programs import abstract, compile_all, programs_of
 
 EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
@@ -122,26 +122,6 @@ def parts(m: Member, blocks: int) -> dict[str, float]:
     'inverses': statistics.fmean(others['inverses']),
     'update': statistics.median(others['update']),
   }
-
-
-def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, float]]:
-  """Of each member; ratios to SGD's and AdamW's steps of the same interval (so many steps): medians over the intervals.
-
-  Those have steps of one kind, whose median stands for them: an accident among them would flatter the others.
-  """
-  names = list(times)
-  result = {}
-  blocks = [slice(i, i + length) for i in range(0, len(times[names[0]]), length)]
-  for name, own in times.items():
-    over = lambda other, own=own: statistics.median(  # noqa: E731
-      statistics.fmean(own[b]) / statistics.median(times[other][b]) for b in blocks
-    )
-    median = statistics.median(own)
-    # The worst kind of step, not the worst accident: the median over intervals of each step's own time.
-    turns = [statistics.median(own[i::length]) for i in range(length)]
-    result[name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
-    result[name] |= {f'mean over {other}': over(other) for other in names[:2]}
-  return result
 
 
 def main(config: Any, workdir: str) -> None:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from scripts.floors import Machine
 from scripts.report import columns
 
 BOUNDS = ('least', 'flops', 'bytes')
+
+
+def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, float]]:
+  """Of each member; ratios to SGD's and AdamW's steps of the same interval (so many steps): medians over the intervals.
+
+  Those have steps of one kind, whose median stands for them: an accident among them would flatter the others.
+  """
+  names = list(times)
+  result = {}
+  blocks = [slice(i, i + length) for i in range(0, len(times[names[0]]), length)]
+  for name, own in times.items():
+    over = lambda other, own=own: statistics.median(  # noqa: E731
+      statistics.fmean(own[b]) / statistics.median(times[other][b]) for b in blocks
+    )
+    median = statistics.median(own)
+    # The worst kind of step, not the worst accident: the median over intervals of each step's own time.
+    turns = [statistics.median(own[i::length]) for i in range(length)]
+    result[name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
+    result[name] |= {f'mean over {other}': over(other) for other in names[:2]}
+  return result
 
 
 def report(result: dict[str, Any]) -> str:

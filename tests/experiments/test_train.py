@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.configs import digits, digits_classifier
@@ -62,6 +64,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
   train(first, tmp_path / 'parts', quiet=True)
   assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
   assert len(calls) == 5
+
+
+def test_the_trainer_takes_the_steps_of_kfac_itself():
+  """With intervals of 1: `kron.kfac` with all inside of one step, at the config's settings."""
+  config = small(mesh='data=8')
+  config.kfac.update(
+    {'inverses_every': 1, 'statistics_every': 1, 'schedule': 'constant', 'damping': 0.03, 'decay': 0.8}
+  )
+  run = build(config)
+  own, curvature = config.kfac, run.curvature
+  settings = {'damping': 0.03, 'decay': 0.8, 'momentum': own.momentum, 'kl_clip': own.kl_clip}
+  tx = kron.kfac(own.learning_rate, curvature, **settings, placement=run.placement)
+  state = run.init(0)
+  params = jax.tree.map(jnp.copy, state.params)
+  key, opt_state = jnp.copy(state.key), tx.init(params)
+
+  @jax.jit
+  def step(params, opt_state, batch, key):
+    _, grads, stats = curvature.value_and_grad(params, {}, batch, key=key)
+    updates, opt_state = tx.update(grads, opt_state, params, stats=stats)
+    return optax.apply_updates(params, updates), opt_state
+
+  for number, batch in enumerate(b for b, _ in zip(run.train_batches(0, 0), range(3), strict=False)):
+    params, opt_state = step(params, opt_state, batch, jax.random.fold_in(key, number))
+    state, _ = run.step(state, batch, number)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state.params, params)
 
 
 def test_a_checkpoint_resumes_on_another_mesh(tmp_path):

@@ -14,9 +14,12 @@ from experiments.errors import ConfigError
 from experiments.members import member
 from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import make_task
+from experiments.train import build
+from scripts import overhead_tables
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table
 from scripts.overhead_tables import report
+from scripts.programs import abstract, compile_all, held, programs_of
 from scripts.report import columns
 from scripts.search import attempt, check_trials, rank, scored, try_all
 
@@ -182,6 +185,24 @@ def test_columns_line_up():
     'long  0.33',
     'x     y',
   ]
+
+
+def test_ratios_of_steps_are_to_the_median_of_others_and_the_worst_is_no_accident():
+  times = {'sgd': [1.0, 1.0, 1.0, 9.0, 1.0, 1.0], 'kfac': [2.0, 2.0, 5.0, 2.0, 2.0, 7.0]}
+  found = overhead_tables.summary(times, 3)['kfac']
+  assert found['mean over sgd'] == (3 + 11 / 3) / 2 and found['mean over kfac'] == (1.5 + 11 / 6) / 2
+  assert (found['median'], found['worst'], found['worst seen']) == (2, 6, 7)
+
+
+def test_memory_counts_what_a_run_holds_beside_a_program():
+  """The update and the upkeep run while the gradient is held; a gradient's own is among its results."""
+  config = digits.get_config()
+  config.model.widths, config.data.batch_size, config.mesh = (8,), 64, 'data=8'
+  run = build(config)
+  state, batch = abstract(run)
+  found = compile_all(programs_of(run, state, batch), state, batch)
+  assert set(found) > {'gradient', 'gradient, statistics', 'update', 'upkeep damping'}
+  assert min(p['memory'] for p in found.values()) >= held(state) + held(batch) + held(state.params)
 
 
 @pytest.mark.long
