@@ -19,8 +19,9 @@ from .curvature import Curvature
 from .errors import CurvatureError
 from .kfac import shortening
 from .operators.factor import accurate
-from .precondition import at, scale_by_kfac
+from .precondition import scale_by_kfac
 from .products import Products
+from .schedule import at
 from .trees import add, dot
 
 

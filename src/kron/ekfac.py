@@ -17,8 +17,8 @@ from .explicit import typed_update
 from .kfac import descend
 from .operators import Kronecker
 from .placing import Local, Placement
-from .precondition import Phase, at, averaged, by_block, check_phase, when
-from .schedule import is_due
+from .precondition import Phase, averaged, by_block, check_phase, when
+from .schedule import at, is_due
 from .statistics import Statistics
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from .curvature import Curvature
 from .operators.factor import accurate
 from .placing import Placement
-from .precondition import at, scale_by_kfac
-from .schedule import Interval
+from .precondition import scale_by_kfac
+from .schedule import Interval, at
 
 
 class ClipByKlState(NamedTuple):

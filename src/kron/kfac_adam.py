@@ -16,8 +16,8 @@ from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
 from .explicit import typed_update
 from .operators.factor import accurate
 from .placing import Local, Placement
-from .precondition import Phase, at, averaged, by_block, check_phase, when
-from .schedule import is_due
+from .precondition import Phase, averaged, by_block, check_phase, when
+from .schedule import at, is_due
 
 
 class ScaleByKfacAdamState(NamedTuple):

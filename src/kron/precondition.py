@@ -20,7 +20,7 @@ from .explicit import typed_update
 from .grouped import precondition_by_group
 from .inverse import INVERSES, damped_inverse, slot_damping, split_inverse
 from .placing import Local, Placement
-from .schedule import Interval, is_due
+from .schedule import Interval, at, is_due
 from .stacks import Layout
 from .statistics import Statistics
 
@@ -112,11 +112,6 @@ def scale_by_kfac(
 def check_phase(phase: Any) -> None:
   if phase not in (None, 'plain', 'refresh'):
     raise CurvatureError(f"phase={phase!r} is unknown; choose 'plain', 'refresh' or None")
-
-
-def at(value: optax.ScalarOrSchedule, count: Int[Array, '']) -> Any:
-  """A hyper-parameter at a step."""
-  return value(count) if callable(value) else value
 
 
 def when(due: Any, fn: Callable, state: Any) -> Any:

@@ -46,13 +46,14 @@ def growing(every: int) -> Callable[[Any], Any]:
   return interval
 
 
-def at_step(every: Interval, step: Any) -> Any:
-  return every(step) if callable(every) else every
+def at(value: Any, step: Any) -> Any:
+  """A hyper-parameter or an interval at a step: a schedule's value, or the number itself."""
+  return value(step) if callable(value) else value
 
 
 def is_due(step: Any, every: Interval) -> Any:
   """A static yes where the interval is the number 1; a traced interval (inject_hyperparams) is decided on the device."""
-  return True if isinstance(every, int) and every == 1 else step % at_step(every, step) == 0
+  return True if isinstance(every, int) and every == 1 else step % at(every, step) == 0
 
 
 class Unit(NamedTuple):

@@ -24,7 +24,8 @@ from .explicit import typed_update
 from .inverse import INVERSES
 from .kfac import descend
 from .placing import Local, Placement
-from .precondition import ScaleByKfacState, apply_inverses, at, check_phase, find_state, refreshed
+from .precondition import ScaleByKfacState, apply_inverses, check_phase, find_state, refreshed
+from .schedule import at
 from .stacks import Layout
 
 

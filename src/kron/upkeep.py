@@ -21,8 +21,8 @@ from .dealing import deal_of, lay_out
 from .errors import CurvatureError
 from .inverse import INVERSES, slot_damping
 from .placing import Local, Placement
-from .precondition import at, find_state, renewed, replace_state
-from .schedule import Interval, Unit, at_step, deal_units, growing, is_due
+from .precondition import find_state, renewed, replace_state
+from .schedule import Interval, Unit, at, deal_units, growing, is_due
 from .stacks import Layout
 from .statistics import Statistics
 
@@ -144,7 +144,7 @@ def upkeep(
     return replace_state(state, kfac._replace(averages=averages))
 
   def refresh(state: Any, step: int) -> Any:
-    interval = at_step(intervals[1], step)
+    interval = at(intervals[1], step)
     due = [unit for unit in units if unit.due(step, interval)]
     if not due:
       return state

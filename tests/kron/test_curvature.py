@@ -105,6 +105,7 @@ def language_model(p, x, mask=None):
 LANGUAGE = {'embedding': (11, 4), 'w': (4, 4), 'head': (4, 11)}
 
 
+@pytest.mark.long
 def test_examples_are_counted_per_token_or_per_sequence_as_the_mark_says():
   """A mark's leading axes count: tokens where the logits are (sequence, token, class); a sequence is one observation where
   the event takes both axes in. Sums are the same, so G per sequence is G per token times the length."""

@@ -259,6 +259,7 @@ def test_ekfac_treats_scale_and_shift_as_kfac_does():
   close(updates['shift'], expected['shift'], 1e-4)
 
 
+@pytest.mark.long
 def test_adam_in_the_eigenbasis_equals_adam_on_rotated_gradients(x64):
   params, (x, y) = dense_params(), data()
   curvature = kron.curvature(loss_of(dense_net), params, x, y, fisher='empirical')

@@ -283,6 +283,7 @@ def test_flax_layers_with_masks_and_auxiliary_outputs():
     close(stats.sums[block]['G'], part.sums[block]['G'], 1e-5)
 
 
+@pytest.mark.long
 def test_microbatches_add_up_to_the_batch():
   net = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(3)])
   x = jax.random.normal(KEY, (12, 4))

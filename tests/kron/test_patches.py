@@ -46,6 +46,7 @@ def test_distances_equal_patches(case):
 
 def test_what_is_not_near():
   assert not near((5,), [(2, 2)]) and not near((3,), [(0, 0)]) and not near((3, 3), [(1, 1), (1, 3)])
+  assert not near((1, 3), [(-1, -1), (1, 1)])  # which cuts off what is outside
   assert near((3,), [(1, 1)]) and near((1, 2), [(0, 0), (0, 1)])
 
 

@@ -194,6 +194,7 @@ def test_ratios_of_steps_are_to_the_median_of_others_and_the_worst_is_no_acciden
   assert (found['median'], found['worst'], found['worst seen']) == (2, 6, 7)
 
 
+@pytest.mark.long
 def test_memory_counts_what_a_run_holds_beside_a_program():
   """The update and the upkeep run while the gradient is held; a gradient's own is among its results."""
   config = digits.get_config()

@@ -22,7 +22,7 @@ Padding = Sequence[tuple[int, int]]
 
 def near(window: Sequence[int], padding: Padding) -> bool:
   """Whether the output reaches to within one position of all that touch the image."""
-  return all(w - 2 <= p <= w - 1 for w, pair in zip(window, padding, strict=True) for p in pair)
+  return all(max(w - 2, 0) <= p <= w - 1 for w, pair in zip(window, padding, strict=True) for p in pair)
 
 
 def gram_of_patches(
@@ -37,9 +37,9 @@ def gram_of_patches(
   """
   total = _toeplitz(_correlations(x, window, dtype), window)
   for axis in range(len(window)):
-    for k, missing in enumerate(w - 1 - p for w, p in zip((window[axis],) * 2, padding[axis], strict=True)):
-      if missing:
-        total = _without(total, axis, k, window, _beyond(x, axis, k, window, padding, dtype))
+    for high, pad in enumerate(padding[axis]):
+      if pad < window[axis] - 1:
+        total = _without(total, axis, high, window, _beyond(x, axis, high, window, padding, dtype))
   return total
 
 
@@ -49,7 +49,7 @@ def _correlations(x: Float[Array, 'b *space c'], window: Sequence[int], dtype: j
   A convolution whose batch axis is the channels and whose channels are the batch, as in a kernel's gradient.
   """
   k = len(window)
-  space = ''.join('DHW'[3 - k :][a] for a in range(k)) if k <= 3 else ''.join(chr(97 + a) for a in range(k))
+  space = ''.join(chr(ord('a') + axis) for axis in range(k))
   reach = [(0, window[0] - 1), *((w - 1, w - 1) for w in window[1:])]
   names = (f'C{space}N', f'I{space}O', f'NC{space}')
   return lax.conv_general_dilated(x, x, (1,) * k, reach, dimension_numbers=names, preferred_element_type=dtype)
