@@ -1,36 +1,61 @@
-"""Checkpoints of a run: logical, so that it resumes on another mesh."""
+"""Checkpoints of a run: logical, so that it resumes on another mesh; each whole or not there."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from experiments import processes
-from experiments.errors import RunError
+from experiments import folder, processes
+from experiments.errors import ConfigError, RunError
 from kronmesh import kron, parallel
 
 if TYPE_CHECKING:
-  from experiments.train import Run, TrainState
+  from experiments.build import Run
+  from experiments.steps import TrainState
+
+
+class Restored(NamedTuple):
+  """position: the number of the next batch. unreadable: newer checkpoints that could not be read, and why."""
+
+  state: TrainState
+  position: int
+  unreadable: dict[int, str]
 
 
 @contextmanager
-def open_checkpoints(workdir: Path, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(
+  workdir: Path, keep: int | None = None, best: int = 0, lower_is_better: bool = True
+) -> Iterator[ocp.CheckpointManager]:
   """The run's checkpoints, for reading or writing; saves end before it is left.
 
   Not where one of several processes may have failed alone: a save ends together with the others', who may be gone.
+
+  Args:
+    workdir: the run's folder.
+    keep: how many of the newest stay; None for all.
+    best: how many stay beside them, those of the best evaluations.
+    lower_is_better: of the task's metric.
   """
-  # Replicas share the writing of large arrays only: slicing each small one costs a compilation.
-  arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
-  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+  policies = [preservation_policy.LatestN(keep)]
+  if best:
+    metric = lambda metrics: metrics['target']  # noqa: E731
+    own = {'reverse': lower_is_better, 'keep_checkpoints_without_metrics': False}
+    policies.append(preservation_policy.BestN(get_metric_fn=metric, n=best, **own))
   checkpoints = ocp.CheckpointManager(
     (workdir / 'checkpoints').absolute(),
-    options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-    item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+    options=ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), create=True
+    ),
+    item_handlers={'state': _handler(), 'run': ocp.JsonCheckpointHandler()},
   )
   try:
     yield checkpoints
@@ -39,6 +64,13 @@ def open_checkpoints(workdir: Path, keep: int | None = None) -> Iterator[ocp.Che
       checkpoints.close()
     raise
   checkpoints.close()
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+  # Replicas share the writing of large arrays only: slicing each small one costs a compilation.
+  arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24)
+  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _logical(run: Run, state: TrainState) -> TrainState:
@@ -51,26 +83,93 @@ def _logical(run: Run, state: TrainState) -> TrainState:
   )
 
 
-def save(run: Run, checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
-  """Saves in the background; a step that is there already stays."""
-  if step not in checkpoints.all_steps():
-    logical = jax.jit(lambda s: _logical(run, s), out_shardings=parallel.replicated(run.mesh))(state)
-    checkpoints.save(step, args=ocp.args.PyTreeSave(logical))
+class Saver:
+  """Saves in the background what is due: by steps, by time, of the best evaluations, and whenever a run ends."""
+
+  def __init__(self, run: Run, checkpoints: ocp.CheckpointManager):
+    self.run, self.checkpoints, self.config = run, checkpoints, run.config
+    self.saved = time.monotonic()
+    self.logical = jax.jit(lambda s: _logical(run, s), out_shardings=parallel.replicated(run.mesh))
+
+  def save_if_due(
+    self, state: TrainState, step: int, position: int, scores: dict[str, float] | None, at_once: bool
+  ) -> None:
+    """To be called by all processes after the same steps; a step that is there already stays.
+
+    Args:
+      state: after the step.
+      step: its number.
+      position: the number of the next batch, which is the data iterator's whole state.
+      scores: of the evaluation, if there was one.
+      at_once: whether the run ends here.
+    """
+    own = self.config
+    if not own.keep_checkpoints:
+      return
+    metric = scores and scores[self.run.task.target]
+    minutes = (
+      processes.agree(time.monotonic() - self.saved > 60 * own.checkpoint_minutes) if own.checkpoint_minutes else False
+    )
+    due = at_once or minutes or (own.checkpoint_every and step % own.checkpoint_every == 0)
+    if (due or self._is_best(metric)) and step not in self.checkpoints.all_steps():
+      about = {'config': folder.as_json(own), 'data': {'next_index': position}}
+      items = ocp.args.Composite(state=ocp.args.PyTreeSave(self.logical(state)), run=ocp.args.JsonSave(about))
+      self.checkpoints.save(step, args=items, metrics=None if metric is None else {'target': metric})
+      self.saved = time.monotonic()
+
+  def _is_best(self, metric: float | None) -> bool:
+    if metric is None or not self.config.keep_best:
+      return False
+    known = [m['target'] for s in self.checkpoints.all_steps() if (m := self.checkpoints.metrics(s))]
+    sign = 1 if self.run.task.lower_is_better else -1
+    return not known or sign * metric < min(sign * k for k in known)
+
+  def finish(self) -> None:
+    """Waits for the save that runs."""
+    self.checkpoints.wait_until_finished()
 
 
-def restore(run: Run, checkpoints: ocp.CheckpointManager) -> TrainState:
-  """The newest checkpoint on this run's mesh, or a new state."""
-  if checkpoints.latest_step() is None:
-    return run.init(run.config.seed)
+def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
+  """The newest checkpoint that can be read, on this run's mesh; or a new state.
+
+  Raises:
+    ConfigError: it is of another run.
+    RunError: there are some, and none can be read.
+  """
+  unreadable: dict[int, str] = {}
+  for step in sorted(checkpoints.all_steps(), reverse=True):
+    try:
+      about = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+      changed = folder.changes(about['config'], folder.as_json(run.config))
+      if changed:
+        raise ConfigError(
+          f'{checkpoints.directory / str(step)} is of a run with another {", ".join(changed)}; choose another --workdir'
+        )
+      return Restored(_read(run, checkpoints, step), int(about['data']['next_index']), unreadable)
+    except ConfigError:
+      raise
+    except Exception as error:
+      if processes.several() and processes.is_lost(error):
+        raise
+      unreadable[step] = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+  if unreadable:
+    newest, why = next(iter(unreadable.items()))
+    raise RunError(
+      f'none of the checkpoints {", ".join(map(str, unreadable))} in {checkpoints.directory} can be read (of {newest}: '
+      f'{why}); remove them to begin anew, or choose another --workdir'
+    )
+  return Restored(run.init(run.config.seed), 0, {})
+
+
+def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int) -> TrainState:
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(run.mesh)),
     jax.eval_shape(lambda: _logical(run, run.init(0))),
   )
+  arguments = ocp.checkpoint_utils.construct_restore_args(like)
   found = checkpoints.restore(
-    checkpoints.latest_step(),
-    args=ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like)),
-  )
-
+    step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=arguments))
+  ).state
   like = jax.eval_shape(lambda: run.init(0)).opt_state
 
   def physical(found: TrainState) -> TrainState:
@@ -80,3 +179,42 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> TrainState:
     return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, like, run.placement))
 
   return jax.jit(physical, out_shardings=run.shardings)(found)
+
+
+def set_aside(checkpoints: ocp.CheckpointManager, steps: Any) -> None:
+  """Moves checkpoints that cannot be read out of the way of those to come."""
+  aside = Path(checkpoints.directory).parent / 'unreadable'
+  for step in steps if processes.chief() else ():
+    aside.mkdir(exist_ok=True)
+    number = next(n for n in range(10**6) if not (aside / f'{step}.{n}').exists())
+    (Path(checkpoints.directory) / str(step)).rename(aside / f'{step}.{number}')
+  processes.agree(True)  # not before it is done
+  checkpoints.reload()
+
+
+def export(run: Run, workdir: Path, state: TrainState, scores: dict[str, float]) -> None:
+  """Writes what a model needs to be used, without the optimiser: `load_export` reads it."""
+  params = state.average if run.config.recipe.average else state.params
+  whole = jax.jit(lambda x: x, out_shardings=parallel.replicated(run.mesh))((params, state.model_state))
+  about = {'config': folder.as_json(run.config), 'step': int(state.step), 'scores': scores}
+  handler = ocp.CompositeCheckpointHandler(variables=_handler(), about=ocp.JsonCheckpointHandler())
+  with ocp.Checkpointer(handler) as writer:
+    variables = {'params': whole[0], **whole[1]}
+    items = ocp.args.Composite(variables=ocp.args.PyTreeSave(variables), about=ocp.args.JsonSave(about))
+    writer.save((workdir / 'export').absolute(), args=items, force=True)
+
+
+def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(variables for `model.apply`, as NumPy arrays; {'config', 'step', 'scores'}) of a run's folder `export`.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  folder = Path(folder).absolute()
+  if not folder.is_dir():
+    raise ConfigError(f'no export in {folder}; a run writes it when it ends')
+  about = json.loads((folder / 'about' / 'metadata').read_text())
+  reader = ocp.PyTreeCheckpointer()
+  shapes = reader.metadata(folder / 'variables')
+  arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.item_metadata.tree)
+  return reader.restore(folder / 'variables', restore_args=arguments), about

@@ -82,7 +82,9 @@ SECOND_ORDER: dict[str, Callable] = {
 OPTIMIZERS = (*SECOND_ORDER, *FIRST_ORDER)
 
 
-def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Placement) -> optax.GradientTransformation:
+def make_optimizer(
+  config: Any, curvature: kron.Curvature | None, placement: Placement
+) -> optax.GradientTransformationExtraArgs:
   """The optimiser `config.optimizer`; `curvature` is needed by those of `SECOND_ORDER` only.
 
   Raises:
@@ -101,7 +103,8 @@ def make_optimizer(config: Any, curvature: kron.Curvature | None, placement: Pla
   else:
     tx = SECOND_ORDER[name](own, rate, momentum, curvature, placement)
   patterns = config.recipe.rescale_weights
-  return optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
+  tx = optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
+  return recipe.clipped(tx, config.recipe.clip_norm)
 
 
 def make_upkeep(config: Any, curvature: kron.Curvature | None, placement: Placement) -> kron.Upkeep | None:

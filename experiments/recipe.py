@@ -1,13 +1,14 @@
-"""What training with large batches needs beside the optimiser: schedules, weight rescaling, mixup.
+"""What training needs beside the optimiser: schedules, weight rescaling, mixup, averages, microbatches, loss scales.
 
-The parts of SP-NGD (Osawa et al. 2020, arXiv:2002.06015, sections 5 and 6), each an option of the config.
+Those for large batches are the parts of SP-NGD (Osawa et al. 2020, arXiv:2002.06015, sections 5 and 6). Each is an option
+of the config.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,22 @@ from kronmesh import kron
 SCALINGS = {'none': lambda ratio: 1.0, 'linear': lambda ratio: ratio, 'sqrt': math.sqrt}
 SCHEDULES = ('constant', 'cosine', 'polynomial')
 _MIXING = 0x6D6978  # folded into a step's key
+
+
+def check(config: Any) -> None:
+  """Raises ConfigError for an option that cannot be, or not with this optimiser."""
+  own, optimizer = config.recipe, config.optimizer
+  if not 0 <= own.average < 1:
+    raise ConfigError(f'config.recipe.average={own.average:g} must be at least 0 and less than 1')
+  for name in ('clip_norm', 'loss_scale', 'mixup'):
+    if own[name] < 0:
+      raise ConfigError(f'config.recipe.{name}={own[name]:g} must not be negative; 0 is none')
+  if not 0 <= own.label_smoothing < 1:
+    raise ConfigError(f'config.recipe.label_smoothing={own.label_smoothing:g} must be at least 0 and less than 1')
+  if optimizer in ('adaptive_kfac', 'natural_gradient'):  # which evaluate the loss themselves, on the whole batch
+    for name, value, none in (('microbatches', config.microbatches, 1), ('recipe.loss_scale', own.loss_scale, 0)):
+      if value != none:
+        raise ConfigError(f'config.{name}={value:g} does not go with config.optimizer={optimizer!r}; set it to {none}')
 
 
 def learning_rate(own: Any, config: Any) -> optax.Schedule:
@@ -129,3 +146,71 @@ def nothing_mixed(config: Any, image: jax.ShapeDtypeStruct) -> PyTree:
   if not (config.recipe.mixup and config.recipe.running_mixup):
     return ()
   return {'image': jnp.zeros(image.shape, image.dtype), 'target': jnp.zeros((image.shape[0], config.model.classes))}
+
+
+def clipped(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransformationExtraArgs:
+  """A transformation of gradients whose norm, over all of them, is at most `norm`; 0: as they are."""
+  return optax.with_extra_args_support(optax.chain(optax.clip_by_global_norm(norm), tx) if norm else tx)
+
+
+def averaged(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
+  """Moving average of the parameters, which follows them closely at first: its decay is at most (1 + t) / (10 + t)."""
+  return optax.incremental_update(params, average, 1 - jnp.minimum(decay, (1 + step) / (10 + step)))
+
+
+def microbatches(batch: PyTree, count: int, sharding: jax.sharding.NamedSharding) -> PyTree:
+  """The batch as `count` batches, (count, b / count, ...), of which each takes as many examples of every shard."""
+  axes = sharding.spec[0] if sharding.spec else None
+  shards = math.prod(sharding.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+
+  def divide(x: Array) -> Array:
+    parts = jnp.swapaxes(x.reshape(shards, count, -1, *x.shape[1:]), 0, 1).reshape(count, -1, *x.shape[1:])
+    where = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None, axes))
+    return jax.lax.with_sharding_constraint(parts, where)
+
+  return jax.tree.map(divide, batch)
+
+
+def added_up(one: Callable, model_state: PyTree, parts: PyTree, count: int) -> tuple[PyTree, tuple]:
+  """Runs `one` of (model state, (number, microbatch)) over all; metrics and gradients become means, statistics sums."""
+  numbered = (jnp.arange(count), parts)
+  shapes = jax.eval_shape(one, model_state, jax.tree.map(lambda x: x[0], numbered))[1]
+
+  def body(carry, part):
+    model_state, sums = carry
+    model_state, own = one(model_state, part)
+    return (model_state, jax.tree.map(jnp.add, sums, own)), None
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (model_state, (metrics, grads, stats)), _ = jax.lax.scan(body, (model_state, zeros), numbered)
+  return model_state, (*jax.tree.map(lambda x: x / count, (metrics, grads)), stats)
+
+
+def scaled(config: Any, loss: Callable) -> Callable:
+  """The loss times the scale that it finds beside the model's state, if the config has one."""
+  if not config.recipe.loss_scale:
+    return loss
+
+  def times(params, carried, batch, train=True):
+    model_state, scale = carried
+    value, aux = loss(params, model_state, batch, train)
+    return value.astype(jnp.float32) * scale, aux
+
+  return times
+
+
+def carried(config: Any, model_state: PyTree, scale: Any = None) -> PyTree:
+  """What a scaled loss takes as the model's state."""
+  if not config.recipe.loss_scale:
+    return model_state
+  return model_state, jax.ShapeDtypeStruct((), jnp.float32) if scale is None else scale
+
+
+def unscaled(
+  grads: PyTree, extra: dict[str, Any], scale: Float[Array, ''], curvature: kron.Curvature | None
+) -> tuple[PyTree, dict[str, Any]]:
+  """Gradients and statistics of the loss itself; those of drawn targets do not come from the loss."""
+  grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
+  if extra.get('stats') is not None and curvature.fisher == 'empirical':
+    extra = {**extra, 'stats': extra['stats'].of_loss_times(1 / scale)}
+  return grads, extra

@@ -28,6 +28,12 @@ class Task(NamedTuple):
   lower_is_better: bool
 
 
+def first_at(target: float, task: Task, rows: list[dict[str, float]]) -> dict[str, float] | None:
+  """The first evaluation at which the task's metric reached the target."""
+  key, sign = f'eval_{task.target}', 1 if task.lower_is_better else -1
+  return next((row for row in rows if sign * row[key] <= sign * target), None)
+
+
 def make_task(config: Any) -> Task:
   """The config's task.
 

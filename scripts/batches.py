@@ -21,10 +21,10 @@ from experiments.launch import launch  # isort: skip  (sets the environment befo
 import matplotlib
 from absl import flags
 
+from experiments.build import check_target
 from experiments.errors import ConfigError
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
-from experiments.train import check_target
 from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
 from scripts.report import columns
 

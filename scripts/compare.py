@@ -27,13 +27,16 @@ from absl import flags
 from ml_collections import config_flags
 from scipy.stats import qmc
 
+from experiments.build import Run, build, check_target
 from experiments.checkpoints import open_checkpoints, restore
 from experiments.configs import defaults
 from experiments.errors import ConfigError, RunError
+from experiments.folder import evaluations
 from experiments.members import member
 from experiments.optimizers import MISSING, SECOND_ORDER
-from experiments.tasks import Task, make_task
-from experiments.train import Run, arrived, build, check_target, evaluations, first_at, phase, train
+from experiments.steps import phase
+from experiments.tasks import Task, first_at, make_task
+from experiments.train import arrived, train
 from scripts.report import columns
 from scripts.search import SEED, config_functions, rank, try_all
 
@@ -106,7 +109,7 @@ def draw(optimizer: str, space: dict[str, tuple[float, float]], trials: int) -> 
 def reconstruct(run: Run, folder: Path, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
   """The first images of the evaluation set, and what the run's last checkpoint makes of them: (n, height, width)."""
   with open_checkpoints(folder) as checkpoints:
-    params = jax.device_get(restore(run, checkpoints).params)
+    params = jax.device_get(restore(run, checkpoints).state.params)
   images = np.asarray(next(run.eval_batches())['image'])[:n]
   made = jax.nn.sigmoid(run.task.model.apply({'params': params}, images))
   return images[..., 0], np.asarray(made).reshape(images.shape)[..., 0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.train import Run
+from experiments.build import Run
 
 # Dense peaks of NVIDIA's data sheets: flops a second in bf16 and TF32, bytes a second.
 _GPUS = {'H100': (989e12, 495e12, 3.35e12), 'H200': (989e12, 495e12, 4.8e12), 'A100': (312e12, 156e12, 2.04e12)}

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments.build import Run, build
 from experiments.errors import ConfigError, RunError
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
-from experiments.train import Run, build
 from scripts.floors import floors, machine
 from scripts.overhead_tables import report, summary
 from scripts.programs import abstract, compile_all, programs_of

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.train import Run, TrainState
+from experiments.build import Run
+from experiments.steps import TrainState
 
 Programs = dict[str, tuple[Callable, tuple]]
 

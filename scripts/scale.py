@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments.build import build
 from experiments.configs import digits
-from experiments.train import build
 from kronmesh import kron, models, parallel
 from scripts.losses import problem
 from scripts.programs import abstract

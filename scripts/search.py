@@ -26,9 +26,10 @@ from experiments.launch import launch  # isort: skip  (sets the environment befo
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.build import build, check_target
 from experiments.errors import ConfigError, RunError
-from experiments.tasks import make_task
-from experiments.train import build, check_target, first_at, train
+from experiments.tasks import first_at, make_task
+from experiments.train import train
 
 SEED = 1000  # of all trials; scripts/compare.py uses others
 

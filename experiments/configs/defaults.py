@@ -26,9 +26,12 @@ def defaults() -> ConfigDict:
   config.seed = 0
   config.steps = 300
   config.eval_every = 20
-  config.checkpoint_every = 0  # 0: only at the end
-  config.keep_checkpoints = 2  # 0: none are written
+  config.checkpoint_every = 0  # steps; 0: by time alone
+  config.checkpoint_minutes = 10.0  # since the last; 0: by steps alone
+  config.keep_checkpoints = 2  # the newest; 0: none are written
+  config.keep_best = 0  # beside the newest, so many of the best evaluations, which are saved as they happen
   config.log_every = 10
+  config.microbatches = 1  # into how many a batch is divided, one after the other: as little memory, the same step
   config.mesh = 'data=-1'
   config.devices = 0  # emulated CPU devices; 0: those there are
   config.watchdog_seconds = 600.0  # of several processes: end if no step is done for so long; 0: never
@@ -39,6 +42,11 @@ def defaults() -> ConfigDict:
   # How gradients are summed over the batch's shards: 'auto' (XLA's choice), or by shard_map 'psum', 'ring', 'hierarchical',
   # 'torus'; half: '', 'bfloat16' or 'float16', the type they travel in.
   config.gradients = ConfigDict({'all_reduce': 'auto', 'half': '', 'bucket_mb': 25.0})
+  # What a loss that is not finite means, and one more than so many `deviations` above its moving mean: 'stop', 'skip' (the
+  # step changes nothing), 'damp' (skip it, and multiply the damping, which relaxes over some hundred steps), 'rollback' (to
+  # the last checkpoint, and on with later data), for spikes also 'ignore'. More than `limit` in a row end the run.
+  config.faults = ConfigDict({'not_finite': 'skip', 'spike': 'ignore', 'deviations': 8.0, 'limit': 3})
+  config.faults.damping_factor = 10.0
   config.task = 'classify'
   config.target = 0.0  # of the task's metric on the evaluation set; 0: none
   config.stop_at_target = False
@@ -55,6 +63,9 @@ def defaults() -> ConfigDict:
   # What large batches need; see experiments/recipe.py.
   config.recipe = ConfigDict({'rate_scaling': 'none', 'reference_batch': 256, 'label_smoothing': 0.0, 'mixup': 0.0})
   config.recipe.running_mixup = False
+  config.recipe.clip_norm = 0.0  # of all gradients together, before the optimiser; 0: none
+  config.recipe.average = 0.0  # decay of a moving average of the parameters, which is then evaluated; 0: none
+  config.recipe.loss_scale = 0.0  # at the start, for model.dtype float16: it halves at an overflow; 0: none
   config.recipe.rescale_weights = ()  # patterns of kernels that a norm follows: '*/conv_*/kernel'
 
   rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'power': 2.0, 'warmup_steps': 0, 'weight_decay': 0.0}

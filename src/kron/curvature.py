@@ -15,7 +15,7 @@ from .blocks import Block, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
 from .explicit import typed_as
-from .fishers import exact, of_the_sum, prepared, random_key, weighted
+from .fishers import exact, prepared, random_key, weighted
 from .operators.factor import accurate
 from .options import Options
 from .parts import WHOLE, Split
@@ -24,7 +24,7 @@ from .probes import BASIS, DUE, due_probes, moment_probes, where_due
 from .products import Outputs, Products, information_product, make_products, rank_one_product
 from .program import Op, Program, has_mark, trace, vary, varying
 from .regions import observation_marks
-from .statistics import COUNTS, Statistics
+from .statistics import COUNTS, Statistics, of_loss_times
 from .survey import survey
 from .table import table
 
@@ -272,7 +272,7 @@ class Curvature:
 
     grads, sums = pull((jnp.ones_like(loss), nothing))
     if self.fisher == 'empirical':
-      sums = of_the_sum(finished(grads, sums), count)
+      sums = of_loss_times(finished(grads, sums), count)  # of the sum over observations, not of the mean
     elif self.fisher == 'sampled':
       keys = jax.random.split(random_key(key, args), len(outputs))
       drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]

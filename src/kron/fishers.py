@@ -22,14 +22,6 @@ def prepared(likelihoods, outputs, weights, extras) -> list[Array]:
   ]
 
 
-def of_the_sum(sums, count) -> Any:
-  """From gradients of a mean over `count` observations to those of the sum."""
-  return {
-    block: {name: s * jnp.asarray(count, s.dtype) ** degree(name) for name, s in parts.items()}
-    for block, parts in sums.items()
-  }
-
-
 def weighted(cotangents, outputs, weights, likelihoods) -> list[Array]:
   """Each observation's share: its Fisher information counts by its weight, a cotangent by the weight's root."""
   result = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,10 @@ class Statistics(NamedTuple):
     uses = {b: {k.removeprefix(COUNTS): s for k, s in p.items() if k.startswith(COUNTS)} for b, p in parts.items()}
     return cls(sums, uses, examples)
 
+  def of_loss_times(self, factor: Any) -> Statistics:
+    """What they would be of a loss so many times as large, as far as they come from its own gradient."""
+    return self._replace(sums=of_loss_times(self.sums, factor))
+
   def means(self, block: str) -> dict[str, Float[Array, 'slots n n']]:
     """The statistics of a block as means: those of inputs over the uses, those of gradients over the observations."""
     return {k: s.sum(0) if s.ndim == 4 else s for k, s in self.shares(block).items()}
@@ -55,6 +59,14 @@ COUNTS = 'uses '  # what the names of counts begin with
 def degree(statistic: str) -> int:
   """How a statistic grows with the loss's gradient: 0 for those of inputs and counts, 2 for the others."""
   return 0 if statistic.startswith((COUNTS, 'A')) else 2
+
+
+def of_loss_times(sums: dict[str, dict[str, Array]], factor: Any) -> dict[str, dict[str, Array]]:
+  """Sums from the gradient of a loss, as of one that is `factor` times as large."""
+  return {
+    block: {name: s * jnp.asarray(factor, s.dtype) ** degree(name) for name, s in parts.items()}
+    for block, parts in sums.items()
+  }
 
 
 def accumulate(*statistics: Statistics) -> Statistics:

@@ -33,7 +33,8 @@ class Upkeep(NamedTuple):
   statistics_due: of a step's number, whether it takes statistics.
   take: (optimiser state, statistics) -> the state with them in its averages; to be compiled with the gradient.
   refresh: (optimiser state, step) -> the state with new inverses, of what is due; from the host. The state's inverses are
-    donated: the state that went in is no longer to be used.
+    donated: the state that went in is no longer to be used. Beside these, `caution=` multiplies the damping, `when=` (a
+    boolean on the device) leaves all as it was where it is false, and `everything=True` renews what is not due, too.
   units: what is inverted at once, and when.
   programs: (optimiser state, or its shapes) -> the programs of `refresh` by name, 'damping' and one for each stack, with
     their arguments: to be lowered, for tables of costs.
@@ -41,7 +42,7 @@ class Upkeep(NamedTuple):
 
   statistics_due: Callable[[int], bool]
   take: Callable[[Any, Statistics], Any]
-  refresh: Callable[[Any, int], Any]
+  refresh: Callable[..., Any]
   units: tuple[Unit, ...]
   programs: Callable[[Any], dict[str, tuple[Callable, tuple]]]
 
@@ -119,15 +120,17 @@ def upkeep(
       made[key] = jax.jit(fn, donate_argnums=donate, out_shardings=shardings)
     return made[key]
 
-  def added_to(averages, count):
-    return slot_damping(layout, averages.means(), jnp.asarray(at(damping, count)), placement.replicate)
+  def added_to(averages, count, caution):
+    return slot_damping(layout, averages.means(), jnp.asarray(at(damping, count)) * caution, placement.replicate)
 
-  def damping_of(kfac: ScaleByKfacState) -> tuple[Callable, tuple]:
-    return compiled('damping', added_to, (), kfac.averages.weights), (kfac.averages, kfac.count)
+  def damping_of(kfac: ScaleByKfacState, caution: Any = 1.0) -> tuple[Callable, tuple]:
+    return compiled('damping', added_to, (), kfac.averages.weights), (kfac.averages, kfac.count, caution)
 
-  def renewal_of(name: str, averages, added, held, rejected, first: int = 0) -> tuple[Callable, tuple]:
+  def renewal_of(
+    name: str, averages, added, held, rejected, first: int = 0, when: Any = True
+  ) -> tuple[Callable, tuple]:
     renew = renew_slots(layout, name, widths[name], inverse, placement)
-    args = averages.factors[name], averages.weights[name], added[name], held, rejected, np.int32(first)
+    args = averages.factors[name], averages.weights[name], added[name], held, rejected, np.int32(first), when
     return compiled(name, renew, (3, 4), (held, rejected)), args
 
   def programs(state: Any) -> dict[str, tuple[Callable, tuple]]:
@@ -143,17 +146,17 @@ def upkeep(
     averages = kfac.averages.add(stats, layout, blocks, at(decay, kfac.count), placement)
     return replace_state(state, kfac._replace(averages=averages))
 
-  def refresh(state: Any, step: int) -> Any:
+  def refresh(state: Any, step: int, *, caution: Any = 1.0, when: Any = True, everything: bool = False) -> Any:
     interval = at(intervals[1], step)
-    due = [unit for unit in units if unit.due(step, interval)]
+    due = [unit for unit in units if everything or unit.due(step, interval)]
     if not due:
       return state
     kfac = find_state(state)
     inverses, rejected = dict(kfac.inverses), kfac.rejected_inverses
-    find_damping, args = damping_of(kfac)
+    find_damping, args = damping_of(kfac, caution)
     added = find_damping(*args)
     for unit in due:
-      renew, args = renewal_of(unit.stack, kfac.averages, added, inverses[unit.stack], rejected, unit.first)
+      renew, args = renewal_of(unit.stack, kfac.averages, added, inverses[unit.stack], rejected, unit.first, when)
       inverses[unit.stack], rejected = renew(*args)
     return replace_state(state, kfac._replace(inverses=inverses, rejected_inverses=rejected))
 
@@ -164,7 +167,8 @@ def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: 
   """A function that renews `width` slots of each owner in one stack of inverses, from a slot on that is no constant.
 
   Its arguments: the stack's factors, their weights, what the damping adds, its inverses as they are held, how many were
-  rejected so far, and the first slot. Near the end of the stack it works on slots before the first one, and leaves them.
+  rejected so far, the first slot, and whether to renew at all. Near the end of the stack it works on slots before the first
+  one, and leaves them.
   """
   stack = layout.stacks[name]
   count = width if stack.split else stack.owners * width
@@ -180,12 +184,12 @@ def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: 
   scattered = stack.shared and not np.array_equal(table, np.arange(stack.count)[None])
   along = 0 if stack.shared else 1  # of what is held, the axis of slots
 
-  def renew(factors, weights, added, held, rejected, first):
+  def renew(factors, weights, added, held, rejected, first, when):
     start = jnp.minimum(first, stack.slots - width)
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, width, 1)  # noqa: E731
     weights = cut(weights)
     means = cut(factors) / jnp.where(weights > 0, weights, 1)[..., None, None]
-    wanted = jnp.where(start + jnp.arange(width) >= first, weights, 0)
+    wanted = jnp.where((start + jnp.arange(width) >= first) & when, weights, 0)
     if scattered:
       matrices = cut(jnp.asarray(table)).reshape(-1)
       old = jnp.take(held, matrices, 0, mode='clip')

@@ -8,8 +8,8 @@ from unittest import mock
 
 import jax
 
+from experiments.build import build
 from experiments.configs import noise
-from experiments.train import build
 from scripts.programs import abstract, compile_all, programs_of
 
 STORED = Path(__file__).parent / 'costs.json'

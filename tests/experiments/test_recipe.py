@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from experiments import recipe
+from experiments.build import build
 from experiments.configs import digits_classifier
 from experiments.errors import ConfigError
-from experiments.train import build, train
+from experiments.train import train
 
 
 def configured(**changes):

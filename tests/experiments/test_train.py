@@ -15,11 +15,12 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.build import build
 from experiments.configs import digits, digits_classifier
 from experiments.errors import ConfigError, RunError
 from experiments.launch import guarded
 from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
-from experiments.train import build, train
+from experiments.train import train
 from kronmesh import kron
 from kronmesh.data import DataError
 from kronmesh.parallel import MeshError

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.build import build
 from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
 from experiments.members import member
 from experiments.optimizers import OPTIMIZERS
 from experiments.tasks import make_task
-from experiments.train import build
 from scripts import overhead_tables
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table

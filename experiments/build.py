@@ -1,0 +1,176 @@
+"""A config made real on a mesh: data, model, shardings and compiled programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from experiments import guard, recipe, reduce
+from experiments.errors import ConfigError
+from experiments.inputs import make_data
+from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
+from experiments.steps import TrainState, make_steps
+from experiments.tasks import Task, make_task
+from kronmesh import kron, parallel
+
+
+class Run(NamedTuple):
+  """A config made real on a mesh.
+
+  step: (state, batch, number) -> (state, metrics), by the programs below that the number asks for.
+  programs: what is compiled: 'step' of (state, batch, statistics, refresh), the last two static; with an upkeep 'gradient'
+    of (state, batch, statistics) and 'update' of (state, gradients) in its place.
+  upkeep: of K-FAC's factors and inverses, between the two; None for other optimisers.
+  evaluate: (state, batch) -> metrics.
+  """
+
+  config: Any
+  task: Task
+  mesh: Mesh
+  curvature: kron.Curvature | None
+  placement: kron.Placement
+  shardings: TrainState
+  init: Callable[[int], TrainState]  # of the seed
+  step: Callable
+  programs: dict[str, Callable]
+  upkeep: kron.Upkeep | None
+  evaluate: Callable
+  train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # of the seed and the first batch's number
+  eval_batches: Callable[[], Iterator[dict[str, Any]]]
+
+
+def build(config: Any) -> Run:
+  """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here."""
+  check(config)
+  mesh = parallel.make_mesh(config.mesh)
+  task = make_task(config)
+  own_collectives = reduce.check(config, mesh)
+  rules = parallel.RULES[config.model.name]
+  task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh))
+  train_batches, eval_batches = make_data(config, mesh)
+  batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
+
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0, 0)))
+  pixels = batch['image']
+  boxed = jax.eval_shape(lambda: task.model.init(jax.random.key(0), jnp.zeros(pixels.shape, pixels.dtype), train=False))
+  logical = nn.get_partition_spec(boxed)['params']
+  variables = nn.meta.unbox(boxed)
+  params = variables.pop('params')
+  mixed = functools.partial(
+    recipe.mix,
+    alpha=config.recipe.mixup,
+    running=config.recipe.running_mixup,
+    classes=config.model.get('classes', 0),
+  )
+  settings = dict(config.placement)
+  in_blocks = settings.pop('blocks')
+  placement = spread = parallel.Placement(mesh, **settings).check()
+  if mesh.size == 1:  # nothing to pack, and nowhere to send it
+    placement, spread = kron.Local(), None
+  param_shardings = parallel.param_shardings(params, logical, rules, mesh)
+  curvature = None
+  if config.optimizer in SECOND_ORDER:
+    fisher = config[config.optimizer].fisher
+    seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], batch)
+    if own_collectives:  # what one shard sees
+      seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // mesh.size, *x.shape[1:]), x.dtype), seen)
+    where = {} if own_collectives else {'placement': placement}
+    where['blocks'] = parallel.shard_blocks(param_shardings) if in_blocks else None
+    where['part'] = config[config.optimizer].part
+    curvature = kron.curvature(
+      recipe.scaled(config, task.loss),
+      params,
+      recipe.carried(config, variables),
+      seen,
+      fisher=fisher,
+      has_aux=True,
+      **where,
+    )
+  tx = make_optimizer(config, curvature, placement)
+  upkeep = make_upkeep(config, curvature, placement)
+
+  def init(seed: int) -> TrainState:
+    key = jax.random.key(seed)
+    variables = nn.meta.unbox(task.model.init(key, jnp.zeros(pixels.shape, pixels.dtype), train=False))
+    params = variables.pop('params')
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      model_state=variables,
+      opt_state=tx.init(params),
+      key=jax.random.fold_in(key, 1),
+      guard=guard.new_guard(config),
+      average=jax.tree.map(jnp.copy, params) if config.recipe.average else (),
+      mixed=recipe.nothing_mixed(config, pixels),
+    )
+
+  like = jax.eval_shape(init, 0)
+  replicated = parallel.replicated(mesh)
+  all_of = lambda tree, sharding: jax.tree.map(lambda _: sharding, tree)  # noqa: E731
+  shardings = TrainState(
+    step=replicated,
+    params=param_shardings,
+    model_state=all_of(like.model_state, replicated),
+    opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, placement=spread),
+    key=replicated,
+    guard=all_of(like.guard, replicated),
+    average=param_shardings if config.recipe.average else (),
+    mixed=all_of(like.mixed, batch_sharding),
+  )
+  around = functools.partial(reduce.by_shard, config=config, mesh=mesh) if own_collectives else lambda fn: fn
+  programs, step, evaluate = make_steps(
+    config, task, curvature, tx, upkeep, mixed=mixed, around=around, shardings=shardings, batch_sharding=batch_sharding
+  )
+  return Run(
+    config=config,
+    task=task,
+    mesh=mesh,
+    curvature=curvature,
+    placement=placement,
+    shardings=shardings,
+    init=jax.jit(init, out_shardings=shardings),
+    step=step,
+    programs=programs,
+    upkeep=upkeep,
+    evaluate=evaluate,
+    train_batches=train_batches,
+    eval_batches=eval_batches,
+  )
+
+
+def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
+  """The loss with its activations sharded."""
+
+  @functools.wraps(loss)
+  def sharded(*args, **kwargs):
+    with parallel.logical_axes(rules, mesh):
+      return loss(*args, **kwargs)
+
+  return sharded
+
+
+def check(config: Any) -> None:
+  """Raises ConfigError for what is wrong with a config by itself."""
+  counts = {name: config[name] for name in ('steps', 'eval_every', 'log_every', 'microbatches')}
+  if config.stop_at_target:
+    check_target(config)
+  if config.optimizer in SECOND_ORDER:
+    own = config[config.optimizer]
+    counts |= {f'{config.optimizer}.{name}': own[name] for name in ('statistics_every', 'inverses_every')}
+  for name, value in counts.items():
+    if value < 1:
+      raise ConfigError(f'config.{name}={value} must be at least 1')
+  guard.check(config)
+  recipe.check(config)
+
+
+def check_target(config: Any) -> None:
+  """Raises ConfigError if the config has no target."""
+  if not config.target:
+    raise ConfigError('set config.target: the value of the metric that is to be reached')

@@ -1,0 +1,194 @@
+"""What a fault means: a step whose loss, gradient or batch is not finite, or whose loss is a spike.
+
+The device has held the state as it was before (`guard.py`), so that the step can be looked into exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.build import Run
+from experiments.checkpoints import Saver, restore
+from experiments.errors import RunError
+from experiments.folder import Events, Rows
+from experiments.steps import TrainState
+from kronmesh import kron
+
+
+class Fault(NamedTuple):
+  """step: the one that was not taken, counted from 1. kind: 'not_finite' or 'spike'. why: in words, with the layer."""
+
+  step: int
+  kind: str
+  why: str
+
+
+def find(run: Run, state: TrainState, batch: Any, row: dict[str, Any], before: Sequence[dict[str, Any]]) -> Fault:
+  """What was wrong with a step.
+
+  Args:
+    state: as the device holds it.
+    batch: the step's.
+    row: its metrics.
+    before: those of good steps before it.
+  """
+  step, loss = int(state.step) + 1, float(row['loss'])
+  kind = 'not_finite'
+  if not row['finite_input']:
+    why = 'the batch holds values that are not finite; mend the data set'
+  elif np.isfinite(loss) and np.isfinite(row['gradient_norms']).all():
+    kind, why = (
+      'spike',
+      f'the loss is {loss:.4g}, far above its mean {float(state.guard.mean):.4g}; {_grown(run, row, before)}',
+    )
+  else:
+    what = f'the loss is {loss}' if not np.isfinite(loss) else 'the gradient is not finite'
+    why = f'{what}; {_first_not_finite(run, state, batch, row)}; lower the learning rate or raise the damping'
+  return Fault(step, kind, why)
+
+
+def _names(run: Run) -> list[str]:
+  return kron.param_names(run.shardings.params)
+
+
+def _grown(run: Run, row: dict[str, Any], before: Sequence[dict[str, Any]]) -> str:
+  """The layer whose gradient has grown most."""
+  now = np.asarray(row['gradient_norms'])
+  usual = np.median([r['gradient_norms'] for r in before], 0) if before else np.full_like(now, np.median(now))
+  growth = now / np.maximum(usual, 1e-30)
+  worst = int(growth.argmax())
+  return f'the gradient of {_names(run)[worst]!r} is {growth[worst]:.3g} times its usual'
+
+
+def _first_not_finite(run: Run, state: TrainState, batch: Any, row: dict[str, Any]) -> str:
+  """The first thing on the way of the computation that is not finite: a parameter, a layer's output, its gradient."""
+  names = _names(run)
+  bad = jax.jit(lambda tree: jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))(state.params)
+  if np.asarray(bad).any():
+    return f'the parameter {names[int(np.asarray(bad).argmax())]!r} is not finite'
+  order, outputs = _outputs(run, state, batch)
+  for path in order:
+    if not outputs[path]:
+      return f'the output of {path!r} is the first that is not finite'
+  # The forward pass is sound: the backward one comes from the end.
+  bad = {n for n, norm in zip(names, row['gradient_norms'], strict=True) if not np.isfinite(norm)}
+  for path in reversed(order):
+    own = [n for n in names if n in bad and n.startswith(f'{path}/')]
+    if own:
+      return f'the gradient of {own[0]!r} is the first that is not finite'
+  return f'the gradient of {min(bad)!r} is not finite' if bad else 'no layer has an output that is not finite'
+
+
+def _outputs(run: Run, state: TrainState, batch: Any) -> tuple[list[str], dict[str, bool]]:
+  """The model's layers in the order of their ends, and whether their outputs are finite."""
+  order: list[str] = []
+  finite: dict[str, bool] = {}
+
+  def note(path: str, sound: Any) -> None:
+    finite[path] = finite.get(path, True) and bool(np.all(sound))
+
+  def intercept(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    path = '/'.join(context.module.path)
+    if path and context.method_name == '__call__':
+      if path not in order:
+        order.append(path)
+      floats = [x for x in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
+      # By a callback, as a layer may stand inside of a scan, a remat or a vmap, whose values may not be kept.
+      jax.debug.callback(functools.partial(note, path), jnp.stack([jnp.isfinite(x).all() for x in floats]).all())
+    return out
+
+  def forward(params: Any, model_state: Any, batch: Any) -> Any:
+    with nn.intercept_methods(intercept):
+      return run.task.loss(params, model_state, batch, train=True)[0]
+
+  jax.block_until_ready(jax.jit(forward)(state.params, state.model_state, batch))
+  jax.effects_barrier()
+  return order, finite
+
+
+class Policy:
+  """Counts faults, to see when there are too many."""
+
+  def __init__(self, config: Any):
+    self.own, self.last, self.row = config.faults, None, 0
+
+  def count(self, fault: Fault, checkpoint: int) -> str:
+    """The policy for a fault, whose rollback would lead to this checkpoint.
+
+    Raises:
+      RunError: by policy, or as there were too many in a row: without a good step between, or from the same checkpoint.
+    """
+    policy = self.own[fault.kind]
+    if policy == 'stop':
+      raise RunError(f'step {fault.step}: {fault.why}')
+    back = policy == 'rollback'
+    self.row = self.row + 1 if self.last == (('back', checkpoint) if back else ('on', fault.step - 1)) else 1
+    self.last = ('back', checkpoint) if back else ('on', fault.step)
+    if self.row > self.own.limit:
+      many = f'{self.row} times from the checkpoint of step {checkpoint}' if back else f'{self.row} steps in a row'
+      raise RunError(f'step {fault.step}: {fault.why} ({many}; config.faults.limit={self.own.limit})')
+    return policy
+
+
+def handle(
+  run: Run,
+  state: TrainState,
+  position: int,
+  good: Sequence[dict[str, Any]],
+  bad: dict[str, Any],
+  policy: Policy,
+  saver: Saver,
+  events: Events,
+  log: Rows,
+) -> tuple[TrainState, bool]:
+  """Does what the policy says.
+
+  Args:
+    state: as the device has held it since the fault.
+    position: the number of the fault's batch.
+    good, bad: the metrics of the steps before it, and of itself.
+
+  Returns:
+    The state to go on with, by the batch after the fault's, and whether it is one step ahead (else it is back at a
+    checkpoint).
+
+  Raises:
+    RunError: the policy is to stop, or there were too many faults.
+  """
+  fault = find(run, state, next(run.train_batches(run.config.seed, position)), bad, good)
+  saver.finish()
+  checkpoint = saver.checkpoints.latest_step() or 0
+  what = policy.count(fault, checkpoint)
+  done = {
+    'skip': f'step {fault.step} is left out',
+    'damp': f'step {fault.step} is left out and the damping multiplied by {run.config.faults.damping_factor:g}',
+    'rollback': f'back to step {checkpoint}, and on with the batches after that of step {fault.step}',
+  }[what]
+  events.add(
+    'fault', fault.step, f'step {fault.step}: {fault.why}; {done}', fault=fault.kind, policy=what, batch=position
+  )
+  if what == 'rollback':
+    log.drop_after(checkpoint)
+    return restore(run, saver.checkpoints).state, False
+  log.add([{'step': fault.step, 'fault': fault.kind}])
+  factor = run.config.faults.damping_factor if what == 'damp' else 1.0
+  state = jax.jit(_go_on, donate_argnums=0, out_shardings=run.shardings)(state, factor)
+  if what == 'damp':
+    opt_state = run.upkeep.refresh(state.opt_state, fault.step, caution=state.guard.caution, everything=True)
+    state = state._replace(opt_state=opt_state)
+  return state, True
+
+
+def _go_on(state: TrainState, factor: Any) -> TrainState:
+  """The state after a step that is left out, with the damping multiplied from now on."""
+  own = state.guard
+  own = own._replace(held=jnp.zeros_like(own.held), caution=own.caution * factor)
+  return state._replace(step=state.step + 1, guard=own)

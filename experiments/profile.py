@@ -1,0 +1,53 @@
+"""Traces of some steps, for TensorBoard's profiler or Perfetto."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from experiments.errors import ConfigError
+
+
+class Profile:
+  """Between `before(first)` and `before(last + 1)` everything is traced.
+
+  Args:
+    steps: 'FIRST:LAST', counted from 0, or None for nothing.
+    folder: where to.
+
+  Raises:
+    ConfigError: the steps are no such pair.
+  """
+
+  def __init__(self, steps: str | None, folder: Path):
+    found = re.fullmatch(r'(\d+):(\d+)', steps or '0:0')
+    if found is None or int(found[1]) > int(found[2]):
+      raise ConfigError(f'--profile={steps} must be FIRST:LAST, two steps: --profile=10:15')
+    self.first, self.last = (int(found[1]), int(found[2])) if steps else (-1, -1)
+    self.folder, self.running = folder, False
+
+  def before(self, step: int, state: Any) -> None:
+    if step == self.first:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(self.folder)
+      self.running = True
+    elif self.running and step > self.last:
+      jax.block_until_ready(state)
+      self._stop()
+
+  def _stop(self) -> None:
+    self.running = False
+    jax.profiler.stop_trace()
+
+  def __enter__(self) -> Profile:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    if self.running:
+      self._stop()
