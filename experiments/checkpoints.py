@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -45,15 +46,14 @@ def open_checkpoints(
     best: how many stay beside them, those of the best evaluations.
     lower_is_better: of the task's metric.
   """
+  metric = (lambda metrics: metrics['target']) if best else None
   policies = [preservation_policy.LatestN(keep)]
   if best:
-    metric = lambda metrics: metrics['target']  # noqa: E731
-    own = {'reverse': lower_is_better, 'keep_checkpoints_without_metrics': False}
-    policies.append(preservation_policy.BestN(get_metric_fn=metric, n=best, **own))
+    policies.append(preservation_policy.BestN(get_metric_fn=metric, n=best, reverse=lower_is_better))
   checkpoints = ocp.CheckpointManager(
     (workdir / 'checkpoints').absolute(),
     options=ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), create=True
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), best_fn=metric, create=True
     ),
     item_handlers={'state': _handler(), 'run': ocp.JsonCheckpointHandler()},
   )
@@ -88,7 +88,7 @@ class Saver:
 
   def __init__(self, run: Run, checkpoints: ocp.CheckpointManager):
     self.run, self.checkpoints, self.config = run, checkpoints, run.config
-    self.saved = time.monotonic()
+    self.saved = monotonic()
     self.logical = jax.jit(lambda s: _logical(run, s), out_shardings=parallel.replicated(run.mesh))
 
   def save_if_due(
@@ -106,23 +106,24 @@ class Saver:
     own = self.config
     if not own.keep_checkpoints:
       return
-    metric = scores and scores[self.run.task.target]
+    sign = 1 if self.run.task.lower_is_better else -1
+    metric = scores[self.run.task.target] if scores else sign * math.inf  # not evaluated: none is worse
     minutes = (
-      processes.agree(time.monotonic() - self.saved > 60 * own.checkpoint_minutes) if own.checkpoint_minutes else False
+      processes.agree(monotonic() - self.saved > 60 * own.checkpoint_minutes) if own.checkpoint_minutes else False
     )
     due = at_once or minutes or (own.checkpoint_every and step % own.checkpoint_every == 0)
-    if (due or self._is_best(metric)) and step not in self.checkpoints.all_steps():
+    if (due or self._is_best(sign, metric)) and step not in self.checkpoints.all_steps():
       about = {'config': folder.as_json(own), 'data': {'next_index': position}}
       items = ocp.args.Composite(state=ocp.args.PyTreeSave(self.logical(state)), run=ocp.args.JsonSave(about))
-      self.checkpoints.save(step, args=items, metrics=None if metric is None else {'target': metric})
-      self.saved = time.monotonic()
+      self.checkpoints.save(step, args=items, metrics={'target': metric})
+      self.saved = monotonic()
 
-  def _is_best(self, metric: float | None) -> bool:
-    if metric is None or not self.config.keep_best:
+  def _is_best(self, sign: int, metric: float) -> bool:
+    if not self.config.keep_best:
       return False
-    known = [m['target'] for s in self.checkpoints.all_steps() if (m := self.checkpoints.metrics(s))]
-    sign = 1 if self.run.task.lower_is_better else -1
-    return not known or sign * metric < min(sign * k for k in known)
+    self.finish()  # of a save that runs the metric is not there yet
+    known = [sign * found['target'] for s in self.checkpoints.all_steps() if (found := self.checkpoints.metrics(s))]
+    return sign * metric < min(known, default=math.inf)
 
   def finish(self) -> None:
     """Waits for the save that runs."""

@@ -149,7 +149,8 @@ def test_two_processes_equal_one_device(tmp_path, mesh, dtype, tolerance):
 def wait_for_steps(workdir, processes):
   start = time.monotonic()
   while not (workdir / 'metrics.jsonl').exists() or '"step": 6' not in (workdir / 'metrics.jsonl').read_text():
-    assert time.monotonic() - start < 120 and all(p.poll() is None for p in processes)
+    ended = [p.communicate(timeout=60)[0] for p in processes if p.poll() is not None]
+    assert time.monotonic() - start < 120 and not ended, ended
     time.sleep(0.2)
 
 

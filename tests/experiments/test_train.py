@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from experiments.build import build
-from experiments.configs import digits, digits_classifier
+from experiments.configs import digits_classifier
 from experiments.errors import ConfigError, RunError
 from experiments.launch import guarded
 from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
@@ -25,23 +25,9 @@ from kronmesh import kron
 from kronmesh.data import DataError
 from kronmesh.parallel import MeshError
 from tests.data.idx import write_idx
+from tests.experiments.small import losses, small
 
 ROOT = Path(__file__).parents[2]
-
-
-def small(optimizer='kfac', mesh='data=4,model=2', steps=6):
-  config = digits.get_config()
-  config.model.widths = (16, 8)
-  config.data.batch_size = 64
-  config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
-  config.eval_every, config.kfac.inverses_every = 3, 2
-  config.kfac.damping = 0.01
-  return config
-
-
-def losses(folder):
-  rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  return [row['loss'] for row in rows if 'loss' in row]
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
@@ -204,17 +190,6 @@ def test_the_clip_of_a_config_reaches_adaptive_kfac(tmp_path):
 def test_optimisers_that_no_package_has_are_named(optimizer):
   with pytest.raises(ConfigError, match=f"'{optimizer}' cannot run: .+"):
     build(small(optimizer))
-
-
-def test_a_batch_that_is_not_finite_ends_the_run(tmp_path):
-  run = build(small())
-
-  def poisoned(seed, start):
-    for batch in run.train_batches(seed, start):
-      yield {**batch, 'image': batch['image'].at[0].set(np.nan)}
-
-  with pytest.raises(RunError, match='step 1: the batch holds values that are not finite'):
-    train(small(), tmp_path, quiet=True, run=run._replace(train_batches=poisoned))
 
 
 MISTAKES = {

@@ -1,0 +1,27 @@
+"""A small config on the tests' eight devices, and what runs of it left."""
+
+import json
+
+from experiments.configs import digits
+
+
+def small(optimizer='kfac', mesh='data=4,model=2', steps=6):
+  config = digits.get_config()
+  config.model.widths = (16, 8)
+  config.data.batch_size = 64
+  config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
+  config.eval_every, config.kfac.inverses_every = 3, 2
+  config.kfac.damping = 0.01
+  return config
+
+
+def rows(folder):
+  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def losses(folder):
+  return [row['loss'] for row in rows(folder) if 'loss' in row]
+
+
+def steps_of(folder):
+  return [row['step'] for row in rows(folder) if 'loss' in row]
