@@ -15,22 +15,23 @@ from typing import Any
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', '0')  # with several processes it would swallow SIGTERM
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import processes
-from experiments.errors import ConfigError, RunError
+from experiments.errors import AGAIN, FAILED, INTERRUPTED, MISTAKE, STOPPED, ConfigError, Preempted, RunError
 
+_DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error that would be one line.')
 _DEFAULT_CONFIG = str(Path(__file__).parent / 'configs' / 'digits.py')
 
 
 def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train') -> None:
   """Parses the flags and runs `main`.
 
-  Exit codes: 0 done, 2 the user's mistake, 3 a run that failed, 130 interrupted.
+  Exit codes: 0 done, 2 the user's mistake, 3 a run that failed and can be resumed, 4 another process stopped, 75 told to
+  stop, and saved (run it again), 130 interrupted. With --debug errors keep their traceback.
   """
   config = config_flags.DEFINE_config_file('config', _DEFAULT_CONFIG, 'The config file; --config.x=y overrides x.')
   workdir = flags.DEFINE_string('workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.')
@@ -50,7 +51,7 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
   try:
     app.run(guarded(run), flags_parser=_parse_flags)
   except KeyboardInterrupt:
-    sys.exit(130)
+    sys.exit(INTERRUPTED)
 
 
 def use_devices(config: Any) -> None:
@@ -64,7 +65,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-    _fail(_flag_message(error), 2)
+    _fail(_flag_message(error), MISTAKE)
 
 
 def _flag_message(error: Exception) -> str:
@@ -92,15 +93,17 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     try:
       run(argv)
     except (ConfigError, MeshError, DataError, CurvatureError) as error:
-      _fail(str(error), 2)
+      _fail(error, MISTAKE)
+    except Preempted as error:
+      _fail(error, AGAIN)
     except RunError as error:
-      _fail(str(error), 3)
+      _fail(error, FAILED)
     except Exception as error:
       if not processes.several():
         raise
       # Not by the traceback alone: the others would wait minutes for this one at its orderly end.
       if processes.is_lost(error):
-        processes.stop(processes.lost(error), processes.STOPPED)
+        processes.stop(processes.lost(error), STOPPED)
       traceback.print_exc()
       processes.stop(f'{type(error).__name__}: {error}', 1)
     except KeyboardInterrupt:
@@ -108,12 +111,15 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       # At once: to take Python down under a computation that still runs on a thread of XLA's ends in a segmentation fault.
       sys.stdout.flush()
       sys.stderr.flush()
-      os._exit(130)
+      os._exit(INTERRUPTED)
 
   return wrapped
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
+  if isinstance(error, Exception) and _DEBUG.value:
+    traceback.print_exception(error)
+  message = ' '.join(str(error).split())
   if processes.several():
     processes.stop(message, code)
   print(f'error: {message}', file=sys.stderr)

@@ -9,8 +9,10 @@ plans and ends; --profile=10:15 traces these steps.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from experiments.profile import Profile
 from experiments.progress import Progress
 from experiments.steps import TrainState
 from experiments.tasks import first_at
+from experiments.watchdog import Watchdog
 
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Check the config, print what would run, and end. Nothing is written.')
 _PROFILE = flags.DEFINE_string('profile', None, 'FIRST:LAST, the steps that are traced into the folder `profile`.')
@@ -72,7 +75,9 @@ def train(
       folder.check_config(config, workdir)
       if run.curvature is not None:
         folder.write(workdir / 'coverage.txt', f'{run.curvature}\n')
+      shutil.rmtree(workdir / '.processes', ignore_errors=True)
     processes.agree(True)  # that the folder is there
+    watchdog = stack.enter_context(Watchdog(config.watchdog_seconds, workdir))
     kept = config.keep_checkpoints or None, config.keep_best, run.task.lower_is_better
     checkpoints = stack.enter_context(open_checkpoints(workdir, *kept))
     restored = restore(run, checkpoints)
@@ -88,7 +93,8 @@ def train(
     log = folder.Rows(workdir / 'metrics.jsonl', chief)
     log.drop_after(start)
     if not processes.agree(chief and arrived(run, folder.evaluations(workdir))):
-      _loop(run, restored.state, restored.position, Saver(run, checkpoints), events, log, tracing, quiet or not chief)
+      saver, quiet = Saver(run, checkpoints), quiet or not chief
+      _loop(run, restored.state, restored.position, saver, events, log, tracing, watchdog, quiet)
   return folder.evaluations(workdir) if chief else []
 
 
@@ -100,6 +106,7 @@ def _loop(
   events: folder.Events,
   log: folder.Rows,
   tracing: Profile,
+  watchdog: Watchdog,
   quiet: bool,
 ) -> None:
   """`position`: the number of the next batch, which is the step's but for batches left out after a fault."""
@@ -110,16 +117,16 @@ def _loop(
   policy, pending = faults.Policy(config), []
   with (
     Progress(f'{config.optimizer} on {config.data.name}', config.steps, step, config.data.batch_size, quiet) as bar,
-    processes.Watchdog(config.watchdog_seconds) as watchdog,
     Preemption() as preemption,
     tracing,
   ):
     while step < config.steps:
       tracing.before(step, state)
-      state, metrics = run.step(state, next(batches), step)
+      batch = next(batches)
+      watchdog.beat(step)  # a process that waits for data has not come to this
+      state, metrics = run.step(state, batch, step)
       step, position = step + 1, position + 1
       pending.append((step, metrics))
-      watchdog.beat()
       stop = preemption.reached(step)
       if not (stop or _to_look(config, step)):
         continue
@@ -138,7 +145,7 @@ def _loop(
         batches = run.train_batches(config.seed, position)
       pending, scores, reached = [], None, False
       if forward and (step % config.eval_every == 0 or step == config.steps):
-        scores = evaluate_all(run, state)
+        scores = evaluate_all(run, state, watchdog.beat)
         row = {'step': step, 'seconds': trained, **{f'eval_{k}': v for k, v in scores.items()}}
         log.add([row])
         bar.note(scores)
@@ -172,9 +179,13 @@ def _scalars(row: dict[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in row.items() if np.ndim(v) == 0 and k not in ('held', 'finite_input')}
 
 
-def evaluate_all(run: Run, state: TrainState) -> dict[str, float]:
-  """Means of the metrics over one pass of the evaluation set."""
-  parts = jax.device_get([run.evaluate(state, batch) for batch in run.eval_batches()])
+def evaluate_all(run: Run, state: TrainState, beat: Callable[[], None] = lambda: None) -> dict[str, float]:
+  """Means of the metrics over one pass of the evaluation set; `beat` is called before each batch."""
+  parts = []
+  for batch in run.eval_batches():
+    beat()
+    parts.append(run.evaluate(state, batch))
+  parts = jax.device_get(parts)
   counts = [part.pop('examples') for part in parts]
   return {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
 

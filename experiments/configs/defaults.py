@@ -34,7 +34,7 @@ def defaults() -> ConfigDict:
   config.microbatches = 1  # into how many a batch is divided, one after the other: as little memory, the same step
   config.mesh = 'data=-1'
   config.devices = 0  # emulated CPU devices; 0: those there are
-  config.watchdog_seconds = 600.0  # of several processes: end if no step is done for so long; 0: never
+  config.watchdog_seconds = 40.0  # several processes end if one does nothing for this and ten steps more; 0: never
   # Where K-FAC's factors live: the share of devices that keep a block's inverses (1 is COMM-OPT, 0 MEM-OPT), the type in
   # which statistics travel, whether large factors may be split over all devices, and whether those of kernels that lie
   # along `model` are kept in blocks, one for each shard (another approximation; the others change no result).
