@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -47,8 +48,8 @@ class Run(NamedTuple):
 
 def build(config: Any) -> Run:
   """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here."""
-  check(config)
   mesh = parallel.make_mesh(config.mesh)
+  check(config, mesh)
   task = make_task(config)
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
@@ -58,7 +59,10 @@ def build(config: Any) -> Run:
 
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0, 0)))
   pixels = batch['image']
-  boxed = jax.eval_shape(lambda: task.model.init(jax.random.key(0), jnp.zeros(pixels.shape, pixels.dtype), train=False))
+  with of_model():
+    boxed = jax.eval_shape(
+      lambda: task.model.init(jax.random.key(0), jnp.zeros(pixels.shape, pixels.dtype), train=False)
+    )
   logical = nn.get_partition_spec(boxed)['params']
   variables = nn.meta.unbox(boxed)
   params = variables.pop('params')
@@ -144,6 +148,16 @@ def build(config: Any) -> Run:
   )
 
 
+@contextlib.contextmanager
+def of_model() -> Iterator[None]:
+  """Raises ConfigError for what a model says of its settings, or of its input."""
+  try:
+    yield
+  except Exception as error:
+    lines = str(error).splitlines() or [type(error).__name__]
+    raise ConfigError(f'config.model: {lines[0][:300]}') from error
+
+
 def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
   """The loss with its activations sharded."""
 
@@ -155,8 +169,8 @@ def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
   return sharded
 
 
-def check(config: Any) -> None:
-  """Raises ConfigError for what is wrong with a config by itself."""
+def check(config: Any, mesh: Mesh) -> None:
+  """Raises ConfigError for what is wrong with a config's numbers."""
   counts = {name: config[name] for name in ('steps', 'eval_every', 'log_every', 'microbatches')}
   if config.stop_at_target:
     check_target(config)
@@ -166,6 +180,12 @@ def check(config: Any) -> None:
   for name, value in counts.items():
     if value < 1:
       raise ConfigError(f'config.{name}={value} must be at least 1')
+  shards = parallel.batch_shards(mesh) * config.microbatches
+  if config.data.batch_size % shards:
+    raise ConfigError(
+      f'config.data.batch_size={config.data.batch_size} does not divide into {config.microbatches} microbatches of '
+      f'{parallel.batch_shards(mesh)} shards'
+    )
   guard.check(config)
   recipe.check(config)
 

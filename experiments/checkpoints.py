@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,8 +197,7 @@ def export(run: Run, workdir: Path, state: TrainState, scores: dict[str, float])
   params = state.average if run.config.recipe.average else state.params
   whole = jax.jit(lambda x: x, out_shardings=parallel.replicated(run.mesh))((params, state.model_state))
   about = {'config': folder.as_json(run.config), 'step': int(state.step), 'scores': scores}
-  handler = ocp.CompositeCheckpointHandler(variables=_handler(), about=ocp.JsonCheckpointHandler())
-  with ocp.Checkpointer(handler) as writer:
+  with ocp.Checkpointer(_exported(_handler())) as writer:
     variables = {'params': whole[0], **whole[1]}
     items = ocp.args.Composite(variables=ocp.args.PyTreeSave(variables), about=ocp.args.JsonSave(about))
     writer.save((workdir / 'export').absolute(), args=items, force=True)
@@ -214,8 +212,13 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
   folder = Path(folder).absolute()
   if not folder.is_dir():
     raise ConfigError(f'no export in {folder}; a run writes it when it ends')
-  about = json.loads((folder / 'about' / 'metadata').read_text())
-  reader = ocp.PyTreeCheckpointer()
-  shapes = reader.metadata(folder / 'variables')
-  arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.item_metadata.tree)
-  return reader.restore(folder / 'variables', restore_args=arguments), about
+  with ocp.Checkpointer(_exported(ocp.PyTreeCheckpointHandler())) as reader:
+    shapes = reader.metadata(folder).item_metadata['variables'].tree
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    items = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=arguments), about=ocp.args.JsonRestore())
+    found = reader.restore(folder, args=items)
+  return found['variables'], found['about']
+
+
+def _exported(variables: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler:
+  return ocp.CompositeCheckpointHandler(variables=variables, about=ocp.JsonCheckpointHandler())

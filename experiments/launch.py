@@ -23,6 +23,9 @@ from ml_collections import config_flags
 from experiments import processes
 from experiments.errors import AGAIN, FAILED, INTERRUPTED, MISTAKE, STOPPED, ConfigError, Preempted, RunError
 
+_CACHE = flags.DEFINE_string(
+  'compilation_cache', str(Path.home() / '.cache' / 'kronmesh'), "Folder for compiled programs; '' for none."
+)
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error that would be one line.')
 _DEFAULT_CONFIG = str(Path(__file__).parent / 'configs' / 'digits.py')
 
@@ -40,6 +43,7 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
     if len(argv) > 1:
       raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
     try:
+      use_cache(_CACHE.value)
       use_devices(config.value)
       processes.join()
     except OSError as error:  # a file that could not be read shows at the first use of its config
@@ -52,6 +56,13 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
     app.run(guarded(run), flags_parser=_parse_flags)
   except KeyboardInterrupt:
     sys.exit(INTERRUPTED)
+
+
+def use_cache(folder: str) -> None:
+  """Keeps compiled programs for the next run; JAX's own environment variable comes first."""
+  if folder and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def use_devices(config: Any) -> None:

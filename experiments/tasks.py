@@ -15,6 +15,8 @@ from experiments import recipe
 from experiments.errors import ConfigError
 from kronmesh import kron, models
 
+DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+
 
 class Task(NamedTuple):
   """`loss(params, model_state, batch, train)` -> (loss, (metrics, new model state)).
@@ -62,8 +64,13 @@ def _make_model(config: Any) -> nn.Module:
   }
   if name not in classes:
     raise ConfigError(f'config.model.name={name!r} is unknown; choose from {", ".join(classes)}')
-  settings['dtype'] = jnp.dtype(settings.get('dtype', 'float32'))
-  return classes[name](**settings)
+  kind = settings.pop('dtype', 'float32')
+  if kind not in DTYPES:
+    raise ConfigError(f'config.model.dtype={kind!r} is unknown; choose from {", ".join(DTYPES)}')
+  try:
+    return classes[name](**settings, dtype=jnp.dtype(kind))
+  except TypeError as error:
+    raise ConfigError(f'config.model of {name!r}: {str(error).replace("__init__() ", "")}') from error
 
 
 def _apply(model: nn.Module, params: Any, model_state: Any, images: jax.Array, train: bool) -> tuple[jax.Array, Any]:

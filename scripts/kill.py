@@ -48,7 +48,7 @@ _AFTER = 1.5  # seconds of training within which it is killed
 
 
 class Result(NamedTuple):
-  """moments: what was going on at each kill. seconds: until the others had ended, of several processes. ends: compared runs."""
+  """moments: what went on at each kill. seconds: until the others had ended, of several processes. ends: runs compared."""
 
   moments: Counter
   seconds: list[float]
@@ -162,13 +162,13 @@ def _leaves(tree: Any, path: str = '') -> dict[str, np.ndarray]:
 def main(config: Any, workdir: str) -> None:
   del config
   begun, kills, processes = time.monotonic(), _KILLS.value, _PROCESSES.value
-  steps = 1000
+  steps = 1000 if processes == 1 else 400
   result = kill_often(Path(workdir).absolute(), kills, processes, steps)
   kinds = ', '.join(f'{n} {kind}' for kind, n in result.moments.most_common())
   lines = [
     f'python scripts/kill.py --kills={kills} --processes={processes}',
     f'{result.moments.total()} kills: {kinds}',
-    f"{result.ends} runs of {steps} steps came to their end: losses and final parameters bit for bit the uninterrupted one's",
+    f'{result.ends} runs of {steps} steps came to their end: losses and parameters as uninterrupted, bit for bit',
   ]
   if result.seconds:
     lines.append(f'the other processes had ended after {max(result.seconds):.1f} s at most')

@@ -20,6 +20,14 @@ def choose(preset: str, presets: Sequence[str]) -> None:
     raise ValueError(f'preset {preset!r} is unknown; choose from {", ".join(presets)}')
 
 
+def model(name: str, **settings: Any) -> ConfigDict:
+  """A model's section: its own settings, and those that all (or all deep ones) have."""
+  shared = {'dtype': 'float32'}
+  if name in ('resnet', 'transformer', 'vit'):
+    shared['keep'] = 'all'  # activations for the backward pass: all, products, weights, blocks (models/layers.py)
+  return ConfigDict({'name': name, **shared, **settings})
+
+
 def defaults() -> ConfigDict:
   """Units are in the names: *_steps and *_every count optimiser steps, sizes count examples."""
   config = ConfigDict()
@@ -52,7 +60,7 @@ def defaults() -> ConfigDict:
   config.stop_at_target = False
   config.optimizer = 'kfac'
 
-  config.model = ConfigDict({'name': 'mlp'})
+  config.model = model('mlp')
   config.data = ConfigDict({'name': 'digits', 'folder': '', 'source': '', 'batch_size': 256, 'augment': False})
   config.data.shape = ()  # of an example of 'noise'
   config.data.image_size = 224  # of data sets that are cropped (imagenet2012)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults, grid
+from experiments.configs.defaults import defaults, grid, model
 
 
 def get_config() -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.devices = 8
   config.mesh = 'data=4,model=2'
   config.task = 'reconstruct'
-  config.model = ConfigDict({'name': 'autoencoder', 'widths': (256, 128, 64, 16)})
+  config.model = model('autoencoder', widths=(256, 128, 64, 16))
   config.data.batch_size = 1496  # of 1,498: as good as the whole set
   config.data.eval_split = 'train'
   config.data.eval_batch_size = 1504

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults, grid
+from experiments.configs.defaults import defaults, grid, model
 
 
 def get_config() -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.devices = 8
   config.mesh = 'data=4,model=2'
   config.task = 'classify'
-  config.model = ConfigDict({'name': 'mlp', 'hidden': (128, 64), 'classes': 10, 'activation': 'tanh'})
+  config.model = model('mlp', hidden=(128, 64), classes=10, activation='tanh')
   config.data.batch_size = 512
   config.data.eval_batch_size = 304
   config.steps = 60

@@ -10,14 +10,14 @@ a folder named by --config.data.source.
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults
+from experiments.configs.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
   choose(preset, ('full', 'small', 'whole', 'whole_small'))
   config = defaults()
   config.task = 'reconstruct'
-  config.model = ConfigDict({'name': 'autoencoder', 'widths': (1000, 500, 250, 30)})
+  config.model = model('autoencoder', widths=(1000, 500, 250, 30))
   config.data.name = 'fashion_mnist'
   config.data.batch_size = 4096
   config.data.eval_split = 'train'

@@ -9,12 +9,12 @@ Small enough to try many batches on two cores. Needs Debian's dataset-fashion-mn
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults
+from experiments.configs.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:
   config = defaults()
-  config.model = ConfigDict({'name': 'mlp', 'hidden': (256, 128), 'classes': 10, 'activation': 'tanh'})
+  config.model = model('mlp', hidden=(256, 128), classes=10, activation='tanh')
   config.data.name = 'fashion_mnist'
   config.data.batch_size = 1024
   config.data.eval_batch_size = 10_000

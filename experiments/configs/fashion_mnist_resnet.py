@@ -10,15 +10,13 @@ IDX files in a folder named by --config.data.source.
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults
+from experiments.configs.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
   choose(preset, ('full', 'small', 'large'))
   config = defaults()
-  config.model = ConfigDict(
-    {'name': 'resnet', 'blocks': (1, 1, 1), 'classes': 10, 'width': 16, 'bottleneck': False, 'stem': 'small'}
-  )
+  config.model = model('resnet', blocks=(1, 1, 1), classes=10, width=16, bottleneck=False, stem='small')
   config.model.dtype = 'float32'
   config.data.name = 'fashion_mnist'
   config.data.batch_size = 512

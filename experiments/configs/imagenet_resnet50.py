@@ -8,12 +8,12 @@ with it: the data set cannot be shipped, and the tests run it on mock data of th
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults
+from experiments.configs.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:
   config = defaults()
-  config.model = ConfigDict({'name': 'resnet', 'blocks': (3, 4, 6, 3), 'classes': 1000, 'width': 64})
+  config.model = model('resnet', blocks=(3, 4, 6, 3), classes=1000, width=64)
   config.model.bottleneck = True
   config.model.stem = 'imagenet'
   config.model.dtype = 'bfloat16'

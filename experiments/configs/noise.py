@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults
+from experiments.configs.defaults import choose, defaults, model
 
 # model, shape of an example, batch size
 PRESETS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
@@ -54,10 +54,10 @@ PRESETS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
 
 def get_config(preset: str = 'resnet50') -> ConfigDict:
   choose(preset, tuple(PRESETS))
-  model, shape, batch_size = PRESETS[preset]
+  settings, shape, batch_size = PRESETS[preset]
   config = defaults()
-  config.model = ConfigDict(model)
+  config.model = model(**settings)
   config.data.update({'name': 'noise', 'shape': shape, 'batch_size': batch_size})
-  config.task = {'autoencoder': 'reconstruct', 'transformer': 'next_token'}.get(model['name'], 'classify')
+  config.task = {'autoencoder': 'reconstruct', 'transformer': 'next_token'}.get(settings['name'], 'classify')
   config.kfac.update({'fisher': 'empirical', 'part': 1 / 8 if batch_size > 8 else 1.0})
   return config

@@ -8,13 +8,13 @@ The target is the squared error of the solution, relative to the solution itself
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults
+from experiments.configs.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:
   config = defaults()
   config.task = 'poisson'
-  config.model = ConfigDict({'name': 'mlp', 'hidden': (64, 64, 64), 'classes': 1, 'activation': 'tanh'})
+  config.model = model('mlp', hidden=(64, 64, 64), classes=1, activation='tanh')
   config.data.name = 'poisson'
   config.data.batch_size = 1024
   config.data.eval_batch_size = 1024

@@ -8,16 +8,14 @@ Presets behind a colon: `full` (4 layers of 256; a GPU), `small` (2 layers of 64
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults
+from experiments.configs.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
   choose(preset, ('full', 'small'))
   config = defaults()
   config.task = 'next_token'
-  config.model = ConfigDict(
-    {'name': 'transformer', 'vocabulary': 128, 'length': 65, 'layers': 4, 'width': 256, 'heads': 8}
-  )
+  config.model = model('transformer', vocabulary=128, length=65, layers=4, width=256, heads=8)
   config.data.name = 'python_text'
   config.data.batch_size = 512
   config.data.eval_examples = 512

@@ -28,6 +28,31 @@ def accurate(x: Float[Array, '...']) -> Float[Array, '...']:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+REMAT = {
+  'blocks': None,
+  'products': jax.checkpoint_policies.dots_saveable,
+  'weights': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(block: type[nn.Module], keep: str) -> type[nn.Module]:
+  """A block whose activations are computed again in the backward pass, but for what is kept.
+
+  Args:
+    block: its class.
+    keep: 'all' (nothing is computed again), 'blocks' (the inputs of blocks), 'products' (results of matrix products too),
+      'weights' (of those with weights, not of attention's).
+
+  Raises:
+    ValueError: another word.
+  """
+  if keep == 'all':
+    return block
+  if keep not in REMAT:
+    raise ValueError(f'keep={keep!r} is unknown; choose from all, {", ".join(REMAT)}')
+  return nn.remat(block, policy=REMAT[keep])
+
+
 def constrain(x: Float[Array, '...'], *names: str | None) -> Float[Array, '...']:
   """An activation with these logical axes, sharded by the rules in force (`parallel.logical_axes`), if there are any.
 

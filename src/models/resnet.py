@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layers import accurate, constrain, dense, named
+from .layers import accurate, constrain, dense, named, remat
 
 
 class ResNet(nn.Module):
@@ -24,6 +24,7 @@ class ResNet(nn.Module):
     stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4); as wide in time, but the
       first convolution keeps every frame.
     dtype: of the computation; parameters are float32.
+    keep: which activations are kept for the backward pass, see `layers.remat`.
   """
 
   blocks: Sequence[int]
@@ -32,6 +33,7 @@ class ResNet(nn.Module):
   bottleneck: bool = True
   stem: str = 'imagenet'
   dtype: Any = jnp.float32
+  keep: str = 'all'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b *space c'], train: bool = False) -> Float[Array, 'b classes']:
@@ -54,7 +56,7 @@ class ResNet(nn.Module):
     for stage, count in enumerate(self.blocks):
       for block in range(count):
         strides = 2 if stage > 0 and block == 0 else 1
-        residual = _Block(
+        residual = remat(_Block, self.keep)(
           self.width * 2**stage, strides, self.bottleneck, conv, norm, name=f'stage{stage}_block{block}'
         )
         x = residual(x)

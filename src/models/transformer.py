@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .attention import AttentionBlock, layer_norm
-from .layers import accurate, dense, named
+from .layers import accurate, dense, named, remat
 
 
 class Transformer(nn.Module):
@@ -19,6 +19,7 @@ class Transformer(nn.Module):
     vocabulary: how many tokens there are.
     length: the longest sequence.
     width: of the residual stream; the heads divide it.
+    keep: which activations are kept for the backward pass, see `layers.remat`.
   """
 
   vocabulary: int
@@ -27,6 +28,7 @@ class Transformer(nn.Module):
   width: int = 64
   heads: int = 4
   dtype: Any = jnp.float32
+  keep: str = 'all'
 
   @nn.compact
   def __call__(self, tokens: Int[Array, 'b t'], train: bool = False) -> Float[Array, 'b t v']:
@@ -39,6 +41,6 @@ class Transformer(nn.Module):
     positions = self.param('positions', named(init, None, 'width'), (self.length, self.width))
     x = (table(tokens) + positions[:t]).astype(self.dtype)
     for i in range(self.layers):
-      x = AttentionBlock(self.width, self.heads, self.dtype, causal=True, name=f'block_{i}')(x)
+      x = remat(AttentionBlock, self.keep)(self.width, self.heads, self.dtype, causal=True, name=f'block_{i}')(x)
     x = layer_norm(self.dtype, 'norm')(x)
     return accurate(dense(self.vocabulary, ('width', None), init, use_bias=False, dtype=self.dtype, name='logits')(x))

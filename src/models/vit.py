@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .attention import AttentionBlock, layer_norm
-from .layers import accurate, dense, named
+from .layers import accurate, dense, named, remat
 
 
 class ViT(nn.Module):
@@ -19,6 +19,7 @@ class ViT(nn.Module):
   Attributes:
     patch: its sides along the axes of space, which they divide.
     width: of the residual stream; the heads divide it.
+    keep: which activations are kept for the backward pass, see `layers.remat`.
   """
 
   classes: int
@@ -27,6 +28,7 @@ class ViT(nn.Module):
   width: int = 768
   heads: int = 12
   dtype: Any = jnp.float32
+  keep: str = 'all'
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b *space c'], train: bool = False) -> Float[Array, 'b classes']:
@@ -43,7 +45,7 @@ class ViT(nn.Module):
     x = x.reshape(x.shape[0], -1, self.width)
     x = x + self.param('positions', named(init, None, 'width'), x.shape[1:]).astype(self.dtype)
     for i in range(self.layers):
-      x = AttentionBlock(self.width, self.heads, self.dtype, causal=False, name=f'block_{i}')(x)
+      x = remat(AttentionBlock, self.keep)(self.width, self.heads, self.dtype, causal=False, name=f'block_{i}')(x)
     x = layer_norm(self.dtype, 'norm')(x).mean(1)
     init = nn.initializers.lecun_normal()
     return accurate(dense(self.classes, ('width', None), init, dtype=self.dtype, name='logits')(x))

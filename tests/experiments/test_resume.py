@@ -50,7 +50,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (n != 'kfac')) for n in VARIANTS])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
   """Bit for bit: losses, and all of the state. Cut off between checkpoints, at one, and before the first."""
   config = classifier() if 'mixup' in name else small(steps=12)
@@ -178,7 +178,9 @@ def ruin(path, how):
     largest.write_bytes(data[: len(data) // 2] if how == 'truncated' else b'\0' * len(data))
 
 
-@pytest.mark.parametrize('how', ['truncated', 'zeros', 'empty', 'no data', 'no position'])
+@pytest.mark.parametrize(
+  'how', ['truncated', 'no position', *(pytest.param(h, marks=pytest.mark.long) for h in ('zeros', 'empty', 'no data'))]
+)
 def test_a_checkpoint_that_cannot_be_read_is_set_aside(tmp_path, how):
   config = small(steps=9)
   config.checkpoint_every, config.keep_checkpoints = 3, 3
