@@ -181,7 +181,7 @@ def check(config: Any, mesh: Mesh) -> None:
     if value < 1:
       raise ConfigError(f'config.{name}={value} must be at least 1')
   shards = parallel.batch_shards(mesh) * config.microbatches
-  if config.data.batch_size % shards:
+  if config.microbatches > 1 and config.data.batch_size % shards:
     raise ConfigError(
       f'config.data.batch_size={config.data.batch_size} does not divide into {config.microbatches} microbatches of '
       f'{parallel.batch_shards(mesh)} shards'

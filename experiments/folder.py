@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from experiments.errors import ConfigError, RunError
 
 # What may change between the parts of a run: its length, what is written, and where it runs.
@@ -27,6 +29,7 @@ FREE = (
   'stop_at_target',
   'eval_every',
   'log_every',
+  'health_every',
   'checkpoint_every',
   'checkpoint_minutes',
   'keep_checkpoints',
@@ -179,11 +182,21 @@ class Rows:
       write(self.path, ''.join(json.dumps(row) + '\n' for row in read_rows(self.path) if row['step'] <= step))
 
 
+# What optimisers count, and in words.
+_COUNTED = {
+  'rejected_statistics': 'statistics were not finite and were dropped',
+  'rejected_inverses': 'inverses were not finite and were dropped',
+  'redamped_inverses': 'inverses needed more than the damping',
+  'overflows': 'gradients were beyond float16; the loss scale was halved each time',
+}
+
+
 class Events:
   """What is out of the ordinary: each to `events.jsonl` and, in one line, to stderr. Only the chief's are written."""
 
   def __init__(self, workdir: Path, chief: bool, quiet: bool):
     self.path, self.chief, self.quiet = workdir / 'events.jsonl', chief, quiet
+    self.counts = dict.fromkeys(_COUNTED, 0)
 
   def add(self, kind: str, step: int, words: str, **more: Any) -> None:
     if not self.chief:
@@ -192,4 +205,12 @@ class Events:
     with self.path.open('a') as file:
       file.write(json.dumps(row) + '\n')
     if not self.quiet:
-      print(f'{kind}: {words}', file=sys.stderr, flush=True)
+      tqdm.write(f'{kind}: {words}', file=sys.stderr)  # above a progress bar, if there is one
+
+  def count(self, row: dict[str, Any]) -> None:
+    """Tells of what an optimiser counts in its state, when there is more of it."""
+    for name, words in _COUNTED.items():
+      now = row.get(name, 0)
+      if now > self.counts[name]:
+        self.add('warning', row['step'], f'by step {row["step"]}: {now:.0f} {words}', count=now)
+      self.counts[name] = max(now, self.counts[name])

@@ -128,7 +128,7 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 
 def _fail(error: Exception | str, code: int) -> None:
-  if isinstance(error, Exception) and _DEBUG.value:
+  if isinstance(error, Exception) and flags.FLAGS.is_parsed() and _DEBUG.value:
     traceback.print_exception(error)
   message = ' '.join(str(error).split())
   if processes.several():

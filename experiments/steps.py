@@ -189,6 +189,7 @@ def _health(opt_state: Any) -> Metrics:
     'clip',
     'rejected_statistics',
     'rejected_inverses',
+    'redamped_inverses',
     'refreshes_saved',
     'damping',
     'learning_rate',

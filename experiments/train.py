@@ -28,14 +28,18 @@ from experiments import faults, folder, processes
 from experiments.build import Run, build
 from experiments.checkpoints import Saver, export, open_checkpoints, restore, set_aside
 from experiments.errors import Preempted
+from experiments.layers import Layers
+from experiments.machine import peak
+from experiments.meter import Meter
 from experiments.optimizers import SECOND_ORDER
-from experiments.plan import plan
+from experiments.plan import plan, step_flops
 from experiments.preemption import Preemption
 from experiments.profile import Profile
 from experiments.progress import Progress
 from experiments.steps import TrainState
 from experiments.tasks import first_at
 from experiments.watchdog import Watchdog
+from experiments.writers import Writers
 
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Check the config, print what would run, and end. Nothing is written.')
 _PROFILE = flags.DEFINE_string('profile', None, 'FIRST:LAST, the steps that are traced into the folder `profile`.')
@@ -90,11 +94,12 @@ def train(
         )
     if start:
       events.add('resumed', start, f'from the checkpoint of step {start}')
-    log = folder.Rows(workdir / 'metrics.jsonl', chief)
-    log.drop_after(start)
+    for name in ('metrics', 'layers'):
+      folder.Rows(workdir / f'{name}.jsonl', chief).drop_after(start)
     if not processes.agree(chief and arrived(run, folder.evaluations(workdir))):
+      writers = stack.enter_context(Writers(config, workdir, start, chief))
       saver, quiet = Saver(run, checkpoints), quiet or not chief
-      _loop(run, restored.state, restored.position, saver, events, log, tracing, watchdog, quiet)
+      _loop(run, restored.state, restored.position, saver, writers, events, tracing, watchdog, quiet)
   return folder.evaluations(workdir) if chief else []
 
 
@@ -103,18 +108,23 @@ def _loop(
   state: TrainState,
   position: int,
   saver: Saver,
+  writers: Writers,
   events: folder.Events,
-  log: folder.Rows,
   tracing: Profile,
   watchdog: Watchdog,
   quiet: bool,
 ) -> None:
   """`position`: the number of the next batch, which is the step's but for batches left out after a fault."""
-  config, workdir = run.config, log.path.parent
+  config, workdir = run.config, events.path.parent
   step, batches = int(state.step), run.train_batches(config.seed, position)
   before = folder.evaluations(workdir)
   trained, clock = before[-1]['seconds'] if before else 0.0, time.perf_counter()
-  policy, pending = faults.Policy(config), []
+  policy, pending, meter, layers = (
+    faults.Policy(config),
+    [],
+    Meter(config.data.batch_size),
+    Layers(run, workdir, writers),
+  )
   with (
     Progress(f'{config.optimizer} on {config.data.name}', config.steps, step, config.data.batch_size, quiet) as bar,
     Preemption() as preemption,
@@ -122,7 +132,8 @@ def _loop(
   ):
     while step < config.steps:
       tracing.before(step, state)
-      batch = next(batches)
+      with meter.of('input'):
+        batch = next(batches)
       watchdog.beat(step)  # a process that waits for data has not come to this
       state, metrics = run.step(state, batch, step)
       step, position = step + 1, position + 1
@@ -133,31 +144,40 @@ def _loop(
       rows = _fetched(pending)  # one wait for the device for all the steps since the last
       good = [row for row in rows if not row['held']]
       trained += time.perf_counter() - clock
-      log.add(_scalars(row) for row in good)
+      writers.steps(good)
+      times = meter.row(step)
+      writers.row('time', times)
       if good:
-        bar.warn_of_rejected(good[-1])
-        bar.update(good[-1]['step'], good[-1])
+        events.count(good[-1])
+        bar.update(good[-1]['step'], good[-1], times.get('examples_per_second'))
+      if not meter.flops_share and not quiet:
+        meter.flops_share = step_flops(run, state, batch) / peak(config.model.dtype, run.mesh.size)
       forward = True
       if len(good) < len(rows):
         position -= len(rows) - len(good)
-        state, forward = faults.handle(run, state, position, good, rows[len(good)], policy, saver, events, log)
+        state, forward = faults.handle(run, state, position, good, rows[len(good)], policy, saver, events, writers.log)
         step, position = int(state.step), position + 1
         batches = run.train_batches(config.seed, position)
+      elif layers.due(step):
+        layers.write(state, rows[-1])
       pending, scores, reached = [], None, False
       if forward and (step % config.eval_every == 0 or step == config.steps):
-        scores = evaluate_all(run, state, watchdog.beat)
+        with meter.of('evaluation'):
+          scores = evaluate_all(run, state, watchdog.beat)
         row = {'step': step, 'seconds': trained, **{f'eval_{k}': v for k, v in scores.items()}}
-        log.add([row])
+        writers.row('eval', row)
         bar.note(scores)
         reached = arrived(run, [row])
       ends = reached or step == config.steps
-      saver.save_if_due(state, step, position, scores, at_once=stop or ends)
+      with meter.of('checkpoint'):
+        saver.save_if_due(state, step, position, scores, at_once=stop or ends)
+        if ends or stop:
+          saver.finish()
+        if ends:
+          export(run, workdir, state, scores)
       if ends:
-        saver.finish()
-        export(run, workdir, state, scores)
         return
       if stop:
-        saver.finish()
         raise Preempted(f'told to stop: saved step {step} of {config.steps}; the same command goes on from there')
       clock = time.perf_counter()
 
@@ -173,10 +193,6 @@ def _fetched(pending: list[tuple[int, dict[str, jax.Array]]]) -> list[dict[str, 
     {'step': step, **{k: v.item() if v.ndim == 0 else v for k, v in metrics.items()}}
     for step, metrics in jax.device_get(pending)
   ]
-
-
-def _scalars(row: dict[str, Any]) -> dict[str, Any]:
-  return {k: v for k, v in row.items() if np.ndim(v) == 0 and k not in ('held', 'finite_input')}
 
 
 def evaluate_all(run: Run, state: TrainState, beat: Callable[[], None] = lambda: None) -> dict[str, float]:

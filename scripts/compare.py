@@ -133,7 +133,7 @@ def last_metrics(folder: Path) -> dict[str, float]:
   """What a run logged at its last step."""
   log = folder / 'metrics.jsonl'
   rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-  return next((row for row in reversed(rows) if 'seconds' not in row), {})
+  return next((row for row in reversed(rows) if 'loss' in row), {})
 
 
 def summarise(name: str, run: Run, curves: list[list[dict[str, float]] | None]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax import lax
 
+from experiments.machine import least, machine
 from kronmesh.kron.operators.patches import gram_of_patches, patches
-from scripts.floors import least, machine
 from scripts.report import columns
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')

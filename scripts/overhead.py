@@ -29,9 +29,10 @@ from absl import flags
 
 from experiments.build import Run, build
 from experiments.errors import ConfigError, RunError
+from experiments.machine import machine
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
-from scripts.floors import floors, machine
+from scripts.floors import floors
 from scripts.overhead_tables import report, summary
 from scripts.programs import abstract, compile_all, programs_of
 

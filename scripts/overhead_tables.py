@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from scripts.floors import Machine
+from experiments.machine import Machine
 from scripts.report import columns
 
 BOUNDS = ('least', 'flops', 'bytes')

@@ -39,6 +39,8 @@ def defaults() -> ConfigDict:
   config.keep_checkpoints = 2  # the newest; 0: none are written
   config.keep_best = 0  # beside the newest, so many of the best evaluations, which are saved as they happen
   config.log_every = 10
+  config.health_every = 100  # steps between looks at every layer's curvature and update; 0: never
+  config.writers = ConfigDict({'tensorboard': True, 'wandb': ''})  # wandb: the project's name
   config.microbatches = 1  # into how many a batch is divided, one after the other: as little memory, the same step
   config.mesh = 'data=-1'
   config.devices = 0  # emulated CPU devices; 0: those there are

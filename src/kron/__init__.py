@@ -8,6 +8,7 @@ from .dealing import Deal, lay_out, least, load
 from .eigenbasis import Eigenbasis, basis
 from .ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
 from .errors import CurvatureError
+from .health import Health, health
 from .kfac import ClipByKlState, clip_by_kl, kfac
 from .kfac_adam import ScaleByKfacAdamState, kfac_adam, scale_by_kfac_adam
 from .logical import from_logical, to_logical
@@ -37,6 +38,7 @@ __all__ = [
   'CurvatureError',
   'Deal',
   'Eigenbasis',
+  'Health',
   'Layout',
   'Local',
   'Placement',
@@ -67,6 +69,7 @@ __all__ = [
   'from_logical',
   'gauss_newton',
   'growing',
+  'health',
   'intervals',
   'kfac',
   'kfac_adam',

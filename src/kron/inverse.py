@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .stacks import Layout
 
@@ -56,6 +56,34 @@ def damped_inverse(
   if method == 'newton_schulz':
     return _newton_schulz(damped, jnp.zeros_like(damped) if old is None else old)
   return spd_inverse(damped)
+
+
+def sure_inverse(
+  matrices: Float[Array, 'o s n n'],
+  damping: Float[Array, 'o s'],
+  wanted: Bool[Array, 'o s'],
+  method: str,
+  old: Float[Array, 'o s n n'],
+) -> tuple[Float[Array, 'o s n n'], Bool[Array, 'o s']]:
+  """`damped_inverse`, again with ten times the damping where it fails and is wanted, up to 10^4 times.
+
+  Returns:
+    The inverses, NaN where all of that fails, and which have more damping.
+  """
+
+  def unfinished(carry):
+    new, _, tries = carry
+    return (tries == 0) | ((tries < 5) & (wanted & ~jnp.isfinite(new).all((-1, -2))).any())
+
+  def again(carry):
+    new, times, tries = carry
+    failed = wanted & ~jnp.isfinite(new).all((-1, -2))
+    times = jnp.where(failed & (tries > 0), 10 * times, times)
+    return damped_inverse(matrices, damping * times, method, old), times, tries + 1
+
+  # The first try is inside, so that the inverse is compiled once.
+  new, times, _ = jax.lax.while_loop(unfinished, again, (jnp.full_like(matrices, jnp.nan), jnp.ones_like(damping), 0))
+  return new, times > 1
 
 
 def split_inverse(

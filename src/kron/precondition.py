@@ -18,7 +18,7 @@ from .dealing import Deal, deal_of, lay_out
 from .errors import CurvatureError
 from .explicit import typed_update
 from .grouped import precondition_by_group
-from .inverse import INVERSES, damped_inverse, slot_damping, split_inverse
+from .inverse import INVERSES, slot_damping, split_inverse, sure_inverse
 from .placing import Local, Placement
 from .schedule import Interval, at, is_due
 from .stacks import Layout
@@ -32,12 +32,19 @@ class ScaleByKfacState(NamedTuple):
 
   inverses: damped inverses as of the last refresh; identities before the first.
   rejected_inverses: how many were dropped so far for not being finite.
+  redamped_inverses: how many needed more than the damping.
   """
 
   count: Int[Array, '']
   averages: Averages
   inverses: dict[str, Float[Array, 'o s n n']]
   rejected_inverses: Int[Array, '']
+  redamped_inverses: Int[Array, '']
+
+  @classmethod
+  def of_nothing(cls, layout: Layout) -> ScaleByKfacState:
+    none = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
+    return cls(none(), Averages.of_nothing(layout), layout.identities(), none(), none())
 
 
 def scale_by_kfac(
@@ -88,12 +95,7 @@ def scale_by_kfac(
 
   def init(params):
     del params
-    return ScaleByKfacState(
-      count=jnp.zeros((), jnp.int32),
-      averages=Averages.of_nothing(layout),
-      inverses=layout.identities(),
-      rejected_inverses=jnp.zeros((), jnp.int32),
-    )
+    return ScaleByKfacState.of_nothing(layout)
 
   def update(updates, state, params=None, *, stats=None, phase: Phase | None = None, **extra):
     del params
@@ -151,9 +153,16 @@ def refreshed(
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
   old = placement.own(state.inverses, layout)
   renew = functools.partial(renewed, method=inverse, axes=placement.axes)
-  inverses, dropped = placement.over_stacks(renew)(means, added, state.averages.weights, old, only)
-  inverses = placement.share(inverses, layout)
-  return state._replace(inverses=inverses, rejected_inverses=state.rejected_inverses + dropped.sum(dtype=jnp.int32))
+  inverses, counts = placement.over_stacks(renew)(means, added, state.averages.weights, old, only)
+  return counted(state._replace(inverses=placement.share(inverses, layout)), counts)
+
+
+def counted(state: Any, counts: Int[Array, 'o 2']) -> Any:
+  """A state with what `renewed` counted added to its own."""
+  rejected, redamped = counts.sum(0, dtype=jnp.int32)
+  return state._replace(
+    rejected_inverses=state.rejected_inverses + rejected, redamped_inverses=state.redamped_inverses + redamped
+  )
 
 
 def renewed(
@@ -164,31 +173,38 @@ def renewed(
   only: dict[str, Bool[Array, 'o s']] | None,
   method: str,
   axes: tuple[str, ...],
-) -> tuple[dict[str, Float[Array, 'o s r n']], Int[Array, 'o']]:
-  """Damped inverses, and how many were dropped: a slot keeps its old one if the new is not finite or rests on nothing."""
+) -> tuple[dict[str, Float[Array, 'o s r n']], Int[Array, 'o 2']]:
+  """Damped inverses, and how many were dropped and how many needed more damping.
+
+  A slot keeps its old one if the new is not finite or rests on nothing. A matrix that cannot be inverted gets ten times the
+  damping, up to 10^4 times; one that is split over owners does not.
+  """
 
   def renew(x, damping, weights, old, wanted):
     split = x.shape[-2] < x.shape[-1]
-    new = split_inverse(x, damping, axes) if split else damped_inverse(x, damping, method, old)
-    finite, known = jnp.isfinite(new).all((-1, -2)), (weights > 0) & wanted
-    dropped = (~finite & known).sum(1, dtype=jnp.int32)
+    known = (weights > 0) & wanted
     if split:  # all have a part of it, and one counts
-      finite = jax.lax.psum((~finite).astype(jnp.int32), axes) == 0
-      dropped = (~finite & known).sum(1, dtype=jnp.int32) * (jax.lax.axis_index(axes) == 0)
-    return jnp.where((finite & known)[..., None, None], new, old), dropped
+      new, more = split_inverse(x, damping, axes), jnp.zeros_like(known)
+      finite = jax.lax.psum((~jnp.isfinite(new).all((-1, -2))).astype(jnp.int32), axes) == 0
+      count = known & (jax.lax.axis_index(axes) == 0)
+    else:
+      new, more = sure_inverse(x, damping, known, method, old)
+      finite, count = jnp.isfinite(new).all((-1, -2)), known
+    counts = jnp.stack([(~finite & count).sum(1, dtype=jnp.int32), (finite & more).sum(1, dtype=jnp.int32)], -1)
+    return jnp.where((finite & known)[..., None, None], new, old), counts
 
   def keep(x, damping, weights, old, wanted):
-    return old, jnp.zeros_like(weights[:, 0], jnp.int32)
+    return old, jnp.zeros((len(weights), 2), jnp.int32)
 
-  inverses, dropped = {}, []
+  inverses, counts = {}, []
   for stack, x in means.items():
     arrays = x, damping[stack], weights[stack], old[stack]
     if only is None:
       inverses[stack], n = renew(*arrays, True)
     else:
       inverses[stack], n = jax.lax.cond(only[stack].any(), renew, keep, *arrays, only[stack])
-    dropped.append(n)
-  return inverses, sum(dropped)
+    counts.append(n)
+  return inverses, sum(counts)
 
 
 def apply_inverses(

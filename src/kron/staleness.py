@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .averages import Averages, batch_means
+from .averages import batch_means
 from .curvature import Curvature
 from .dealing import lay_out, undivided
 from .errors import CurvatureError
@@ -97,10 +97,10 @@ def scale_by_stale_kfac(
 
   def init(params):
     del params
-    zero, number = jnp.zeros((), jnp.int32), jnp.zeros(len(names), jnp.int32)
+    number = jnp.zeros(len(names), jnp.int32)
     empty = layout.zeros()
     staleness = Staleness(number, number, number, number, empty, empty)
-    kfac = ScaleByKfacState(zero, Averages.of_nothing(layout), layout.identities(), zero)
+    kfac = ScaleByKfacState.of_nothing(layout)
     return ScaleByStaleKfacState(kfac, staleness, jnp.zeros((), jnp.float32))
 
   def update(updates, state, params=None, *, stats=None, phase=None, **extra):

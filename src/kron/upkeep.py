@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from .curvature import Curvature
 from .dealing import deal_of, lay_out
 from .errors import CurvatureError
 from .inverse import INVERSES, slot_damping
 from .placing import Local, Placement
-from .precondition import find_state, renewed, replace_state
+from .precondition import ScaleByKfacState, find_state, renewed, replace_state
 from .schedule import Interval, Unit, at, deal_units, growing, is_due
 from .stacks import Layout
 from .statistics import Statistics
@@ -126,18 +127,15 @@ def upkeep(
   def damping_of(kfac: ScaleByKfacState, caution: Any = 1.0) -> tuple[Callable, tuple]:
     return compiled('damping', added_to, (), kfac.averages.weights), (kfac.averages, kfac.count, caution)
 
-  def renewal_of(
-    name: str, averages, added, held, rejected, first: int = 0, when: Any = True
-  ) -> tuple[Callable, tuple]:
-    renew = renew_slots(layout, name, widths[name], inverse, placement)
-    args = averages.factors[name], averages.weights[name], added[name], held, rejected, np.int32(first), when
-    return compiled(name, renew, (3, 4), (held, rejected)), args
+  def renewal_of(name: str, kfac, added, held, counts, first: int = 0, when: Any = True) -> tuple[Callable, tuple]:
+    renew, averages = renew_slots(layout, name, widths[name], inverse, placement), kfac.averages
+    args = averages.factors[name], averages.weights[name], added[name], held, counts, np.int32(first), when
+    return compiled(name, renew, (3, 4), (held, counts)), args
 
   def programs(state: Any) -> dict[str, tuple[Callable, tuple]]:
     kfac = find_state(state)
     each = {
-      name: renewal_of(name, kfac.averages, kfac.averages.weights, held, kfac.rejected_inverses)
-      for name, held in kfac.inverses.items()
+      name: renewal_of(name, kfac, kfac.averages.weights, held, _counts(kfac)) for name, held in kfac.inverses.items()
     }
     return {'damping': damping_of(kfac), **each}
 
@@ -152,23 +150,29 @@ def upkeep(
     if not due:
       return state
     kfac = find_state(state)
-    inverses, rejected = dict(kfac.inverses), kfac.rejected_inverses
+    inverses, counts = dict(kfac.inverses), _counts(kfac)
     find_damping, args = damping_of(kfac, caution)
     added = find_damping(*args)
     for unit in due:
-      renew, args = renewal_of(unit.stack, kfac.averages, added, inverses[unit.stack], rejected, unit.first, when)
-      inverses[unit.stack], rejected = renew(*args)
-    return replace_state(state, kfac._replace(inverses=inverses, rejected_inverses=rejected))
+      renew, args = renewal_of(unit.stack, kfac, added, inverses[unit.stack], counts, unit.first, when)
+      inverses[unit.stack], counts = renew(*args)
+    rejected, redamped = counts
+    new = kfac._replace(inverses=inverses, rejected_inverses=rejected, redamped_inverses=redamped)
+    return replace_state(state, new)
 
   return Upkeep(lambda step: bool(is_due(step, intervals[0])), take, refresh, units, programs)
+
+
+def _counts(kfac: ScaleByKfacState) -> tuple[Array, Array]:
+  return kfac.rejected_inverses, kfac.redamped_inverses
 
 
 def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: Placement) -> Callable:
   """A function that renews `width` slots of each owner in one stack of inverses, from a slot on that is no constant.
 
   Its arguments: the stack's factors, their weights, what the damping adds, its inverses as they are held, how many were
-  rejected so far, the first slot, and whether to renew at all. Near the end of the stack it works on slots before the first
-  one, and leaves them.
+  rejected and redamped so far, the first slot, and whether to renew at all. Near the end of the stack it works on slots
+  before the first one, and leaves them.
   """
   stack = layout.stacks[name]
   count = width if stack.split else stack.owners * width
@@ -184,7 +188,7 @@ def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: 
   scattered = stack.shared and not np.array_equal(table, np.arange(stack.count)[None])
   along = 0 if stack.shared else 1  # of what is held, the axis of slots
 
-  def renew(factors, weights, added, held, rejected, first, when):
+  def renew(factors, weights, added, held, counts, first, when):
     start = jnp.minimum(first, stack.slots - width)
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, width, 1)  # noqa: E731
     weights = cut(weights)
@@ -196,12 +200,13 @@ def renew_slots(layout: Layout, name: str, width: int, inverse: str, placement: 
     else:
       old = jax.lax.dynamic_slice_in_dim(held, start, width, along)
     args = ({name: means}, {name: cut(added)}, {name: wanted}, placement.own({name: old}, part), None)
-    new, dropped = placement.over_stacks(lambda *own: renewed(*own, inverse, placement.axes))(*args)
+    new, more = placement.over_stacks(lambda *own: renewed(*own, inverse, placement.axes))(*args)
     new = placement.share(new, part)[name]
     if scattered:
       held = held.at[matrices].set(new, mode='drop', unique_indices=True)
     else:
       held = jax.lax.dynamic_update_slice_in_dim(held, new, start, along)
-    return held, rejected + dropped.sum(dtype=jnp.int32)
+    more = more.sum(0, dtype=jnp.int32)
+    return held, (counts[0] + more[0], counts[1] + more[1])
 
   return renew

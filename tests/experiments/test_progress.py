@@ -1,27 +1,34 @@
 """What a run says while it trains."""
 
+import json
+
+from experiments.folder import Events
 from experiments.progress import Progress
 
 
-def test_dropped_matrices_are_reported_once_each(capsys):
-  with Progress('run', 10, 0, 4) as bar:
-    for n in (0, 2, 2, 3):
-      bar.warn_of_rejected({'loss': 1.0, 'rejected_statistics': n, 'rejected_inverses': 0})
+def test_what_optimisers_count_is_reported_when_there_is_more(tmp_path, capsys):
+  events = Events(tmp_path, chief=True, quiet=False)
+  for step, n in enumerate((0, 2, 2, 3)):
+    events.count({'step': step, 'loss': 1.0, 'rejected_statistics': n, 'redamped_inverses': 0})
   lines = capsys.readouterr().err.splitlines()
-  assert [line.split('far ')[1] for line in lines] == [
-    '2 statistics were not finite and were dropped',
-    '3 statistics were not finite and were dropped',
-  ]
+  words = 'statistics were not finite and were dropped'
+  assert lines == [f'warning: by step 1: 2 {words}', f'warning: by step 3: 3 {words}']
+  rows = [json.loads(line) for line in (tmp_path / 'events.jsonl').read_text().splitlines()]
+  assert [(row['kind'], row['step'], row['count']) for row in rows] == [('warning', 1, 2), ('warning', 3, 3)]
 
 
 def test_lines_where_there_is_no_terminal(capsys):
   with Progress('run', 10, 0, 4) as bar:
-    bar.update(5, {'loss': 1.5, 'accuracy': 0.5, 'clip': 1.0})
+    bar.update(5, {'loss': 1.5, 'accuracy': 0.5, 'clip': 1.0}, None)
     bar.note({'accuracy': 0.25})
-    bar.update(10, {'loss': 1.25, 'accuracy': 0.5})
-  first, last = capsys.readouterr().out.splitlines()
-  assert 'step 5/10 loss 1.5 accuracy 0.5' in first and 's left' in first and 'examples/s' in first
-  assert 'step 10/10' in last and '0 s left' in last
+    bar.printed = 0.0
+    bar.update(7, {'loss': 1.5, 'accuracy': 0.5}, 6.0)
+    bar.update(10, {'loss': 1.25, 'accuracy': 0.5}, 8.0)
+  assert capsys.readouterr().out.splitlines() == [
+    'run: step 5/10 loss 1.5 accuracy 0.5',
+    'run: step 7/10 loss 1.5 accuracy 0.5, 6 examples/s, 2 s left',
+    'run: step 10/10 loss 1.25 accuracy 0.5, 8 examples/s, 0 s left',
+  ]
   with Progress('run', 10, 0, 4, quiet=True) as bar:
-    bar.update(10, {'loss': 1.0})
+    bar.update(10, {'loss': 1.0}, None)
   assert not capsys.readouterr().out

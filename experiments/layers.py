@@ -1,0 +1,91 @@
+"""What can be seen of a run layer by layer: the curvature's health, and how far updates and gradients go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.build import Run
+from experiments.folder import Rows
+from experiments.steps import TrainState
+from experiments.writers import Writers
+from kronmesh import kron
+
+
+class Layers:
+  """Writes `layers.jsonl`: numbers by layer, every `config.health_every` steps and at the end."""
+
+  def __init__(self, run: Run, workdir: Path, writers: Writers):
+    self.run, self.writers, self.config = run, writers, run.config
+    self.log = Rows(workdir / 'layers.jsonl', writers.log.chief)
+    self.health = make_health(run)
+    self.last = int(-1e9)
+
+  def due(self, step: int) -> bool:
+    """Of a step whose metrics have been fetched; the first such at or after the interval's end."""
+    every = self.config.health_every
+    return bool(every) and (step // every > self.last // every or step == self.config.steps)
+
+  def write(self, state: TrainState, row: dict[str, Any]) -> None:
+    """To be called by all processes."""
+    self.last = row['step']
+    layers = layer_rows(self.run, state, row, self.health)
+    self.log.add([{'step': row['step'], 'layers': layers}])
+    self.writers.layers(row['step'], layers)
+
+
+def make_health(run: Run) -> Callable[[TrainState], Any] | None:
+  """Of a state with factors and inverses, else None: their health as it is on the devices, to be fetched."""
+  if run.config.optimizer not in ('kfac', 'stale_kfac', 'adaptive_kfac'):
+    return None
+  own = run.config[run.config.optimizer]
+
+  @jax.jit
+  def health(state: TrainState) -> Any:
+    damping = own.damping
+    if run.config.optimizer == 'adaptive_kfac':
+      damping = kron.find_state(state.opt_state, kron.AdaptDampingState).damping
+    return kron.health(state.opt_state, run.curvature, damping * state.guard.caution, run.placement)
+
+  return health
+
+
+def layer_rows(
+  run: Run, state: TrainState, row: dict[str, Any], health: Callable | None
+) -> dict[str, dict[str, float]]:
+  """Numbers by layer.
+
+  Args:
+    state: after the step.
+    row: its metrics, with `gradient_norms` and `update_norms`.
+    health: from `make_health`.
+
+  Returns:
+    For each parameter 'gradient_norm' and 'update_norm'; for those that lead a block of the curvature also, of each factor,
+    'damping A', 'condition A', 'largest A' (the worst of its matrices), and 'refresh_interval' in steps.
+  """
+  found: dict[str, dict[str, float]] = {}
+  for i, name in enumerate(kron.param_names(run.shardings.params)):
+    found[name] = {f'{kind}_norm': float(row[f'{kind}_norms'][i]) for kind in ('gradient', 'update')}
+  if health is None:
+    return found
+  intervals = _intervals(run, state, int(row['step']))
+  for block, factors in jax.device_get(health(state)).items():
+    for factor, own in factors.items():
+      numbers = {'damping': own.damping, 'condition': own.condition, 'largest': own.largest}
+      found[block] |= {f'{k} {factor}': float(np.max(v)) for k, v in numbers.items()}
+    found[block]['refresh_interval'] = float(intervals[block])
+  return found
+
+
+def _intervals(run: Run, state: TrainState, step: int) -> dict[str, float]:
+  names = [b.name for b in run.curvature.blocks]
+  if run.config.optimizer == 'stale_kfac':
+    found = jax.device_get(kron.intervals(state.opt_state, run.curvature))
+    return {name: min(int(x) for x in found[name].values()) for name in names}
+  every = kron.growing(run.config[run.config.optimizer].inverses_every)(step)
+  return dict.fromkeys(names, every)

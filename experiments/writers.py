@@ -1,0 +1,85 @@
+"""What is measured, to whoever wants to see it: JSON lines, TensorBoard's event files, Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from experiments import folder
+from experiments.errors import ConfigError
+
+_NOT_SHOWN = ('held', 'finite_input', 'step')
+
+
+class Writers:
+  """Writes rows of metrics: all to `metrics.jsonl`, the last of each kind to the others. Only the chief's writes.
+
+  Args:
+    config: its section `writers` says which.
+    workdir: the run's folder.
+    step: where the run goes on.
+
+  Raises:
+    ConfigError: Weights & Biases is asked for and not installed.
+  """
+
+  def __init__(self, config: Any, workdir: Path, step: int, chief: bool):
+    self.log = folder.Rows(workdir / 'metrics.jsonl', chief)
+    self.board = self.wandb = None
+    if chief and config.writers.tensorboard:
+      from tensorboardX import SummaryWriter  # event files without TensorFlow
+
+      self.board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+    if chief and config.writers.wandb:
+      self.wandb = _wandb(config, workdir)
+
+  def steps(self, rows: Sequence[dict[str, Any]]) -> None:
+    """Of several steps."""
+    rows = [{k: v for k, v in row.items() if np.ndim(v) == 0 and k not in _NOT_SHOWN[:2]} for row in rows]
+    if rows:
+      self.log.add(rows)
+      self._show('train', rows[-1])
+
+  def row(self, kind: str, row: dict[str, Any]) -> None:
+    """One of another kind: 'eval', 'time', 'layers'."""
+    self.log.add([row])
+    self._show(kind, row)
+
+  def layers(self, step: int, layers: dict[str, dict[str, float]]) -> None:
+    """Numbers of layers, to the others alone; they have a file of their own."""
+    for name, numbers in layers.items():
+      self._show(f'layers/{name}', {'step': step, **numbers})
+
+  def _show(self, kind: str, row: dict[str, Any]) -> None:
+    values = {f'{kind}/{k.removeprefix("eval_")}': v for k, v in row.items() if k not in _NOT_SHOWN}
+    values = {k: float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
+    if self.board is not None:
+      for name, value in values.items():
+        self.board.add_scalar(name, value, row['step'])
+    if self.wandb is not None:
+      self.wandb.log(values, step=row['step'])
+
+  def __enter__(self) -> Writers:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    if self.board is not None:
+      self.board.close()
+    if self.wandb is not None:
+      self.wandb.finish(exit_code=0 if value is None else 1, quiet=True)
+
+
+def _wandb(config: Any, workdir: Path) -> Any:
+  try:
+    import wandb
+  except ImportError as error:
+    raise ConfigError('config.writers.wandb needs the package wandb: pip install wandb') from error
+  # The same run goes on where this folder's does.
+  own = {'id': f'{workdir.name}-{abs(hash(str(workdir))) % 10**8}', 'resume': 'allow', 'dir': str(workdir)}
+  return wandb.init(project=config.writers.wandb, name=workdir.name, config=folder.as_json(config), **own)
