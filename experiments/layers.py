@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.build import Run
 from experiments.folder import Rows
+from experiments.guard import norms
 from experiments.steps import TrainState
 from experiments.writers import Writers
 from kronmesh import kron
@@ -23,17 +25,22 @@ class Layers:
     self.run, self.writers, self.config = run, writers, run.config
     self.log = Rows(workdir / 'layers.jsonl', writers.log.chief)
     self.health = make_health(run)
-    self.last = int(-1e9)
+    self.last, self.before = int(-1e9), None
 
   def due(self, step: int) -> bool:
     """Of a step whose metrics have been fetched; the first such at or after the interval's end."""
     every = self.config.health_every
     return bool(every) and (step // every > self.last // every or step == self.config.steps)
 
+  def keep(self, state: TrainState) -> None:
+    """Before a step that is due: its update is what the parameters differ by afterwards."""
+    self.before = jax.tree.map(jnp.copy, state.params)
+
   def write(self, state: TrainState, row: dict[str, Any]) -> None:
     """To be called by all processes."""
     self.last = row['step']
-    layers = layer_rows(self.run, state, row, self.health)
+    layers = layer_rows(self.run, state, row, _way(state.params, self.before), self.health)
+    self.before = None
     self.log.add([{'step': row['step'], 'layers': layers}])
     self.writers.layers(row['step'], layers)
 
@@ -54,30 +61,36 @@ def make_health(run: Run) -> Callable[[TrainState], Any] | None:
   return health
 
 
+@jax.jit
+def _way(params: Any, before: Any) -> jax.Array:
+  return norms(jax.tree.map(jnp.subtract, params, before))
+
+
 def layer_rows(
-  run: Run, state: TrainState, row: dict[str, Any], health: Callable | None
+  run: Run, state: TrainState, row: dict[str, Any], updates: jax.Array, health: Callable | None
 ) -> dict[str, dict[str, float]]:
   """Numbers by layer.
 
   Args:
     state: after the step.
-    row: its metrics, with `gradient_norms` and `update_norms`.
+    row: its metrics, with `gradient_norms`.
+    updates: norms of the parameters' updates.
     health: from `make_health`.
 
   Returns:
     For each parameter 'gradient_norm' and 'update_norm'; for those that lead a block of the curvature also, of each factor,
-    'damping A', 'condition A', 'largest A' (the worst of its matrices), and 'refresh_interval' in steps.
+    'damping_A', 'condition_A', 'largest_A' (the worst of its matrices), and 'refresh_interval' in steps.
   """
-  found: dict[str, dict[str, float]] = {}
-  for i, name in enumerate(kron.param_names(run.shardings.params)):
-    found[name] = {f'{kind}_norm': float(row[f'{kind}_norms'][i]) for kind in ('gradient', 'update')}
+  names = kron.param_names(run.shardings.params)
+  both = zip(names, row['gradient_norms'], jax.device_get(updates), strict=True)
+  found = {name: {'gradient_norm': float(g), 'update_norm': float(u)} for name, g, u in both}
   if health is None:
     return found
   intervals = _intervals(run, state, int(row['step']))
   for block, factors in jax.device_get(health(state)).items():
     for factor, own in factors.items():
       numbers = {'damping': own.damping, 'condition': own.condition, 'largest': own.largest}
-      found[block] |= {f'{k} {factor}': float(np.max(v)) for k, v in numbers.items()}
+      found[block] |= {f'{k}_{factor}': float(np.max(v)) for k, v in numbers.items()}
     found[block]['refresh_interval'] = float(intervals[block])
   return found
 

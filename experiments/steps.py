@@ -116,7 +116,7 @@ def make_steps(
       new = new._replace(average=recipe.averaged(state.average, params, state.step, config.recipe.average))
     new = guard.chosen(state.guard.apply, new, state)
     step = state.step + jnp.where(state.guard.held, 0, 1)
-    return new._replace(step=step), {**_health(new.opt_state), 'update_norms': guard.norms(updates)}
+    return new._replace(step=step), _health(new.opt_state)
 
   def whole_step(
     state: TrainState, batch: dict[str, jax.Array], statistics: bool, refresh: bool

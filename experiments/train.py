@@ -134,6 +134,8 @@ def _loop(
       tracing.before(step, state)
       with meter.of('input'):
         batch = next(batches)
+      if _to_look(config, step + 1) and layers.due(step + 1):
+        layers.keep(state)
       watchdog.beat(step)  # a process that waits for data has not come to this
       state, metrics = run.step(state, batch, step)
       step, position = step + 1, position + 1
@@ -158,7 +160,7 @@ def _loop(
         state, forward = faults.handle(run, state, position, good, rows[len(good)], policy, saver, events, writers.log)
         step, position = int(state.step), position + 1
         batches = run.train_batches(config.seed, position)
-      elif layers.due(step):
+      elif layers.before is not None:
         layers.write(state, rows[-1])
       pending, scores, reached = [], None, False
       if forward and (step % config.eval_every == 0 or step == config.steps):

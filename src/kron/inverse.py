@@ -64,26 +64,28 @@ def sure_inverse(
   wanted: Bool[Array, 'o s'],
   method: str,
   old: Float[Array, 'o s n n'],
-) -> tuple[Float[Array, 'o s n n'], Bool[Array, 'o s']]:
-  """`damped_inverse`, again with ten times the damping where it fails and is wanted, up to 10^4 times.
+) -> tuple[Float[Array, 'o s n n'], Bool[Array, 'o s'], Bool[Array, 'o s']]:
+  """`damped_inverse` where it is wanted, again with ten times the damping where it fails, up to 10^4 times.
 
   Returns:
-    The inverses, NaN where all of that fails, and which have more damping.
+    The inverses, old ones where that fails or is not wanted; what failed; what has more damping.
   """
 
   def unfinished(carry):
-    new, _, tries = carry
-    return (tries == 0) | ((tries < 5) & (wanted & ~jnp.isfinite(new).all((-1, -2))).any())
+    _, failed, _, tries = carry
+    return failed.any() & (tries < 5)
 
   def again(carry):
-    new, times, tries = carry
-    failed = wanted & ~jnp.isfinite(new).all((-1, -2))
-    times = jnp.where(failed & (tries > 0), 10 * times, times)
-    return damped_inverse(matrices, damping * times, method, old), times, tries + 1
+    held, failed, times, tries = carry
+    new = damped_inverse(matrices, damping * times, method, old)
+    done = failed & jnp.isfinite(new).all((-1, -2))
+    held = jnp.where(done[..., None, None], new, held)
+    failed &= ~done
+    return held, failed, jnp.where(failed, 10 * times, times), tries + 1
 
   # The first try is inside, so that the inverse is compiled once.
-  new, times, _ = jax.lax.while_loop(unfinished, again, (jnp.full_like(matrices, jnp.nan), jnp.ones_like(damping), 0))
-  return new, times > 1
+  held, failed, times, _ = jax.lax.while_loop(unfinished, again, (old, wanted, jnp.ones_like(damping), 0))
+  return held, failed, (times > 1) & ~failed
 
 
 def split_inverse(

@@ -184,14 +184,13 @@ def renewed(
     split = x.shape[-2] < x.shape[-1]
     known = (weights > 0) & wanted
     if split:  # all have a part of it, and one counts
-      new, more = split_inverse(x, damping, axes), jnp.zeros_like(known)
-      finite = jax.lax.psum((~jnp.isfinite(new).all((-1, -2))).astype(jnp.int32), axes) == 0
-      count = known & (jax.lax.axis_index(axes) == 0)
+      new = split_inverse(x, damping, axes)
+      failed = known & (jax.lax.psum((~jnp.isfinite(new).all((-1, -2))).astype(jnp.int32), axes) > 0)
+      new = jnp.where((known & ~failed)[..., None, None], new, old)
+      failed, more = failed & (jax.lax.axis_index(axes) == 0), jnp.zeros_like(failed)
     else:
-      new, more = sure_inverse(x, damping, known, method, old)
-      finite, count = jnp.isfinite(new).all((-1, -2)), known
-    counts = jnp.stack([(~finite & count).sum(1, dtype=jnp.int32), (finite & more).sum(1, dtype=jnp.int32)], -1)
-    return jnp.where((finite & known)[..., None, None], new, old), counts
+      new, failed, more = sure_inverse(x, damping, known, method, old)
+    return new, jnp.stack([failed.sum(1, dtype=jnp.int32), more.sum(1, dtype=jnp.int32)], -1)
 
   def keep(x, damping, weights, old, wanted):
     return old, jnp.zeros((len(weights), 2), jnp.int32)

@@ -138,9 +138,8 @@ def test_clipping_by_the_norm_of_all_gradients():
   clipped, _ = optax.clip_by_global_norm(0.5).update(grads, optax.EmptyState())
   expected = jax.tree.map(lambda p, g: p - 0.2 * g, start, clipped)
   assert float(optax.global_norm(grads)) > 0.5
-  state, metrics = run.step(state, batch, 0)
+  state, _ = run.step(state, batch, 0)
   assert apart(state.params, expected) < 1e-6
-  assert float(np.linalg.norm(metrics['update_norms'])) == pytest.approx(0.1, rel=1e-5)
 
 
 def test_averaged_parameters_are_what_is_evaluated():

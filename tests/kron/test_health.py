@@ -68,12 +68,13 @@ def test_a_matrix_that_is_not_positive_definite_gets_as_much_damping_as_it_needs
   hopeless = jnp.full_like(good, jnp.nan)
   x = jnp.concatenate([good, bad, hopeless, bad], 1)
   wanted = jnp.array([[True, True, True, False]])
-  new, more = jax.jit(lambda x: sure_inverse(x, jnp.full((1, 4), 1e-3), wanted, 'cholesky', jnp.zeros_like(x)))(x)
+  old = jnp.full_like(x, 7)
+  new, failed, more = jax.jit(lambda x: sure_inverse(x, jnp.full((1, 4), 1e-3), wanted, 'cholesky', old))(x)
   eye = np.eye(4)
   np.testing.assert_allclose(new[0, 0], np.linalg.inv(good[0, 0] + 1e-3 * eye), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(new[0, 1], np.linalg.inv(bad[0, 0] + 0.1 * eye), rtol=1e-3, atol=1e-3)
-  assert np.isnan(new[0, 2]).all() and np.isnan(new[0, 3]).all()
-  assert more.tolist() == [[False, True, True, False]]
+  assert (new[0, 2:] == 7).all()
+  assert failed.tolist() == [[False, False, True, False]] and more.tolist() == [[False, True, False, False]]
 
 
 @pytest.mark.parametrize('between', [False, True])

@@ -1,0 +1,129 @@
+"""What can be seen of a run: rows by layer and by time, event files, Weights & Biases."""
+
+import json
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.build import build
+from experiments.errors import ConfigError
+from experiments.meter import PARTS, Meter
+from experiments.train import train
+from kronmesh import kron
+from tests.experiments.small import rows, small
+
+
+@pytest.mark.parametrize(
+  'optimizer',
+  ['kfac', 'sgd', *(pytest.param(n, marks=pytest.mark.long) for n in ('stale_kfac', 'adaptive_kfac', 'ekfac'))],
+)
+def test_rows_by_layer(tmp_path, optimizer):
+  config = small(optimizer, steps=9)
+  config.health_every = 4
+  run, states = build(config), {}
+
+  def step(state, batch, number):
+    before = jax.device_get(state.params)
+    state, metrics = run.step(state, batch, number)
+    states[number + 1] = before, jax.device_get(state.params), jax.device_get(metrics)
+    return state, metrics
+
+  train(config, tmp_path, quiet=True, run=run._replace(step=step))
+  found = [json.loads(line) for line in (tmp_path / 'layers.jsonl').read_text().splitlines()]
+  # The first look, the first ones at or after each fourth step, and the last.
+  assert [row['step'] for row in found] == [3, 6, 9]
+  for row in found:
+    before, after, metrics = states[row['step']]
+    names = kron.param_names(before)
+    assert list(row['layers']) == names
+    way = [np.linalg.norm(a - b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)]
+    np.testing.assert_allclose([row['layers'][n]['update_norm'] for n in names], way, rtol=1e-4)
+    np.testing.assert_allclose([row['layers'][n]['gradient_norm'] for n in names], metrics['gradient_norms'], rtol=1e-6)
+    kernel = row['layers']['layer_0/kernel']
+    if optimizer in ('sgd', 'ekfac'):
+      assert set(kernel) == {'gradient_norm', 'update_norm'}
+    else:
+      assert kernel['condition_A'] > 1 and kernel['damping_G'] > 0 and kernel['refresh_interval'] >= 1
+      assert {'condition_G', 'damping_A', 'largest_A', 'largest_G'} <= set(kernel)
+
+
+def test_event_files(tmp_path):
+  """Read by the package's own protocol buffers: no TensorFlow."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  config = small('kfac', steps=6)
+  train(config, tmp_path, quiet=True)
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  data, scalars = path.read_bytes(), {}
+  while data:
+    size = int.from_bytes(data[:8], 'little')
+    event = Event.FromString(data[12 : 12 + size])
+    for value in event.summary.value:
+      scalars[value.tag, event.step] = value.simple_value
+    data = data[12 + size + 4 :]
+  logged = {row['step']: row for row in rows(tmp_path) if 'loss' in row}
+  scores = {row['step']: row for row in rows(tmp_path) if 'seconds' in row}
+  for step in (3, 6):
+    assert scalars['train/loss', step] == pytest.approx(logged[step]['loss'])
+    assert scalars['eval/error', step] == pytest.approx(scores[step]['eval_error'])
+  assert scalars['layers/layer_0/kernel/condition_A', 3] > 1
+  assert ('time/examples_per_second', 6) in scalars
+
+
+def test_event_files_can_be_left_out(tmp_path):
+  config = small('sgd', steps=3)
+  config.writers.tensorboard = False
+  train(config, tmp_path, quiet=True)
+  assert not (tmp_path / 'tensorboard').exists()
+
+
+def test_weights_and_biases_is_named_where_it_is_missing(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  config = small('sgd', steps=3)
+  config.writers.wandb = 'project'
+  with pytest.raises(ConfigError, match='needs the package wandb: pip install wandb'):
+    train(config, tmp_path, quiet=True)
+
+
+def test_weights_and_biases_gets_what_the_rows_have(tmp_path, monkeypatch):
+  """By a module of the same few functions: the package is large, and optional. `docs` tells how it was tried for real."""
+  logged, opened, ended = [], [], []
+  run = types.SimpleNamespace(
+    log=lambda values, step: logged.append((step, values)), finish=lambda **kwargs: ended.append(kwargs)
+  )
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(init=lambda **kwargs: opened.append(kwargs) or run))
+  config = small('sgd', steps=3)
+  config.writers.wandb = 'project'
+  train(config, tmp_path / 'run', quiet=True)
+  assert opened[0]['project'] == 'project' and opened[0]['name'] == 'run' and opened[0]['config']['optimizer'] == 'sgd'
+  assert any(step == 3 and 'train/loss' in values for step, values in logged)
+  assert any(step == 3 and 'eval/error' in values for step, values in logged)
+  assert ended == [{'exit_code': 0, 'quiet': True}]
+
+
+def test_times_by_part(monkeypatch):
+  clock = iter([0, 1, 3, 10, 12, 13, 20.0])
+  monkeypatch.setattr('experiments.meter.time.perf_counter', lambda: next(clock))
+  meter = Meter(batch_size=8)  # at 0
+  with meter.of('input'):  # 1 to 3
+    pass
+  row = meter.row(5)  # at 10: 8 s are compute's
+  assert {k: row[f'{k}_seconds'] for k in PARTS} == {'input': 2, 'compute': 8, 'evaluation': 0, 'checkpoint': 0}
+  assert 'examples_per_second' not in row  # compilation is in there
+  meter.flops_share = 0.25
+  with meter.of('evaluation'):  # 12 to 13
+    pass
+  row = meter.row(9)  # at 20: 9 s are compute's, for 4 steps
+  assert row['compute_seconds'] == 17 and row['evaluation_seconds'] == 1
+  assert row['examples_per_second'] == round(8 * 4 / 9, 2) and row['mfu'] == round(0.25 * 4 / 9, 4)
+
+
+def test_a_run_tells_its_rate(tmp_path, capsys):
+  config = small('sgd', steps=9)
+  train(config, tmp_path)
+  times = [row for row in rows(tmp_path) if 'compute_seconds' in row]
+  assert [row['step'] for row in times] == [3, 6, 9] and times[-1]['examples_per_second'] > 0
+  assert 0 < times[-1]['mfu'] < 1 and 'examples/s' in capsys.readouterr().out
