@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +73,7 @@ class Writers:
     if self.board is not None:
       self.board.close()
     if self.wandb is not None:
-      self.wandb.finish(exit_code=0 if value is None else 1, quiet=True)
+      self.wandb.finish(exit_code=0 if value is None else 1)
 
 
 def _wandb(config: Any, workdir: Path) -> Any:
@@ -81,5 +82,5 @@ def _wandb(config: Any, workdir: Path) -> Any:
   except ImportError as error:
     raise ConfigError('config.writers.wandb needs the package wandb: pip install wandb') from error
   # The same run goes on where this folder's does.
-  own = {'id': f'{workdir.name}-{abs(hash(str(workdir))) % 10**8}', 'resume': 'allow', 'dir': str(workdir)}
+  own = {'id': f'{workdir.name}-{zlib.crc32(str(workdir).encode()):08x}', 'resume': 'allow', 'dir': str(workdir)}
   return wandb.init(project=config.writers.wandb, name=workdir.name, config=folder.as_json(config), **own)
