@@ -10,14 +10,18 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
+import platform
 import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from experiments.errors import ConfigError, RunError
@@ -70,6 +74,23 @@ def claimed(workdir: Path) -> Iterator[None]:
       yield
     finally:
       lock.truncate(0)
+
+
+def write_about(run: Any, workdir: Path) -> None:
+  """`about.json`: where and with what a run is trained, and what it is about."""
+  devices = list(run.mesh.devices.flat)
+  about = {
+    'command': ' '.join(sys.argv),
+    'devices': f'{len(devices)} x {devices[0].device_kind}, {jax.process_count()} processes',
+    'host': socket.gethostname(),
+    'started': time.strftime('%Y-%m-%d %H:%M:%S %z'),
+    'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda: run.init(0)).params)),
+    'python': platform.python_version(),
+    **{name: version(name) for name in ('jax', 'flax', 'optax', 'kronmesh')},
+    'target_metric': run.task.target,
+    'lower_is_better': run.task.lower_is_better,
+  }
+  write(workdir / 'about.json', json.dumps(about, indent=2) + '\n')
 
 
 def check_same(config: Any, workdir: Path) -> None:
@@ -198,13 +219,13 @@ class Events:
     self.path, self.chief, self.quiet = workdir / 'events.jsonl', chief, quiet
     self.counts = dict.fromkeys(_COUNTED, 0)
 
-  def add(self, kind: str, step: int, words: str, **more: Any) -> None:
+  def add(self, kind: str, step: int, words: str, tell: bool = True, **more: Any) -> None:
     if not self.chief:
       return
     row = {'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'), 'kind': kind, 'step': step, 'words': words, **more}
     with self.path.open('a') as file:
       file.write(json.dumps(row) + '\n')
-    if not self.quiet:
+    if tell and not self.quiet:
       tqdm.write(f'{kind}: {words}', file=sys.stderr)  # above a progress bar, if there is one
 
   def count(self, row: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from experiments.plan import plan, step_flops
 from experiments.preemption import Preemption
 from experiments.profile import Profile
 from experiments.progress import Progress
+from experiments.report import write_report
 from experiments.steps import TrainState
 from experiments.tasks import first_at
 from experiments.watchdog import Watchdog
@@ -77,6 +78,8 @@ def train(
     if chief:
       stack.enter_context(folder.claimed(workdir))
       folder.check_config(config, workdir)
+      folder.write_about(run, workdir)
+      stack.enter_context(_reported(workdir, events))
       if run.curvature is not None:
         folder.write(workdir / 'coverage.txt', f'{run.curvature}\n')
       shutil.rmtree(workdir / '.processes', ignore_errors=True)
@@ -101,6 +104,22 @@ def train(
       saver, quiet = Saver(run, checkpoints), quiet or not chief
       _loop(run, restored.state, restored.position, saver, writers, events, tracing, watchdog, quiet)
   return folder.evaluations(workdir) if chief else []
+
+
+@contextlib.contextmanager
+def _reported(workdir: Path, events: folder.Events) -> Iterator[None]:
+  """Writes the report at the end, whatever that is, and how the run ended if not well."""
+  try:
+    yield
+  except Exception as error:
+    rows = folder.read_rows(workdir / 'metrics.jsonl')
+    with contextlib.suppress(OSError):  # on a full disk
+      kind = 'stopped' if isinstance(error, Preempted) else 'error'
+      events.add(kind, rows[-1]['step'] if rows else 0, f'{type(error).__name__}: {error}', tell=False)
+    raise
+  finally:
+    with contextlib.suppress(OSError):
+      write_report(workdir)
 
 
 def _loop(

@@ -1,0 +1,165 @@
+"""One page for a run: curves, layers, events, devices, config. It needs nothing but a browser.
+
+python experiments/report.py --workdir=runs/mine
+
+A run writes it when it ends, by itself or by a fault; this makes it anew at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags
+
+from experiments import folder
+from experiments.charts import chart, render, short
+from experiments.errors import MISTAKE, ConfigError
+
+_MANY = 8  # lines of layers that get a legend
+_NAME = 'report.html'
+
+
+def write_report(workdir: Path) -> Path:
+  """Makes `report.html` of what a run has left so far.
+
+  Raises:
+    ConfigError: there is no run.
+  """
+  try:
+    config = json.loads((workdir / 'config.json').read_text())
+  except (OSError, ValueError) as error:
+    raise ConfigError(f'{workdir} holds no run: config.json cannot be read') from error
+  rows, events = folder.read_rows(workdir / 'metrics.jsonl'), folder.read_rows(workdir / 'events.jsonl')
+  layers = folder.read_rows(workdir / 'layers.jsonl')
+  about = json.loads((workdir / 'about.json').read_text()) if (workdir / 'about.json').exists() else {}
+  scores = [row for row in rows if 'seconds' in row]
+  times = [row for row in rows if 'compute_seconds' in row]
+  title = f'{config["optimizer"]} on {config["data"]["name"]}'
+  coverage = workdir / 'coverage.txt'
+  page = render(
+    'run.html',
+    title=title,
+    subtitle=f'{config["model"]["name"]}, batch {config["data"]["batch_size"]}, {config["mesh"]}, seed {config["seed"]}',
+    status=_status(config, rows, events),
+    cards=_cards(config, about, rows, scores, times),
+    learning=_learning(config, about, rows, scores, times),
+    times=_times(times),
+    health=_health(layers),
+    layers=_layer_table(layers),
+    events=events,
+    about=[('folder', workdir), *((k.replace('_', ' '), v) for k, v in about.items() if v not in ('', None))],
+    coverage=coverage.read_text() if coverage.exists() else '',
+    config=json.dumps(config, indent=2),
+  )
+  path = workdir / _NAME
+  folder.write(path, page)
+  return path
+
+
+def _status(config: dict[str, Any], rows: list, events: list) -> dict[str, str]:
+  done = max((row['step'] for row in rows), default=0)
+  last = events[-1] if events else {}
+  if last.get('kind') in ('error', 'stopped') and last['step'] >= done - 1:
+    return {'kind': 'bad' if last['kind'] == 'error' else 'soft', 'words': last['words']}
+  if done >= config['steps']:
+    return {'kind': 'good', 'words': f'Finished: {done:,} steps.'}
+  return {'kind': 'soft', 'words': f'{done:,} of {config["steps"]:,} steps.'}
+
+
+def _cards(config: dict, about: dict, rows: list, scores: list, times: list) -> list[dict[str, str]]:
+  cards = []
+  metric, lower = about.get('target_metric'), about.get('lower_is_better', True)
+  if scores and metric:
+    key = f'eval_{metric}'
+    best = (min if lower else max)(scores, key=lambda row: row[key])
+    cards.append((f'{metric} at the end', f'{scores[-1][key]:.4g}'))
+    cards.append((f'best {metric}, step {best["step"]:,}', f'{best[key]:.4g}'))
+    if config['target']:
+      sign = 1 if lower else -1
+      first = next((r for r in scores if sign * r[key] <= sign * config['target']), None)
+      cards.append((f'steps to {metric} {config["target"]:g}', f'{first["step"]:,}' if first else 'not reached'))
+  losses = [row['loss'] for row in rows if 'loss' in row]
+  if losses:
+    cards.append(('training loss, last step', f'{losses[-1]:.4g}'))
+  rates = sorted(row['examples_per_second'] for row in times if 'examples_per_second' in row)
+  if rates:
+    cards.append(('examples a second, median', short(rates[len(rates) // 2])))
+  shares = sorted(row['mfu'] for row in times if 'mfu' in row)
+  if shares:
+    cards.append(('of the peak flops (MFU)', f'{shares[len(shares) // 2]:.1%}'))
+  if about.get('parameters'):
+    cards.append(('parameters', short(about['parameters'])))
+  return [{'name': name, 'value': value} for name, value in cards]
+
+
+def _learning(config: dict, about: dict, rows: list, scores: list, times: list) -> list[Any]:
+  of = lambda found, key: [(row['step'], row[key]) for row in found if key in row]  # noqa: E731
+  metric = about.get('target_metric')
+  names = list(dict.fromkeys(k for row in scores for k in row if k.startswith('eval_')))
+  charts = [chart('loss', {'training': of(rows, 'loss'), 'evaluation': of(scores, 'eval_loss')})]
+  for name in names:
+    plain = name.removeprefix('eval_')
+    if plain != 'loss':
+      target = config['target'] if plain == metric and config['target'] else None
+      charts.append(chart(plain, {'training': of(rows, plain), 'evaluation': of(scores, name)}, target=target))
+  if metric:
+    seconds = {'evaluation': [(row['seconds'], row[f'eval_{metric}']) for row in scores]}
+    charts.append(chart(metric, seconds, x='seconds of training'))
+  charts.append(chart('examples a second', {'rate': of(times, 'examples_per_second')}))
+  for name in ('clip', 'damping', 'learning_rate', 'loss_scale'):
+    charts.append(chart(name.replace('_', ' '), {name: of(rows, name)}))
+  return [c for c in charts if c]
+
+
+def _times(times: list) -> list[dict[str, Any]]:
+  if not times:
+    return []
+  parts = {k.removesuffix('_seconds'): v for k, v in times[-1].items() if k.endswith('_seconds')}
+  total = sum(parts.values()) or 1.0
+  return [{'name': k, 'seconds': f'{v:.1f} s', 'share': f'{100 * v / total:.1f}'} for k, v in parts.items()]
+
+
+def _health(layers: list) -> list[Any]:
+  """Charts of what layers have, one line each."""
+  keys = dict.fromkeys(k for row in layers for numbers in row['layers'].values() for k in numbers)
+  charts = []
+  for key in keys:
+    if key == 'refresh_interval' or key.startswith('largest'):
+      continue
+    series: dict[str, list] = {}
+    for row in layers:
+      for name, numbers in row['layers'].items():
+        if key in numbers:
+          series.setdefault(name, []).append((row['step'], numbers[key]))
+    charts.append(chart(key.replace('_', ' '), series, faint=len(series) > _MANY))
+  return [c for c in charts if c]
+
+
+def _layer_table(layers: list) -> dict[str, Any]:
+  if not layers:
+    return {'rows': []}
+  last = layers[-1]
+  keys = list(dict.fromkeys(k for numbers in last['layers'].values() for k in numbers))
+  cells = lambda numbers: [short(numbers[k]) if k in numbers else '' for k in keys]  # noqa: E731
+  rows = [[name, *cells(numbers)] for name, numbers in last['layers'].items()]
+  return {'step': f'{last["step"]:,}', 'head': ['layer', *(k.replace('_', ' ') for k in keys)], 'rows': rows}
+
+
+def main(argv: list[str]) -> None:
+  try:
+    if len(argv) > 1:
+      raise ConfigError(f'{argv[1]!r} is no flag; write --workdir=...')
+    print(write_report(Path(_WORKDIR.value)))
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(MISTAKE)
+
+
+if __name__ == '__main__':
+  _WORKDIR = flags.DEFINE_string('workdir', 'runs/train', 'The folder of a run.')
+  app.run(main)
