@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 from experiments.errors import ConfigError
 from experiments.optimizers import OPTIMIZERS
+from experiments.overrides import resolved
 
 
 def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
@@ -23,11 +23,9 @@ def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
   own.optimizer = optimizer
   for setting in settings:
     key, _, value = setting.partition('=')
-    path = f'{optimizer}.{key}' if key in own[optimizer] else key
     try:
-      old = functools.reduce(lambda section, part: section[part], path.split('.'), own)
-      given[path] = value == 'True' if isinstance(old, bool) else type(old)(value)
-    except (KeyError, TypeError, ValueError) as error:
-      raise ConfigError(f'--optimizers: {setting!r} of {name!r} does not fit the config; write key=value') from error
+      given |= resolved({f'optimizer.{key}' if key in own[optimizer] else key: value}, own)
+    except ConfigError as error:
+      raise ConfigError(f'--optimizers: {setting!r} of {name!r} does not fit the config; {error}') from error
   own.update_from_flattened_dict(given)
   return own, given

@@ -25,8 +25,8 @@ from experiments.build import check_target
 from experiments.errors import ConfigError
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
+from experiments.tables import columns
 from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
-from scripts.report import columns
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

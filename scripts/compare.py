@@ -24,21 +24,21 @@ import jax
 import matplotlib
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from scipy.stats import qmc
 
 from experiments.build import Run, build, check_target
 from experiments.checkpoints import open_checkpoints, restore
+from experiments.configfile import config_functions, config_path
 from experiments.configs import defaults
 from experiments.errors import ConfigError, RunError
 from experiments.folder import evaluations
 from experiments.members import member
 from experiments.optimizers import MISSING, SECOND_ORDER
 from experiments.steps import phase
+from experiments.tables import columns
 from experiments.tasks import Task, first_at, make_task
 from experiments.train import arrived, train
-from scripts.report import columns
-from scripts.search import SEED, config_functions, rank, try_all
+from scripts.search import SEED, rank, try_all
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -282,7 +282,7 @@ def main(config: Any, workdir: str) -> None:
   print(f'metrics, checkpoints   {first}')
   if names[0].partition(':')[0] in SECOND_ORDER:
     print(f'what K-FAC covers      {first / "coverage.txt"}')
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  path = config_path()
   print('next: make train, make train-classifier, or one run with one thing changed:')
   print(f'  .venv/bin/python experiments/train.py --config={path} --config.kfac.damping=0.03 --workdir=runs/damping')
 

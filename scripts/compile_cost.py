@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments.tables import columns
 from kronmesh import kron, models
 from scripts.losses import problem
-from scripts.report import columns
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'How often each program is compiled; the median counts.')

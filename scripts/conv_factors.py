@@ -24,8 +24,8 @@ from absl import app, flags
 from jax import lax
 
 from experiments.machine import least, machine
+from experiments.tables import columns
 from kronmesh.kron.operators.patches import gram_of_patches, patches
-from scripts.report import columns
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images.', lower_bound=1)

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from experiments.machine import Machine
-from scripts.report import columns
+from experiments.tables import columns
 
 BOUNDS = ('least', 'flops', 'bytes')
 

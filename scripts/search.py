@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import copy
 import json
-import runpy
 import sys
 import tempfile
 import zlib
@@ -23,10 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
-from absl import flags
-from ml_collections import config_flags
-
 from experiments.build import build, check_target
+from experiments.configfile import config_functions, config_path
 from experiments.errors import ConfigError, RunError
 from experiments.tasks import first_at, make_task
 from experiments.train import train
@@ -66,12 +63,6 @@ def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
   rows = [{'step': step, f'eval_{task.target}': value} for step, value in row['curve']]
   found = first_at(config.target, task, rows)
   return {**row, 'steps': found['step'] if found else None}
-
-
-def config_functions() -> dict[str, Any]:
-  """What the file of --config defines; a preset may stand behind its name."""
-  file, _, _ = config_flags.get_config_filename(flags.FLAGS['config']).partition('.py:')
-  return runpy.run_path(file.removesuffix('.py') + '.py')
 
 
 def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
@@ -114,8 +105,7 @@ def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:
 def main(config: Any, workdir: str) -> None:
   sweep = config_functions().get('sweep')
   if sweep is None:
-    path = config_flags.get_config_filename(flags.FLAGS['config'])
-    raise ConfigError(f'{path} has no sweep(): a function that yields overrides')
+    raise ConfigError(f'{config_path()} has no sweep(): a function that yields overrides')
   trials = list(sweep())
   check_trials(trials)
   check_target(config)

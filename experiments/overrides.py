@@ -1,0 +1,123 @@
+"""Settings of a config as text: 'optimizer.damping=1e-3,1e-2;seed=0..4' is ten overrides of it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.errors import ConfigError
+
+Overrides = dict[str, Any]
+
+
+def parse_sweep(text: str, config: Any) -> list[Overrides]:
+  """All combinations of the values of each key.
+
+  Args:
+    text: key=value,value,...;key=first..last;... A key 'optimizer.x' is x of the optimiser's own section.
+    config: whose keys and types they must have.
+
+  Raises:
+    ConfigError: an unknown key, a value of another type, or a text that is no such list.
+  """
+  axes: dict[str, list[str]] = {}
+  for part in filter(None, (p.strip() for p in text.split(';'))):
+    key, equals, values = part.partition('=')
+    if not equals or not values.strip():
+      raise ConfigError(f'--sweep: {part!r} is not key=value,value; keys are separated by ;')
+    if key.strip() in axes:
+      raise ConfigError(f'--sweep: {key.strip()!r} is given twice')
+    axes[key.strip()] = _values(values)
+  if not axes:
+    raise ConfigError('--sweep is empty; write --sweep=seed=0..4')
+  return [
+    resolved(dict(zip(axes, combination, strict=True)), config) for combination in itertools.product(*axes.values())
+  ]
+
+
+def _values(text: str) -> list[str]:
+  """Between commas that are outside of brackets; first..last counts whole numbers."""
+  found = [v.strip() for v in re.split(r',(?![^(\[]*[)\]])', text)]
+  result: list[str] = []
+  for value in found:
+    ends = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', value)
+    if ends is None:
+      result.append(value)
+    elif int(ends[2]) < int(ends[1]):
+      raise ConfigError(f'--sweep: {value!r} counts backwards')
+    else:
+      result += map(str, range(int(ends[1]), int(ends[2]) + 1))
+  return result
+
+
+def resolved(overrides: Overrides, config: Any) -> Overrides:
+  """With whole keys, and values of the types that the config has.
+
+  Raises:
+    ConfigError: an unknown key, or a value of another type.
+  """
+  optimizer = str(overrides.get('optimizer', config.optimizer))
+  result: Overrides = {}
+  for key, value in overrides.items():
+    path = re.sub(r'^optimizer\.', f'{optimizer}.', key)
+    result[path] = _of_type(path, value, _get(config, path))
+  return result
+
+
+def _get(config: Any, path: str) -> Any:
+  section, parts = config, path.split('.')
+  for i, part in enumerate(parts):
+    if not isinstance(section, ConfigDict) or part not in section:
+      known = list(section) if isinstance(section, ConfigDict) else []
+      near = difflib.get_close_matches(part, known, 1)
+      hint = f'; did you mean {".".join([*parts[:i], *near])!r}?' if near else ''
+      raise ConfigError(f'the config has no key {path!r}{hint}')
+    section = section[part]
+  if isinstance(section, ConfigDict):
+    raise ConfigError(f'{path!r} is a section of the config, not a value; it has {", ".join(section)}')
+  return section
+
+
+def _of_type(path: str, value: Any, old: Any) -> Any:
+  if isinstance(value, str) and not isinstance(old, str):
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      raise ConfigError(f'{path}={value}: the config has {old!r} there, a {type(old).__name__}') from None
+  if isinstance(old, float) and type(value) is int:
+    value = float(value)
+  if isinstance(old, tuple) and not isinstance(value, tuple):
+    value = tuple(value) if isinstance(value, list) else (value,)
+  if type(value) is not type(old):
+    raise ConfigError(f'{path}={value!r}: the config has {old!r} there, a {type(old).__name__}')
+  return value
+
+
+def apply(config: Any, overrides: Overrides) -> Any:
+  """A copy of the config with them."""
+  own = config.copy_and_resolve_references()
+  own.update_from_flattened_dict(overrides)
+  return own
+
+
+def flags_of(overrides: Overrides) -> list[str]:
+  """As flags of a command."""
+  return [f'--config.{key}={value}' for key, value in overrides.items()]
+
+
+def name_of(overrides: Overrides, among: Iterable[Overrides]) -> str:
+  """A folder's name: what differs between the members, without what makes a path."""
+  differs = functools.partial(_differs, among=list(among))
+  words = (f'{key.rpartition(".")[2]}={value}' for key, value in overrides.items() if differs(key))
+  return re.sub(r'[^\w.=,+-]+', '_', ','.join(words)) or 'only'
+
+
+def _differs(key: str, among: list[Overrides]) -> bool:
+  return len({repr(own.get(key)) for own in among}) > 1

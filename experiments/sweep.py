@@ -1,0 +1,227 @@
+"""Trains a config with several settings, in processes of this machine or on Slurm, and compares them.
+
+python experiments/sweep.py --config=experiments/configs/digits.py --sweep='kfac.damping=1e-3,1e-2;seed=0..4' --workers=2
+python experiments/sweep.py --config=experiments/configs/digits.py --cluster=slurm --slurm=partition=gpu,gpus_per_node=1
+
+Without --sweep the config's own `sweep()` says which. Every member is a run of its own under `members/`. A second call goes
+on: members that are done stay, others are resumed. One that fails does not stop the others. `table.txt`, `sweep.json` and
+`sweep.html` are made anew whenever a member ends.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+
+from absl import flags
+
+from experiments import folder
+from experiments.comparison import write_comparison
+from experiments.configfile import config_flags_given, config_functions, config_path
+from experiments.errors import AGAIN, ConfigError, RunError
+from experiments.overrides import Overrides, flags_of, name_of, parse_sweep, resolved
+
+_SWEEP = flags.DEFINE_string('sweep', None, "key=value,value;key=first..last; else the config's own sweep().")
+_WORKERS = flags.DEFINE_integer('workers', 1, 'Members that train at the same time here.', lower_bound=1)
+_GPUS = flags.DEFINE_list('gpus', [], 'CUDA devices, one for each worker: --gpus=0,1,2,3.')
+_CLUSTER = flags.DEFINE_enum('cluster', '', ['', 'slurm', 'local'], "Through submitit; '': own processes.")
+_SLURM = flags.DEFINE_list('slurm', [], "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600.")
+
+
+class Member(NamedTuple):
+  """One run. state: 'waits', 'runs', 'done', 'failed' or 'stopped'; words: why it failed."""
+
+  name: str
+  overrides: Overrides
+  workdir: str
+  state: str = 'waits'
+  words: str = ''
+
+
+def members_of(config: Any, workdir: Path) -> list[Member]:
+  """Of --sweep or of the config's own `sweep()`."""
+  if _SWEEP.value is not None:
+    found = parse_sweep(_SWEEP.value, config)
+  else:
+    own = config_functions().get('sweep')
+    if own is None:
+      raise ConfigError(f'{config_path()} has no sweep(); write --sweep=seed=0..4')
+    found = [resolved(overrides, config) for overrides in own()]
+  members = [Member(name_of(o, found), o, str(workdir / 'members' / name_of(o, found))) for o in found]
+  names = [member.name for member in members]
+  twice = {name for name in names if names.count(name) > 1}
+  if twice:
+    raise ConfigError(f'--sweep has {twice.pop()!r} twice')
+  return members
+
+
+def command(member: Member) -> list[str]:
+  """Flags given to the sweep hold for all members; a member's own come last."""
+  return [
+    sys.executable, str(ROOT / 'experiments' / 'train.py'), *config_flags_given(), *flags_of(member.overrides),
+    f'--workdir={member.workdir}',
+  ]  # fmt: skip
+
+
+class Job:
+  """A member's process, for submitit too: a preempted job is submitted again, and goes on from its checkpoint."""
+
+  def __init__(self, command: list[str], log: str):
+    self.command, self.log = command, log
+
+  def __call__(self, started: Callable[[subprocess.Popen], None] = lambda p: None, **environment: str) -> int:
+    Path(self.log).parent.mkdir(parents=True, exist_ok=True)
+    with open(self.log, 'ab') as log:
+      env = {**os.environ, **environment}
+      process = subprocess.Popen(self.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+      started(process)
+      return process.wait()
+
+  def checkpoint(self) -> Any:
+    import submitit
+
+    return submitit.helpers.DelayedSubmission(self)
+
+
+class Sweep:
+  """The members, and what is known of them; written to `sweep.json` whenever that changes."""
+
+  def __init__(self, config: Any, workdir: Path, members: list[Member]):
+    self.config, self.workdir, self.lock = config, workdir, threading.Lock()
+    self.path = workdir / 'sweep.json'
+    before = json.loads(self.path.read_text()) if self.path.exists() else {'members': []}
+    states = {m['name']: m for m in before['members']}
+    self.members = {m.name: m for m in members}
+    for member in members:
+      old = states.get(member.name, {})
+      if old.get('state') == 'done' and old['overrides'] == json.loads(json.dumps(member.overrides)):
+        self.members[member.name] = member._replace(state='done')
+
+  def waiting(self) -> list[Member]:
+    return [member for member in self.members.values() if member.state == 'waits']
+
+  def mark(self, member: Member, state: str, words: str = '') -> None:
+    with self.lock:
+      self.members[member.name] = member._replace(state=state, words=words)
+      rows = [m._asdict() for m in self.members.values()]
+      folder.write(self.path, json.dumps({'config': folder.as_json(self.config), 'members': rows}, indent=1))
+      ended = [m for m in self.members.values() if m.state not in ('waits', 'runs')]
+      if state != 'runs':
+        write_comparison(self.workdir, self.config, list(self.members.values()))
+        print(f'{len(ended)}/{len(self.members)} {member.name}: {state}{": " if words else ""}{words}', flush=True)
+
+  def ended(self, member: Member, code: int) -> None:
+    if code == 0:
+      self.mark(member, 'done')
+    elif code in (AGAIN, -signal.SIGTERM):
+      self.mark(member, 'stopped', 'the same command goes on')
+    else:
+      self.mark(member, 'failed', last_error(self.log(member), code))
+
+  def log(self, member: Member) -> Path:
+    return self.workdir / 'logs' / f'{member.name}.log'
+
+
+def last_error(log: Path, code: int) -> str:
+  """The last line of a log that tells of an error, or its last line."""
+  lines = log.read_text(errors='replace').splitlines() if log.exists() else []
+  errors = [line for line in lines if line.startswith('error: ')] or lines[-1:] or ['']
+  return f'{errors[-1].removeprefix("error: ")[:300]} (exit code {code})'
+
+
+def run_here(sweep: Sweep, workers: int, gpus: list[str]) -> None:
+  """In so many processes at a time. Interrupted, all are told to stop, and save."""
+  running: set[subprocess.Popen] = set()
+  free: queue.Queue[str | None] = queue.Queue()
+  for worker in range(workers):
+    free.put(gpus[worker] if gpus else None)
+  stopping = threading.Event()
+
+  def one(member: Member) -> None:
+    gpu = free.get()
+    try:
+      if not stopping.is_set():
+        sweep.mark(member, 'runs')
+        environment = {} if gpu is None else {'CUDA_VISIBLE_DEVICES': gpu}
+        code = Job(command(member), str(sweep.log(member)))(running.add, **environment)
+        sweep.ended(member, code)
+    finally:
+      free.put(gpu)
+
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    futures = [pool.submit(one, member) for member in sweep.waiting()]
+    try:
+      for future in futures:
+        future.result()
+    except BaseException:
+      stopping.set()
+      for process in running:
+        if process.poll() is None:
+          process.send_signal(signal.SIGTERM)
+      raise
+
+
+def run_on_cluster(sweep: Sweep, cluster: str, parameters: list[str]) -> None:
+  """One job for each member, by submitit.
+
+  Raises:
+    ConfigError: submitit is not installed, or does not know a parameter.
+  """
+  try:
+    import submitit
+  except ImportError as error:
+    raise ConfigError('--cluster needs the package submitit: pip install submitit') from error
+  pairs = dict(p.split('=', 1) if '=' in p else (p, 'True') for p in parameters)
+  typed = {k: int(v) if v.isdigit() else v for k, v in pairs.items()}
+  try:
+    executor = submitit.AutoExecutor(folder=sweep.workdir / 'submitit', cluster=cluster)
+    executor.update_parameters(name='kronmesh', **typed)
+  except (NameError, RuntimeError, TypeError) as error:
+    raise ConfigError(f'--cluster={cluster}: {" ".join(str(error).split())[:300]}') from error
+  waiting = sweep.waiting()
+  with executor.batch():
+    jobs = [executor.submit(Job(command(m), str(sweep.log(m)))) for m in waiting]
+  by_job = {id(job): member for job, member in zip(jobs, waiting, strict=True)}
+  for member in waiting:
+    sweep.mark(member, 'runs')
+  for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
+    member = by_job[id(job)]
+    try:
+      sweep.ended(member, job.result())
+    except Exception as error:
+      sweep.mark(member, 'failed', (str(error).splitlines() or [type(error).__name__])[0][:300])
+
+
+def main(config: Any, workdir: str) -> None:
+  path = Path(workdir).absolute()
+  members = members_of(config, path)
+  if _GPUS.value and len(_GPUS.value) < _WORKERS.value:
+    raise ConfigError(f'--gpus={",".join(_GPUS.value)} is fewer than --workers={_WORKERS.value}')
+  with folder.claimed(path):
+    sweep = Sweep(config, path, members)
+    if sweep.waiting() and _CLUSTER.value:
+      run_on_cluster(sweep, _CLUSTER.value, _SLURM.value)
+    elif sweep.waiting():
+      run_here(sweep, _WORKERS.value, _GPUS.value)
+    print(f'\n{write_comparison(path, config, list(sweep.members.values()))}\n\ncompared in {path / "sweep.html"}')
+  failed = [m for m in sweep.members.values() if m.state == 'failed']
+  if failed:
+    raise RunError(f'{len(failed)} of {len(members)} members failed, first {failed[0].name}: {failed[0].words}')
+
+
+if __name__ == '__main__':
+  launch(main, default_workdir='runs/sweep')
