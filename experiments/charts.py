@@ -28,7 +28,9 @@ def render(template: str, **values: Any) -> str:
   return environment.get_template(template).render(**values)
 
 
-def chart(title: str, series: Series, *, x: str = 'step', target: float | None = None, faint: bool = False) -> Markup:
+def chart(
+  title: str, series: Series, *, x: str = 'step', target: float | None = None, faint: bool = False, log_x: bool = False
+) -> Markup:
   """A figure of lines over a common x; '' where no line has a finite point.
 
   Args:
@@ -37,6 +39,7 @@ def chart(title: str, series: Series, *, x: str = 'step', target: float | None =
     x: what the axis is.
     target: a dotted line.
     faint: thin lines, for many of them, without a legend.
+    log_x: whether x may be logarithmic, if it spans enough.
   """
   finite = lambda points: [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b)]  # noqa: E731
   kept = {name: found for name, points in series.items() if (found := _thinned(finite(points)))}
@@ -45,7 +48,8 @@ def chart(title: str, series: Series, *, x: str = 'step', target: float | None =
   xs = [a for points in kept.values() for a, _ in points]
   ys = [b for points in kept.values() for _, b in points] + ([] if target is None else [target])
   log = min(ys) > 0 and max(ys) / min(ys) > 20
-  to_x = _scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT, log=False)
+  log_x = log_x and min(xs) > 0 and max(xs) / min(xs) > 20
+  to_x = _scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT, log_x)
   low, high = (min(ys), max(ys)) if log else _padded(min(ys), max(ys))
   to_y = _scale(low, high, HEIGHT - _BOTTOM, _TOP, log)
   parts = []
@@ -53,7 +57,7 @@ def chart(title: str, series: Series, *, x: str = 'step', target: float | None =
     at = to_y(tick)
     parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
     parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{short(tick)}</text>')
-  for tick in ticks(min(xs), max(xs), log=False):
+  for tick in ticks(min(xs), max(xs), log_x):
     parts.append(f'<text x="{to_x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{short(tick)}</text>')
   if target is not None:
     at = to_y(target)

@@ -131,5 +131,5 @@ def _by_setting(found: Sequence[Outcome], keys: Sequence[str], metric: str) -> l
     if key == 'seed' or len(numbers) < 3 or not all(isinstance(n, int | float) for n in numbers):
       continue
     points = sorted((float(k), statistics.median(v)) for (k,), v in _groups(found, [key]).items())
-    charts.append(chart(f'best {metric}', {key: points}, x=key))
+    charts.append(chart(f'best {metric}', {key: points}, x=key, log_x=True))
   return charts
