@@ -21,9 +21,12 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
   shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
   threads = 1  # of arrays in memory; more would wait for each other
-  if own.name == 'imagenet2012':
+  if own.name not in (*data.IN_MEMORY, 'noise'):
     threads = 8
     source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
+    classes = data.class_count(source)
+    if classes and classes != config.model.get('classes', 0):
+      raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
     held_out = data.record_batches(split, eval_size, seed=0, train=False, size=own.image_size, shard=eval_shard)
 
     def train(seed: int) -> Any:

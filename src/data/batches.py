@@ -12,8 +12,9 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 
-from .datasets import Arrays
+from .datasets import Arrays, DataError
 
 Batch = dict[str, np.ndarray]
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -97,6 +98,7 @@ def record_batches(
   Training crops a random part (8 to 100 % of the area) and mirrors half, without end; evaluation takes the centre, in
   one pass with a `mask` as in `ordered_batches`.
   """
+  source = Readable(source)
   if train:
     # Randomness comes before the shard is cut: it must not change with the number of hosts.
     data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_random_crop(size))
@@ -108,6 +110,40 @@ def record_batches(
 
 
 _MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class Readable:
+  """A source of examples with decoded images, in which a record that cannot be read is replaced by the next that can.
+
+  That is logged, once for each; the same records are replaced on every host and at every resumption.
+
+  Raises:
+    DataError: more than one in a hundred, and more than ten, cannot be read.
+  """
+
+  def __init__(self, source: Sequence[dict[str, Any]]):
+    self.source, self.bad = source, set()
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    n = len(self.source)
+    for number in (k % n for k in range(index, index + n)):
+      try:
+        example = self.source[number]
+        return {**example, 'image': _decode(example['image'])}
+      except Exception as error:
+        self._note(number, error)
+    raise AssertionError  # as _note has raised before
+
+  def _note(self, number: int, error: Exception) -> None:
+    words = f'record {number} of {len(self.source)} cannot be read ({(str(error).splitlines() or [""])[0][:150]})'
+    if number not in self.bad:
+      self.bad.add(number)
+      logging.warning('%s; the next one takes its place', words)
+    if len(self.bad) > max(10, len(self.source) // 100) or len(self.bad) == len(self.source):
+      raise DataError(f'{words}, and {len(self.bad) - 1} others; mend the data set') from error
 
 
 def _decode(encoded: bytes) -> Any:
@@ -123,7 +159,7 @@ def _finish(image: Any, label: Any) -> Batch:
 
 def _random_crop(size: int) -> Callable:
   def crop(example: dict[str, Any], rng: np.random.Generator) -> Batch:
-    image = _decode(example['image'])
+    image = example['image']
     width, height = image.size
     area = width * height * rng.uniform(0.08, 1)
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -138,7 +174,7 @@ def _random_crop(size: int) -> Callable:
 
 def _centre_crop(size: int) -> Callable:
   def crop(example: dict[str, Any]) -> Batch:
-    image = _decode(example['image'])
+    image = example['image']
     side = min(image.size) * 0.875
     left, top = (image.size[0] - side) / 2, (image.size[1] - side) / 2
     return _finish(image.resize((size, size), 2, (left, top, left + side, top + side)), example['label'])

@@ -27,7 +27,37 @@ class Arrays(NamedTuple):
   label: np.ndarray
 
 
-DATASETS = ('digits', 'fashion_mnist', 'imagenet2012', 'noise', *MADE)
+class ImageFolder:
+  """Images in a folder for each split and class, `folder/split/class/*.jpg`, as a random-access source of examples.
+
+  Classes are the folders' names in order, images encoded as they are.
+
+  Raises:
+    DataError: there are none.
+  """
+
+  def __init__(self, folder: str | Path, split: str):
+    root = Path(folder) / split
+    self.classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    endings = {'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp'}
+    self.files = [
+      (path, label)
+      for label, name in enumerate(self.classes)
+      for path in sorted((root / name).iterdir())
+      if path.suffix.lower() in endings
+    ]
+    if not self.files:
+      raise DataError(f'no images in {root}/CLASS/; name a folder with {split}/CLASS/*.jpg by --config.data.folder')
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    path, label = self.files[index]
+    return {'image': path.read_bytes(), 'label': label}
+
+
+IN_MEMORY = ('digits', 'fashion_mnist', *MADE)
 _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255}
 
 
@@ -48,15 +78,22 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   Raises:
     DataError: unknown name or split, or source files that are missing.
   """
-  if name not in (*_BRIGHTEST, *MADE):
-    known = ', '.join((*_BRIGHTEST, *MADE))
-    raise DataError(f'data set {name!r} is unknown or does not fit in memory; choose from {known}')
+  if name not in IN_MEMORY:
+    raise DataError(f'data set {name!r} is unknown or does not fit in memory; choose from {", ".join(IN_MEMORY)}')
   if split not in ('train', 'test'):
     raise DataError(f"split {split!r} is unknown; choose 'train' or 'test'")
   if name in MADE:
     return Arrays(*MADE[name](split))
-  records = _prepared(name, folder, source).as_data_source(split=split)
-  examples = records.__getitems__(range(len(records)))
+  try:
+    records = _prepared(name, folder, source).as_data_source(split=split)
+    examples = records.__getitems__(range(len(records)))
+  except DataError:
+    raise
+  except Exception as error:
+    words = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    raise DataError(
+      f'{name}: what is prepared in {data_dir(folder)} or its source cannot be read ({words}); remove it to prepare it anew'
+    ) from error
   images = np.stack([e['image'] for e in examples]).astype(np.float32) / _BRIGHTEST[name]
   return Arrays(images, np.asarray([e['label'] for e in examples], np.int32))
 
@@ -87,12 +124,22 @@ def _prepared(name: str, folder: str, source: str) -> Any:
   return builder
 
 
+def class_count(source: Any) -> int:
+  """How many classes a source of `record_source` has; 0 where it does not say."""
+  if isinstance(source, ImageFolder):
+    return len(source.classes)
+  features = getattr(getattr(source, 'dataset_info', None), 'features', None) or {}
+  return getattr(features.get('label'), 'num_classes', 0) or 0
+
+
 def record_source(name: str, split: str, *, folder: str = '') -> Sequence[dict[str, Any]]:
-  """A prepared TFDS array_record data set as a random-access source of examples, images still encoded.
+  """A prepared TFDS array_record data set, or 'image_folder', as a random-access source of examples, images encoded.
 
   Raises:
     DataError: it is not prepared in the folder, or as tfrecord files, which need TensorFlow.
   """
+  if name == 'image_folder':
+    return ImageFolder(folder, split)
   where = data_dir(folder)
   try:
     return tfds.data_source(

@@ -103,3 +103,73 @@ def test_tensorflow_is_never_imported(tmp_path):
     "sys.exit('tensorflow' in sys.modules)"
   )
   assert subprocess.run([sys.executable, '-c', code], check=False, timeout=300).returncode == 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Two classes of images of several sizes, 12 to train and 4 to test."""
+  from PIL import Image
+
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 6), ('test', 2)):
+    for label, name in enumerate(('cat', 'dog')):
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(0, 256, (20 + i, 24, 3), np.uint8) // 2 + 127 * label
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / split / name / f'{i}.png')
+  return tmp_path
+
+
+def test_an_image_folder(folder):
+  source = data.record_source('image_folder', 'train', folder=str(folder))
+  assert len(source) == 12 and data.class_count(source) == 2
+  (batch,) = data.record_batches(source, 12, seed=0, size=16, train=False)
+  assert batch['image'].shape == (12, 16, 16, 3) and batch['label'].tolist() == [0] * 6 + [1] * 6
+  assert batch['image'][6:].mean() > batch['image'][:6].mean() + 1
+  with pytest.raises(DataError, match=r'no images in .+/val/CLASS/'):
+    data.record_source('image_folder', 'val', folder=str(folder))
+
+
+def test_a_record_that_cannot_be_read_is_replaced_by_the_next(folder, caplog):
+  def batches():
+    source = data.record_source('image_folder', 'train', folder=str(folder))
+    return data.record_batches(source, 12, seed=0, size=16, train=False)
+
+  paths = sorted((folder / 'train').rglob('*.png'))
+  whole = list(batches())
+  paths[3].write_bytes(paths[3].read_bytes()[:200])  # truncated
+  paths[4].write_bytes(b'')
+  found = list(batches())
+  for i in range(12):
+    np.testing.assert_array_equal(found[0]['image'][i], whole[0]['image'][5 if i in (3, 4) else i])
+  words = [r.message for r in caplog.records if 'cannot be read' in r.message]
+  assert len(words) == 2 and all('the next one takes its place' in w for w in words)
+
+
+def test_too_many_records_that_cannot_be_read(folder):
+  for path in (folder / 'train').rglob('*.png'):
+    path.write_bytes(b'no image')
+  batches = data.record_batches(
+    data.record_source('image_folder', 'train', folder=str(folder)), 4, seed=0, size=16, train=True
+  )
+  with pytest.raises(DataError, match=r'record \d+ of 12 cannot be read .+, and \d+ others; mend the data set'):
+    next(data.stream(batches))
+
+
+@pytest.mark.parametrize('how', ['truncated', 'empty'])
+def test_prepared_data_that_cannot_be_read(tmp_path, how):
+  data.load_arrays('digits', 'train', folder=str(tmp_path))
+  path = max(tmp_path.rglob('*array_record*'), key=lambda p: p.stat().st_size)
+  path.write_bytes(path.read_bytes()[: 1000 if how == 'truncated' else 0])
+  with pytest.raises(
+    DataError, match=r'digits: what is prepared in .+ cannot be read .+; remove it to prepare it anew'
+  ):
+    data.load_arrays('digits', 'train', folder=str(tmp_path))
+
+
+def test_sources_that_cannot_be_read(tmp_path):
+  write_idx(tmp_path / 'idx', packed=False, train=8, test=4)
+  images = tmp_path / 'idx' / 'train-images-idx3-ubyte'
+  images.write_bytes(images.read_bytes()[:100])
+  with pytest.raises(DataError, match=r'fashion_mnist: .+ cannot be read'):
+    data.load_arrays('fashion_mnist', 'train', folder=str(tmp_path / 'data'), source=str(tmp_path / 'idx'))
