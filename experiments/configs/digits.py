@@ -3,6 +3,8 @@
   python experiments/train.py --config=experiments/configs/digits.py
 
 The task of `make train`: fit the training images; the target is the squared error summed over the 64 pixels.
+
+Measured (two cores, three seeds; docs/results.md): error 0.6 after 18 steps, Muon 30, SGD and Adam not in 100.
 """
 
 from collections.abc import Iterator

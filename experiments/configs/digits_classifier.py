@@ -3,6 +3,8 @@
   python experiments/train.py --config=experiments/configs/digits_classifier.py
 
 The target is the accuracy on the 299 images held out.
+
+Measured (two cores; docs/results.md): accuracy 0.95 after 10 steps, Muon 11, Adam 22, SGD 24.
 """
 
 from collections.abc import Iterator

@@ -6,6 +6,9 @@
 Presets behind a colon: `full` (meant for a GPU: on two cores a step takes a second), `small` (a narrower network, minutes
 on two cores), `whole` and `whole_small` (full batches of 60,000). Needs Debian's dataset-fashion-mnist, or its IDX files in
 a folder named by --config.data.source.
+
+Measured (`small`, two cores; docs/convergence.md): error 8.87, Muon's best of 200 steps, after 72 steps of adaptive K-FAC.
+`full` has not been measured: it is open until there is a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,9 @@
 
 Small enough to try many batches on two cores. Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
 --config.data.source.
+
+Measured (two cores; docs/convergence.md): accuracy 0.85 after 33,792 examples at batch 1,024 and 163,840 at 16,384, where
+SGD, Adam and Muon did not reach it within 400,000.
 """
 
 from ml_collections import ConfigDict

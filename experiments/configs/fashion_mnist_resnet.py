@@ -6,6 +6,9 @@
 Presets behind a colon: `full` (30 epochs of a ResNet-8; a GPU), `small` (half as wide, strided at once, minutes on two
 cores), `large` (full at batch 8,192 with what SP-NGD adds for large batches). Needs Debian's dataset-fashion-mnist, or its
 IDX files in a folder named by --config.data.source.
+
+Measured (`small`, batch 8,192, two cores; docs/convergence.md): accuracy 0.8 after 20 steps, Muon 24, SGD, LARS and Adam
+not in 60. `full` and `large` have not been measured: they are open until there is a GPU.
 """
 
 from ml_collections import ConfigDict

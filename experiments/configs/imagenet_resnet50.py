@@ -2,8 +2,9 @@
 
   python experiments/train.py --config=experiments/configs/imagenet_resnet50.py --config.data.folder=/path/to/tfds
 
-Reads imagenet2012 as TFDS prepares it with file_format='array_record'. Nothing has been measured
-with it: the data set cannot be shipped, and the tests run it on mock data of the same schema.
+Reads imagenet2012 as TFDS prepares it with file_format='array_record'.
+
+Measured: nothing yet. The data set cannot be shipped; the tests run this on mock data of the same schema.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,8 @@
   python scripts/compare.py --config=experiments/configs/poisson.py --optimizers=kfac,adaptive_kfac,adam,muon --trials=4
 
 The target is the squared error of the solution, relative to the solution itself, on a grid. Runs in seconds on two cores.
+
+Measured (two cores; docs/convergence.md): error 1e-4 after 28 steps of adaptive K-FAC; Adam and Muon not in 60.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,9 @@
   python scripts/compare.py --config=experiments/configs/text_transformer.py:small --trials=4
 
 Presets behind a colon: `full` (4 layers of 256; a GPU), `small` (2 layers of 64, minutes on two cores).
+
+Measured (`small`, two cores; docs/convergence.md): 2.6 nats a character after 52 steps of adaptive K-FAC, Muon 44; after 80
+steps 2.39, Muon 2.48. `full` has not been measured: it is open until there is a GPU.
 """
 
 from ml_collections import ConfigDict

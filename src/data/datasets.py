@@ -128,8 +128,8 @@ def class_count(source: Any) -> int:
   """How many classes a source of `record_source` has; 0 where it does not say."""
   if isinstance(source, ImageFolder):
     return len(source.classes)
-  features = getattr(getattr(source, 'dataset_info', None), 'features', None) or {}
-  return getattr(features.get('label'), 'num_classes', 0) or 0
+  features = source.dataset_info.features
+  return (features['label'].num_classes or 0) if 'label' in features else 0
 
 
 def record_source(name: str, split: str, *, folder: str = '') -> Sequence[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """A small config on the tests' eight devices, and what runs of it left."""
 
 import json
+from unittest import mock
 
+from experiments.build import build
 from experiments.configs import digits
 
 
@@ -25,3 +27,8 @@ def losses(folder):
 
 def steps_of(folder):
   return [row['step'] for row in rows(folder) if 'loss' in row]
+
+
+def build_on(config, devices):
+  with mock.patch('jax.devices', lambda *a: devices):
+    return build(config)

@@ -17,8 +17,7 @@ from experiments.build import build
 from experiments.checkpoints import load_export, open_checkpoints, restore
 from experiments.errors import ConfigError, Preempted, RunError
 from experiments.train import train
-from tests.experiments.small import losses, rows, small, steps_of
-from tests.experiments.test_train import build_on
+from tests.experiments.small import build_on, losses, rows, small, steps_of
 
 ROOT = Path(__file__).parents[2]
 

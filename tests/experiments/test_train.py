@@ -25,7 +25,7 @@ from kronmesh import kron
 from kronmesh.data import DataError
 from kronmesh.parallel import MeshError
 from tests.data.idx import write_idx
-from tests.experiments.small import losses, small
+from tests.experiments.small import build_on, losses, small
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,13 +67,6 @@ def five_steps(mesh, devices):
     losses.append(float(metrics['loss']))
   way = jax.tree.map(np.subtract, jax.device_get(state.params), start)
   return losses, way, kron.factors(jax.device_get(state.opt_state), run.curvature)
-
-
-def build_on(config, devices):
-  from unittest import mock
-
-  with mock.patch('jax.devices', lambda *a: devices):
-    return build(config)
 
 
 @pytest.fixture(scope='module')

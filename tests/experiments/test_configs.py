@@ -1,0 +1,76 @@
+"""Every config that is shipped, whole: it says what it is, it can be built, and its step can be traced."""
+
+import ast
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.build import build
+from experiments.optimizers import OPTIMIZERS
+from experiments.overrides import resolved
+from experiments.plan import plan
+from tests.data.idx import write_idx
+from tests.experiments.small import build_on
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(p for p in (ROOT / 'experiments/configs').glob('*.py') if p.stem not in ('__init__', 'defaults'))
+LARGE = {'resnet50', 'resnet3d', 'vit_b', 'gpt2', 'imagenet_resnet50', 'full', 'large', 'whole', 'whole_small'}
+
+
+def load(path):
+  scope = {}
+  exec(compile(path.read_text(), path, 'exec'), scope)
+  return scope
+
+
+def presets(path):
+  """Those that its docstring names behind a colon, or None for the only one."""
+  default = load(path)['get_config'].__defaults__
+  if not default:
+    return [None]
+  text = ast.get_docstring(ast.parse(path.read_text()))
+  named = re.findall('`(\\w+)`', text.partition('Presets behind a colon')[2].partition('Measured')[0])
+  assert default[0] in named
+  return named
+
+
+CASES = [(path, preset) for path in FILES for preset in presets(path)]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_a_config_says_what_it_trains_its_command_and_what_was_measured(path):
+  text = ast.get_docstring(ast.parse(path.read_text()))
+  first, _, rest = text.partition('\n\n')
+  assert first.endswith(('.', '?')) and '\n' not in first
+  assert f'python experiments/train.py --config=experiments/configs/{path.name}' in rest and '\nMeasured' in rest
+  for page in re.findall(r'docs/\w+\.md', text):
+    assert (ROOT / page).exists()
+
+
+@pytest.mark.parametrize(
+  'path, preset',
+  [pytest.param(*c, marks=[pytest.mark.long] * bool({c[0].stem, c[1]} & LARGE)) for c in CASES],
+  ids=[f'{p.stem}:{n}' if n else p.stem for p, n in CASES],
+)
+def test_a_config_is_built_and_traced_as_it_is(tmp_path, path, preset, imagenet_folder):
+  scope = load(path)
+  config = scope['get_config'](*([preset] if preset else []))
+  if config.data.name == 'imagenet2012':
+    config.data.folder = imagenet_folder
+  if config.data.name == 'fashion_mnist':
+    write_idx(tmp_path / 'idx', packed=True, train=256, test=64)
+    config.data.folder, config.data.source = str(tmp_path / 'data'), str(tmp_path / 'idx')
+  # What measures one device, on one.
+  run = build_on(config, jax.devices()[:1]) if config.data.name == 'noise' else build(config)
+  text = plan(run, tmp_path / 'run')
+  assert 'Gflop' in text and not (tmp_path / 'run').exists()
+  assert config.optimizer in OPTIMIZERS
+  for overrides in scope.get('sweep', lambda: ())():
+    resolved(overrides, config)
+
+
+def test_an_unknown_preset_is_named():
+  with pytest.raises(ValueError, match="preset 'smal' is unknown; choose from"):
+    load(ROOT / 'experiments/configs/noise.py')['get_config']('smal')
