@@ -29,6 +29,7 @@ class Run(NamedTuple):
     of (state, batch, statistics) and 'update' of (state, gradients) in its place.
   upkeep: of K-FAC's factors and inverses, between the two; None for other optimisers.
   evaluate: (state, batch) -> metrics.
+  batch: shapes of a training batch.
   """
 
   config: Any
@@ -44,6 +45,7 @@ class Run(NamedTuple):
   evaluate: Callable
   train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # of the seed and the first batch's number
   eval_batches: Callable[[], Iterator[dict[str, Any]]]
+  batch: dict[str, jax.ShapeDtypeStruct]
 
 
 def build(config: Any) -> Run:
@@ -54,10 +56,9 @@ def build(config: Any) -> Run:
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
   task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh))
-  train_batches, eval_batches = make_data(config, mesh)
+  train_batches, eval_batches, batch = make_data(config, mesh)
   batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
 
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(train_batches(0, 0)))
   pixels = batch['image']
   with of_model():
     boxed = jax.eval_shape(
@@ -145,6 +146,7 @@ def build(config: Any) -> Run:
     evaluate=evaluate,
     train_batches=train_batches,
     eval_batches=eval_batches,
+    batch=batch,
   )
 
 

@@ -13,8 +13,11 @@ from experiments.errors import ConfigError
 from kronmesh import data, parallel
 
 
-def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
-  """Two functions that return iterators of batches on the mesh: training from a step on, and one pass of evaluation."""
+def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct]]:
+  """Two functions that return iterators of batches on the mesh, and the shapes of a training batch.
+
+  The first is of the seed and the first batch's number; the second one's make one pass of the evaluation set.
+  """
   own = config.data
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
   train_sharding = parallel.batch_sharding(mesh, train_size)
@@ -27,6 +30,7 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
     classes = data.class_count(source)
     if classes and classes != config.model.get('classes', 0):
       raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
+    like = {'image': ((own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
     held_out = data.record_batches(split, eval_size, seed=0, train=False, size=own.image_size, shard=eval_shard)
 
     def train(seed: int) -> Any:
@@ -36,6 +40,7 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
     augment = data.shift_and_flip if own.augment else None
     if own.eval_examples:
       split = data.Arrays(*(x[: own.eval_examples] for x in split))
+    like = {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()}
     held_out = data.ordered_batches(split, eval_size, shard=eval_shard)
 
     def train(seed: int) -> Any:
@@ -47,7 +52,8 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable]:
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
     return (put(batch, train_sharding) for batch in data.stream(train(seed), start, threads))
 
-  return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads))
+  like = {name: jax.ShapeDtypeStruct((train_size, *shape), dtype) for name, (shape, dtype) in like.items()}
+  return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads)), like
 
 
 def _arrays(config: Any, split: str) -> data.Arrays:

@@ -21,8 +21,7 @@ def plan(run: Run, workdir: Path) -> str:
   config = run.config
   folder.check_same(config, workdir)
   state = jax.eval_shape(lambda: run.init(0))
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(run.train_batches(config.seed, 0)))
-  flops = step_flops(run, state, batch)
+  flops = step_flops(run, state, run.batch)
   kinds = {d.device_kind for d in run.mesh.devices.flat}
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   here = _bytes(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(s.shard_shape(x.shape), x.dtype), state, run.shardings))
