@@ -16,6 +16,7 @@ from experiments import guard, recipe, reduce
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
+from experiments.ranges import check_ranges, check_whole
 from experiments.steps import TrainState, make_steps
 from experiments.tasks import Task, make_task
 from kronmesh import kron, parallel
@@ -50,6 +51,8 @@ class Run(NamedTuple):
 
 def build(config: Any) -> Run:
   """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here."""
+  check_whole(config)
+  check_ranges(config)
   mesh = parallel.make_mesh(config.mesh)
   check(config, mesh)
   task = make_task(config)
@@ -172,16 +175,9 @@ def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
 
 
 def check(config: Any, mesh: Mesh) -> None:
-  """Raises ConfigError for what is wrong with a config's numbers."""
-  counts = {name: config[name] for name in ('steps', 'eval_every', 'log_every', 'microbatches')}
+  """Raises ConfigError for options that do not go together."""
   if config.stop_at_target:
     check_target(config)
-  if config.optimizer in SECOND_ORDER:
-    own = config[config.optimizer]
-    counts |= {f'{config.optimizer}.{name}': own[name] for name in ('statistics_every', 'inverses_every')}
-  for name, value in counts.items():
-    if value < 1:
-      raise ConfigError(f'config.{name}={value} must be at least 1')
   shards = parallel.batch_shards(mesh) * config.microbatches
   if config.microbatches > 1 and config.data.batch_size % shards:
     raise ConfigError(

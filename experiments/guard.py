@@ -49,9 +49,6 @@ def check(config: Any) -> None:
       raise ConfigError(f"config.faults.{name}='damp' raises K-FAC's damping; config.optimizer={config.optimizer!r}")
     if own[name] == 'rollback' and not config.keep_checkpoints:
       raise ConfigError(f"config.faults.{name}='rollback' needs checkpoints; config.keep_checkpoints=0 writes none")
-  for name, least in (('deviations', 0), ('limit', 0), ('damping_factor', 1)):
-    if own[name] <= least:
-      raise ConfigError(f'config.faults.{name}={own[name]:g} must be greater than {least}')
 
 
 def new_guard(config: Any) -> Guard:

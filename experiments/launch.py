@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before JAX and SciPy load. Emulated devices share few cores: a BLAS with threads of its own makes them wait for each
 # other (an inverse on 8 devices took 170 ms instead of 10), and may leave none to answer a collective.
@@ -18,7 +18,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments import processes
 from experiments.errors import AGAIN, FAILED, INTERRUPTED, MISTAKE, STOPPED, ConfigError, Preempted, RunError
@@ -36,26 +36,48 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
   Exit codes: 0 done, 2 the user's mistake, 3 a run that failed and can be resumed, 4 another process stopped, 75 told to
   stop, and saved (run it again), 130 interrupted. With --debug errors keep their traceback.
   """
-  config = config_flags.DEFINE_config_file('config', _DEFAULT_CONFIG, 'The config file; --config.x=y overrides x.')
-  workdir = flags.DEFINE_string('workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.')
-
-  def run(argv: list[str]) -> None:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
-    try:
-      use_cache(_CACHE.value)
-      use_devices(config.value)
-      processes.join()
-    except OSError as error:  # a file that could not be read shows at the first use of its config
-      name = config_flags.get_config_filename(flags.FLAGS['config'])
-      raise ConfigError(f'no config file {name!r}; see experiments/configs') from error
-    main(config.value, workdir.value)
-
+  settings = define(default_workdir)
   logging.set_verbosity(logging.WARNING)
   try:
-    app.run(guarded(run), flags_parser=_parse_flags)
+    app.run(guarded(lambda argv: run(main, settings, argv)), flags_parser=parse)
   except KeyboardInterrupt:
     sys.exit(INTERRUPTED)
+
+
+class Settings(NamedTuple):
+  """The flags that all commands have, once they are parsed."""
+
+  values: flags.FlagValues
+  config: Any
+  workdir: Any
+
+
+def define(default_workdir: str, values: flags.FlagValues = flags.FLAGS) -> Settings:
+  config = config_flags.DEFINE_config_file(
+    'config', _DEFAULT_CONFIG, 'The config file; --config.x=y overrides x.', flag_values=values
+  )
+  workdir = flags.DEFINE_string(
+    'workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.', flag_values=values
+  )
+  return Settings(values, config, workdir)
+
+
+def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -> None:
+  """`main`, on the devices and with the processes that the flags say."""
+  if len(argv) > 1:
+    raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
+  try:
+    config = settings.config.value
+  except OSError as error:  # a file that could not be read shows at the first use of its config
+    name = config_flags.get_config_filename(settings.values['config'])
+    raise ConfigError(f'no config file {name!r}; see experiments/configs') from error
+  if not isinstance(config, ConfigDict):
+    name = config_flags.get_config_filename(settings.values['config'])
+    raise ConfigError(f'get_config() of {name!r} returns no ConfigDict')
+  use_cache(_CACHE.value)
+  use_devices(config)
+  processes.join()
+  main(config, settings.workdir.value)
 
 
 def use_cache(folder: str) -> None:
@@ -67,14 +89,16 @@ def use_cache(folder: str) -> None:
 
 def use_devices(config: Any) -> None:
   """Emulates `config.devices` devices where there is only a CPU; must come before anything computes."""
+  if config.get('devices', 0) < 0:
+    raise ConfigError(f'config.devices={config.devices} must be at least 0')
   if config.get('devices', 0):
     jax.config.update('jax_num_cpu_devices', int(config.devices))
     jax.config.update('jax_cpu_enable_async_dispatch', False)  # programs in flight could block each other's collectives
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return values(argv)
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
     _fail(_flag_message(error), MISTAKE)
 
@@ -110,13 +134,11 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except RunError as error:
       _fail(error, FAILED)
     except Exception as error:
-      if not processes.several():
-        raise
-      # Not by the traceback alone: the others would wait minutes for this one at its orderly end.
-      if processes.is_lost(error):
+      if processes.several() and processes.is_lost(error):
         processes.stop(processes.lost(error), STOPPED)
-      traceback.print_exc()
-      processes.stop(f'{type(error).__name__}: {error}', 1)
+      place = traceback.extract_tb(error.__traceback__)[-1]
+      where = f'{Path(place.filename).name}:{place.lineno}'
+      _fail(RunError(f'{type(error).__name__}: {error} (at {where}; --debug shows the way there)'), FAILED, error)
     except KeyboardInterrupt:
       print('error: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       # At once: to take Python down under a computation that still runs on a thread of XLA's ends in a segmentation fault.
@@ -127,9 +149,9 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   return wrapped
 
 
-def _fail(error: Exception | str, code: int) -> None:
+def _fail(error: Exception | str, code: int, cause: Exception | None = None) -> None:
   if isinstance(error, Exception) and flags.FLAGS.is_parsed() and _DEBUG.value:
-    traceback.print_exception(error)
+    traceback.print_exception(cause or error)
   message = ' '.join(str(error).split())
   if processes.several():
     processes.stop(message, code)

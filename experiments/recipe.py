@@ -27,13 +27,6 @@ _MIXING = 0x6D6978  # folded into a step's key
 def check(config: Any) -> None:
   """Raises ConfigError for an option that cannot be, or not with this optimiser."""
   own, optimizer = config.recipe, config.optimizer
-  if not 0 <= own.average < 1:
-    raise ConfigError(f'config.recipe.average={own.average:g} must be at least 0 and less than 1')
-  for name in ('clip_norm', 'loss_scale', 'mixup'):
-    if own[name] < 0:
-      raise ConfigError(f'config.recipe.{name}={own[name]:g} must not be negative; 0 is none')
-  if not 0 <= own.label_smoothing < 1:
-    raise ConfigError(f'config.recipe.label_smoothing={own.label_smoothing:g} must be at least 0 and less than 1')
   if optimizer in ('adaptive_kfac', 'natural_gradient'):  # which evaluate the loss themselves, on the whole batch
     for name, value, none in (('microbatches', config.microbatches, 1), ('recipe.loss_scale', own.loss_scale, 0)):
       if value != none:

@@ -191,7 +191,7 @@ MISTAKES = {
   'spike': ({'faults.spike': 'no'}, "spike='no' is unknown"),
   'damp': ({'faults.spike': 'damp'}, "'damp' raises K-FAC's damping; config.optimizer='sgd'"),
   'rollback': ({'faults.spike': 'rollback', 'keep_checkpoints': 0}, 'needs checkpoints'),
-  'limit': ({'faults.limit': 0}, 'config.faults.limit=0 must be greater than 0'),
+  'limit': ({'faults.limit': 0}, 'config.faults.limit=0 must be at least 1'),
 }
 
 

@@ -213,8 +213,8 @@ def test_a_trace_of_some_steps(tmp_path):
 
 
 MISTAKES = {
-  'average': ({'recipe.average': 1.0}, 'config.recipe.average=1 must be at least 0 and less than 1'),
-  'clip': ({'recipe.clip_norm': -1.0}, 'must not be negative'),
+  'average': ({'recipe.average': 1.0}, r'config.recipe.average=1 must be in \[0, 1\)'),
+  'clip': ({'recipe.clip_norm': -1.0}, 'config.recipe.clip_norm=-1 must be at least 0'),
   'smoothing': ({'recipe.label_smoothing': 1.5}, 'label_smoothing=1.5'),
   'natural': ({'optimizer': 'natural_gradient', 'microbatches': 2}, 'does not go with'),
   'model': ({'model.widths': (16, 0)}, 'config.model'),

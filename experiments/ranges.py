@@ -1,0 +1,115 @@
+"""The numbers of a config, and where they must lie: checked before anything is built."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import defaults
+from experiments.errors import ConfigError
+
+# By path, or by name for the sections of optimisers. '>= 0', '> 0', '[0, 1)', '(0, 1]'; all numbers must be finite.
+RANGES = {
+  'seed': '>= 0',
+  'steps': '>= 1',
+  'eval_every': '>= 1',
+  'log_every': '>= 1',
+  'microbatches': '>= 1',
+  'health_every': '>= 0',
+  'checkpoint_every': '>= 0',
+  'checkpoint_minutes': '>= 0',
+  'keep_checkpoints': '>= 0',
+  'keep_best': '>= 0',
+  'devices': '>= 0',
+  'watchdog_seconds': '>= 0',
+  'data.batch_size': '>= 1',
+  'data.eval_batch_size': '>= 0',
+  'data.eval_examples': '>= 0',
+  'data.image_size': '>= 1',
+  'gradients.bucket_mb': '> 0',
+  'faults.deviations': '> 0',
+  'faults.limit': '>= 1',
+  'faults.damping_factor': '> 1',
+  'recipe.reference_batch': '>= 1',
+  'recipe.label_smoothing': '[0, 1)',
+  'recipe.mixup': '>= 0',
+  'recipe.clip_norm': '>= 0',
+  'recipe.average': '[0, 1)',
+  'recipe.loss_scale': '>= 0',
+  'learning_rate': '> 0',
+  'power': '> 0',
+  'warmup_steps': '>= 0',
+  'weight_decay': '>= 0',
+  'momentum': '[0, 1)',
+  'b1': '[0, 1)',
+  'b2': '[0, 1)',
+  'decay': '[0, 1)',
+  'part': '(0, 1]',
+  'damping': '> 0',
+  'kl_clip': '>= 0',
+  'statistics_every': '>= 1',
+  'inverses_every': '>= 1',
+  'threshold': '> 0',
+  'smallest': '>= 1',
+  'largest': '>= 1',
+  'damping_every': '>= 1',
+  'damping_rate': '(0, 1]',
+  'smallest_damping': '> 0',
+  'max_iterations': '>= 1',
+  'tolerance': '> 0',
+}
+
+
+def check_whole(config: Any) -> None:
+  """Raises ConfigError unless the config has all that defaults have, of their types."""
+  for name, default in defaults().items():
+    if name not in config:
+      raise ConfigError(f'the config has no key {name!r}; start from defaults() of experiments/configs/defaults.py')
+    if isinstance(default, ConfigDict) != isinstance(config[name], ConfigDict):
+      kind = 'a section' if isinstance(default, ConfigDict) else f'a {type(default).__name__}'
+      raise ConfigError(f'config.{name}={config[name]!r} must be {kind}')
+    lacks = [key for key in default if key not in config[name]] if isinstance(default, ConfigDict) else []
+    if lacks and name != 'model':
+      raise ConfigError(f'the config has no key {name}.{lacks[0]}; update the section of defaults(), do not replace it')
+  if 'name' not in config.model:
+    raise ConfigError('the config has no key model.name')
+
+
+def check_ranges(config: Any) -> None:
+  """Checks all numbers but those of optimisers that are not used.
+
+  Raises:
+    ConfigError: one is outside of its range, or not finite.
+  """
+  sections = ('', 'data', 'gradients', 'faults', 'recipe', 'placement', config.optimizer)  # an unknown one has none
+  for section in sections:
+    own = config.get(section, {}) if section else config
+    for name, value in own.items():
+      if isinstance(value, ConfigDict | bool) or not isinstance(value, int | float):
+        continue
+      path = f'{section}.{name}' if section else name
+      rule = RANGES.get(name if section == config.optimizer else path)
+      if not math.isfinite(value):
+        raise ConfigError(f'config.{path}={value} must be a finite number')
+      if rule is not None and not _fits(value, rule):
+        raise ConfigError(f'config.{path}={value:g} must be {_words(rule)}')
+
+
+def _fits(value: float, rule: str) -> bool:
+  interval = re.fullmatch(r'([\[(])(.+), (.+)([\])])', rule)
+  if interval is None:
+    sign, bound = rule.split()
+    return value > float(bound) if sign == '>' else value >= float(bound)
+  low, high = float(interval[2]), float(interval[3])
+  above = value >= low if interval[1] == '[' else value > low
+  return above and (value <= high if interval[4] == ']' else value < high)
+
+
+def _words(rule: str) -> str:
+  if rule[0] in '[(':
+    return f'in {rule}'
+  sign, bound = rule.split()
+  return f'{"greater than" if sign == ">" else "at least"} {bound}'
