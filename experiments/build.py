@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import guard, recipe, reduce
+from experiments import guard, recipe, reduce, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
@@ -70,6 +70,7 @@ def build(config: Any) -> Run:
   logical = nn.get_partition_spec(boxed)['params']
   variables = nn.meta.unbox(boxed)
   params = variables.pop('params')
+  recipe.check_patterns(config.recipe.rescale_weights, kron.param_names(params))
   mixed = functools.partial(
     recipe.mix,
     alpha=config.recipe.mixup,
@@ -186,6 +187,7 @@ def check(config: Any, mesh: Mesh) -> None:
     )
   guard.check(config)
   recipe.check(config)
+  writers.check(config)
 
 
 def check_target(config: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -112,8 +115,11 @@ class Saver:
     )
     due = at_once or minutes or (own.checkpoint_every and step % own.checkpoint_every == 0)
     if (due or self._is_best(sign, metric)) and step not in self.checkpoints.all_steps():
+      logical = self.logical(state)
       about = {'config': folder.as_json(own), 'data': {'next_index': position}}
-      items = ocp.args.Composite(state=ocp.args.PyTreeSave(self.logical(state)), run=ocp.args.JsonSave(about))
+      about['values'] = [int(x) for x in jax.device_get(_fingerprints(logical))]
+      about['check'] = _check(about)
+      items = ocp.args.Composite(state=ocp.args.PyTreeSave(logical), run=ocp.args.JsonSave(about))
       self.checkpoints.save(step, args=items, metrics={'target': metric})
       self.saved = monotonic()
 
@@ -140,12 +146,14 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
   for step in sorted(checkpoints.all_steps(), reverse=True):
     try:
       about = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+      if about.pop('check') != _check(about):
+        raise ValueError('what it says of its run is not what was written')
       changed = folder.changes(about['config'], folder.as_json(run.config))
       if changed:
         raise ConfigError(
           f'{checkpoints.directory / str(step)} is of a run with another {", ".join(changed)}; choose another --workdir'
         )
-      return Restored(_read(run, checkpoints, step), int(about['data']['next_index']), unreadable)
+      return Restored(_read(run, checkpoints, step, about['values']), about['data']['next_index'], unreadable)
     except ConfigError:
       raise
     except Exception as error:
@@ -161,7 +169,26 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
   return Restored(run.init(run.config.seed), 0, {})
 
 
-def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int) -> TrainState:
+@jax.jit
+def _fingerprints(tree: Any) -> list[jax.Array]:
+  """A number for each leaf that changes with any of its bits, and not with the mesh: a sum weighted by places, mod 2^32."""
+
+  def one(x: jax.Array) -> jax.Array:
+    size = x.dtype.itemsize
+    bits = (
+      x if not jnp.issubdtype(x.dtype, jnp.floating) else jax.lax.bitcast_convert_type(x, f'uint{8 * min(size, 4)}')
+    )
+    bits = bits.astype(jnp.uint32).reshape(-1)
+    return (bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+
+  return [one(x) for x in jax.tree.leaves(tree)]
+
+
+def _check(about: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int, values: list[int]) -> TrainState:
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(run.mesh)),
     jax.eval_shape(lambda: _logical(run, run.init(0))),
@@ -170,6 +197,8 @@ def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int) -> TrainState
   found = checkpoints.restore(
     step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=arguments))
   ).state
+  if [int(x) for x in jax.device_get(_fingerprints(found))] != values:
+    raise ValueError('its values are not those that were saved')
   like = jax.eval_shape(lambda: run.init(0)).opt_state
 
   def physical(found: TrainState) -> TrainState:

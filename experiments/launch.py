@@ -71,6 +71,9 @@ def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -
   except OSError as error:  # a file that could not be read shows at the first use of its config
     name = config_flags.get_config_filename(settings.values['config'])
     raise ConfigError(f'no config file {name!r}; see experiments/configs') from error
+  except flags.Error as error:
+    name = config_flags.get_config_filename(settings.values['config'])
+    raise ConfigError(f'get_config() of {name!r} returns no ConfigDict') from error
   if not isinstance(config, ConfigDict):
     name = config_flags.get_config_filename(settings.values['config'])
     raise ConfigError(f'get_config() of {name!r} returns no ConfigDict')
@@ -99,22 +102,27 @@ def use_devices(config: Any) -> None:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   try:
     return values(argv)
-  except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-    _fail(_flag_message(error), MISTAKE)
+  except Exception as error:  # a config file may raise anything
+    _fail(ConfigError(_flag_message(error, argv)), MISTAKE, error)
 
 
-def _flag_message(error: Exception) -> str:
+def _flag_message(error: Exception, argv: list[str]) -> str:
   """One line for a mistake in the flags; ml_collections knows the nearest key."""
   text = str(error.args[0] if error.args else error).replace('\\n', '\n').strip()
   lines = text.splitlines()
   if 'Traceback' in text:  # the config file itself raised: which file, and its last line
     lines = [lines[0].partition(': Error')[0] + ':', lines[-1]]
   text = ' '.join(' '.join(lines).split())
+  file = next((a.partition('=')[2] for a in argv if a.lstrip('-').startswith('config=')), _DEFAULT_CONFIG)
+  if not isinstance(error, flags.Error | KeyError | AttributeError):
+    text = f'the config file {file} cannot be read: {type(error).__name__}: {text}'
   nearest = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
   if nearest:
     return f'the config has no key {nearest[2]!r}; did you mean {nearest[1]!r}?'
+  if "no attribute 'get_config" in text:
+    return f'the config file {file} has no get_config()'
   if isinstance(error, KeyError | AttributeError):
-    return f'the config has no such key: {text}'
+    return f'the config has no such key: {text.strip(chr(34) + chr(39))!r}'
   return text
 
 

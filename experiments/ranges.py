@@ -84,6 +84,8 @@ def check_ranges(config: Any) -> None:
   Raises:
     ConfigError: one is outside of its range, or not finite.
   """
+  if any(not isinstance(n, int) or n < 1 for n in config.data.shape):
+    raise ConfigError(f'config.data.shape={config.data.shape!r} must be a tuple of whole numbers of at least 1')
   sections = ('', 'data', 'gradients', 'faults', 'recipe', 'placement', config.optimizer)  # an unknown one has none
   for section in sections:
     own = config.get(section, {}) if section else config

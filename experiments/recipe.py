@@ -74,6 +74,13 @@ def momentum(own: Any, rate: optax.Schedule, peak: float) -> optax.ScalarOrSched
   return lambda count: own.momentum * rate(count) / peak
 
 
+def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+  """Raises ConfigError for a pattern of `rescale_weights` that fits no parameter."""
+  for pattern in patterns:
+    if not any(fnmatch.fnmatch(name, str(pattern)) for name in names):
+      raise ConfigError(f'recipe.rescale_weights={pattern!r} fits no parameter; there are {", ".join(names[:6])} ...')
+
+
 def rescale_weights(patterns: Sequence[str]) -> optax.GradientTransformation:
   """The last link of a chain: parameters of these names keep the norm sqrt(2 d_out) after every step (eq. 21).
 
@@ -82,9 +89,6 @@ def rescale_weights(patterns: Sequence[str]) -> optax.GradientTransformation:
 
   def update(updates, state, params=None):
     names = kron.param_names(params)
-    for pattern in patterns:
-      if not any(fnmatch.fnmatch(name, pattern) for name in names):
-        raise ConfigError(f'recipe.rescale_weights={pattern!r} fits no parameter; there are {", ".join(names[:6])} ...')
 
     def one(name: str, u: Array, p: Array) -> Array:
       if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,12 @@ from experiments.errors import ConfigError
 _NOT_SHOWN = ('held', 'finite_input', 'step')
 
 
+def check(config: Any) -> None:
+  """Raises ConfigError if Weights & Biases is asked for and not installed."""
+  if config.writers.wandb and importlib.util.find_spec('wandb') is None:
+    raise ConfigError('config.writers.wandb needs the package wandb: pip install wandb')
+
+
 class Writers:
   """Writes rows of metrics: all to `metrics.jsonl`, the last of each kind to the others. Only the chief's writes.
 
@@ -23,9 +30,6 @@ class Writers:
     config: its section `writers` says which.
     workdir: the run's folder.
     step: where the run goes on.
-
-  Raises:
-    ConfigError: Weights & Biases is asked for and not installed.
   """
 
   def __init__(self, config: Any, workdir: Path, step: int, chief: bool):
@@ -77,10 +81,8 @@ class Writers:
 
 
 def _wandb(config: Any, workdir: Path) -> Any:
-  try:
-    import wandb
-  except ImportError as error:
-    raise ConfigError('config.writers.wandb needs the package wandb: pip install wandb') from error
+  import wandb
+
   # The same run goes on where this folder's does.
   own = {'id': f'{workdir.name}-{zlib.crc32(str(workdir).encode()):08x}', 'resume': 'allow', 'dir': str(workdir)}
   return wandb.init(project=config.writers.wandb, name=workdir.name, config=folder.as_json(config), **own)

@@ -25,7 +25,7 @@ QUICK = [f'--config={CONFIG}', '--config.model.widths=(16,8)', '--config.data.ba
 QUICK += ['--config.devices=8', '--config.eval_every=3', '--config.writers.tensorboard=False']
 
 
-def command(capsys, argv):
+def command(capsys, monkeypatch, argv):
   """experiments/train.py in this process: (exit code, stderr)."""
   values = flags.FlagValues()
   settings = launch.define('runs/train', values)
@@ -42,6 +42,8 @@ def command(capsys, argv):
     values[name] = flags.FLAGS[name]
   flags.FLAGS.mark_as_parsed()
   capsys.readouterr()
+  monkeypatch.setattr(sys, 'argv', ['train.py', *argv])  # where config_flags looks for overrides
+  sys.modules.pop('config_config', None)  # the last case's file
   try:
     rest = launch.parse(['train.py', *argv], values)
     launch.guarded(lambda argv: launch.run(main, settings, argv))(rest)
@@ -85,39 +87,96 @@ NOT_FINITE += [
   f'--config.kfac.{k}={v}' for k in ('damping', 'learning_rate', 'kl_clip', 'decay') for v in ('nan', 'inf', '-inf')
 ]
 WORDS = [
-  '--config.optimizer=kfacc', '--config.optimizer=shampoo', '--config.task=clasify', '--config.model.name=mpl',
-  '--config.data.name=digit', '--config.data.eval_split=valid', '--config.mesh=', '--config.mesh=data', '--config.mesh=data=0',
-  '--config.mesh=data=3', '--config.mesh=data=-1,model=-1', '--config.mesh=data=4,data=2', '--config.mesh=date=8',
-  '--config.mesh=data=16', '--config.mesh=data=8,', '--config.data.batch_size=63', '--config.data.batch_size=4',
-  '--config.data.eval_batch_size=3', '--config.model.dtype=float8', '--config.model.widths=(0,)', '--config.model.widths=(-4,8)',
-  "--config.model.widths=('a',)", '--config.kfac.fisher=true', '--config.kfac.schedule=cosin', '--config.kfac.warmup_steps=3',
-  '--config.recipe.rate_scaling=cubic', '--config.recipe.mixup=0.2', '--config.recipe.rescale_weights=("nothing*",)',
-  '--config.placement.fraction=0.3', '--config.placement.fraction=2', '--config.placement.statistics=int4',
-  '--config.gradients.all_reduce=star', '--config.gradients.half=int8', '--config.gradients.all_reduce=ring',
-  '--config.gradients.half=bfloat16', '--config.faults.not_finite=ignore', '--config.faults.spike=skp', '--config.microbatches=7',
-  '--config.stop_at_target=True --config.target=0', '--config.kfac.part=0.3', '--config.writers.wandb=x',
-  '--config.optimizer=sgd --config.faults.spike=damp', '--config.keep_checkpoints=0 --config.faults.spike=rollback',
-  '--config.optimizer=natural_gradient --config.microbatches=2', '--config.devices=-1',
-  '--config.optimizer=adaptive_kfac --config.recipe.loss_scale=8', '--config.data.name=image_folder',
-  '--config.data.name=image_folder --config.data.folder=/nowhere', '--config.data.name=imagenet2012 --config.data.folder=/nowhere',
-  '--config.data.name=fashion_mnist --config.data.source=/nowhere --config.data.folder=/nowhere2', '--config.data.name=noise',
+  '--config.optimizer=kfacc',
+  '--config.optimizer=shampoo',
+  '--config.task=clasify',
+  '--config.model.name=mpl',
+  '--config.data.name=digit',
+  '--config.data.eval_split=valid',
+  '--config.mesh=data',
+  '--config.mesh=data=0',
+  '--config.mesh=data=3',
+  '--config.mesh=data=-1,model=-1',
+  '--config.mesh=data=4,data=2',
+  '--config.mesh=date=8',
+  '--config.mesh=data=16',
+  '--config.data.batch_size=63',
+  '--config.data.batch_size=2',
+  '--config.data.eval_batch_size=3',
+  '--config.model.dtype=float8',
+  '--config.model.widths=(0,)',
+  '--config.model.widths=(-4,8)',
+  "--config.model.widths=('a',)",
+  '--config.kfac.fisher=true',
+  '--config.kfac.schedule=cosin',
+  '--config.kfac.warmup_steps=3',
+  '--config.recipe.rate_scaling=cubic',
+  '--config.recipe.mixup=0.2',
+  '--config.recipe.rescale_weights=("nothing*",)',
+  '--config.placement.fraction=0.3',
+  '--config.placement.fraction=2',
+  '--config.placement.statistics=int4',
+  '--config.gradients.all_reduce=star',
+  '--config.gradients.half=int8',
+  '--config.gradients.all_reduce=ring',
+  '--config.gradients.half=bfloat16',
+  '--config.faults.not_finite=ignore',
+  '--config.faults.spike=skp',
+  '--config.microbatches=7',
+  '--config.stop_at_target=True --config.target=0',
+  '--config.kfac.part=0.3',
+  '--config.writers.wandb=x',
+  '--config.optimizer=sgd --config.faults.spike=damp',
+  '--config.keep_checkpoints=0 --config.faults.spike=rollback',
+  '--config.optimizer=natural_gradient --config.microbatches=2',
+  '--config.devices=-1',
+  '--config.optimizer=adaptive_kfac --config.recipe.loss_scale=8',
+  '--config.data.name=image_folder',
+  '--config.data.name=image_folder --config.data.folder=/nowhere',
+  '--config.data.name=imagenet2012 --config.data.folder=/nowhere',
+  '--config.data.name=fashion_mnist --config.data.source=/nowhere --config.data.folder=/nowhere2',
+  '--config.data.name=noise',
   '--config.data.name=cifar10 --config.data.folder=/nowhere',
-]  # fmt: skip
+]
 FLAGS = [
-  '--wordkir=x', '--nodry', '--dry_run=maybe', '--debug=2x', '--profile=3', '--profile=5:2', '--profile=a:b', '--profile=1:2:3',
-  'adam', '--', '-x', '--config=nowhere.py', '--config=experiments/configs', '--config=experiments/configs/digits.py:big',
-  '--config=experiments/configs/noise.py:smal', '--config=setup.cfg', '--config=experiments/configs/__init__.py', '--config=',
-  '--config.', '--config.kfac=1', '--config.model=mlp', '--config.kfac.damping.x=1', '--num_processes=2', '--process_id=0',
-  '--num_processes=x', '--coordinator_address=localhost:1', '--num_processes=2 --process_id=1',
-  '--coordinator_address=localhost:1 --num_processes=2 --process_id=2', '--workdir=/proc/x', '--workdir=/dev/null/x',
-]  # fmt: skip
+  '--wordkir=x',
+  '--nodry',
+  '--dry_run=maybe',
+  '--debug=2x',
+  '--profile=3',
+  '--profile=5:2',
+  '--profile=a:b',
+  '--profile=1:2:3',
+  'adam',
+  '-x',
+  '--config=nowhere.py',
+  '--config=experiments/configs',
+  '--config=experiments/configs/digits.py:big',
+  '--config=experiments/configs/noise.py:smal',
+  '--config=setup.cfg',
+  '--config=README.md',
+  '--config=',
+  '--config.',
+  '--config.kfac=1',
+  '--config.model=mlp',
+  '--config.kfac.damping.x=1',
+  '--num_processes=2',
+  '--process_id=0',
+  '--num_processes=x',
+  '--coordinator_address=localhost:1',
+  '--num_processes=2 --process_id=1',
+  '--coordinator_address=localhost:1 --num_processes=2 --process_id=2',
+  '--workdir=/proc/x',
+  '--workdir=/dev/null/x',
+]
+BASE = 'from experiments.configs import digits\ndef get_config():\n  c = digits.get_config()\n'
 FILES = {
   'raises': 'raise RuntimeError("no such machine")',
   'does not parse': 'def get_config(:',
   'has no get_config': 'x = 1',
   'returns nothing': 'def get_config():\n  pass',
   'returns an empty config': 'from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()',
-  'lacks a section': 'from experiments.configs import digits\ndef get_config():\n  c = digits.get_config()\n  del c.recipe\n  return c',
+  'lacks a section': f'{BASE}  del c.recipe\n  return c',
   'replaces a section': 'from ml_collections import ConfigDict\nfrom experiments.configs import digits\ndef get_config():\n'
   '  c = digits.get_config()\n  c.data = ConfigDict({"name": "digits"})\n  return c',
   'has a word for a section': 'from experiments.configs import digits\ndef get_config():\n  c = digits.get_config()\n'
@@ -147,19 +206,21 @@ def test_there_are_three_hundred():
 
 @pytest.mark.long
 @pytest.mark.parametrize('kind', COUNTS)
-def test_broken_configs_and_flags(tmp_path, capsys, kind):
+def test_broken_configs_and_flags(tmp_path, capsys, monkeypatch, kind):
   """The line names the key, the value or the flag that is wrong, and no folder is made."""
   failed = []
   for case in COUNTS[kind]:
     workdir = tmp_path / 'run'
     argv = [*QUICK, f'--workdir={workdir}', *argv_of(case)]
     try:
-      line = told(*command(capsys, argv), allowed=(2,))
+      line = told(*command(capsys, monkeypatch, argv), allowed=(2,))
       assert not workdir.exists(), 'a folder was made'
       named = [re.split('[=.:/]', a.lstrip('-'))[-1] for a in argv_of(case)] + re.findall(
         r'[\w-]+', ' '.join(argv_of(case))
       )
-      assert any(word.lower() in line.lower() for word in named if len(word) > 1 or kind == 'flags'), line
+      assert kind == 'flags' or any(
+        word.lower() in line.lower() for word in named if len(word) > 1 or f"'{word}'" in line
+      ), line
     except AssertionError as error:
       failed.append((case, str(error)[:400]))
       shutil.rmtree(workdir, ignore_errors=True)
@@ -167,10 +228,10 @@ def test_broken_configs_and_flags(tmp_path, capsys, kind):
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_broken_config_files(tmp_path, capsys, name):
-  path = tmp_path / 'config.py'
+def test_broken_config_files(tmp_path, capsys, monkeypatch, name):
+  path = tmp_path / f'{name.replace(" ", "_")}_config.py'  # a module of its own
   path.write_text(FILES[name])
-  line = told(*command(capsys, [f'--config={path}', f'--workdir={tmp_path / "run"}']), allowed=(2,))
+  line = told(*command(capsys, monkeypatch, [f'--config={path}', f'--workdir={tmp_path / "run"}']), allowed=(2,))
   assert not (tmp_path / 'run').exists() and ('config' in line or 'recipe' in line), line
 
 
@@ -189,7 +250,7 @@ def damaged(path, rng):
 
 @pytest.mark.long
 @pytest.mark.parametrize('seed', range(12))
-def test_broken_data_files(tmp_path, capsys, seed):
+def test_broken_data_files(tmp_path, capsys, monkeypatch, seed):
   """Of prepared sets and of sources; a file that is not needed may be missed by nobody."""
   rng = random.Random(seed)
   write_idx(tmp_path / 'idx', packed=bool(seed % 2), train=64, test=16)
@@ -199,13 +260,18 @@ def test_broken_data_files(tmp_path, capsys, seed):
     f'--config.data.folder={tmp_path / "data"}',
     '--config.data.name=fashion_mnist',
   ]
-  argv += [f'--config.data.source={tmp_path / "idx"}', '--config.keep_checkpoints=0', '--dry_run']
+  argv += [
+    f'--config.data.source={tmp_path / "idx"}',
+    '--config.keep_checkpoints=0',
+    '--config.data.eval_split=test',
+    '--dry_run',
+  ]
   if seed % 3:
-    assert command(capsys, argv)[0] == 0  # which prepares the set
+    assert command(capsys, monkeypatch, argv)[0] == 0  # which prepares the set
   files = sorted(p for p in (tmp_path / ('data' if seed % 3 else 'idx')).rglob('*') if p.is_file())
   path = rng.choice(files)
   how = damaged(path, rng)
-  code, err = command(capsys, argv)
+  code, err = command(capsys, monkeypatch, argv)
   if code == 0:  # labels and pixels of other values, or what only describes the set
     assert how == 'bytes' or 'info' in path.name or 'features' in path.name, (path, how)
   else:
@@ -229,9 +295,9 @@ def saved(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize('seed', range(40))
-def test_broken_checkpoints(tmp_path, capsys, saved, seed):
+def test_broken_checkpoints(tmp_path, capsys, monkeypatch, saved, seed):
   """Any file of a run's folder damaged: the run ends in one line and can be repaired, or goes on exactly."""
-  source, config = saved
+  source, _ = saved
   rng = random.Random(seed)
   workdir = tmp_path / 'run'
   shutil.copytree(source / 'run', workdir)
@@ -248,7 +314,7 @@ def test_broken_checkpoints(tmp_path, capsys, saved, seed):
   ]
   argv += ['--config.kfac.inverses_every=2', '--config.kfac.damping=0.01', '--config.steps=6']
   before = {p: p.read_bytes() for p in files if p.exists()}
-  code, err = command(capsys, argv)
+  code, err = command(capsys, monkeypatch, argv)
   if code == 0:
     whole = losses(source / 'whole')
     assert losses(workdir)[-3:] == whole[-3:], (path, how)
