@@ -138,6 +138,7 @@ def _loop(
   step, batches = int(state.step), run.train_batches(config.seed, position)
   before = folder.evaluations(workdir)
   trained, clock = before[-1]['seconds'] if before else 0.0, time.perf_counter()
+  looks, steps = _looks(config), config.steps
   policy, pending, meter, layers = (
     faults.Policy(config),
     [],
@@ -149,18 +150,18 @@ def _loop(
     Preemption() as preemption,
     tracing,
   ):
-    while step < config.steps:
+    while step < steps:
       tracing.before(step, state)
       with meter.of('input'):
         batch = next(batches)
-      if _to_look(config, step + 1) and layers.due(step + 1):
+      if looks(step + 1) and layers.due(step + 1):
         layers.keep(state)
       watchdog.beat(step)  # a process that waits for data has not come to this
       state, metrics = run.step(state, batch, step)
       step, position = step + 1, position + 1
       pending.append((step, metrics))
       stop = preemption.reached(step)
-      if not (stop or _to_look(config, step)):
+      if not (stop or looks(step)):
         continue
       rows = _fetched(pending)  # one wait for the device for all the steps since the last
       good = [row for row in rows if not row['held']]
@@ -203,17 +204,22 @@ def _loop(
       clock = time.perf_counter()
 
 
-def _to_look(config: Any, step: int) -> bool:
-  every = config.log_every, config.eval_every, config.checkpoint_every
-  return step == config.steps or any(n and step % n == 0 for n in every)
+def _looks(config: Any) -> Callable[[int], bool]:
+  """Whether the host looks at the device after a step; without the config, which is slow to read."""
+  every = [n for n in (config.log_every, config.eval_every, config.checkpoint_every) if n]
+  steps = config.steps
+  return lambda step: step == steps or any(step % n == 0 for n in every)
 
 
 def _fetched(pending: list[tuple[int, dict[str, jax.Array]]]) -> list[dict[str, Any]]:
   """Rows of numbers, and of vectors over the parameters."""
-  return [
-    {'step': step, **{k: v.item() if v.ndim == 0 else v for k, v in metrics.items()}}
-    for step, metrics in jax.device_get(pending)
-  ]
+  for x in jax.tree.leaves(pending[-1][1]):
+    x.copy_to_host_async()
+  rows = []
+  for step, metrics in pending:
+    values = {name: np.asarray(x) for name, x in metrics.items()}
+    rows.append({'step': step, **{k: v.item() if v.ndim == 0 else v for k, v in values.items()}})
+  return rows
 
 
 def evaluate_all(run: Run, state: TrainState, beat: Callable[[], None] = lambda: None) -> dict[str, float]:

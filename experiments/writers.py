@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,15 +57,17 @@ class Writers:
 
   def layers(self, step: int, layers: dict[str, dict[str, float]]) -> None:
     """Numbers of layers, to the others alone; they have a file of their own."""
-    for name, numbers in layers.items():
-      self._show(f'layers/{name}', {'step': step, **numbers})
+    flat = {f'{name}/{key}': value for name, numbers in layers.items() for key, value in numbers.items()}
+    self._show('layers', {'step': step, **flat})
 
   def _show(self, kind: str, row: dict[str, Any]) -> None:
     values = {f'{kind}/{k.removeprefix("eval_")}': v for k, v in row.items() if k not in _NOT_SHOWN}
     values = {k: float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
-    if self.board is not None:
-      for name, value in values.items():
-        self.board.add_scalar(name, value, row['step'])
+    if self.board is not None and values:  # one event, for a tenth of the time of one for each
+      from tensorboardX.proto.summary_pb2 import Summary
+
+      summary = Summary(value=[Summary.Value(tag=_tag(name), simple_value=value) for name, value in values.items()])
+      self.board.file_writer.add_summary(summary, row['step'])
     if self.wandb is not None:
       self.wandb.log(values, step=row['step'])
 
@@ -78,6 +81,11 @@ class Writers:
       self.board.close()
     if self.wandb is not None:
       self.wandb.finish(exit_code=0 if value is None else 1)
+
+
+def _tag(name: str) -> str:
+  """TensorBoard's own characters."""
+  return re.sub(r'[^\w/.-]', '_', name)
 
 
 def _wandb(config: Any, workdir: Path) -> Any:

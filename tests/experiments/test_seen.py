@@ -143,3 +143,38 @@ def test_a_run_tells_its_rate(tmp_path, capsys):
   times = [row for row in rows(tmp_path) if 'compute_seconds' in row]
   assert [row['step'] for row in times] == [3, 6, 9] and times[-1]['examples_per_second'] > 0
   assert 0 < times[-1]['mfu'] < 1 and 'examples/s' in capsys.readouterr().out
+
+
+def test_the_host_waits_for_the_device_at_looks_alone(tmp_path, monkeypatch):
+  """Between them nothing reads an array: neither metrics nor state."""
+  ArrayImpl = type(jax.numpy.zeros(()))
+  config = small('kfac', steps=60)
+  config.log_every, config.eval_every, config.health_every, config.keep_checkpoints = 20, 60, 0, 0
+  run, reads, at = build(config), [], [0]
+  value = ArrayImpl._value.fget
+
+  def step(state, batch, number):
+    at[0] = number
+    return run.step(state, batch, number)
+
+  def read(array):
+    reads.append(at[0])
+    return value(array)
+
+  monkeypatch.setattr(ArrayImpl, '_value', property(read))
+  monkeypatch.setattr(ArrayImpl, '__array__', lambda self, *args, **kwargs: np.asarray(read(self), *args, **kwargs))
+  train(config, tmp_path, quiet=True, run=run._replace(step=step))
+  assert {n for n in reads if n > 0} == {19, 39, 59}
+
+
+def test_what_the_loop_adds_is_measured():
+  """The script, in small: what is outside of steps and batches, less what a bare loop has there."""
+  from scripts.loop import Timed, measure
+
+  config = small('sgd', 'data=8')
+  config.log_every = 5
+  found = measure(config, 50, 1)
+  assert -0.5 < found['added'] < 5 and found['steps'] == 50 and len(found['each']) == 1
+  timed = Timed(build(config), 10)
+  timed.began, timed.ended, timed.inside = 1.0, 4.0, 2.0
+  assert timed.outside == 0.5

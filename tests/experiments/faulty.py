@@ -1,0 +1,26 @@
+"""experiments/train.py, in which something happens before batch 20: python -m tests.experiments.faulty raise --config=..."""
+
+import sys
+import time
+
+from experiments import train as trainer
+from experiments.launch import launch
+
+
+def main(config, workdir):
+  run = trainer.build(config)
+
+  def batches(seed, start):
+    for number, batch in enumerate(run.train_batches(seed, start), start):
+      if number == 20 and HOW == 'raise':
+        raise KeyError('a bug')
+      if number == 20 and HOW == 'hang':
+        time.sleep(1000)
+      yield batch
+
+  trainer.train(config, workdir, run=run._replace(train_batches=batches))
+
+
+if __name__ == '__main__':
+  HOW = sys.argv.pop(1)
+  launch(main)
