@@ -1,4 +1,4 @@
-"""experiments/train.py, in which something happens before batch 20: python -m tests.experiments.faulty raise --config=..."""
+"""experiments/train.py with a fault before batch 20: python -m tests.experiments.faulty raise --config=..."""
 
 import sys
 import time
