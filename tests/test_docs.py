@@ -5,6 +5,7 @@ import functools
 import importlib
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from kronmesh import data, kron, models, parallel
 from tests.draws import integers, normal
 
 ROOT = Path(__file__).parents[1]
+GUIDES = sorted((Path(__file__).parents[1] / 'docs/guides').glob('*.md'))
 
 
 def modules():
@@ -73,6 +75,7 @@ def test_the_sharding_page_trains():
     'README.md',
     'CONTRIBUTING.md',
     *[f'docs/{name}.md' for name in ('architecture', 'results', 'coverage', 'convergence', 'sharding')],
+    *[f'docs/guides/{path.name}' for path in GUIDES],
   ],
 )
 def test_files_named_in_a_page_are_there(page):
@@ -81,6 +84,44 @@ def test_files_named_in_a_page_are_there(page):
   named |= {f'{(ROOT / page).parent.relative_to(ROOT)}/{link}' for link in re.findall(r'\]\(([\w./]+)\)', text)}
   for name in named:
     assert (ROOT / name).exists(), f'{page} names {name}'
+
+
+def test_the_guide_to_an_own_loop_trains():
+  (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/guides/own_loop.md').read_text(), re.DOTALL)
+  names = {}
+  exec(code, names)
+  start = {'w1': jax.random.normal(names['key'], (12, 16)) / 4, 'w2': jax.random.normal(names['key'], (16, 4)) / 4}
+  assert names['loss'] < 0.8 * names['loss_fn'](start, names['batch'])
+
+
+COMMANDS = [
+  (path.stem, ' '.join(line.split()))
+  for path in [*GUIDES, ROOT / 'docs/sharding.md', ROOT / 'README.md']
+  for block in re.findall(r'```\n(.*?)```', path.read_text(), re.DOTALL)
+  for line in block.replace('\\\n', ' ').splitlines()
+  if re.match(r'(HOSTFILE=\w+ )?(\.venv/bin/python |python |scripts/launch|sbatch)', line)
+]
+
+
+@pytest.mark.parametrize('page, line', COMMANDS)
+def test_commands_in_a_page_name_scripts_flags_and_keys_that_are_there(page, line):
+  from experiments.overrides import parse_sweep, resolved
+
+  words = shlex.split(line)
+  scripts = [w for w in words if re.fullmatch(r'(experiments|scripts)/[\w/]+\.(py|sh|sbatch)', w)]
+  assert scripts and all((ROOT / s).exists() for s in scripts)
+  flags = dict(w[2:].split('=', 1) if '=' in w else (w[2:], '') for w in words if w.startswith('--') and w != '--nodes')
+  flags.pop('nodes', None)
+  path = ROOT / flags.pop('config', 'experiments/configs/digits.py').partition(':')[0]
+  scope = {}
+  exec(path.read_text(), scope)
+  config = scope['get_config']()
+  resolved({k.removeprefix('config.'): v for k, v in flags.items() if k.startswith('config.')}, config)
+  if 'sweep' in flags:
+    parse_sweep(flags['sweep'], config)
+  source = ''.join(p.read_text() for folder in ('experiments', 'scripts') for p in (ROOT / folder).glob('*.py'))
+  for name in (k for k in flags if not k.startswith('config.')):
+    assert re.search(rf"DEFINE_\w+\(\s*'{name}'", source), f'{page}: --{name}'
 
 
 def test_the_coverage_page_shows_what_the_commands_printed():
