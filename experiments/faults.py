@@ -19,7 +19,7 @@ from experiments.checkpoints import Saver, restore
 from experiments.errors import RunError
 from experiments.folder import Events, Rows
 from experiments.steps import TrainState
-from kronmesh import kron
+from kronmesh import kron, parallel
 
 
 class Fault(NamedTuple):
@@ -70,7 +70,8 @@ def _grown(run: Run, row: dict[str, Any], before: Sequence[dict[str, Any]]) -> s
 def _first_not_finite(run: Run, state: TrainState, batch: Any, row: dict[str, Any]) -> str:
   """The first thing on the way of the computation that is not finite: a parameter, a layer's output, its gradient."""
   names = _names(run)
-  bad = jax.jit(lambda tree: jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))(state.params)
+  each = lambda tree: jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])  # noqa: E731
+  bad = jax.jit(each, out_shardings=parallel.replicated(run.mesh))(state.params)
   if np.asarray(bad).any():
     return f'the parameter {names[int(np.asarray(bad).argmax())]!r} is not finite'
   order, outputs = _outputs(run, state, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from experiments.folder import Rows
 from experiments.guard import norms
 from experiments.steps import TrainState
 from experiments.writers import Writers
-from kronmesh import kron
+from kronmesh import kron, parallel
 
 
 class Layers:
@@ -25,6 +26,8 @@ class Layers:
     self.run, self.writers, self.config = run, writers, run.config
     self.log = Rows(workdir / 'layers.jsonl', writers.log.chief)
     self.health = make_health(run)
+    way = lambda params, before: norms(jax.tree.map(jnp.subtract, params, before))  # noqa: E731
+    self.way = jax.jit(way, out_shardings=parallel.replicated(run.mesh))
     self.last, self.before = int(-1e9), None
 
   def due(self, step: int) -> bool:
@@ -39,7 +42,7 @@ class Layers:
   def write(self, state: TrainState, row: dict[str, Any]) -> None:
     """To be called by all processes."""
     self.last = row['step']
-    layers = layer_rows(self.run, state, row, _way(state.params, self.before), self.health)
+    layers = layer_rows(self.run, state, row, self.way(state.params, self.before), self.health)
     self.before = None
     self.log.add([{'step': row['step'], 'layers': layers}])
     self.writers.layers(row['step'], layers)
@@ -51,7 +54,7 @@ def make_health(run: Run) -> Callable[[TrainState], Any] | None:
     return None
   own = run.config[run.config.optimizer]
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=parallel.replicated(run.mesh))
   def health(state: TrainState) -> Any:
     damping = own.damping
     if run.config.optimizer == 'adaptive_kfac':
@@ -59,11 +62,6 @@ def make_health(run: Run) -> Callable[[TrainState], Any] | None:
     return kron.health(state.opt_state, run.curvature, damping * state.guard.caution, run.placement)
 
   return health
-
-
-@jax.jit
-def _way(params: Any, before: Any) -> jax.Array:
-  return norms(jax.tree.map(jnp.subtract, params, before))
 
 
 def layer_rows(

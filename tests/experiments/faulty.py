@@ -3,6 +3,8 @@
 import sys
 import time
 
+import jax.numpy as jnp
+
 from experiments import train as trainer
 from experiments.launch import launch
 
@@ -16,6 +18,8 @@ def main(config, workdir):
         raise KeyError('a bug')
       if number == 20 and HOW == 'hang':
         time.sleep(1000)
+      if number == 20 and HOW == 'nan':
+        batch = {**batch, 'image': batch['image'] * jnp.nan}
       yield batch
 
   trainer.train(config, workdir, run=run._replace(train_batches=batches))

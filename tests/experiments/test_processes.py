@@ -218,6 +218,21 @@ def test_when_one_raises_the_others_stop_and_name_it(tmp_path, victim):
 
 
 @long
+@pytest.mark.parametrize('policy', ['skip', 'rollback'])
+def test_a_fault_is_handled_alike_by_all(tmp_path, policy):
+  """A batch that is not finite; by K-FAC, whose inverses wait too."""
+  more = ['--config.steps=30', '--config.log_every=6', f'--config.faults.not_finite={policy}']
+  commands = train_commands(2, 2, 'data=2,model=2', tmp_path, *more)
+  for command in commands:
+    command[1:2] = ['-m', 'tests.experiments.faulty', 'nan']
+  with group(commands) as processes:
+    outputs = [p.communicate(timeout=200)[0] for p in processes]
+  assert all(p.returncode == 0 for p in processes), outputs
+  assert 'fault: step 21: the batch holds values that are not finite' in outputs[0] and 'fault' not in outputs[1]
+  assert len(rows(tmp_path)) == (29 if policy == 'skip' else 30)
+
+
+@long
 @pytest.mark.parametrize('victim', [0, 1])
 def test_when_one_hangs_all_stop_and_name_it(tmp_path, victim):
   """It waits for something, and its threads go on: no heartbeat tells."""
