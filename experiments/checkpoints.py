@@ -109,7 +109,8 @@ class Saver:
     if not own.keep_checkpoints:
       return
     sign = 1 if self.run.task.lower_is_better else -1
-    metric = scores[self.run.task.target] if scores else sign * math.inf  # not evaluated: none is worse
+    metric = scores[self.run.task.target] if scores else math.nan
+    metric = metric if math.isfinite(metric) else sign * math.inf  # not evaluated, or to no avail: none is worse
     minutes = (
       processes.agree(monotonic() - self.saved > 60 * own.checkpoint_minutes) if own.checkpoint_minutes else False
     )
@@ -144,22 +145,18 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
   """
   unreadable: dict[int, str] = {}
   for step in sorted(checkpoints.all_steps(), reverse=True):
+    found, why = None, 'another process could not read it'
     try:
-      about = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
-      if about.pop('check') != _check(about):
-        raise ValueError('what it says of its run is not what was written')
-      changed = folder.changes(about['config'], folder.as_json(run.config))
-      if changed:
-        raise ConfigError(
-          f'{checkpoints.directory / str(step)} is of a run with another {", ".join(changed)}; choose another --workdir'
-        )
-      return Restored(_read(run, checkpoints, step, about['values']), about['data']['next_index'], unreadable)
+      found = _restored(run, checkpoints, step)
     except ConfigError:
       raise
     except Exception as error:
       if processes.several() and processes.is_lost(error):
         raise
-      unreadable[step] = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+      why = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+    if not processes.any_of(found is None):
+      return found._replace(unreadable=unreadable)
+    unreadable[step] = why
   if unreadable:
     newest, why = next(iter(unreadable.items()))
     raise RunError(
@@ -167,6 +164,18 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
       f'{why}); remove them to begin anew, or choose another --workdir'
     )
   return Restored(run.init(run.config.seed), 0, {})
+
+
+def _restored(run: Run, checkpoints: ocp.CheckpointManager, step: int) -> Restored:
+  about = checkpoints.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+  if about.pop('check') != _check(about):
+    raise ValueError('what it says of its run is not what was written')
+  changed = folder.changes(about['config'], folder.as_json(run.config))
+  if changed:
+    raise ConfigError(
+      f'{checkpoints.directory / str(step)} is of a run with another {", ".join(changed)}; choose another --workdir'
+    )
+  return Restored(_read(run, checkpoints, step, about['values']), about['data']['next_index'], {})
 
 
 @jax.jit

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.build import Run
-from experiments.checkpoints import Saver, restore
+from experiments.checkpoints import Saver, restore, set_aside
 from experiments.errors import RunError
 from experiments.folder import Events, Rows
 from experiments.steps import TrainState
@@ -76,7 +76,7 @@ def _first_not_finite(run: Run, state: TrainState, batch: Any, row: dict[str, An
     return f'the parameter {names[int(np.asarray(bad).argmax())]!r} is not finite'
   order, outputs = _outputs(run, state, batch)
   for path in order:
-    if not outputs[path]:
+    if not outputs.get(path, True):  # which the first process knows, and tells
       return f'the output of {path!r} is the first that is not finite'
   # The forward pass is sound: the backward one comes from the end.
   bad = {n for n, norm in zip(names, row['gradient_norms'], strict=True) if not np.isfinite(norm)}
@@ -177,8 +177,12 @@ def handle(
     'fault', fault.step, f'step {fault.step}: {fault.why}; {done}', fault=fault.kind, policy=what, batch=position
   )
   if what == 'rollback':
-    log.drop_after(checkpoint)
-    return restore(run, saver.checkpoints).state, False
+    restored = restore(run, saver.checkpoints)
+    if restored.unreadable:
+      set_aside(saver.checkpoints, restored.unreadable)
+      events.add('warning', checkpoint, f'the checkpoints of steps {sorted(restored.unreadable)} cannot be read')
+    log.drop_after(int(restored.state.step))
+    return restored.state, False
   log.add([{'step': fault.step, 'fault': fault.kind}])
   factor = run.config.faults.damping_factor if what == 'damp' else 1.0
   state = jax.jit(_go_on, donate_argnums=0, out_shardings=run.shardings)(state, factor)

@@ -197,7 +197,7 @@ class Rows:
       with self.path.open('a') as file:
         file.write(''.join(json.dumps(row) + '\n' for row in rows))
 
-  def drop_after(self, step: int) -> None:
+  def drop_after(self, step: float) -> None:
     """Rows of later steps, which are logged again."""
     if self.chief and self.path.exists():
       write(self.path, ''.join(json.dumps(row) + '\n' for row in read_rows(self.path) if row['step'] <= step))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', '0')  # with several processes it would swallow SIGTERM
 
 import jax
 from absl import app, flags, logging

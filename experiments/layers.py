@@ -35,6 +35,12 @@ class Layers:
     every = self.config.health_every
     return bool(every) and (step // every > self.last // every or step == self.config.steps)
 
+  def reset(self, step: int) -> None:
+    """After a fault: what was kept is not what went before the next update."""
+    self.before = None
+    self.last = min(self.last, step)
+    self.log.drop_after(step)
+
   def keep(self, state: TrainState) -> None:
     """Before a step that is due: its update is what the parameters differ by afterwards."""
     self.before = jax.tree.map(jnp.copy, state.params)

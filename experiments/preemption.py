@@ -1,19 +1,19 @@
 """Being told to stop: SIGTERM, and SIGUSR1, which Slurm sends before a job's time is over (--signal=USR1@300).
 
-One process notes the signal and stops after the step that runs. Of several, JAX's preemption service notes SIGTERM and has
-all agree on the same step, without communication at every step.
+One process stops after the step that runs. Several ask each other when they look at the device, so that all stop after the
+same step. (JAX's own preemption service agrees without that, but forgets a signal that comes before the first step, and
+its counter is moved by Orbax's saves.)
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType, TracebackType
 
 from experiments import processes
 
-_ALONE = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
@@ -24,9 +24,7 @@ class Preemption:
 
   def __enter__(self) -> Preemption:
     if threading.current_thread() is threading.main_thread():
-      # SIGTERM stays the service's, where there are several.
-      own = (signal.SIGUSR1,) if processes.several() else _ALONE
-      self._before = {s: signal.signal(s, self._tell) for s in own}
+      self._before = {s: signal.signal(s, self._tell) for s in _SIGNALS}
     return self
 
   def __exit__(
@@ -37,14 +35,10 @@ class Preemption:
 
   def _tell(self, number: int, frame: FrameType | None) -> None:
     del number, frame
-    if processes.several():
-      os.kill(os.getpid(), signal.SIGTERM)
     self._told = True
 
-  def reached(self, step: int) -> bool:
-    """To be called by all processes after the same steps."""
+  def reached(self, looks: bool) -> bool:
+    """To be called by all processes after every step; `looks`: whether the host looks at the device after it."""
     if not processes.several():
       return self._told
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(step)
+    return looks and processes.any_of(self._told)

@@ -19,6 +19,7 @@ _COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes there a
 _NUMBER = flags.DEFINE_integer('process_id', None, 'The number of this process, from 0, with --coordinator_address.')
 # JAX's own defaults are 100 and 300 seconds. While training the watchdog is faster, and says which process it was.
 _TIMES = {'heartbeat_timeout_seconds': 40, 'shutdown_timeout_seconds': 10, 'initialization_timeout': 60}
+_ALONE = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED')  # what the runtime says of this process itself
 _STATUS = re.compile('(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ')
 
 
@@ -71,6 +72,15 @@ def agree(value: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def any_of(value: bool) -> bool:
+  """Whether it is so on any process; to be called by all."""
+  if not several():
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.asarray(value)).any())
+
+
 def stop(message: str, code: int) -> None:
   """Ends this process at once, so that the others notice; an orderly end would wait for them."""
   print(f'error: process {jax.process_index()}: {message}', file=sys.stderr)
@@ -85,6 +95,8 @@ def is_lost(error: BaseException | None) -> bool:
     return False
   # Arrays that are fetched raise a ValueError with the runtime's status as its text.
   own = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+  if own and str(error).startswith(_ALONE):
+    return False
   return bool(own) or is_lost(error.__cause__)
 
 

@@ -31,7 +31,7 @@ class Profile:
     self.folder, self.running = folder, False
 
   def before(self, step: int, state: Any) -> None:
-    if step == self.first:
+    if step == self.first and not self.running:
       jax.block_until_ready(state)
       jax.profiler.start_trace(self.folder)
       self.running = True

@@ -87,7 +87,10 @@ class Job:
     Path(self.log).parent.mkdir(parents=True, exist_ok=True)
     with open(self.log, 'ab') as log:
       env = {**os.environ, **environment}
-      process = subprocess.Popen(self.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+      # In a session of its own: a terminal's Ctrl-C is ours to pass on, as a signal after which it saves.
+      process = subprocess.Popen(
+        self.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+      )
       started(process)
       return process.wait()
 
@@ -103,8 +106,9 @@ class Sweep:
   def __init__(self, config: Any, workdir: Path, members: list[Member]):
     self.config, self.workdir, self.lock = config, workdir, threading.Lock()
     self.path = workdir / 'sweep.json'
-    before = json.loads(self.path.read_text()) if self.path.exists() else {'members': []}
-    states = {m['name']: m for m in before['members']}
+    before = json.loads(self.path.read_text()) if self.path.exists() else {}
+    same = before.get('config') == folder.as_json(config)  # else members go on, or say what is different
+    states = {m['name']: m for m in before['members']} if same else {}
     self.members = {m.name: m for m in members}
     for member in members:
       old = states.get(member.name, {})
@@ -206,7 +210,12 @@ def run_on_cluster(sweep: Sweep, cluster: str, parameters: list[str]) -> None:
       sweep.mark(member, 'failed', (str(error).splitlines() or [type(error).__name__])[0][:300])
 
 
+def _interrupt(number: int, frame: Any) -> None:
+  raise KeyboardInterrupt
+
+
 def main(config: Any, workdir: str) -> None:
+  signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: members are told to save
   path = Path(workdir).absolute()
   members = members_of(config, path)
   if _GPUS.value and len(_GPUS.value) < _WORKERS.value:

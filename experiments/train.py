@@ -9,6 +9,7 @@ plans and ends; --profile=10:15 traces these steps.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import time
@@ -27,7 +28,7 @@ from absl import flags
 from experiments import faults, folder, processes
 from experiments.build import Run, build
 from experiments.checkpoints import Saver, export, open_checkpoints, restore, set_aside
-from experiments.errors import Preempted
+from experiments.errors import Preempted, RunError
 from experiments.layers import Layers
 from experiments.machine import peak
 from experiments.meter import Meter
@@ -97,12 +98,16 @@ def train(
         )
     if start:
       events.add('resumed', start, f'from the checkpoint of step {start}')
-    for name in ('metrics', 'layers'):
-      folder.Rows(workdir / f'{name}.jsonl', chief).drop_after(start)
-    if not processes.agree(chief and arrived(run, folder.evaluations(workdir))):
+    for name, last in (('metrics', start), ('layers', start), ('events', math.inf)):  # and lines that are not whole
+      folder.Rows(workdir / f'{name}.jsonl', chief).drop_after(last)
+    before = folder.evaluations(workdir)
+    if start < config.steps and not processes.agree(arrived(run, before)):
       writers = stack.enter_context(Writers(config, workdir, start, chief))
       saver, quiet = Saver(run, checkpoints), quiet or not chief
       _loop(run, restored.state, restored.position, saver, writers, events, tracing, watchdog, quiet)
+    elif not processes.agree((workdir / 'export').exists()):  # killed between its last save and that
+      export(run, workdir, restored.state, {k.removeprefix('eval_'): v for k, v in (before or [{}])[-1].items()})
+  processes.agree(True)  # the others wait for what the chief has to finish
   return folder.evaluations(workdir) if chief else []
 
 
@@ -160,7 +165,7 @@ def _loop(
       state, metrics = run.step(state, batch, step)
       step, position = step + 1, position + 1
       pending.append((step, metrics))
-      stop = preemption.reached(step)
+      stop = preemption.reached(looks(step))
       if not (stop or looks(step)):
         continue
       rows = _fetched(pending)  # one wait for the device for all the steps since the last
@@ -168,7 +173,6 @@ def _loop(
       trained += time.perf_counter() - clock
       writers.steps(good)
       times = meter.row(step)
-      writers.row('time', times)
       if good:
         events.count(good[-1])
         bar.update(good[-1]['step'], good[-1], times.get('examples_per_second'))
@@ -177,11 +181,15 @@ def _loop(
       forward = True
       if len(good) < len(rows):
         position -= len(rows) - len(good)
-        state, forward = faults.handle(run, state, position, good, rows[len(good)], policy, saver, events, writers.log)
+        with watchdog.paused():
+          bad = rows[len(good)]
+          state, forward = faults.handle(run, state, position, good, bad, policy, saver, events, writers.log)
         step, position = int(state.step), position + 1
         batches = run.train_batches(config.seed, position)
+        layers.reset(step)
       elif layers.before is not None:
         layers.write(state, rows[-1])
+      writers.row('time', {**times, 'step': step})
       pending, scores, reached = [], None, False
       if forward and (step % config.eval_every == 0 or step == config.steps):
         with meter.of('evaluation'):
@@ -191,7 +199,7 @@ def _loop(
         bar.note(scores)
         reached = arrived(run, [row])
       ends = reached or step == config.steps
-      with meter.of('checkpoint'):
+      with meter.of('checkpoint'), watchdog.paused():
         saver.save_if_due(state, step, position, scores, at_once=stop or ends)
         if ends or stop:
           saver.finish()
@@ -199,6 +207,8 @@ def _loop(
           export(run, workdir, state, scores)
       if ends:
         return
+      if stop and not config.keep_checkpoints:
+        raise RunError(f'told to stop after step {step} of {config.steps}; config.keep_checkpoints=0 saves nothing')
       if stop:
         raise Preempted(f'told to stop: saved step {step} of {config.steps}; the same command goes on from there')
       clock = time.perf_counter()

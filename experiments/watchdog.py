@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -48,6 +49,13 @@ class Watchdog:
     if self.last is not None:
       self.longest = max(self.longest, now - self.last)
     self.step, self.last = self.step if step is None else step, now
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """For what may take its time: saves, restoring."""
+    self.last = None
+    yield
+    self.last = time.monotonic()
 
   def __enter__(self) -> Watchdog:
     if processes.several():
@@ -96,7 +104,7 @@ class Watchdog:
       for number, (age, step, words) in self._others().items():
         if words not in _AT_WORK:
           return f'process {number} stopped at step {step}: {words}'
-        if age > 3 * _PULSE:
+        if age > 3 * _PULSE and words != 'ended':
           return f'process {number} died at step {step}'
       time.sleep(_PULSE / 4)
     return None
@@ -107,19 +115,20 @@ class Watchdog:
       compiles = _compiles(self.main)
       self._mark('compiles' if compiles else 'trains')
       others = self._others()
-      if self.last is not None and (compiles or any(words == 'compiles' for _, _, words in others.values())):
-        self.last = time.monotonic()
+      last = self.last  # which the loop may take away meanwhile
+      if last is not None and (compiles or any(words == 'compiles' for _, _, words in others.values())):
+        self.last = last = time.monotonic()
       wrong = {n: words for n, (_, _, words) in others.items() if words not in _AT_WORK}
       if wrong:
         seen_wrong = seen_wrong or time.monotonic()
         if time.monotonic() - seen_wrong > _GRACE:
           number, words = next(iter(wrong.items()))
           processes.stop(f'process {number} stopped: {words}', STOPPED)
-      silent = [n for n, (age, _, _) in others.items() if age > _SILENT]
+      silent = [n for n, (age, _, words) in others.items() if age > _SILENT and words != 'ended']
       if silent:
         self._stop(f'process {silent[0]} gives no sign since {_SILENT:g} seconds: it is frozen, or its machine gone')
       limit = self.seconds + 10 * self.longest
-      if self.seconds and self.last is not None and time.monotonic() - self.last > limit:
+      if self.seconds and last is not None and time.monotonic() - last > limit:
         self._stop_for_silence(others, limit)
 
   def _stop_for_silence(self, others: dict[int, tuple[float, int, str]], limit: float) -> None:

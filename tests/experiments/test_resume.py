@@ -310,3 +310,31 @@ def test_the_evaluation_is_logged_once(tmp_path):
   config.checkpoint_every = 3
   parts_of(config, tmp_path, 5)
   assert [row['step'] for row in rows(tmp_path) if 'seconds' in row] == [3, 6]
+
+
+def test_a_run_killed_between_its_last_save_and_its_export_exports(tmp_path):
+  config = small('sgd', steps=3)
+  train(config, tmp_path, quiet=True)
+  before, about = load_export(tmp_path / 'export')
+  shutil.rmtree(tmp_path / 'export')
+  train(config, tmp_path, quiet=True)
+  after, again = load_export(tmp_path / 'export')
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  assert about == again
+
+
+def test_being_told_to_stop_without_checkpoints_is_no_promise(tmp_path):
+  config = small('sgd', steps=6)
+  config.keep_checkpoints = 0
+  run = build(config)
+
+  def step(state, batch, number):
+    if number == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return run.step(state, batch, number)
+
+  with pytest.raises(
+    RunError, match=r'told to stop after step 4 of 6; config.keep_checkpoints=0 saves nothing'
+  ) as error:
+    train(config, tmp_path, quiet=True, run=run._replace(step=step))
+  assert not isinstance(error.value, Preempted)
