@@ -106,7 +106,9 @@ def train(
       saver, quiet = Saver(run, checkpoints), quiet or not chief
       _loop(run, restored.state, restored.position, saver, writers, events, tracing, watchdog, quiet)
     elif not processes.agree((workdir / 'export').exists()):  # killed between its last save and that
-      export(run, workdir, restored.state, {k.removeprefix('eval_'): v for k, v in (before or [{}])[-1].items()})
+      last = (before or [{}])[-1].items()
+      scores = {k.removeprefix('eval_'): v for k, v in last if k.startswith('eval_')}
+      export(run, workdir, restored.state, scores)
   processes.agree(True)  # the others wait for what the chief has to finish
   return folder.evaluations(workdir) if chief else []
 

@@ -135,6 +135,7 @@ def test_a_spike_is_found_and_its_layer_named(tmp_path):
   assert not (tmp_path / 'ignored' / 'events.jsonl').exists()
 
 
+@pytest.mark.long
 def test_raised_damping_acts_at_once_and_relaxes(tmp_path):
   config = config_of('kfac', not_finite='damp', steps=9)
   run = poisoned(build(config), [4], np.nan)

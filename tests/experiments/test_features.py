@@ -1,5 +1,6 @@
 """What people expect of a trainer: each option against what it stands for."""
 
+import json
 import re
 
 import jax
@@ -87,6 +88,7 @@ def test_a_loss_scale_changes_nothing_in_float32(optimizer, fisher):
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('float16', 0.01), pytest.param('bfloat16', 0.05, marks=long)])
+@pytest.mark.long
 def test_half_precision_trains_as_float32(tmp_path, dtype, tolerance):
   found = []
   for kind in ('float32', dtype):
@@ -109,7 +111,8 @@ def test_a_loss_scale_that_is_too_large_halves_and_loses_no_run(tmp_path):
   overflows = np.array([row['overflows'] for row in found])
   assert len(found) == 60 and overflows[-1] > 10 and (scales == 2.0**40 / 2.0**overflows).all()
   assert (np.diff(overflows)[-5:] == 0).all() and found[-1]['loss'] < found[0]['loss']
-  assert found[0]['loss'] == pytest.approx(found[0]['loss']) and not (tmp_path / 'events.jsonl').exists()
+  kinds = {json.loads(line)['kind'] for line in (tmp_path / 'events.jsonl').read_text().splitlines()}
+  assert kinds == {'warning'}
 
 
 def test_the_loss_scale_doubles_after_many_sound_steps(monkeypatch):

@@ -136,6 +136,7 @@ def test_running_mixup_mixes_with_the_last_mixed_batch():
     last = new
 
 
+@pytest.mark.long
 def test_a_run_with_all_of_it_resumes_bit_for_bit(tmp_path):
   changes = {'recipe.mixup': 0.4, 'recipe.running_mixup': True, 'recipe.label_smoothing': 0.1, 'optimizer': 'kfac'}
   changes |= {'recipe.rescale_weights': ('*/kernel',), 'kfac.schedule': 'constant', 'kfac.momentum_follows_rate': True}

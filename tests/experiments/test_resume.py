@@ -77,6 +77,7 @@ def classifier():
   return config
 
 
+@pytest.mark.long
 def test_another_mesh_goes_on_with_the_same_data(tmp_path):
   """8, 4, 2 and 1 devices one after the other: the same batches, and losses within 1e-5."""
   config = small(mesh='data=8', steps=20)
@@ -123,6 +124,7 @@ def test_checkpoints_are_kept_by_age_and_by_metric(tmp_path):
     assert sorted(found.all_steps()) == [4, 9, 12]
 
 
+@pytest.mark.long
 def test_the_export_is_the_model_as_it_was_evaluated(tmp_path):
   config = classifier()
   config.steps, config.eval_every = 6, 3
@@ -235,6 +237,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
   train(small(steps=6), tmp_path, quiet=True)
 
 
+@pytest.mark.long
 def test_lines_that_a_killed_process_left_unfinished_are_dropped(tmp_path):
   config = small(steps=6)
   config.checkpoint_every = 3
@@ -267,6 +270,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', '-l', disk], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_in_one_line_and_spoils_nothing(tmp_path, small_disk):
   config = small(steps=60)
   config.checkpoint_every, config.keep_checkpoints = 3, 1000
@@ -305,6 +309,7 @@ def test_a_save_by_time(tmp_path, monkeypatch):
   assert steps[-1] == 12 and 1 < len(steps) < 6
 
 
+@pytest.mark.long
 def test_the_evaluation_is_logged_once(tmp_path):
   config = small(steps=6)
   config.checkpoint_every = 3

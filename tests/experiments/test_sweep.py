@@ -85,6 +85,7 @@ def states(workdir):
   return {m['name']: m['state'] for m in json.loads((workdir / 'sweep.json').read_text())['members']}
 
 
+@pytest.mark.long
 def test_members_that_fail_do_not_stop_others_and_a_second_call_goes_on(tmp_path, browser):  # noqa: F811
   workdir = tmp_path / 'sweep'
   done = run_sweep(workdir, 'data.batch_size=64,0;seed=0..1', '--workers=2')
@@ -134,6 +135,7 @@ def test_an_interrupted_sweep_saves_its_members_and_goes_on(tmp_path):
     assert [e['kind'] for e in events] == ['stopped', 'resumed']
 
 
+@pytest.mark.long
 def test_members_through_submitit(tmp_path):
   """Its own local executor runs the same job as Slurm would."""
   done = run_sweep(tmp_path, 'seed=0..1', '--cluster=local', '--slurm=timeout_min=5')

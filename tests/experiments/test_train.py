@@ -89,9 +89,7 @@ COLLECTIVES = {
 }
 
 
-@pytest.mark.parametrize(
-  'method', [pytest.param(m, marks=[] if m == 'torus' else [pytest.mark.long]) for m in COLLECTIVES]
-)
+@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.long]) for m in COLLECTIVES])
 @pytest.mark.parametrize('optimizer', ['kfac', pytest.param('stale_kfac', marks=pytest.mark.long)])
 def test_own_collectives_train_as_the_compilers_do(tmp_path, method, optimizer):
   """The empirical Fisher, whose targets are not drawn by shard; without batch norm the losses are the same."""
@@ -117,6 +115,7 @@ def test_own_collectives_in_half_precision_and_without_second_order(tmp_path):
   assert results[0] != results[1]
 
 
+@pytest.mark.long
 def test_blocks_of_a_config(tmp_path):
   config = small(mesh='data=4,model=2', steps=1)
   config.placement.blocks = True
@@ -124,7 +123,7 @@ def test_blocks_of_a_config(tmp_path):
   assert '2 blocks of' in (tmp_path / 'coverage.txt').read_text()
 
 
-FEW = ('kfac', 'adaptive_kfac', 'stale_kfac', 'sgd', 'adam', 'muon')  # the others are long
+FEW = ('kfac', 'sgd', 'adam', 'muon')  # the others are long
 
 
 @pytest.mark.parametrize('optimizer', [pytest.param(n, marks=[pytest.mark.long] * (n not in FEW)) for n in OPTIMIZERS])
@@ -141,6 +140,7 @@ def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
   assert told.get(optimizer, set()) <= set(logged)
 
 
+@pytest.mark.long
 def test_the_clip_of_a_config_reaches_adaptive_kfac(tmp_path):
   config = small('adaptive_kfac', steps=1)
   config.adaptive_kfac.kl_clip = 1e-3
