@@ -27,7 +27,7 @@ from absl import flags
 from scipy.stats import qmc
 
 from experiments.build import Run, build, check_target
-from experiments.checkpoints import open_checkpoints, restore
+from experiments.checkpoints import load_export
 from experiments.configfile import config_functions, config_path
 from experiments.configs import defaults
 from experiments.errors import ConfigError, RunError
@@ -107,11 +107,10 @@ def draw(optimizer: str, space: dict[str, tuple[float, float]], trials: int) -> 
 
 
 def reconstruct(run: Run, folder: Path, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
-  """The first images of the evaluation set, and what the run's last checkpoint makes of them: (n, height, width)."""
-  with open_checkpoints(folder) as checkpoints:
-    params = jax.device_get(restore(run, checkpoints).state.params)
+  """The first images of the evaluation set, and what the run's model makes of them: (n, height, width)."""
+  variables, _ = load_export(folder / 'export')
   images = np.asarray(next(run.eval_batches())['image'])[:n]
-  made = jax.nn.sigmoid(run.task.model.apply({'params': params}, images))
+  made = jax.nn.sigmoid(run.task.model.apply(variables, images))
   return images[..., 0], np.asarray(made).reshape(images.shape)[..., 0]
 
 
