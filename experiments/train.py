@@ -264,7 +264,7 @@ def main(config: Any, workdir: str) -> None:
     scores = ', '.join(f'{k.removeprefix("eval_")} {v:.4g}' for k, v in rows[-1].items() if k.startswith('eval_'))
     print(f'{scores} on {config.data.name}/{config.data.eval_split} after {rows[-1]["step"]} steps')
   covers = ', what K-FAC covers (coverage.txt)' if config.optimizer in SECOND_ORDER else ''
-  print(f'metrics{covers}, checkpoints and the model (export) are in {workdir}')
+  print(f'report.html, metrics{covers}, checkpoints and the model (export) are in {workdir}')
 
 
 if __name__ == '__main__':

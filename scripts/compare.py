@@ -278,6 +278,7 @@ def main(config: Any, workdir: str) -> None:
   print(f'curves                 {folder / "curves.png"}')
   if config.task == 'reconstruct':
     print(f'reconstructions        {folder / "reconstructions.png"}')
+  print(f'a page for each run    {first / "report.html"}')
   print(f'metrics, checkpoints   {first}')
   if names[0].partition(':')[0] in SECOND_ORDER:
     print(f'what K-FAC covers      {first / "coverage.txt"}')
