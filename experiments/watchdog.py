@@ -77,6 +77,7 @@ class Watchdog:
       processes.stop(self._who_is_lost() or processes.lost(value), STOPPED)
     else:
       self._mark(f'{type(value).__name__}: {(str(value).splitlines() or [""])[0][:200]}')
+      self._linger()
 
   def _mark(self, words: str) -> None:
     new = self.own.with_suffix('.new')
@@ -141,8 +142,14 @@ class Watchdog:
       who = 'all processes wait in the same step'
     self._stop(f'{who}; nothing done for {limit:.0f} seconds (see config.watchdog_seconds)')
 
+  def _linger(self) -> None:
+    """The first process is the runtime's leader: without it the others are ended before they can read why."""
+    if processes.chief():
+      time.sleep(_GRACE + 3 * _PULSE)
+
   def _stop(self, words: str) -> None:
     self._mark(words)
+    self._linger()
     processes.stop(words, STOPPED)
 
 

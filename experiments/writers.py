@@ -19,9 +19,17 @@ _NOT_SHOWN = ('held', 'finite_input', 'step')
 
 
 def check(config: Any) -> None:
-  """Raises ConfigError if Weights & Biases is asked for and not installed."""
-  if config.writers.wandb and importlib.util.find_spec('wandb') is None:
+  """Raises ConfigError if Weights & Biases is asked for and not installed, or does not know the user."""
+  if not config.writers.wandb:
+    return
+  if importlib.util.find_spec('wandb') is None:
     raise ConfigError('config.writers.wandb needs the package wandb: pip install wandb')
+  import wandb
+
+  try:
+    wandb.login()
+  except wandb.errors.UsageError as error:
+    raise ConfigError(f'config.writers.wandb={config.writers.wandb!r}: {error} Or set WANDB_MODE=offline') from error
 
 
 class Writers:

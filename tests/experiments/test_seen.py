@@ -102,6 +102,18 @@ def _records(data):
 
 
 @pytest.mark.long
+def test_weights_and_biases_does_not_know_the_user(tmp_path, monkeypatch):
+  for name in ('WANDB_API_KEY', 'WANDB_MODE'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
+  config = small('sgd', steps=3)
+  config.writers.wandb = 'project'
+  with pytest.raises(ConfigError, match='Or set WANDB_MODE=offline'):
+    train(config, tmp_path / 'run', quiet=True)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.long
 def test_weights_and_biases_gets_what_the_rows_have(tmp_path, monkeypatch):
   """The package itself, without a network."""
   from wandb.proto.wandb_internal_pb2 import Record
