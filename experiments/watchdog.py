@@ -119,12 +119,12 @@ class Watchdog:
       last = self.last  # which the loop may take away meanwhile
       if last is not None and (compiles or any(words == 'compiles' for _, _, words in others.values())):
         self.last = last = time.monotonic()
-      wrong = {n: words for n, (_, _, words) in others.items() if words not in _AT_WORK}
+      wrong = {n: (step, words) for n, (_, step, words) in others.items() if words not in _AT_WORK}
       if wrong:
         seen_wrong = seen_wrong or time.monotonic()
         if time.monotonic() - seen_wrong > _GRACE:
-          number, words = next(iter(wrong.items()))
-          processes.stop(f'process {number} stopped: {words}', STOPPED)
+          number, (step, words) = next(iter(wrong.items()))
+          processes.stop(f'process {number} stopped at step {step}: {words}', STOPPED)
       silent = [n for n, (age, _, words) in others.items() if age > _SILENT and words != 'ended']
       if silent:
         self._stop(f'process {silent[0]} gives no sign since {_SILENT:g} seconds: it is frozen, or its machine gone')

@@ -101,8 +101,18 @@ def _records(data):
       whole = b''
 
 
+@pytest.fixture
+def new_wandb():
+  """The package reads its environment once in a process, until this."""
+  import wandb
+
+  wandb.teardown()
+  yield
+  wandb.teardown()
+
+
 @pytest.mark.long
-def test_weights_and_biases_does_not_know_the_user(tmp_path, monkeypatch):
+def test_weights_and_biases_does_not_know_the_user(tmp_path, monkeypatch, new_wandb):
   for name in ('WANDB_API_KEY', 'WANDB_MODE'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
@@ -114,7 +124,7 @@ def test_weights_and_biases_does_not_know_the_user(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_weights_and_biases_gets_what_the_rows_have(tmp_path, monkeypatch):
+def test_weights_and_biases_gets_what_the_rows_have(tmp_path, monkeypatch, new_wandb):
   """The package itself, without a network."""
   from wandb.proto.wandb_internal_pb2 import Record
 
