@@ -22,7 +22,7 @@ def input_rows(linear, x, kernel, out_axes):
 
   out_axes: the axes of y that run along the kernel's output features.
   """
-  jacobian = jax.jacobian(lambda w: linear(x, w))(kernel)
+  jacobian = jax.jit(jax.jacobian(lambda w: linear(x, w)))(kernel)
   y_ndim = jacobian.ndim - kernel.ndim
   out_axes = [a % y_ndim for a in out_axes]
   rows = [a for a in range(y_ndim) if a not in out_axes]
@@ -31,7 +31,7 @@ def input_rows(linear, x, kernel, out_axes):
   n_out = int(np.prod([jacobian.shape[len(rows) + i] for i in range(len(out_axes))]))
   # Only the entries of W that lead to output 0 matter; they hold the row, in the kernel's own order.
   first = np.asarray(jacobian.reshape(n_rows, n_out, -1))[:, 0]
-  probe = np.abs(np.asarray(jax.jacobian(lambda w: linear(jnp.ones_like(x), w))(kernel)))
+  probe = np.abs(np.asarray(jax.jit(jax.jacobian(lambda w: linear(jnp.ones_like(x), w)))(kernel)))
   probe = probe.transpose((*rows, *out_axes, *range(y_ndim, y_ndim + kernel.ndim))).reshape(n_rows, n_out, -1)
   columns = np.flatnonzero(probe[:, 0].max(0))
   return first[:, columns]
@@ -45,5 +45,5 @@ def exact_fisher(network, params, x, root):
     z, pull = jax.vjp(lambda p: network(unravel(p), xi[None])[0], flat)
     return jax.vmap(lambda c: pull(c)[0])(root(z))
 
-  rows = jax.lax.map(one, x).reshape(-1, flat.size)
+  rows = jax.jit(lambda x: jax.lax.map(one, x))(x).reshape(-1, flat.size)
   return np.asarray(rows.T @ rows / x.shape[0])

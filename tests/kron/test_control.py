@@ -49,7 +49,7 @@ def test_the_step_minimises_the_model():
   for i in range(3):
     natural = kron.scale_by_kfac(curvature, damping=damping)
     _, grads, stats = curvature.value_and_grad(params, *args)
-    delta = -ravel_pytree(natural.update(grads, state.inner, params, stats=stats)[0])[0]
+    delta = -ravel_pytree(jax.jit(natural.update)(grads, state.inner, params, stats=stats)[0])[0]
     f = exact_fisher(network, params, args[0], softmax_root) + (damping + l2) * np.eye(delta.size)
     directions = np.stack([delta, previous] if i else [delta], 1)
     g = ravel_pytree(grads)[0]
@@ -63,7 +63,7 @@ def test_the_step_minimises_the_model():
 
 def test_without_momentum_and_with_a_schedule():
   _, params, args, curvature = make()
-  _, grads, stats = curvature.value_and_grad(params, *args)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, *args)
   products = curvature.products(params, *args)
   steps = {}
   for name, settings in {
@@ -72,9 +72,9 @@ def test_without_momentum_and_with_a_schedule():
     'shorter': {'scale': optax.constant_schedule(0.25)},
   }.items():
     tx = kron.quadratic_step(kron.scale_by_kfac(curvature), **settings)
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(lambda *args, tx=tx: tx.update(*args, stats=stats, products=products))
     for _ in range(2):
-      steps[name], state = tx.update(grads, state, params, stats=stats, products=products)
+      steps[name], state = update(grads, state, params)
   first = kron.quadratic_step(kron.scale_by_kfac(curvature))
   once, _ = first.update(grads, first.init(params), params, stats=stats, products=products)
   flat = lambda tree: ravel_pytree(tree)[0]  # noqa: E731
@@ -93,8 +93,10 @@ def test_the_clip_bounds_the_divergence_of_a_step():
     tx = kron.quadratic_step(kron.scale_by_kfac(curvature), kl_clip=kl_clip, scale=scale)
     state = tx.init(params)
     for p in (params, jax.tree.map(lambda x: 0.9 * x, params)):  # the second step has two directions
-      _, grads, stats = curvature.value_and_grad(p, *args)
-      updates, state = tx.update(grads, state, p, stats=stats, products=products)
+      _, grads, stats = jax.jit(curvature.value_and_grad)(p, *args)
+      updates, state = jax.jit(lambda *args, stats: tx.update(*args, stats=stats, products=products))(
+        grads, state, p, stats=stats
+      )
     return np.asarray(ravel_pytree(updates)[0]), state
 
   (free, _), (wide, unclipped) = second(None), second(1e3)
@@ -106,7 +108,7 @@ def test_the_clip_bounds_the_divergence_of_a_step():
   # The clip is of the whole step, its scale included.
   close(second(1e-4, scale=0.5)[0] @ f @ second(1e-4, scale=0.5)[0], 1e-4, 1e-8)
   tx = kron.adaptive_kfac(curvature, kl_clip=1e-4)
-  value, grads, stats = curvature.value_and_grad(params, *args)
+  value, grads, stats = jax.jit(curvature.value_and_grad)(params, *args)
   updates, _ = tx.update(
     grads, tx.init(params), params, stats=stats, products=products, value=value, value_fn=lambda p: value
   )
@@ -119,14 +121,15 @@ def test_damping_follows_the_ratio(lazy):
   loss, params, args, curvature = make()
   damping = 0.5
   tx = kron.adapt_damping(kron.quadratic_step(kron.scale_by_kfac(curvature)), damping, every=2, rate=0.9)
-  value, grads, stats = curvature.value_and_grad(params, *args)
+  value, grads, stats = jax.jit(curvature.value_and_grad)(params, *args)
   products = curvature.products(params, *args)
   given = (lambda: products) if lazy else products
 
   def after(value_fn, steps):
     state = tx.init(params)
+    update = jax.jit(lambda *a: tx.update(*a, stats=stats, products=given, value=value, value_fn=value_fn))
     for _ in range(steps):
-      updates, state = tx.update(grads, state, params, stats=stats, products=given, value=value, value_fn=value_fn)
+      updates, state = update(grads, state, params)
     return updates, state
 
   truth = lambda p: loss(p, *args)  # noqa: E731
@@ -211,8 +214,8 @@ def test_products_of_another_fisher():
 def test_what_is_missing_is_named():
   loss, params, args, curvature = make()
   tx = kron.adaptive_kfac(curvature)
-  _, grads, stats = curvature.value_and_grad(params, *args)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, *args)
   with pytest.raises(kron.CurvatureError, match='value=loss'):
-    tx.update(grads, tx.init(params), params, stats=stats)
+    jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   with pytest.raises(kron.CurvatureError, match='products='):
     tx.update(grads, tx.init(params), params, stats=stats, value=1.0, value_fn=lambda p: loss(p, *args))

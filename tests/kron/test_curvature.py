@@ -63,7 +63,7 @@ def test_the_ggn_of_a_loss_whose_hessian_depends_on_the_target():
   """J^T H J of one example, where the factorisation is exact."""
   params, x, y = normals(SHAPES), normal(1, 4), jnp.array([[0.1, 3.0]])
   loss = lambda p, x, y: jax.vmap(huber)(kron.observe.loss(network(p, x), huber, y), y).mean()  # noqa: E731
-  stats = kron.curvature(loss, params, x, y, fisher='exact').value_and_grad(params, x, y)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, y, fisher='exact').value_and_grad)(params, x, y)[2]
   root = lambda z: jnp.diag((jnp.abs(z - y[0]) < 0.5).astype(z.dtype))  # noqa: E731
   only = lambda own, x: network({**params, 'out': own}, x)  # noqa: E731
   close(block(stats, 'out'), exact_fisher(only, params['out'], x, root), 1e-5)
@@ -79,7 +79,7 @@ def test_complex_outputs():
     return y * turn + 1j * jnp.sin(y)
 
   loss = lambda p, x: 0.5 * (jnp.abs(kron.observe.gaussian(z(p, x))) ** 2).sum(-1).mean()  # noqa: E731
-  stats = kron.curvature(loss, params, x, fisher='exact').value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='exact').value_and_grad)(params, x)[2]
   parts = lambda own, x: jnp.concatenate([z({'w': own}, x).real, z({'w': own}, x).imag], -1)  # noqa: E731
   expected = exact_fisher(parts, params['w'], x, lambda z: jnp.eye(6))
   close(block(stats, 'w'), expected, 1e-5)
@@ -89,7 +89,7 @@ def test_complex_activations_count_as_two_real_ones():
   """A real kernel under complex data: dw = Re(x dy), so the real and imaginary parts of x are two uses."""
   params, x = normals({'w': (4, 3)}), normal(N, 4) + 1j * normal(N, 4, seed=3)
   loss = lambda p, x: 0.5 * (jnp.abs(kron.observe.gaussian(x @ p['w'])) ** 2).sum(-1).mean()  # noqa: E731
-  stats = kron.curvature(loss, params, x, fisher='empirical').value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='empirical').value_and_grad)(params, x)[2]
   both = jnp.concatenate([x.real, x.imag])
   close(stats.sums['w']['A'][0], both.T @ both, 1e-5)
   assert stats.uses['w']['A'] == 2 * N
@@ -110,14 +110,14 @@ def test_examples_are_counted_per_token_or_per_sequence_as_the_mark_says():
   """A mark's leading axes count: tokens where the logits are (sequence, token, class); a sequence is one observation where
   the event takes both axes in. Sums are the same, so G per sequence is G per token times the length."""
   params, x = normals(LANGUAGE), tokens()
-  per_token = kron.curvature(language_model, params, x, fisher='exact').value_and_grad(params, x)[2]
+  per_token = jax.jit(kron.curvature(language_model, params, x, fisher='exact').value_and_grad)(params, x)[2]
 
   def per_sequence(p, x):
     h = jnp.tanh(p['embedding'][x] @ p['w'])
     logits = kron.observe.loss(h @ p['head'], lambda z: jax.nn.logsumexp(z, -1).sum(), event_ndims=2)
     return optax.softmax_cross_entropy_with_integer_labels(logits, x).sum(-1).mean()
 
-  whole = kron.curvature(per_sequence, params, x, fisher='exact').value_and_grad(params, x)[2]
+  whole = jax.jit(kron.curvature(per_sequence, params, x, fisher='exact').value_and_grad)(params, x)[2]
   assert per_token.examples == N * 5 and whole.examples == N
   close(whole.sums['w']['G'], per_token.sums['w']['G'], 1e-4)
   close(whole.means('w')['G'], 5 * per_token.means('w')['G'], 1e-4)
@@ -128,8 +128,8 @@ def test_padding_counts_for_nothing_but_in_the_input_factor():
   """G is that of the tokens that count; A averages over every position that the program computes."""
   params, x = normals(LANGUAGE), tokens()
   mask = (jnp.arange(5) < 3).astype(jnp.float32) * jnp.ones((N, 1))
-  stats = kron.curvature(language_model, params, x, mask, fisher='exact').value_and_grad(params, x, mask)[2]
-  short = kron.curvature(language_model, params, x[:, :3], fisher='exact').value_and_grad(params, x[:, :3])[2]
+  stats = jax.jit(kron.curvature(language_model, params, x, mask, fisher='exact').value_and_grad)(params, x, mask)[2]
+  short = jax.jit(kron.curvature(language_model, params, x[:, :3], fisher='exact').value_and_grad)(params, x[:, :3])[2]
   assert stats.examples == N * 3
   for name in ('w', 'head'):
     close(stats.sums[name]['G'], short.sums[name]['G'], 1e-4)
@@ -146,11 +146,11 @@ def test_two_observed_outputs_add_up():
     logits = kron.observe.categorical(logits) if second else logits
     return (z**2).sum(-1).mean() - jax.nn.log_softmax(logits)[:, 0].mean()
 
-  both = kron.curvature(loss, params, x, fisher='exact').value_and_grad(params, x)[2]
+  both = jax.jit(kron.curvature(loss, params, x, fisher='exact').value_and_grad)(params, x)[2]
   parts = []
   for marks in ((1, 0), (0, 1)):
     one = kron.curvature(lambda p, x, m=marks: loss(p, x, *m), params, x, fisher='exact', fallback={'[ac]': 'gradient'})
-    parts.append(one.value_and_grad(params, x)[2])
+    parts.append(jax.jit(one.value_and_grad)(params, x)[2])
   close(both.sums['w']['G'], parts[0].sums['w']['G'] + parts[1].sums['w']['G'], 1e-5)
   with pytest.raises(kron.CurvatureError, match="'c' reaches the loss but no observed output"):
     kron.curvature(lambda p, x: loss(p, x, 1, 0), params, x, fisher='exact')
@@ -175,8 +175,10 @@ def test_terms_of_parameters_alone_change_the_gradient_and_not_the_curvature(nam
   loss = lambda p, x, old, rate: plainly(p, x, old, rate) + OWN_TERMS[name](p, old, rate)  # noqa: E731
   curvature = kron.curvature(loss, params, x, old, rate, fisher='exact')
   assert not curvature.gradient_only
-  _, grads, stats = curvature.value_and_grad(params, x, old, rate)
-  expected = kron.curvature(plainly, params, x, old, rate, fisher='exact').value_and_grad(params, x, old, rate)[2]
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, old, rate)
+  expected = jax.jit(kron.curvature(plainly, params, x, old, rate, fisher='exact').value_and_grad)(
+    params, x, old, rate
+  )[2]
   jax.tree.map(lambda a, b: close(a, b, 1e-5), stats, expected)
   jax.tree.map(lambda a, b: close(a, b, 1e-5), grads, jax.grad(loss)(params, x, old, rate))
   if name == 'weight decay':
@@ -188,10 +190,10 @@ def test_what_is_frozen_is_listed_and_has_no_block():
   loss = lambda p, x: squared(network({**p, 'w': jax.lax.stop_gradient(p['w'])}, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
   assert curvature.gradient_only == {'w': 'it has no gradient'}
-  _, grads, stats = curvature.value_and_grad(params, x)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
   assert not np.any(grads['w']) and set(stats.sums) == {'b', 'out'}
   tx = kron.kfac(0.1, curvature)
-  updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   assert not np.any(updates['w']) and np.any(updates['out'])
 
 
@@ -200,16 +202,16 @@ def test_masked_and_partitioned_parameters():
   params, x = normals(SHAPES), normal(N, 4)
   loss = lambda p, x: squared(network(p, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
-  _, grads, stats = curvature.value_and_grad(params, x)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
   alone = kron.scale_by_kfac(curvature)
-  expected, _ = alone.update(grads, alone.init(params), params, stats=stats)
+  expected, _ = jax.jit(alone.update)(grads, alone.init(params), params, stats=stats)
   masked = optax.masked(kron.scale_by_kfac(curvature), {'w': True, 'b': True, 'out': False})
-  updates, _ = masked.update(grads, masked.init(params), params, stats=stats)
+  updates, _ = jax.jit(masked.update)(grads, masked.init(params), params, stats=stats)
   close(updates['w'], expected['w'], 1e-6)
   close(updates['out'], grads['out'], 1e-6)
   labels = {'w': 'second', 'b': 'second', 'out': 'first'}
   split = optax.partition({'second': kron.scale_by_kfac(curvature), 'first': optax.adam(1.0)}, labels)
-  updates, _ = split.update(grads, split.init(params), params, stats=stats)
+  updates, _ = jax.jit(split.update)(grads, split.init(params), params, stats=stats)
   close(updates['b'], expected['b'], 1e-6)
 
 
@@ -251,7 +253,7 @@ def test_float64(x64):
   params = jax.tree.map(lambda s: s.astype(jnp.float64), normals(SHAPES))
   x = normal(1, 4).astype(jnp.float64)
   loss = lambda p, x: cross_entropy(network(p, x), jnp.zeros(1, jnp.int32))  # noqa: E731
-  stats = kron.curvature(loss, params, x, fisher='exact').value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='exact').value_and_grad)(params, x)[2]
   p = lambda z: jax.nn.softmax(z)  # noqa: E731
   root = lambda z: jnp.sqrt(p(z))[:, None] * (jnp.eye(2) - p(z)[None])  # noqa: E731
   only = lambda own, x: network({**params, 'out': own}, x)  # noqa: E731

@@ -197,8 +197,8 @@ def test_moments_of_a_factor_in_uneven_blocks():
 def one_step(tx, curvature, params, args, state=None):
   """A step with moments in the state's basis."""
   state = tx.init(params) if state is None else state
-  _, grads, stats = curvature.value_and_grad(params, *args, basis=kron.basis(state, curvature))
-  updates, state = tx.update(grads, state, params, stats=stats)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, *args, basis=kron.basis(state, curvature))
+  updates, state = jax.jit(tx.update)(grads, state, params, stats=stats)
   return grads, state, updates
 
 
@@ -251,9 +251,9 @@ def test_ekfac_treats_scale_and_shift_as_kfac_does():
   params = {'scale': jnp.ones(D), 'shift': jnp.zeros(D), 'out': jax.random.normal(KEYS[0], (D, K))}
   x, y = data()
   curvature = kron.curvature(loss_of(network), params, x, y, fisher='exact')
-  _, grads, stats = curvature.value_and_grad(params, x, y)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   kfac = kron.scale_by_kfac(curvature, damping=0.03)
-  expected = kfac.update(grads, kfac.init(params), params, stats=stats)[0]
+  expected = jax.jit(kfac.update)(grads, kfac.init(params), params, stats=stats)[0]
   _, _, updates = one_step(kron.scale_by_ekfac(curvature, damping=0.03), curvature, params, (x, y))
   close(updates['scale'], expected['scale'], 1e-4)
   close(updates['shift'], expected['shift'], 1e-4)
@@ -264,8 +264,8 @@ def test_adam_in_the_eigenbasis_equals_adam_on_rotated_gradients(x64):
   params, (x, y) = dense_params(), data()
   curvature = kron.curvature(loss_of(dense_net), params, x, y, fisher='empirical')
   tx = kron.scale_by_kfac_adam(curvature, basis_every=100)
-  _, grads, stats = curvature.value_and_grad(params, x, y)
-  updates, state = tx.update(grads, tx.init(params), params, stats=stats)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   basis = kron.basis(state, curvature)
   to = {n: lambda v, u=u: u['A'][0].T @ v @ u['G'][0] for n, u in basis.items()}
   adam = optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-8)
@@ -273,7 +273,7 @@ def test_adam_in_the_eigenbasis_equals_adam_on_rotated_gradients(x64):
   for k in range(3):
     if k:
       grads = jax.tree.map(lambda g, k=k: g * jnp.cos(k + jnp.arange(g.size).reshape(g.shape)), grads)
-      updates, state = tx.update(grads, state, params)
+      updates, state = jax.jit(tx.update)(grads, state, params)
     turned = {n: to[n](v) for n, v in matrices(grads).items()}
     expected, plain = adam.update(turned, plain)
     for name, u in basis.items():
@@ -292,8 +292,8 @@ def test_adam_in_the_eigenbasis_is_adam_where_there_is_no_block():
   state, plain = tx.init(params), adam.init(params)
   for _ in range(3):
     _, grads, stats = curvature.value_and_grad(params, x, y)
-    updates, state = tx.update(grads, state, params, stats=stats)
-    expected, plain = adam.update(grads, plain)
+    updates, state = jax.jit(tx.update)(grads, state, params, stats=stats)
+    expected, plain = jax.jit(adam.update)(grads, plain)
     close(updates['other'], expected['other'], 1e-5)
     params = optax.apply_updates(params, jax.tree.map(lambda u: -0.1 * u, updates))
 
@@ -315,7 +315,7 @@ def test_an_ordinary_optax_optimiser(name):
     params, state = carry
     basis = kron.basis(state, curvature)
     value, grads, stats = curvature.value_and_grad(params, *args, basis=basis if name == 'ekfac' else None)
-    updates, state = tx.update(grads, state, params, stats=stats)
+    updates, state = jax.jit(tx.update)(grads, state, params, stats=stats)
     return (optax.apply_updates(params, updates), state), value
 
   (_, state), values = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), None, 12))(params)
@@ -343,8 +343,8 @@ def test_mistakes_end_in_one_line():
   params, args = dense_params(), data()
   curvature = kron.curvature(loss_of(dense_net), params, *args, fisher='exact')
   tx = kron.ekfac(0.1, curvature)
-  _, grads, stats = curvature.value_and_grad(params, *args)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, *args)
   with pytest.raises(kron.CurvatureError, match=r'basis=kron\.basis'):
-    tx.update(grads, tx.init(params), params, stats=stats)
+    jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   with pytest.raises(kron.CurvatureError, match='holds 0 of Eigenbasis'):
     kron.basis(kron.kfac(0.1, curvature).init(params), curvature)

@@ -251,7 +251,7 @@ def test_a_kernel_under_batch_norm_is_seen_through_coupled_examples():
     return jnp.sin(y * jnp.arange(1.0, 4.0)).sum() / 8
 
   params = {'kernel': w, **norm}
-  stats = kron.curvature(loss, params, x, fisher='empirical', examples=8).value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='empirical', examples=8).value_and_grad)(params, x)[2]
   dy = jax.grad(loss, argnums=2)(params, x, jnp.zeros((8, 3))) * 8
   close(stats.sums['kernel']['G'][0], gram(dy), 1e-5)
 
@@ -276,8 +276,8 @@ def test_flax_layers_with_masks_and_auxiliary_outputs():
     return (nll * mask).sum() / mask.sum(), {'logits': logits}
 
   masked = kron.curvature(loss, params, x, labels, mask, fisher='exact', has_aux=True)
-  (_, aux), _, stats = masked.value_and_grad(params, x, labels, mask)
-  _, _, part = masked.value_and_grad(params, x[:5], labels[:5], mask[:5])
+  (_, aux), _, stats = jax.jit(masked.value_and_grad)(params, x, labels, mask)
+  _, _, part = jax.jit(masked.value_and_grad)(params, x[:5], labels[:5], mask[:5])
   assert aux['logits'].shape == (8, 3) and stats.examples == 5
   for block in stats.sums:
     close(stats.sums[block]['G'], part.sums[block]['G'], 1e-5)
@@ -309,7 +309,7 @@ def test_blocks_by_choice_are_those_of_the_whole_factors():
   whole = kron.curvature(loss, params, x, fisher='exact')
   cut = kron.curvature(loss, params, x, fisher='exact', blocks={'w': {'G': 4}, 'v': {'A': 2, 'G': 2}})
   assert '4 blocks of 2x2' in str(cut) and '2 blocks of 4x4' in str(cut)
-  means, found = (c.value_and_grad(params, x)[2] for c in (whole, cut))
+  means, found = (jax.jit(c.value_and_grad)(params, x)[2] for c in (whole, cut))
   for name, side, parts in (('w', 'G', 4), ('v', 'A', 2), ('v', 'G', 2)):
     m = np.asarray(means.means(name)[side][0])
     n = len(m) // parts

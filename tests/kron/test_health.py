@@ -82,12 +82,12 @@ def test_inverses_with_more_damping_are_counted(between):
   curvature, params, batch = problem()
   tx = kron.kfac(0.1, curvature, damping=1e-6)
   keep = kron.upkeep(curvature, damping=1e-6, inverses_every=1)
-  _, grads, stats = curvature.value_and_grad(params, *batch)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, *batch)
   g = stats.sums['w1']['G']
   stats.sums['w1']['G'] = g.at[0, 0, 0].add(-1.02 * g[0, 0, 0])
   if between:
     state = keep.refresh(jax.jit(keep.take)(tx.init(params), stats), 0)
   else:
-    state = tx.update(grads, tx.init(params), params, stats=stats)[1]
+    state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)[1]
   kfac = kron.find_state(state)
   assert int(kfac.redamped_inverses) == 1 and int(kfac.rejected_inverses) == 0

@@ -38,8 +38,8 @@ def test_update_solves_the_damped_system(problem):
   params, x, y = problem
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
   tx = kron.scale_by_kfac(curvature, damping=0.05)
-  _, grads, stats = curvature.value_and_grad(params, x, y)
-  updates, state = tx.update(grads, tx.init(params), params, stats=stats)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   f = kron.factors(state, curvature)
   for name, layer in (('first/kernel', 'first'), ('last/kernel', 'last')):
     a, g = np.asarray(f[name]['A'][0], np.float64), np.asarray(f[name]['G'][0], np.float64)
@@ -61,12 +61,12 @@ def test_moving_averages_are_debiased(problem):
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
   tx = kron.scale_by_kfac(curvature, decay=0.9)
   state = tx.init(params)
-  means = []
+  means, gradients = [], jax.jit(curvature.value_and_grad)
   for part in range(3):
     own = x[part * 8 : part * 8 + 8], y[:8]
-    _, grads, stats = curvature.value_and_grad(params, *own)
+    _, grads, stats = gradients(params, *own)
     means.append(stats.sums['last/kernel']['A'][0] / stats.uses['last/kernel']['A'])
-    _, state = tx.update(grads, state, params, stats=stats)
+    _, state = jax.jit(tx.update)(grads, state, params, stats=stats)
   weights = np.array([0.1 * 0.9**2, 0.1 * 0.9, 0.1])
   expected = sum(w * m for w, m in zip(weights, means, strict=True)) / weights.sum()
   close(kron.factors(state, curvature)['last/kernel']['A'][0], expected, 1e-5)
@@ -79,19 +79,21 @@ def test_intervals_equal_the_phases_of_a_host_loop(problem):
   by_phase = kron.kfac(0.1, curvature)
   a = b = params
   state_a, state_b = by_count.init(a), by_phase.init(b)
+  gradients = jax.jit(curvature.value_and_grad, static_argnames='statistics')
+  update = jax.jit(by_phase.update, static_argnames='phase')
   for step in range(7):
-    _, grads, stats = curvature.value_and_grad(a, x, y)
-    updates, state_a = by_count.update(grads, state_a, a, stats=stats)
+    _, grads, stats = gradients(a, x, y)
+    updates, state_a = jax.jit(by_count.update)(grads, state_a, a, stats=stats)
     a = optax.apply_updates(a, updates)
-    _, grads, stats = curvature.value_and_grad(b, x, y, statistics=step % 2 == 0)
-    updates, state_b = by_phase.update(grads, state_b, b, stats=stats, phase='refresh' if step % 3 == 0 else 'plain')
+    _, grads, stats = gradients(b, x, y, statistics=step % 2 == 0)
+    updates, state_b = update(grads, state_b, b, stats=stats, phase='refresh' if step % 3 == 0 else 'plain')
     b = optax.apply_updates(b, updates)
   jax.tree.map(lambda s, t: close(s, t, 1e-5), a, b)
 
 
 def step_with(tx, curvature, params, state, *args, **kwargs):
-  loss, grads, stats = curvature.value_and_grad(params, *args, **kwargs)
-  updates, state = tx.update(grads, state, params, stats=stats)
+  loss, grads, stats = jax.jit(curvature.value_and_grad)(params, *args, **kwargs)
+  updates, state = jax.jit(tx.update)(grads, state, params, stats=stats)
   return optax.apply_updates(params, updates), state, loss
 
 
@@ -191,7 +193,7 @@ def test_a_traced_decision_about_statistics(problem):
   @jax.jit
   def update(refresh):
     _, grads, stats = curvature.value_and_grad(params, x, y, KEY, statistics=refresh)
-    return tx.update(grads, tx.init(params), params, stats=stats)
+    return jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
 
   updates, state = update(False)
   assert all((w == 0).all() for w in state.averages.weights.values()) and state.averages.rejected_statistics == 0
@@ -204,10 +206,10 @@ def test_statistics_that_are_not_finite_are_dropped_and_counted(problem):
   params, x, y = problem
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
   tx = kron.scale_by_kfac(curvature)
-  _, grads, stats = curvature.value_and_grad(params, x, y)
-  _, state = tx.update(grads, tx.init(params), params, stats=stats)
-  _, _, bad = curvature.value_and_grad(params, x.at[0, 0].set(jnp.nan), y)
-  updates, after = tx.update(grads, state, params, stats=bad)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
+  _, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
+  _, _, bad = jax.jit(curvature.value_and_grad)(params, x.at[0, 0].set(jnp.nan), y)
+  updates, after = jax.jit(tx.update)(grads, state, params, stats=bad)
   assert after.averages.rejected_statistics > 0
   for name in state.averages.factors:
     np.testing.assert_array_equal(after.averages.factors[name], state.averages.factors[name])
@@ -236,11 +238,11 @@ def test_any_number_of_owners_gives_the_same_update_and_checkpoint(problem):
 def test_the_kl_clip_bounds_the_step(problem):
   params, x, y = problem
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
-  _, grads, stats = curvature.value_and_grad(params, x, y)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   inner = kron.scale_by_kfac(curvature, damping=1e-3)
   tx = kron.clip_by_kl(inner, 1e-4, 0.5)
-  updates, state = tx.update(grads, tx.init(params), params, stats=stats)
-  free, _ = inner.update(grads, inner.init(params), params, stats=stats)
+  updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
+  free, _ = jax.jit(inner.update)(grads, inner.init(params), params, stats=stats)
   product = sum(jnp.vdot(g, u) for g, u in zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True))
   full = sum(jnp.vdot(g, u) for g, u in zip(jax.tree.leaves(grads), jax.tree.leaves(free), strict=True))
   close(state.clip, jnp.sqrt(1e-4 / (0.25 * full)), 1e-4)
@@ -313,8 +315,8 @@ def test_a_regulariser_is_listed_and_does_not_refuse(problem):
   with_term = kron.curvature(loss, {**params, 'only': jnp.ones(2)}, x, y, fisher='exact')
   assert 'only in terms of its own' in str(with_term)
   without = kron.curvature(loss_fn, params, x, y, fisher='exact')
-  _, grads, stats = with_term.value_and_grad({**params, 'only': jnp.ones(2)}, x, y)
-  jax.tree.map(lambda a, b: close(a, b, 1e-6), stats, without.value_and_grad(params, x, y)[2])
+  _, grads, stats = jax.jit(with_term.value_and_grad)({**params, 'only': jnp.ones(2)}, x, y)
+  jax.tree.map(lambda a, b: close(a, b, 1e-6), stats, jax.jit(without.value_and_grad)(params, x, y)[2])
   close(grads['only'], 0.2 * np.ones(2), 1e-6)
 
 
@@ -322,10 +324,10 @@ def test_a_block_is_not_split_by_a_partition(problem):
   params, x, y = problem
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
   tx = kron.scale_by_kfac(curvature)
-  _, grads, stats = curvature.value_and_grad(params, x, y)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   del grads['first']['bias']
   with pytest.raises(kron.CurvatureError, match="'first/bias' shares a block"):
-    tx.update(grads, tx.init(params), stats=stats)
+    jax.jit(tx.update)(grads, tx.init(params), stats=stats)
 
 
 def test_donated_states_share_no_buffers(problem):

@@ -84,20 +84,20 @@ def make(observe=kron.observe.categorical, fisher='exact', loss_of=cross_entropy
 def matrix_of(product, params):
   """The dense matrix that a product with trees stands for."""
   flat, unravel = ravel_pytree(params)
-  return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(flat.size))
+  return jax.jit(jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0]))(jnp.eye(flat.size))
 
 
 def dense_hessian(loss, params, args):
   flat, unravel = ravel_pytree(params)
-  return np.asarray(jax.hessian(lambda v: loss(unravel(v), *args))(flat))
+  return np.asarray(jax.jit(jax.hessian(lambda v: loss(unravel(v), *args)))(flat))
 
 
 def dense_gauss_newton(params, args, loss_of=cross_entropy):
   flat, unravel = ravel_pytree(params)
   x, y = args
   forward = lambda v: network(unravel(v), x).reshape(-1)  # noqa: E731
-  hessian = jax.hessian(lambda z: loss_of(z.reshape(N, K), y).mean())(forward(flat))
-  jacobian = jax.jacobian(forward)(flat)
+  hessian = jax.jit(jax.hessian(lambda z: loss_of(z.reshape(N, K), y).mean()))(forward(flat))
+  jacobian = jax.jit(jax.jacobian(forward))(flat)
   return np.asarray(jacobian.T @ hessian @ jacobian)
 
 
@@ -281,6 +281,6 @@ def test_mistakes_end_in_one_line():
   grads = curvature.value_and_grad(params, *args, statistics=False)[1]
   tx = kron.newton(1.0)
   with pytest.raises(kron.CurvatureError, match='products='):
-    tx.update(grads, tx.init(params), params)
+    jax.jit(tx.update)(grads, tx.init(params), params)
   with pytest.raises(kron.CurvatureError, match="matrix='jacobian'"):
     kron.scale_by_curvature('jacobian', damping=0.1)

@@ -72,8 +72,8 @@ def test_linear_operators(name):
   else:
     check(curvature, loss, params, (x,), N)
   tx = kron.scale_by_kfac(curvature)
-  _, grads, stats = curvature.value_and_grad(params, x)
-  updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   assert updates['w'].shape == w_shape and np.isfinite(updates['w']).all()
 
 
@@ -102,7 +102,7 @@ def test_embeddings_keep_a_diagonal_of_counts(name):
 def test_an_id_outside_of_the_table_counts_for_nothing():
   params, ids = {'e': normal(VOCABULARY, 4)}, tokens().at[0, 0].set(VOCABULARY + 3)
   loss = lambda p, ids: squared(jnp.nan_to_num(jnp.take(p['e'], ids, axis=0, mode='fill', fill_value=0.0)))  # noqa: E731
-  stats = kron.curvature(loss, params, ids, fisher='empirical').value_and_grad(params, ids)[2]
+  stats = jax.jit(kron.curvature(loss, params, ids, fisher='empirical').value_and_grad)(params, ids)[2]
   counts = np.bincount(np.asarray(ids).reshape(-1), minlength=VOCABULARY)[:VOCABULARY]
   close(stats.sums['e']['A'].reshape(-1), counts, 1e-6)
 
@@ -132,7 +132,7 @@ def test_free_parameters(name):
   params, x = {'w': jnp.abs(normal(*shape)) + 0.3}, normal(N, 5, 4)
   loss = lambda p, x: squared(jnp.sin(network(p, x)))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='empirical')
-  stats = curvature.value_and_grad(params, x)[2]
+  stats = jax.jit(curvature.value_and_grad)(params, x)[2]
 
   def alone(i):
     return jax.grad(lambda p: squared(jnp.sin(network(p, jnp.broadcast_to(x[i], x.shape)))[:1]))(params)['w']
@@ -151,7 +151,7 @@ def test_weight_norm_is_a_kernel_with_gains():
   """F of the gain by one gradient for each example; the kernel's G is that of its own columns' scale."""
   params, x = {'v': normal(4, 3), 'g': jnp.array([0.5, 1.5, -1.0])}, normal(N, 4, seed=2)
   loss = lambda p, x: squared(jnp.sin(weight_norm(p, x)))  # noqa: E731
-  stats = kron.curvature(loss, params, x, fisher='empirical').value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='empirical').value_and_grad)(params, x)[2]
   each = [jax.grad(loss)(params, x[i : i + 1])['g'] for i in range(N)]
   close(stats.sums['g']['F'][:, 0, 0], sum(np.asarray(g) ** 2 for g in each), 1e-5)
   y = weight_norm(params, x)

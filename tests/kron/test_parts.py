@@ -62,8 +62,8 @@ def test_a_part_is_the_first_examples_of_every_shard(shards, sharing, approximat
   whole = kron.curvature(loss_fn, params(), x, y, mask, shards=shards, part=kept / 12, **options)
   assert 'whole batch' not in str(whole)
   few = kron.curvature(loss_fn, params(), x[rows], y[rows], mask[rows], **options)
-  _, grads, stats = whole.value_and_grad(params(), x, y, mask)
-  _, _, expected = few.value_and_grad(params(), x[rows], y[rows], mask[rows])
+  _, grads, stats = jax.jit(whole.value_and_grad)(params(), x, y, mask)
+  _, _, expected = jax.jit(few.value_and_grad)(params(), x[rows], y[rows], mask[rows])
   close(stats.examples, mask[rows].sum(), 1e-7)
   for b in few.blocks:
     for k, m in expected.means(b.name).items():
@@ -74,11 +74,11 @@ def test_a_part_is_the_first_examples_of_every_shard(shards, sharing, approximat
 def test_each_shard_has_the_sum_of_its_own():
   x, y, mask = sets()
   whole = kron.curvature(loss_fn, params(), x, y, mask, fisher='exact', shards=3)
-  _, _, stats = whole.value_and_grad(params(), x, y, mask)
+  _, _, stats = jax.jit(whole.value_and_grad)(params(), x, y, mask)
   for s in range(3):
     rows = slice(4 * s, 4 * s + 4)
     few = kron.curvature(loss_fn, params(), x[rows], y[rows], mask[rows], fisher='exact')
-    _, _, own = few.value_and_grad(params(), x[rows], y[rows], mask[rows])
+    _, _, own = jax.jit(few.value_and_grad)(params(), x[rows], y[rows], mask[rows])
     for name, parts in own.sums.items():
       for k, total in parts.items():
         close(stats.sums[name][k][s], total, 1e-5)
@@ -97,7 +97,7 @@ def test_a_use_without_examples_says_so():
   curvature = kron.curvature(loss, own, x, y, mask, shards=2, fisher='empirical')
   plain = kron.curvature(loss, own, x, y, mask, fisher='empirical')
   assert 'of the whole batch' in str(curvature)
-  stats, expected = (c.value_and_grad(own, x, y, mask)[2] for c in (curvature, plain))
+  stats, expected = (jax.jit(c.value_and_grad)(own, x, y, mask)[2] for c in (curvature, plain))
   jax.tree.map(lambda a, b: close(a, b, 1e-5), stats.means('u'), expected.means('u'))
 
 
@@ -122,7 +122,7 @@ def test_ekfac_and_masked_updates_take_shards():
     curvature = kron.curvature(loss_fn, params(), x, y, mask, fisher='exact', shards=shards)
     tx = kron.ekfac(0.1, curvature)
     state = tx.init(params())
-    _, grads, stats = curvature.value_and_grad(params(), x, y, mask, basis=kron.basis(state, curvature))
-    updates, state = tx.update(grads, state, params(), stats=stats)
+    _, grads, stats = jax.jit(curvature.value_and_grad)(params(), x, y, mask, basis=kron.basis(state, curvature))
+    updates, state = jax.jit(tx.update)(grads, state, params(), stats=stats)
     results.append(optax.apply_updates(params(), updates))
   jax.tree.map(lambda a, b: close(a, b, 1e-4), *results)

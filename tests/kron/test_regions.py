@@ -145,7 +145,7 @@ def test_a_learned_initial_state():
   x = normal(N, 5, 4)
   loss = objective(learned_state)
   curvature = kron.curvature(loss, params, x, fisher='empirical')
-  stats = curvature.value_and_grad(params, x)[2]
+  stats = jax.jit(curvature.value_and_grad)(params, x)[2]
   copies = jnp.tile(params['start'], (N, 1))
   grads = jax.grad(lambda s: loss({**params, 'start': s}, x) * N)(copies)
   close(stats.sums['start']['F'][:, 0, 0], (grads**2).sum(0), 1e-5)
@@ -154,14 +154,14 @@ def test_a_learned_initial_state():
 def test_an_untaken_branch_adds_nothing():
   params, x = normals(DENSE), normal(N, 4)
   network = branches(2)
-  stats = kron.curvature(objective(network), params, x, fisher='empirical').value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(objective(network), params, x, fisher='empirical').value_and_grad)(params, x)[2]
   assert stats.uses['w']['A'] == 0 and not np.any(stats.sums['w']['A']) and np.any(stats.sums['out']['A'])
 
 
 def test_stacked_layers_share_one_factor_array():
   params, x = normals(STACKED), normal(N, 4)
   curvature = kron.curvature(objective(layers), params, x, fisher='exact')
-  stats = curvature.value_and_grad(params, x)[2]
+  stats = jax.jit(curvature.value_and_grad)(params, x)[2]
   assert stats.sums['layers/w']['A'].shape == (3, 5, 5) and np.all(stats.uses['layers/w']['A'] == N)
 
   def unstacked(p, x):
@@ -170,7 +170,7 @@ def test_stacked_layers_share_one_factor_array():
     return x @ p['out']
 
   flat = {f'{name}{k}': params['layers'][name][k] for name in 'wb' for k in range(3)} | {'out': params['out']}
-  expected = kron.curvature(objective(unstacked), flat, x, fisher='exact').value_and_grad(flat, x)[2]
+  expected = jax.jit(kron.curvature(objective(unstacked), flat, x, fisher='exact').value_and_grad)(flat, x)[2]
   for k in range(3):
     for factor in 'AG':
       close(stats.sums['layers/w'][factor][k], expected.sums[f'w{k}'][factor][0], 1e-5)
@@ -182,7 +182,7 @@ def test_stacked_layers_share_one_factor_array():
   ):
     _, grads, stats = c.value_and_grad(p, x)
     tx = kron.scale_by_kfac(c, damping=0.01)
-    updates[name] = tx.update(grads, tx.init(p), p, stats=stats)[0]
+    updates[name] = jax.jit(tx.update)(grads, tx.init(p), p, stats=stats)[0]
   for k in range(3):
     close(updates['stacked']['layers']['w'][k], updates['apart'][f'w{k}'], 1e-4)
     close(updates['stacked']['layers']['b'][k], updates['apart'][f'b{k}'], 1e-4)
@@ -201,7 +201,7 @@ def test_functions_with_a_derivative_rule_of_their_own(product):
   jax.tree.map(lambda a, b: close(a, b, 1e-6), grads, expected)
   other = jax.grad(plainly)(params, x)
   assert np.abs(other['w'] - grads['w']).max() > 1e-3
-  without = kron.curvature(plainly, params, x, fisher='exact').value_and_grad(params, x)[2]
+  without = jax.jit(kron.curvature(plainly, params, x, fisher='exact').value_and_grad)(params, x)[2]
   close(
     stats.sums['w']['A'][0],
     without.sums['w']['A'][0][:-1, :-1]
@@ -219,8 +219,8 @@ def test_a_kernel_that_cannot_be_seen_is_refused_and_may_be_explained():
     kron.curvature(loss, params, x, fisher='exact')
   explained = kron.curvature(loss, params, x, fisher='exact', operators={'opaque': lambda w, x: x @ w})
   plainly = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
-  found = explained.value_and_grad(params, x)
-  expected = kron.curvature(plainly, params, x, fisher='exact').value_and_grad(params, x)
+  found = jax.jit(explained.value_and_grad)(params, x)
+  expected = jax.jit(kron.curvature(plainly, params, x, fisher='exact').value_and_grad)(params, x)
   jax.tree.map(lambda a, b: close(a, b, 1e-5), found[1], expected[1])
   close(found[2].sums['w']['G'], expected[2].sums['w']['G'], 1e-5)
   close(found[2].sums['out']['A'], expected[2].sums['out']['A'], 1e-5)
@@ -255,7 +255,7 @@ def test_a_loss_with_its_own_gradient_takes_its_curvature_from_the_mark():
   close(value, loss(params, x), 1e-5)
   jax.tree.map(lambda a, b: close(a, b, 1e-5), grads, jax.grad(loss)(params, x))
   observed = lambda p, x: 0.5 * (kron.observe.gaussian(log_psi(p, x)[:, None]) ** 2).mean()  # noqa: E731
-  expected = kron.curvature(observed, params, x, fisher='exact').value_and_grad(params, x)[2]
+  expected = jax.jit(kron.curvature(observed, params, x, fisher='exact').value_and_grad)(params, x)[2]
   jax.tree.map(lambda a, b: close(a, b, 1e-5), stats, expected)
 
 
@@ -269,7 +269,9 @@ def test_a_mark_inside_of_a_function_with_its_own_rule_under_the_empirical_fishe
   )
   plainly = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
   params, x = normals(DENSE), normal(N, 4)
-  results = [kron.curvature(f, params, x, fisher='empirical').value_and_grad(params, x) for f in (loss, plainly)]
+  results = [
+    jax.jit(kron.curvature(f, params, x, fisher='empirical').value_and_grad)(params, x) for f in (loss, plainly)
+  ]
   jax.tree.map(lambda a, b: close(a, b, 1e-5), *results)
 
 

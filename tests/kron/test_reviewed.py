@@ -27,10 +27,10 @@ def test_a_bias_beside_a_scaled_kernel_keeps_its_own_scale(x64):
 
     p = params if scaled else {**params, 'w': w}
     curvature = kron.curvature(loss, p, x, fisher='empirical')
-    _, _, stats = curvature.value_and_grad(p, x)
+    _, _, stats = jax.jit(curvature.value_and_grad)(p, x)
     grads = {'w': jnp.zeros((4, 5)), 'b': jnp.ones(5), 'v': jnp.zeros((5, 6))}
     tx = kron.scale_by_kfac(curvature, damping=1e-18)
-    updates.append(tx.update(grads, tx.init(p), p, stats=stats)[0]['b'])
+    updates.append(jax.jit(tx.update)(grads, tx.init(p), p, stats=stats)[0]['b'])
     # The bias's own entry of A x G: uses times G.
     close(stats.sums['w']['A'][0, -1, -1], N, 1e-6)
   close(updates[0], updates[1], 1e-3)
@@ -72,7 +72,7 @@ def test_one_hot_of_a_table_with_scaled_rows():
   params, ids = {'e': normal(11, 4)}, tokens()
   rows = lambda e: e / jnp.linalg.norm(e, axis=1, keepdims=True)  # noqa: E731
   loss = lambda p, ids: squared(jnp.sin(jax.nn.one_hot(ids, 11) @ rows(p['e'])))  # noqa: E731
-  stats = kron.curvature(loss, params, ids, fisher='empirical').value_and_grad(params, ids)[2]
+  stats = jax.jit(kron.curvature(loss, params, ids, fisher='empirical').value_and_grad)(params, ids)[2]
   counts = np.bincount(np.asarray(ids).reshape(-1), minlength=11)
   close(stats.sums['e']['A'].reshape(-1), counts / np.asarray((params['e'] ** 2).sum(1)), 1e-5)
 
@@ -96,7 +96,7 @@ def test_layers_that_do_not_run_equally_often():
     layer = lambda h, w: (jax.lax.cond(w[0], lambda h: jnp.tanh(h @ w[1]), lambda h: h, h), None)  # noqa: E731
     return squared(jax.lax.scan(layer, x, (jnp.array([True, False]), p['w']))[0] @ p['out'])
 
-  stats = kron.curvature(loss, params, x, fisher='empirical').value_and_grad(params, x)[2]
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='empirical').value_and_grad)(params, x)[2]
   np.testing.assert_array_equal(stats.uses['w']['A'], [N, 0])
   close(stats.means('w')['A'][0], x.T @ x / N, 1e-5)
 
@@ -122,7 +122,7 @@ def test_flattened_logits_count_tokens_and_norms_count_sequences():
     return cross_entropy((h @ p['head']).reshape(-1, 11), x.reshape(-1))
 
   curvature = kron.curvature(loss, params, x, fisher='empirical')
-  assert curvature.value_and_grad(params, x)[2].examples == N * 5 and len(curvature.blocks) == 3
+  assert jax.jit(curvature.value_and_grad)(params, x)[2].examples == N * 5 and len(curvature.blocks) == 3
 
 
 def test_a_stack_with_gains_that_a_loop_slices():
@@ -176,9 +176,9 @@ def test_odd_parameters():
   loss = lambda p, x: squared(jnp.concatenate([x @ p['w'] * p['number'], x @ p['none']], -1))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
   assert curvature.gradient_only == {'none': 'it has no entries'}
-  _, grads, stats = curvature.value_and_grad(params, x)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
   tx = kron.kfac(0.1, curvature)
-  updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   assert updates['none'].shape == (4, 0) and np.isfinite(updates['number'])
 
 
@@ -186,7 +186,7 @@ def test_a_scale_joined_from_two_parameters():
   params, x = {'a': jnp.ones(2), 'b': jnp.ones(3) * 2, 'w': normal(5, 2)}, normal(N, 5)
   loss = lambda p, x: squared(jnp.tanh(x * jnp.concatenate([p['a'], p['b']])) @ p['w'])  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
-  _, grads, stats = curvature.value_and_grad(params, x)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
   tx = kron.scale_by_kfac(curvature)
-  updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   assert updates['a'].shape == (2,) and updates['b'].shape == (3,)

@@ -80,8 +80,8 @@ def test_reduce_of_microbatches_adds_up():
   params, x = normals(SHARED), normal(8, 5, 4)
   loss = lambda p, x: squared(sequence(p, x))  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='empirical', sharing='reduce')
-  whole = curvature.value_and_grad(params, x)[2]
-  parts = kron.accumulate(*(curvature.value_and_grad(params, part)[2] for part in jnp.split(x, 2)))
+  whole = jax.jit(curvature.value_and_grad)(params, x)[2]
+  parts = kron.accumulate(*(jax.jit(curvature.value_and_grad)(params, part)[2] for part in jnp.split(x, 2)))
   jax.tree.map(lambda a, b: close(a, b, 1e-5), parts, whole)
 
 
@@ -116,7 +116,7 @@ def test_a_tied_embedding_keeps_a_diagonal_for_its_vocabulary():
   curvature = kron.curvature(loss, params, x, fisher='empirical')
   assert 'A diagonal of 11, G 4x4' in str(curvature) and 'also transposed' in str(curvature)
   assert check(curvature, loss, params, (x,), N) == 2
-  stats = curvature.value_and_grad(params, x)[2]
+  stats = jax.jit(curvature.value_and_grad)(params, x)[2]
   close(stats.sums['embedding']['A'].reshape(-1), np.bincount(np.asarray(x).reshape(-1), minlength=11), 1e-6)
 
 
@@ -126,7 +126,7 @@ def test_two_uses_combine_to_the_product_with_the_same_partial_traces():
   x = normal(N, 3)
   loss = lambda p, x: squared(jnp.tanh(x @ p['w']) @ p['w'].T @ p['out'])  # noqa: E731
   curvature = kron.curvature(loss, params, x, fisher='exact')
-  stats = curvature.value_and_grad(params, x)[2]
+  stats = jax.jit(curvature.value_and_grad)(params, x)[2]
   block = next(b for b in curvature.blocks if b.name == 'w')
   means = {k: np.asarray(v, np.float64) for k, v in stats.means('w').items()}
   full = np.kron(means['A'][0], means['G'][0]) + np.kron(means["G'"][0], means["A'"][0])
@@ -144,7 +144,7 @@ def test_factors_above_the_chosen_size(oversize):
   loss = lambda p, x: squared(jnp.tanh(x @ p['w'] + p['b']) @ p['out'])  # noqa: E731
   whole = kron.curvature(loss, params, x, fisher='exact')
   part = kron.curvature(loss, params, x, fisher='exact', max_factor=3, oversize=oversize)
-  full, found = whole.value_and_grad(params, x)[2], part.value_and_grad(params, x)[2]
+  full, found = jax.jit(whole.value_and_grad)(params, x)[2], jax.jit(part.value_and_grad)(params, x)[2]
   a, g = np.asarray(full.sums['w']['A'][0])[:5, :5], np.asarray(full.sums['out']['G'][0])
   text = str(part)
   if oversize == 'diagonal':
@@ -160,9 +160,9 @@ def test_factors_above_the_chosen_size(oversize):
       padded = np.zeros((3, 3))
       padded[: min(3, 5 - k), : min(3, 5 - k)] = a[k : k + 3, k : k + 3]
       close(found.sums['w']['A'][k // 3], padded, 1e-5)
-  _, grads, stats = part.value_and_grad(params, x)
+  _, grads, stats = jax.jit(part.value_and_grad)(params, x)
   tx = kron.scale_by_kfac(part, damping=0.01)
-  updates, _ = tx.update(grads, tx.init(params), params, stats=stats)
+  updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   a_mean, g_mean = dense_a / 8, np.asarray(full.sums['w']['G'][0]) / 8
   size = 5 if oversize == 'diagonal' else 6  # padding counts in the mean diagonal
   pi = np.sqrt(np.trace(a_mean) / size / (np.trace(g_mean) / 3))

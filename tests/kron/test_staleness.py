@@ -22,6 +22,7 @@ def loss(params, x, size):
 CURVATURE = kron.curvature(loss, PARAMS, jnp.ones((N, 4)), jnp.ones(()), fisher='exact')
 
 
+@jax.jit
 def statistics(state, x, size):
   return CURVATURE.value_and_grad(PARAMS, x, size, statistics=kron.due(state, CURVATURE))[1:]
 
@@ -67,7 +68,7 @@ def test_the_rule(sizes, bounds):
   def step(state, size):
     due = kron.due(state, CURVATURE)
     grads, stats = statistics(state, x, jnp.sqrt(size))
-    return due, tx.update(grads, state, stats=stats)[1]
+    return due, jax.jit(tx.update)(grads, state, stats=stats)[1]
 
   taken, shown = {'A': [], 'G': []}, {'A': [], 'G': []}
   for t in range(steps):
@@ -91,8 +92,8 @@ def test_a_restless_run_equals_kfac():
     states = stale.init(PARAMS), plain.init(PARAMS)
     for t in range(4):
       grads, stats = statistics(states[0], normal(N, 4, seed=t), 1.0 + t)
-      a, first = stale.update(grads, states[0], stats=stats)
-      b, second = plain.update(grads, states[1], stats=stats)
+      a, first = jax.jit(stale.update)(grads, states[0], stats=stats)
+      b, second = jax.jit(plain.update)(grads, states[1], stats=stats)
       states = first, second
       assert optax.tree.norm(optax.tree.sub(a, b)) < 1e-5 * optax.tree.norm(a)
     assert states[0].refreshes_saved == 0
@@ -104,7 +105,7 @@ def test_between_refreshes_old_inverses_serve_and_averages_fade_by_the_steps_pas
   for t in range(5):  # due at 0, 1, 2 and 4
     grads, stats = statistics(state, normal(N, 4), 1.0)
     before = state
-    updates, state = tx.update(grads, state, stats=stats)
+    updates, state = jax.jit(tx.update)(grads, state, stats=stats)
     same = jax.tree.all(
       jax.tree.map(lambda a, b: (a == b).all(), before.kfac, state.kfac._replace(count=before.kfac.count))
     )
@@ -118,12 +119,12 @@ def test_what_is_not_finite_is_due_again_and_counted():
   state = tx.init(PARAMS)
   grads, stats = statistics(state, normal(N, 4), 1.0)
   spoiled = stats._replace(sums={'w': {**stats.sums['w'], 'G': stats.sums['w']['G'] * jnp.nan}})
-  _, state = tx.update(grads, state, stats=spoiled)
+  _, state = jax.jit(tx.update)(grads, state, stats=spoiled)
   due = kron.due(state, CURVATURE)['w']
   assert due['A'] and due['G']
   assert kron.intervals(state, CURVATURE)['w'] == {'A': 1, 'G': 0}
   assert state.kfac.averages.rejected_statistics == 1
-  updates, state = tx.update(grads, state, stats=stats)
+  updates, state = jax.jit(tx.update)(grads, state, stats=stats)
   assert kron.intervals(state, CURVATURE)['w'] == {'A': 1, 'G': 1}
   assert jnp.isfinite(updates['w']).all()
 
@@ -215,7 +216,7 @@ def test_a_chain_learns_and_its_state_goes_through_its_logical_form():
   first = loss(params, x, 1.0)
   for _ in range(10):
     _, grads, stats = CURVATURE.value_and_grad(params, x, 1.0, statistics=kron.due(state, CURVATURE))
-    updates, state = tx.update(grads, state, params, stats=stats)
+    updates, state = jax.jit(tx.update)(grads, state, params, stats=stats)
     params = optax.apply_updates(params, updates)
   assert loss(params, x, 1.0) < 0.3 * first
   three = kron.stale_kfac(0.3, CURVATURE, damping=1e-2, momentum=0.0, placement=kron.Local(3)).init(PARAMS)

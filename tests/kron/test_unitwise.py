@@ -84,7 +84,7 @@ def make(case):
 def single_gradients(network, params, x, n):
   """By copy and parameter: (examples, ...)."""
   loss = loss_of(network, n, tie=False)
-  return jax.vmap(lambda xi: jax.grad(loss)([params] * n, xi[None]))(x)
+  return jax.jit(jax.vmap(lambda xi: jax.grad(loss)([params] * n, xi[None])))(x)
 
 
 @pytest.mark.parametrize('approximation', ['unit', 'diagonal'])
@@ -95,7 +95,7 @@ def test_equals_gradients_of_single_examples(case, approximation):
   curvature = kron.curvature(loss, params, x, fisher='empirical', examples=N, approximation=approximation)
   _, _, stats = jax.jit(curvature.value_and_grad)(params, x)
   tx = kron.scale_by_kfac(curvature)
-  found = kron.factors(tx.update(params, tx.init(params), stats=stats)[1], curvature)
+  found = kron.factors(jax.jit(tx.update)(params, tx.init(params), stats=stats)[1], curvature)
   copies = single_gradients(network, params, x, n)
   block = next(b for b in curvature.blocks if b.name == '0')
   joined = len(block.params) == 2  # the bias is the last row of its kernel
@@ -127,7 +127,7 @@ def test_a_transposed_use_adds_its_own(approximation):
   curvature = kron.curvature(
     loss_of(tied, 2), params, x, fisher='empirical', examples=N, approximation={'0': approximation}
   )
-  _, _, stats = curvature.value_and_grad(params, x)
+  _, _, stats = jax.jit(curvature.value_and_grad)(params, x)
   (first, b, _), (second, *_) = single_gradients(tied, params, x, 2)
   found = stats.sums['0']['F'] / N
   block = next(block for block in curvature.blocks if block.name == '0')
@@ -145,7 +145,7 @@ def test_reduce_sums_over_the_uses_first(approximation):
   loss = lambda p, x: squared(jnp.tanh(x @ p['w']).sum(1))  # noqa: E731
   settings = {'approximation': approximation, 'sharing': 'reduce', 'fisher': 'empirical', 'examples': N}
   curvature = kron.curvature(loss, {'w': w}, x, **settings)
-  _, _, stats = curvature.value_and_grad({'w': w}, x)
+  _, _, stats = jax.jit(curvature.value_and_grad)({'w': w}, x)
   slope = jax.vmap(lambda xi: jax.grad(lambda y: squared(jnp.tanh(y).sum(0)[None]))(xi @ w))(x).sum(1)
   rows = np.einsum('ni,no->noi', x.mean(1), slope)
   expected = np.einsum('noi,noj->oij', rows, rows) / N
@@ -164,8 +164,8 @@ def test_the_update_solves_the_damped_system(approximation, link):
   tx = link(curvature, damping=1e-2)
   state = tx.init(params)
   extra = {} if link is kron.scale_by_kfac else {'basis': kron.basis(state, curvature)}
-  _, grads, stats = curvature.value_and_grad(params, x, **extra)
-  updates, _ = tx.update(grads, state, stats=stats)
+  _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, **extra)
+  updates, _ = jax.jit(tx.update)(grads, state, stats=stats)
   ((w, b, out),) = single_gradients(network, params, x, n)
   rows, g = np.concatenate([w, b[:, None]], 1), np.concatenate([grads[0], grads[1][None]])
   for j in range(3):
@@ -184,9 +184,10 @@ def test_a_chain_learns_and_choices_mix():
   assert [b.operator.name for b in curvature.blocks] == ['dense', 'dense']
   tx = kron.kfac(0.1, curvature, damping=1e-2)
   state, first = tx.init(params), float(loss(params, x))
+  gradients = jax.jit(curvature.value_and_grad)
   for _ in range(20):
-    _, grads, stats = curvature.value_and_grad(params, x)
-    updates, state = tx.update(grads, state, params, stats=stats)
+    _, grads, stats = gradients(params, x)
+    updates, state = jax.jit(tx.update)(grads, state, params, stats=stats)
     params = optax.apply_updates(params, updates)
   assert float(loss(params, x)) < 0.5 * first
 

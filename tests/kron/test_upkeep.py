@@ -49,7 +49,7 @@ def test_intervals_of_one_change_nothing(inverse):
     @jax.jit
     def whole(params, state):
       _, grads, stats = curvature.value_and_grad(params, x, y)
-      updates, state = inside.update(grads, state, params, stats=stats)
+      updates, state = jax.jit(inside.update)(grads, state, params, stats=stats)
       return optax.apply_updates(params, updates), state
 
     @jax.jit
@@ -100,7 +100,7 @@ def test_what_is_not_finite_is_kept_out_and_counted_once():
   curvature, params, x, y = problem(dtype='float32')
   tx = kron.scale_by_kfac(curvature)
   keep = kron.upkeep(curvature, damping=-100.0, inverses_every=3, grow=False)  # no factor is that large
-  _, _, stats = curvature.value_and_grad(params, x, y)
+  _, _, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   state = keep.take(tx.init(params), stats)
   before = jax.tree.map(np.asarray, state.inverses)
   for step in range(3):
@@ -115,7 +115,7 @@ def test_the_state_may_be_anywhere_in_a_chain():
   keep = kron.upkeep(curvature)
   state = tx.init(params)
   structure = jax.tree.structure(state)
-  _, _, stats = curvature.value_and_grad(params, x, y)
+  _, _, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   state = keep.refresh(keep.take(state, stats), 0)
   assert jax.tree.structure(state) == structure
   with pytest.raises(kron.CurvatureError, match='holds 0 of ScaleByKfacState'):
