@@ -116,6 +116,7 @@ def run_of_two_parts(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('width', [1280, 390])
 def test_the_report_in_a_browser(browser, run_of_two_parts, width):
   run = opened(browser, run_of_two_parts / 'report.html', width)

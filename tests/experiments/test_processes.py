@@ -184,7 +184,8 @@ def test_a_process_that_fails_alone_does_not_wait_for_a_save(tmp_path, monkeypat
   assert closed == [True]
 
 
-@pytest.mark.parametrize('victim', [pytest.param(0, marks=long), 1])
+@long
+@pytest.mark.parametrize('victim', [0, 1])
 def test_when_one_is_killed_the_other_stops_and_names_it(tmp_path, victim):
   with group(train_commands(2, 1, 'data=2', tmp_path, *ENDLESS)) as processes:
     wait_for_steps(tmp_path, processes)
@@ -300,6 +301,7 @@ def test_half_of_the_flags_are_not_enough(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which('mpirun'), reason='no mpirun here: apt-get install openmpi-bin')
+@long
 def test_mpirun(tmp_path):
   command = ['scripts/launch/mpirun.sh', '2', *SMALL, *SHORT, f'--workdir={tmp_path}']
   root = {'OMPI_ALLOW_RUN_AS_ROOT': '1', 'OMPI_ALLOW_RUN_AS_ROOT_CONFIRM': '1'}

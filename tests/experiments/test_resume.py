@@ -220,6 +220,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train(small(steps=6), tmp_path / 'a', quiet=True)
 
 
+@pytest.mark.long
 def test_a_folder_has_one_run_at_a_time(tmp_path):
   train(small(steps=3), tmp_path, quiet=True)
   before = (tmp_path / 'metrics.jsonl').read_text()

@@ -258,7 +258,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize(
   'name',
-  [pytest.param(n, marks=[pytest.mark.long] * ('net' in n or n in ('text_transformer', 'noise'))) for n in CONFIGS],
+  [pytest.param(n, marks=[pytest.mark.long] * (n not in ('digits', 'poisson'))) for n in CONFIGS],
 )
 def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
