@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from experiments.configs.defaults import defaults
 from experiments.errors import ConfigError, RunError
 
 # What may change between the parts of a run: its length, what is written, and where it runs.
@@ -124,8 +125,19 @@ def as_json(config: Any) -> dict[str, Any]:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """What of two configs differs but may not."""
-  return [k for k in new if k not in FREE and new[k] != old.get(k)]
+  """What of two configs differs but may not, as 'section.key'.
+
+  What the old one lacks stands at its default: a run may go on with a newer release, which has more options.
+  """
+  old, new, usual = (_flat(config) for config in (old, new, as_json(defaults())))
+  return [k for k, value in new.items() if k.split('.')[0] not in FREE and value != old.get(k, usual.get(k))]
+
+
+def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for key, value in config.items():
+    found |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return found
 
 
 @contextlib.contextmanager

@@ -216,8 +216,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
   train(other, tmp_path / 'b', quiet=True)
   shutil.rmtree(tmp_path / 'a' / 'checkpoints')
   shutil.copytree(tmp_path / 'b' / 'checkpoints', tmp_path / 'a' / 'checkpoints')
-  with pytest.raises(ConfigError, match=r'3 is of a run with another model; choose another --workdir'):
+  with pytest.raises(ConfigError, match=r'3 is of a run with another model\.widths; choose another --workdir'):
     train(small(steps=6), tmp_path / 'a', quiet=True)
+
+
+def test_a_run_goes_on_with_a_release_that_has_more_options():
+  """At their defaults they change nothing."""
+  config = small()
+  old = folder.as_json(config)
+  del old['data']['colour'], old['faults'], old['seed']
+  assert folder.changes(old, folder.as_json(config)) == []
+  config.data.colour, config.model.widths, config.steps = 0.5, (8, 8), 7
+  assert set(folder.changes(old, folder.as_json(config))) == {'data.colour', 'model.widths'}
 
 
 @pytest.mark.long
