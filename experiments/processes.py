@@ -6,19 +6,22 @@ import faulthandler
 import os
 import re
 import sys
+import threading
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.errors import ConfigError
+from experiments.errors import STOPPED, ConfigError
 
 _ADDRESS = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0, to join processes by hand.')
 _COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator_address.')
 _NUMBER = flags.DEFINE_integer('process_id', None, 'The number of this process, from 0, with --coordinator_address.')
 # JAX's own defaults are 100 and 300 seconds. While training the watchdog is faster, and says which process it was.
-_TIMES = {'heartbeat_timeout_seconds': 40, 'shutdown_timeout_seconds': 10, 'initialization_timeout': 60}
+_TIMES = {'heartbeat_timeout_seconds': 40, 'shutdown_timeout_seconds': 10}
+# Seconds for all to come. Launchers end the others of one that dies; large jobs take their time to start.
+_BY_HAND, _LAUNCHED = 40, 300
 _ALONE = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED')  # what the runtime says of this process itself
 _STATUS = re.compile('(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ')
 
@@ -47,11 +50,22 @@ def join() -> None:
 
 def _initialize(how: dict[str, Any]) -> None:
   faulthandler.disable()  # else stacks of all threads bury what the runtime says when it has lost process 0
+  where, limit = how.get('coordinator_address', 'the address that the launcher gave'), _BY_HAND if how else _LAUNCHED
+  # The runtime's own limit aborts with a stack.
+  timer = threading.Timer(limit, _give_up, (f'not all processes came to {where} within {limit} seconds',))
+  timer.daemon = True
+  timer.start()
   try:
-    jax.distributed.initialize(**how, **_TIMES)
+    jax.distributed.initialize(**how, **_TIMES, initialization_timeout=2 * limit)
   except Exception as error:
-    where = how.get('coordinator_address', 'the address that the launcher gave')
     raise ConfigError(f'the processes did not find each other at {where}: {_first_line(error)}') from error
+  finally:
+    timer.cancel()
+
+
+def _give_up(words: str) -> None:
+  print(f'error: {words}; see what the others say', file=sys.stderr, flush=True)
+  os._exit(STOPPED)
 
 
 def several() -> bool:

@@ -48,7 +48,7 @@ _AFTER = 1.5  # seconds of training within which it is killed
 
 
 class Result(NamedTuple):
-  """moments: what went on at each kill. seconds: until the others had ended, of several processes. ends: runs compared."""
+  """moments: what went on at each kill. seconds: until all had ended. ends: runs compared."""
 
   moments: Counter
   seconds: list[float]
@@ -100,24 +100,27 @@ def kill_often(workdir: Path, kills: int, processes: int, steps: int, seed: int 
     saves = list((parts / 'checkpoints').glob('*tmp*'))
     victim.kill()
     moments['during a save' if saves else 'between saves'] += 1
-    killed = time.monotonic()
-    for p in running:
-      try:
-        p.wait(60)
-      except subprocess.TimeoutExpired:
-        raise RunError(f'a process went on for 60 seconds after another was killed; see {workdir}') from None
-    if processes > 1:
-      seconds.append(time.monotonic() - killed)
+    seconds.append(_ended(running, workdir))
     if rng.random() < 0.25:
       running = start(parts, processes, steps)
       time.sleep(rng.uniform(0.5, 6.0))
       rng.choice(running).kill()
       moments['while it starts'] += 1
-      for p in running:
-        p.wait(60)
+      seconds.append(_ended(running, workdir))
   _finish(start(parts, processes, steps), workdir)
   _compare(whole, parts, steps)
   return Result(moments, seconds, ends + 1)
+
+
+def _ended(running: list[subprocess.Popen], workdir: Path) -> float:
+  """The seconds until all have ended, of which one was just killed."""
+  killed = time.monotonic()
+  for p in running:
+    try:
+      p.wait(60)
+    except subprocess.TimeoutExpired:
+      raise RunError(f'a process went on for 60 seconds after another was killed; see {workdir}') from None
+  return time.monotonic() - killed
 
 
 def _wait_for_steps(workdir: Path, running: list[subprocess.Popen]) -> int | None:
@@ -170,7 +173,7 @@ def main(config: Any, workdir: str) -> None:
     f'{result.moments.total()} kills: {kinds}',
     f'{result.ends} runs of {steps} steps came to their end: losses and parameters as uninterrupted, bit for bit',
   ]
-  if result.seconds:
+  if processes > 1:
     lines.append(f'the other processes had ended after {max(result.seconds):.1f} s at most')
   text = '\n'.join(lines)
   path = Path(_OUT.value or Path(workdir) / 'kill.txt')

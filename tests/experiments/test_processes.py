@@ -290,6 +290,16 @@ def test_when_one_is_wrong_all_stop(tmp_path, wrong):
   assert processes[1 - wrong].returncode not in (0, None)
 
 
+def test_when_one_does_not_come_the_others_give_up(tmp_path):
+  """In one line, and not with the runtime's stack."""
+  how = {'coordinator_address': f'localhost:{free_port()}', 'num_processes': 2, 'process_id': 0}
+  code = f'from experiments import processes as p; p._BY_HAND = 2; p._initialize({how})'
+  result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+  assert result.returncode == 4
+  line = f'error: not all processes came to {how["coordinator_address"]} within 2 seconds; see what the others say'
+  assert result.stderr.strip() == line
+
+
 def test_half_of_the_flags_are_not_enough(tmp_path):
   command = [sys.executable, 'experiments/train.py', '--num_processes=2', f'--workdir={tmp_path}']
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
