@@ -63,6 +63,8 @@ def build(config: Any) -> Run:
   batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
 
   pixels = batch['image']
+  if config.recipe.cutmix and len(pixels.shape) != 5:
+    raise ConfigError(f'config.recipe.cutmix cuts clips in time; images of {config.data.name} are {pixels.shape[1:]}')
   with of_model():
     boxed = jax.eval_shape(
       lambda: task.model.init(jax.random.key(0), jnp.zeros(pixels.shape, pixels.dtype), train=False)
@@ -74,6 +76,7 @@ def build(config: Any) -> Run:
   mixed = functools.partial(
     recipe.mix,
     alpha=config.recipe.mixup,
+    cut=config.recipe.cutmix,
     running=config.recipe.running_mixup,
     classes=config.model.get('classes', 0),
   )

@@ -24,12 +24,25 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, ja
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
   shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
   threads = 1  # of arrays in memory; more would wait for each other
-  if own.name not in (*data.IN_MEMORY, 'noise'):
+  if own.name in data.LAYOUTS:
+    threads = 8
+    where = data.data_dir(own.folder)
+    prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side)
+    if not {'train', own.eval_split} <= set(prepared.info.splits):
+      raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
+    source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
+    _check_classes(source, config)
+    settings = {'frames': own.frames or 16, 'every': own.every, 'size': own.image_size}
+    like = {'image': ((settings['frames'], own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
+    held_out = data.clip_batches(split, eval_size, train=False, shard=eval_shard, **settings)
+
+    def train(seed: int) -> Any:
+      changes = {'flip': own.flip, 'colour': own.colour}
+      return data.clip_batches(source, train_size, seed=seed, train=True, shard=shard, **settings, **changes)
+  elif own.name not in (*data.IN_MEMORY, 'noise'):
     threads = 8
     source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
-    classes = data.class_count(source)
-    if classes and classes != config.model.get('classes', 0):
-      raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
+    _check_classes(source, config)
     like = {'image': ((own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
     held_out = data.record_batches(split, eval_size, seed=0, train=False, size=own.image_size, shard=eval_shard)
 
@@ -56,6 +69,12 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, ja
   return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads)), like
 
 
+def _check_classes(source: Any, config: Any) -> None:
+  own, classes = config.data, data.class_count(source)
+  if classes and classes != config.model.get('classes', 0):
+    raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
+
+
 def _arrays(config: Any, split: str) -> data.Arrays:
   own = config.data
   if own.name == 'noise':
@@ -63,4 +82,10 @@ def _arrays(config: Any, split: str) -> data.Arrays:
       raise ConfigError("config.data.name='noise' needs config.data.shape: that of an example")
     classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
     return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
-  return data.load_arrays(own.name, split, folder=own.folder, source=own.source)
+  arrays = data.load_arrays(own.name, split, folder=own.folder, source=own.source)
+  if not own.frames:
+    return arrays
+  if arrays.image.ndim != 5 or own.frames > arrays.image.shape[1]:
+    raise ConfigError(f'config.data.frames={own.frames}: examples of {own.name} are {arrays.image.shape[1:]}')
+  start = (arrays.image.shape[1] - own.frames) // 2
+  return arrays._replace(image=arrays.image[:, start : start + own.frames])

@@ -27,6 +27,8 @@ _MIXING = 0x6D6978  # folded into a step's key
 def check(config: Any) -> None:
   """Raises ConfigError for an option that cannot be, or not with this optimiser."""
   own, optimizer = config.recipe, config.optimizer
+  if own.mixup and own.cutmix:
+    raise ConfigError('config.recipe has mixup and cutmix; set one to 0')
   if optimizer in ('adaptive_kfac', 'natural_gradient'):  # which evaluate the loss themselves, on the whole batch
     for name, value, none in (('microbatches', config.microbatches, 1), ('recipe.loss_scale', own.loss_scale, 0)):
       if value != none:
@@ -110,24 +112,44 @@ def soft_labels(batch: dict[str, Array], classes: int, smoothing: float) -> Floa
 
 
 def mix(
-  batch: dict[str, Array], previous: PyTree, key: PRNGKeyArray, *, alpha: float, running: bool, classes: int
+  batch: dict[str, Array],
+  previous: PyTree,
+  key: PRNGKeyArray,
+  *,
+  alpha: float,
+  cut: float,
+  running: bool,
+  classes: int,
 ) -> tuple[dict[str, Array], PyTree]:
   """Mixup: images and targets become weighted means of two, the weight drawn from Beta(alpha, alpha).
+
+  Cutmix over time: a run of frames is another clip's, and the target is weighted by their number (VideoMix, Yun et al.
+  2020, section 3.2).
 
   Args:
     batch: 'image' and 'label'.
     previous: what the last call returned second, or zeros of that shape before the first.
-    alpha: 0 for no mixing.
+    alpha: 0 for no mixup.
+    cut: alpha of cutmix, 0 for none; images are clips, (b, t, h, w, c).
     running: the partner is the last *mixed* batch (running mixup, eq. 18), not another example of this one.
 
   Returns:
     The batch with 'target', (b, classes), and what the next call needs.
   """
-  if not alpha:
+  if not (alpha or cut):
     return batch, previous
   key = jax.random.fold_in(key, _MIXING)
-  weight = jax.random.beta(key, alpha, alpha)
+  weight = jax.random.beta(key, alpha or cut, alpha or cut)
   own = {'image': batch['image'], 'target': jax.nn.one_hot(batch['label'], classes)}
+  if cut:
+    order = jax.random.permutation(jax.random.fold_in(key, 1), len(batch['label']))
+    time = jnp.arange(batch['image'].shape[1])
+    length = jnp.round((1 - weight) * time.size)
+    start = jnp.floor(jax.random.uniform(jax.random.fold_in(key, 2)) * (time.size - length + 1))
+    other = ((time >= start) & (time < start + length))[:, None, None, None]
+    image = jnp.where(other, own['image'][order], own['image'])
+    share = length / time.size
+    return {**batch, 'image': image, 'target': (1 - share) * own['target'] + share * own['target'][order]}, previous
   if running:
     weight = jnp.where(previous['target'].sum() > 0, jnp.maximum(weight, 1 - weight), 1.0)
     partner = previous

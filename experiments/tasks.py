@@ -45,8 +45,9 @@ def make_task(config: Any) -> Task:
   model = _make_model(config)
   if config.task not in TASKS:
     raise ConfigError(f'config.task={config.task!r} is unknown; choose from {", ".join(TASKS)}')
-  if config.recipe.mixup and config.task != 'classify':
-    raise ConfigError(f"recipe.mixup mixes labels; config.task={config.task!r} has none, only 'classify' has")
+  for name in ('mixup', 'cutmix'):
+    if config.recipe[name] and config.task != 'classify':
+      raise ConfigError(f"recipe.{name} mixes labels; config.task={config.task!r} has none, only 'classify' has")
   loss, target, lower_is_better = TASKS[config.task]
   return Task(model, loss(model, config), target, lower_is_better)
 
@@ -58,8 +59,10 @@ def _make_model(config: Any) -> nn.Module:
     'autoencoder': models.Autoencoder,
     'convnet': models.ConvNet,
     'mlp': models.MLP,
+    'r2plus1d': models.R2Plus1D,
     'resnet': models.ResNet,
     'transformer': models.Transformer,
+    'video_transformer': models.VideoTransformer,
     'vit': models.ViT,
   }
   if name not in classes:

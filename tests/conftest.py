@@ -26,6 +26,10 @@ import experiments.launch  # isort: skip  # noqa: F401  (sets the environment be
 import jax
 import pytest
 
+# Commands that tests start compile many small programs, and the same again; JAX has read its own environment by now.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_cpu_enable_async_dispatch', False)
@@ -46,6 +50,35 @@ def imagenet_folder(tmp_path_factory):
 
   folder = tmp_path_factory.mktemp('tfds')
   Imagenet2012(data_dir=folder, file_format='array_record').download_and_prepare()
+  return str(folder)
+
+
+@pytest.fixture(scope='session')
+def moving_folder(tmp_path_factory):
+  """A folder with some clips of moving_fashion_mnist."""
+  from unittest import mock
+
+  from kronmesh import data
+  from tests.data.idx import write_idx
+
+  folder = tmp_path_factory.mktemp('moving')
+  write_idx(folder / 'idx', packed=True, train=64, test=20)
+  with mock.patch('kronmesh.data.moving._COUNT', {'train': 512, 'test': 64}):
+    data.load_arrays('moving_fashion_mnist', 'test', folder=str(folder), source=str(folder / 'idx'))
+  return str(folder)
+
+
+@pytest.fixture(scope='session')
+def video_folder(tmp_path_factory):
+  """Some videos of two classes, as folder/split/class/*.mp4."""
+  from tests.data.films import film
+
+  folder = tmp_path_factory.mktemp('videos')
+  for split, count in (('train', 10), ('test', 4)):
+    for label, rate in (('slow', 5), ('fast', 20)):
+      (folder / split / label).mkdir(parents=True)
+      for i in range(count):
+        film(folder / split / label / f'{i}.mp4', count=20 + i, rate=rate)
   return str(folder)
 
 

@@ -23,7 +23,7 @@ def choose(preset: str, presets: Sequence[str]) -> None:
 def model(name: str, **settings: Any) -> ConfigDict:
   """A model's section: its own settings, and those that all (or all deep ones) have."""
   shared = {'dtype': 'float32'}
-  if name in ('resnet', 'transformer', 'vit'):
+  if name in ('r2plus1d', 'resnet', 'transformer', 'video_transformer', 'vit'):
     shared['keep'] = 'all'  # activations for the backward pass: all, products, weights, blocks (models/layers.py)
   return ConfigDict({'name': name, **shared, **settings})
 
@@ -65,7 +65,10 @@ def defaults() -> ConfigDict:
   config.model = model('mlp')
   config.data = ConfigDict({'name': 'digits', 'folder': '', 'source': '', 'batch_size': 256, 'augment': False})
   config.data.shape = ()  # of an example of 'noise'
-  config.data.image_size = 224  # of data sets that are cropped (imagenet2012)
+  config.data.image_size = 224  # of data sets that are cropped (imagenet2012, videos)
+  # Of clips: how many frames (0: all, of videos 16) and of which, every so many of those that are kept; what is kept of a
+  # video, frames a second and the pixels of their short side; whether half are mirrored, and how far colours change.
+  config.data.update({'frames': 0, 'every': 1, 'rate': 10.0, 'short_side': 128, 'flip': True, 'colour': 0.0})
   config.data.eval_batch_size = 0  # 0: batch_size
   config.data.eval_examples = 0  # only the first so many; 0: all
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted
@@ -73,6 +76,7 @@ def defaults() -> ConfigDict:
   # What large batches need; see experiments/recipe.py.
   config.recipe = ConfigDict({'rate_scaling': 'none', 'reference_batch': 256, 'label_smoothing': 0.0, 'mixup': 0.0})
   config.recipe.running_mixup = False
+  config.recipe.cutmix = 0.0  # over time, of clips
   config.recipe.clip_norm = 0.0  # of all gradients together, before the optimiser; 0: none
   config.recipe.average = 0.0  # decay of a moving average of the parameters, which is then evaluated; 0: none
   config.recipe.loss_scale = 0.0  # at the start, for model.dtype float16: it halves at an overflow; 0: none

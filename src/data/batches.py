@@ -98,7 +98,7 @@ def record_batches(
   Training crops a random part (8 to 100 % of the area) and mirrors half, without end; evaluation takes the centre, in
   one pass with a `mask` as in `ordered_batches`.
   """
-  source = Readable(source)
+  source = Readable(source, _decode)
   if train:
     # Randomness comes before the shard is cut: it must not change with the number of hosts.
     data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_random_crop(size))
@@ -113,16 +113,17 @@ _MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.22
 
 
 class Readable:
-  """A source of examples with decoded images, in which a record that cannot be read is replaced by the next that can.
+  """A source of examples, in which a record that cannot be read is replaced by the next that can.
 
-  That is logged, once for each; the same records are replaced on every host and at every resumption.
+  That is logged, once for each; the same records are replaced on every host and at every resumption. `decode` is what else
+  belongs to reading an example.
 
   Raises:
     DataError: more than one in a hundred, and more than ten, cannot be read.
   """
 
-  def __init__(self, source: Sequence[dict[str, Any]]):
-    self.source, self.bad = source, set()
+  def __init__(self, source: Sequence[dict[str, Any]], decode: Callable[[dict[str, Any]], dict[str, Any]] = dict):
+    self.source, self.decode, self.bad = source, decode, set()
 
   def __len__(self) -> int:
     return len(self.source)
@@ -131,8 +132,7 @@ class Readable:
     n = len(self.source)
     for number in (k % n for k in range(index, index + n)):
       try:
-        example = self.source[number]
-        return {**example, 'image': _decode(example['image'])}
+        return self.decode(self.source[number])
       except Exception as error:
         self._note(number, error)
     raise AssertionError  # as _note has raised before
@@ -146,10 +146,10 @@ class Readable:
       raise DataError(f'{words}, and {len(self.bad) - 1} others; mend the data set') from error
 
 
-def _decode(encoded: bytes) -> Any:
+def _decode(example: dict[str, Any]) -> dict[str, Any]:
   from PIL import Image
 
-  return Image.open(io.BytesIO(encoded)).convert('RGB')
+  return {**example, 'image': Image.open(io.BytesIO(example['image'])).convert('RGB')}
 
 
 def _finish(image: Any, label: Any) -> Batch:

@@ -57,6 +57,11 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
     self.source = Path(source)
     super().__init__(**kwargs)
 
+  @staticmethod
+  def images_of(split: str) -> str:
+    """The name of the file with the images of 'train' or 'test', not packed."""
+    return _IDX[split][0]
+
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(features=_features((28, 28, 1)), description=type(self).__doc__)
 

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from . import builders
 from .made import MADE
+from .moving import MovingFashionMnist
 
 
 class DataError(ValueError):
@@ -21,7 +22,10 @@ class DataError(ValueError):
 
 
 class Arrays(NamedTuple):
-  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), and labels, (n,); of `made` sets see there."""
+  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), or clips, (n, t, h, w, c), and labels, (n,).
+
+  Of `made` sets see there.
+  """
 
   image: np.ndarray
   label: np.ndarray
@@ -57,8 +61,8 @@ class ImageFolder:
     return {'image': path.read_bytes(), 'label': label}
 
 
-IN_MEMORY = ('digits', 'fashion_mnist', *MADE)
-_BRIGHTEST = {'digits': 16, 'fashion_mnist': 255}
+IN_MEMORY = ('digits', 'fashion_mnist', 'moving_fashion_mnist', *MADE)
+_BRIGHTEST = {'digits': 16, 'fashion_mnist': 255, 'moving_fashion_mnist': 255}
 
 
 def data_dir(folder: str = '') -> Path:
@@ -70,10 +74,10 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   """A small data set as arrays.
 
   Args:
-    name: 'digits', 'fashion_mnist' or one of `made.MADE`.
+    name: 'digits', 'fashion_mnist', 'moving_fashion_mnist' or one of `made.MADE`.
     split: 'train' or 'test'.
     folder: where prepared data is kept, see `data_dir`.
-    source: for fashion_mnist: the folder with its IDX files; Debian's dataset-fashion-mnist by default.
+    source: for the two of Fashion-MNIST: the folder with its IDX files; Debian's dataset-fashion-mnist by default.
 
   Raises:
     DataError: unknown name or split, or source files that are missing.
@@ -111,10 +115,11 @@ def _prepared(name: str, folder: str, source: str) -> Any:
     builder = builders.Digits(data_dir=where, file_format='array_record')
   else:
     source = source or builders.FASHION_MNIST_DEBIAN
-    builder = builders.FashionMnistIdx(source=source, data_dir=where, file_format='array_record')
+    kind = MovingFashionMnist if name == 'moving_fashion_mnist' else builders.FashionMnistIdx
+    builder = kind(source=source, data_dir=where, file_format='array_record')
     if not Path(builder.data_path).is_dir() and not builders.idx_files_in(source):
       raise DataError(
-        f'fashion_mnist: no IDX files in {source}; install the Debian package dataset-fashion-mnist, '
+        f'{name}: no IDX files in {source}; install the Debian package dataset-fashion-mnist, '
         'or name their folder by --config.data.source'
       )
   if not Path(builder.data_path).is_dir():

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .layers import accurate, constrain, dense, named
 
@@ -28,7 +28,8 @@ class AttentionBlock(nn.Module):
     qkv = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='qkv')(y)
     qkv = constrain(qkv, 'batch', None, 'hidden')
     q, k, v = rearrange(qkv, 'b t (h three d) -> three b t h d', three=3, h=self.heads)
-    y = rearrange(_attention(q, k, v, self.causal), 'b t h d -> b t (h d)')
+    mask = jnp.tri(x.shape[1], dtype=bool) if self.causal else None
+    y = rearrange(attend(q, k, v, mask), 'b t h d -> b t (h d)')
     x = x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='attended')(y)
     x = constrain(x, 'batch', None, None)
     y = layer_norm(self.dtype, 'norm_mlp')(x)
@@ -37,14 +38,20 @@ class AttentionBlock(nn.Module):
     return x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='mlp_out')(y)
 
 
-def _attention(
-  q: Float[Array, 'b t h d'], k: Float[Array, 'b t h d'], v: Float[Array, 'b t h d'], causal: bool
-) -> Float[Array, 'b t h d']:
-  """Not `jax.nn.dot_product_attention`, whose softmax is in float32 even where all else is in float64."""
-  logits = accurate(jnp.einsum('bqhd,bkhd->bhqk', q, k)) / q.shape[-1] ** 0.5
-  if causal:
-    logits = jnp.where(jnp.tri(q.shape[1], dtype=bool), logits, -jnp.inf)
-  return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(logits).astype(v.dtype), v)
+def attend(
+  q: Float[Array, '*b q h d'],
+  k: Float[Array, '*b k h d'],
+  v: Float[Array, '*b k h d'],
+  mask: Bool[Array, 'q k'] | None = None,
+) -> Float[Array, '*b q h d']:
+  """softmax(q k^T / sqrt(d)) v for each head, over the keys that the mask lets a query see.
+
+  Not `jax.nn.dot_product_attention`, whose softmax is in float32 even where all else is in float64.
+  """
+  logits = accurate(jnp.einsum('...qhd,...khd->...hqk', q, k)) / q.shape[-1] ** 0.5
+  if mask is not None:
+    logits = jnp.where(mask, logits, -jnp.inf)
+  return jnp.einsum('...hqk,...khd->...qhd', jax.nn.softmax(logits).astype(v.dtype), v)
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:

@@ -26,8 +26,10 @@ RULES: dict[str, Rules] = {
   'mlp': {'in': 'fsdp', 'hidden': 'model', 'out': None},
   'autoencoder': {'even': 'fsdp', 'odd': 'model', 'pixels': None},
   'convnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
+  'r2plus1d': {'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'transformer': {'width': 'fsdp', 'hidden': 'model'},
+  'video_transformer': {'width': 'fsdp', 'hidden': 'model'},
   'vit': {'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }
 

@@ -16,7 +16,18 @@ from tests.experiments.small import build_on
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(p for p in (ROOT / 'experiments/configs').glob('*.py') if p.stem not in ('__init__', 'defaults'))
-LARGE = {'resnet50', 'resnet3d', 'vit_b', 'gpt2', 'imagenet_resnet50', 'full', 'large', 'whole', 'whole_small'}
+LARGE = {
+  'resnet50',
+  'resnet3d',
+  'vit_b',
+  'gpt2',
+  'imagenet_resnet50',
+  'full',
+  'large',
+  'whole',
+  'whole_small',
+  'videos',
+}
 
 
 def load(path):
@@ -54,11 +65,16 @@ def test_a_config_says_what_it_trains_its_command_and_what_was_measured(path):
   [pytest.param(*c, marks=[pytest.mark.long] * bool({c[0].stem, c[1]} & LARGE)) for c in CASES],
   ids=[f'{p.stem}:{n}' if n else p.stem for p, n in CASES],
 )
-def test_a_config_is_built_and_traced_as_it_is(tmp_path, path, preset, imagenet_folder):
+def test_a_config_is_built_and_traced_as_it_is(tmp_path, path, preset, imagenet_folder, moving_folder, video_folder):
   scope = load(path)
   config = scope['get_config'](*([preset] if preset else []))
   if config.data.name == 'imagenet2012':
     config.data.folder = imagenet_folder
+  if config.data.name == 'moving_fashion_mnist':
+    config.data.folder = moving_folder
+  if path.stem == 'videos':
+    config.data.update({'name': 'video_folder', 'source': video_folder, 'folder': str(tmp_path / 'data')})
+    config.model.classes = 2
   if config.data.name == 'fashion_mnist':
     write_idx(tmp_path / 'idx', packed=True, train=256, test=64)
     config.data.folder, config.data.source = str(tmp_path / 'data'), str(tmp_path / 'idx')

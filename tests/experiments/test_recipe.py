@@ -45,6 +45,8 @@ def test_the_learning_rate_grows_with_the_batch_and_decays_as_chosen():
     ({'recipe.rate_scaling': 'cubic'}, "recipe.rate_scaling='cubic' is unknown"),
     ({'recipe.rescale_weights': ('*/bias', '*/kernle')}, "'*/kernle' fits no parameter"),
     ({'task': 'reconstruct', 'recipe.mixup': 0.5}, 'recipe.mixup mixes labels'),
+    ({'recipe.cutmix': 0.5}, 'recipe.cutmix cuts clips in time; images of digits are (8, 8, 1)'),
+    ({'recipe.mixup': 0.5, 'recipe.cutmix': 0.5}, 'has mixup and cutmix; set one to 0'),
     ({'stop_at_target': True, 'target': 0.0}, 'set config.target'),
   ],
 )
@@ -99,7 +101,7 @@ def batch_of(seed, n=6):
 
 def test_mixup_weighs_images_and_targets_alike():
   batch = batch_of(0)
-  mixed, _ = recipe.mix(batch, (), jax.random.key(1), alpha=0.4, running=False, classes=3)
+  mixed, _ = recipe.mix(batch, (), jax.random.key(1), alpha=0.4, cut=0.0, running=False, classes=3)
   own = jax.nn.one_hot(batch['label'], 3)
   # Every row is w times its own and 1 - w times one other; w is the same in all.
   fits = []
@@ -115,13 +117,34 @@ def test_mixup_weighs_images_and_targets_alike():
   assert any(fits)
 
 
+def test_cutmix_replaces_a_run_of_frames():
+  """By those of one other clip, as many in all clips; the target has their share."""
+  own = np.arange(6)
+  clips = jnp.broadcast_to(own[:, None, None, None, None], (6, 8, 2, 2, 1)).astype(jnp.float32)
+  lengths = set()
+  for seed in range(12):
+    batch = {'image': clips, 'label': jnp.asarray(own)}
+    mixed, _ = recipe.mix(batch, (), jax.random.key(seed), alpha=0.0, cut=1.0, running=False, classes=6)
+    frames = np.asarray(mixed['image'])
+    assert (frames == frames[:, :, :1, :1]).all()
+    frames, partners = frames[:, :, 0, 0, 0].astype(int), []
+    for i, clip in enumerate(frames):
+      other = np.flatnonzero(clip != i)
+      partners.append(clip[other[0]] if len(other) else i)
+      assert set(clip) <= {i, partners[-1]} and (np.diff(other) == 1).all()
+      np.testing.assert_allclose(mixed['target'][i], np.bincount(clip, minlength=6) / 8, atol=1e-6)
+      lengths.add(len(other))
+    assert sorted(partners) == list(range(6))
+  assert len(lengths) > 3
+
+
 def test_running_mixup_mixes_with_the_last_mixed_batch():
   config = configured(**{'recipe.mixup': 0.4, 'recipe.running_mixup': True})
   shape = jax.ShapeDtypeStruct((6, 5), jnp.float32)
   nothing = jax.tree.map(
     lambda x: x[..., :3] if x.ndim == 2 and x.shape[-1] == 10 else x, recipe.nothing_mixed(config, shape)
   )
-  settings = {'alpha': 0.4, 'running': True, 'classes': 3}
+  settings = {'alpha': 0.4, 'cut': 0.0, 'running': True, 'classes': 3}
   first, last = recipe.mix(batch_of(0), nothing, jax.random.key(1), **settings)
   np.testing.assert_array_equal(first['image'], batch_of(0)['image'])  # there is nothing to mix with yet
   for seed in range(2, 5):

@@ -246,6 +246,18 @@ CONFIGS = {
   'text_transformer': {'model.layers': 1, 'model.width': 16, 'model.heads': 2, 'data.batch_size': 16},
   'noise': {'model.blocks': (1, 1), 'model.width': 4, 'data.shape': (32, 32, 3), 'data.batch_size': 64},
   'poisson': {'model.hidden': (8,), 'data.batch_size': 64},
+  'moving_fashion_mnist': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16, 'kfac.part': 1.0},
+  'videos': {
+    'model.blocks': (1, 1),
+    'model.width': 4,
+    'model.stem': 'small',
+    'model.classes': 2,
+    'data.batch_size': 8,
+    'data.image_size': 16,
+    'data.frames': 4,
+    'data.short_side': 24,
+    'kfac.part': 1.0,
+  },
   'imagenet_resnet50': {
     'model.blocks': (1, 1),
     'model.width': 4,
@@ -260,7 +272,7 @@ CONFIGS = {
   'name',
   [pytest.param(n, marks=[pytest.mark.long] * (n not in ('digits', 'poisson'))) for n in CONFIGS],
 )
-def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
+def test_every_config_trains_in_small(tmp_path, name, imagenet_folder, moving_folder, video_folder):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
   config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3, 'data.eval_examples': 64})
   config.data.eval_batch_size = 64
@@ -268,6 +280,10 @@ def test_every_config_trains_in_small(tmp_path, name, imagenet_folder):
   section.warmup_steps = min(section.warmup_steps, 1)
   if config.data.name == 'imagenet2012':
     config.data.folder = imagenet_folder
+  if config.data.name == 'moving_fashion_mnist':
+    config.data.folder = moving_folder
+  if name == 'videos':
+    config.data.update({'name': 'video_folder', 'source': video_folder, 'folder': str(tmp_path / 'data')})
   if config.data.name == 'fashion_mnist':
     write_idx(tmp_path / 'idx', packed=True, train=64, test=20)
     config.data.folder, config.data.source = str(tmp_path / 'data'), str(tmp_path / 'idx')

@@ -33,6 +33,13 @@ def problems(dtype, batch=16):
       models.ResNet((1, 1), 5, 8, bottleneck=False, stem='small', **d), 'resnet', image(8, 8, 3), labels
     ),
     'convnet': Problem(models.ConvNet((8, 16), 5, **d), 'convnet', image(4, 8, 8, 2), labels),
+    'r2plus1d': Problem(models.R2Plus1D((1, 1), 5, 6, stem='small', **d), 'r2plus1d', image(4, 6, 6, 2), labels),
+    'video_transformer': Problem(
+      models.VideoTransformer(5, (4, 4), layers=1, width=16, heads=4, causal=True, window=2, **d),
+      'video_transformer',
+      image(3, 8, 8, 2),
+      labels,
+    ),
     'transformer': Problem(
       models.Transformer(12, 6, layers=1, width=16, heads=4, **d),
       'transformer',

@@ -35,7 +35,8 @@ def errors(model, spec, dtype, **settings):
   return apart(five_steps(c), on_one_device(model, dtype))
 
 
-CASES = [(m, s) for s in (*AXES, *PAIRS) for m in MODELS] + [('transformer', ALL)]
+CASES = [(m, s) for s in (*AXES, *PAIRS) for m in MODELS]
+CASES += [(m, ALL) for m in ('transformer', 'r2plus1d', 'video_transformer')]
 
 
 @pytest.mark.parametrize('model, spec', [pytest.param(*c, marks=[] if c in BRIEF else [long]) for c in CASES])

@@ -1,0 +1,237 @@
+"""Sets of videos, prepared as array_record of JPEG frames, and batches of clips cut from them.
+
+Preparing decodes every file once, at a constant rate and a small size; training then decodes those frames alone that a clip
+takes, on the host that needs them. What cannot be decoded is left out, counted, and listed beside the records.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from jaxtyping import Float32, UInt8
+
+from .batches import Readable
+from .layouts import Entry, find
+from .video import VideoError, from_jpeg, read_video, to_jpeg
+
+Clip = UInt8[np.ndarray, 't h w 3']
+_MEAN, _STD = np.array([0.45, 0.45, 0.45], np.float32), np.array([0.225, 0.225, 0.225], np.float32)  # as for Kinetics
+SKIPPED = 'skipped.json'
+
+
+class Videos(tfds.core.GeneratorBasedBuilder):
+  """Videos of one of `layouts.LAYOUTS` as JPEG frames, with their class and the spans in which it happens (seconds)."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  pkg_dir_path = Path(__file__).parent
+
+  def __init__(self, *, layout: str, source: str, rate: float, short_side: int, **kwargs: Any):
+    self.layout, self.rate, self.short_side = layout, rate, short_side
+    self.entries = find(layout, source)
+    self.skipped: list[str] = []
+    super().__init__(config=tfds.core.BuilderConfig(name=_name(layout, rate, short_side)), **kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = {
+      'frames': tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_)),
+      'label': tfds.features.ClassLabel(names=sorted({e.label for e in self.entries})),
+      'spans': tfds.features.Sequence(tfds.features.Tensor(shape=(2,), dtype=np.float32)),
+      'name': tfds.features.Text(),
+    }
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), description=type(self).__doc__)
+
+  def _split_generators(self, dl_manager) -> dict[str, Any]:
+    splits = sorted({e.split for e in self.entries}, reverse=True)  # train first
+    return {s: self._generate_examples([e for e in self.entries if e.split == s]) for s in splits}
+
+  def _generate_examples(self, entries: list[Entry]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry, result in ahead(self._read, entries, os.cpu_count() or 1):
+      if isinstance(result, VideoError):
+        self.skipped.append(str(result))
+        logging.warning('left out: %s', result)
+        continue
+      own_rate, frames = result
+      spans = np.asarray(entry.spans, np.float32).reshape(-1, 2) / (own_rate if entry.in_frames else 1)
+      name = '/'.join(entry.path.parts[-2:])
+      yield f'{entry.split}/{entry.path}', {'frames': frames, 'label': entry.label, 'spans': spans, 'name': name}
+
+  def _read(self, entry: Entry) -> tuple[float, list[bytes]] | VideoError:
+    try:
+      own_rate = _own_rate(entry.path) if entry.spans and entry.in_frames else 1.0
+      video = read_video(entry.path, rate=self.rate, short_side=self.short_side)
+    except VideoError as error:
+      return error
+    return own_rate, [to_jpeg(frame) for frame in video.frames]
+
+
+def prepared(layout: str, source: str, folder: Path, *, rate: float, short_side: int) -> tfds.core.DatasetBuilder:
+  """The builder of a set in the folder, from the user's copy in `source` where it is not prepared yet.
+
+  Args:
+    layout: one of `layouts.LAYOUTS`.
+    rate: frames in a second that are kept.
+    short_side: of the frames that are kept, in pixels.
+
+  Raises:
+    LayoutError: the source is not laid out so.
+    VideoError: no video of a split can be decoded.
+  """
+  path = folder / 'videos' / _name(layout, rate, short_side) / str(Videos.VERSION)
+  if path.is_dir():  # the source may be gone
+    return tfds.builder_from_directory(path)
+  options = {'rate': rate, 'short_side': short_side}
+  builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
+  splits = collections.Counter(e.split for e in builder.entries)
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(sys.stderr):
+    try:
+      builder.download_and_prepare()
+    except VideoError:
+      raise
+    except Exception:  # TFDS wants an example in each split
+      if len(builder.skipped) < min(splits.values()):
+        raise
+      raise VideoError(f'{layout}: no video of a split can be decoded; the first: {builder.skipped[0]}') from None
+  Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
+  if builder.skipped:
+    words = '%s: %d of %d videos are left out; %s lists them'
+    logging.warning(words, layout, len(builder.skipped), len(builder.entries), builder.data_path / SKIPPED)
+  return builder
+
+
+def _name(layout: str, rate: float, short_side: int) -> str:
+  return f'{layout}-{rate:g}fps-{short_side}px'
+
+
+def ahead(fn: Callable, items: Sequence[Any], threads: int) -> Iterator[tuple[Any, Any]]:
+  """(item, fn(item)) in order, computed by threads; no more than twice their number wait in memory."""
+  with ThreadPoolExecutor(threads) as pool:
+    waiting: collections.deque = collections.deque()
+    for item in items:
+      waiting.append((item, pool.submit(fn, item)))
+      if len(waiting) > 2 * threads:
+        first, future = waiting.popleft()
+        yield first, future.result()
+    for first, future in waiting:
+      yield first, future.result()
+
+
+def _own_rate(path: Path) -> float:
+  import av
+
+  try:
+    with av.open(str(path)) as container:
+      return float(container.streams.video[0].average_rate)
+  except (av.error.FFmpegError, OSError, IndexError, TypeError) as error:
+    raise VideoError(f'{path}: cannot be decoded: {error}') from error
+
+
+def clip_batches(
+  source: Sequence[dict[str, Any]],
+  batch_size: int,
+  *,
+  frames: int,
+  every: int = 1,
+  size: int,
+  train: bool,
+  seed: int = 0,
+  flip: bool = True,
+  colour: float = 0.0,
+  shard: tuple[int, int] = (0, 1),
+) -> grain.MapDataset:
+  """Batches {'image': (b, frames, size, size, 3), 'label': (b,)} of clips, as `batches.record_batches` of images.
+
+  Args:
+    source: examples with 'frames' (JPEG) and 'label'.
+    batch_size: of the global batch.
+    frames: of a clip, every so many of the video's; a shorter video's last frame stands still.
+    size: the clip's sides, in pixels.
+    train: random places in time and space, without end; else the middle, in one pass with a `mask`.
+    seed: of order and augmentation, which depend on nothing else.
+    flip: whether half of the clips are mirrored in training.
+    colour: by how much brightness, contrast and saturation change at most, as a share.
+    shard: (index, count) of this process's part of every batch: only its clips are decoded.
+  """
+  source = Readable(source)
+  if train:
+
+    def random_clip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+      clip = cut(example['frames'], frames, every, rng)
+      return _finished(augmented(clip, size, rng, flip=flip, colour=colour), example['label'])
+
+    # Randomness comes before the shard is cut: it must not change with the number of hosts.
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(random_clip)
+  else:
+    n = len(source)
+
+    def middle_clip(i: int) -> dict[str, Any]:
+      example = source[min(i, n - 1)]
+      clip = centre_crop(cut(example['frames'], frames, every), size)
+      return {**_finished(clip, example['label']), 'mask': np.float32(i < n)}
+
+    data = grain.MapDataset.range(-(-n // batch_size) * batch_size).map(middle_clip)
+  return data.slice(slice(shard[0], None, shard[1])).batch(batch_size // shard[1])
+
+
+def cut(frames: Sequence[bytes], count: int, every: int, rng: np.random.Generator | None = None) -> Clip:
+  """`count` frames, every so many, from a random place, or from the middle."""
+  spare = max(0, len(frames) - (count - 1) * every - 1)
+  start = spare // 2 if rng is None else int(rng.integers(spare + 1))
+  chosen = np.minimum(start + every * np.arange(count), len(frames) - 1)
+  decoded = {i: from_jpeg(frames[i]) for i in np.unique(chosen)}
+  return np.stack([decoded[i] for i in chosen])
+
+
+def augmented(clip: Clip, size: int, rng: np.random.Generator, *, flip: bool = True, colour: float = 0.0) -> Clip:
+  """One random part of space (a quarter of the area to all of it), one mirror and one change of colour for all frames."""
+  height, width = clip.shape[1:3]
+  area = height * width * rng.uniform(0.25, 1)
+  ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+  w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
+  left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+  clip = resized(clip[:, top : top + h, left : left + w], size)
+  if flip and rng.random() < 0.5:
+    clip = clip[:, :, ::-1]
+  return coloured(clip, *rng.uniform(1 - colour, 1 + colour, 3)) if colour else clip
+
+
+def coloured(clip: Clip, brightness: float, contrast: float, saturation: float) -> Clip:
+  """Factors, of which 1 changes nothing: on all, on the distance to the clip's mean, on that to each pixel's grey."""
+  x = clip.astype(np.float32) * np.float32(brightness)
+  x = (x - x.mean()) * np.float32(contrast) + x.mean()
+  grey = x @ np.array([0.299, 0.587, 0.114], np.float32)
+  x = (x - grey[..., None]) * np.float32(saturation) + grey[..., None]
+  return np.clip(x, 0, 255).round().astype(np.uint8)
+
+
+def centre_crop(clip: Clip, size: int) -> Clip:
+  """The largest square in the middle, resized."""
+  side = min(clip.shape[1:3])
+  top, left = (clip.shape[1] - side) // 2, (clip.shape[2] - side) // 2
+  return resized(clip[:, top : top + side, left : left + side], size)
+
+
+def resized(clip: Clip, size: int) -> Clip:
+  from PIL import Image
+
+  return np.stack([np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR)) for f in clip])
+
+
+def normalised(clip: Clip) -> Float32[np.ndarray, 't h w 3']:
+  return (clip.astype(np.float32) / 255 - _MEAN) / _STD
+
+
+def _finished(clip: Clip, label: Any) -> dict[str, Any]:
+  return {'image': normalised(clip), 'label': np.int32(label)}

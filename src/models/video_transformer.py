@@ -1,0 +1,153 @@
+"""A transformer over clips whose attention is factorised over time and space (ViViT's model 3, Arnab et al. 2021, and
+TimeSformer, Bertasius et al. 2021), and its streaming form.
+
+With `causal` no frame sees a later one, and with `window` none sees more than so many: then a stream can be fed in pieces
+of any length, frame by frame too, in memory that does not grow, and gives what the clip as a whole would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .attention import attend, layer_norm
+from .layers import accurate, constrain, dense, named, remat
+
+
+class VideoTransformer(nn.Module):
+  """Logits of clips, or of every frame.
+
+  Attributes:
+    patch: its height and width, which divide those of frames.
+    depth: frames that a patch reaches back, itself counted.
+    window: frames that attention over time reaches back, itself counted; 0: all there are.
+    causal: frames see earlier ones alone.
+    each_frame: logits of every frame, (b, t, classes), in place of the clip's. The clip's are of the mean of all frames,
+      or, if causal, of the last.
+    keep: which activations are kept for the backward pass, see `layers.remat`.
+  """
+
+  classes: int
+  patch: Sequence[int] = (16, 16)
+  depth: int = 2
+  layers: int = 12
+  width: int = 768
+  heads: int = 12
+  window: int = 0
+  causal: bool = False
+  each_frame: bool = False
+  dtype: Any = jnp.float32
+  keep: str = 'all'
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b t h w c'], train: bool = False, stream: bool = False
+  ) -> Float[Array, 'b classes'] | Float[Array, 'b t classes']:
+    """With `stream` (and the collection 'stream' mutable), x follows on what was given before, from nothing at first.
+
+    Raises:
+      ValueError: a patch that does not divide, or a stream through a model that needs all frames.
+    """
+    del train
+    patch, space = tuple(self.patch), x.shape[2:4]
+    if len(patch) != 2 or any(s % p for s, p in zip(space, patch, strict=True)):
+      raise ValueError(f'patch={patch} does not divide frames of {space}; change one')
+    if stream and not (self.causal and self.window):
+      raise ValueError('only a model with causal=True and a window can be streamed; set both')
+    init = nn.initializers.normal(0.02)
+    kernel = named(nn.initializers.lecun_normal(), None, None, None, None, 'width')
+    bias = named(nn.initializers.zeros_init(), 'width')
+    x = _before(self, 'frames', x.astype(self.dtype), self.depth - 1, stream)[0]
+    x = nn.Conv(
+      self.width, (self.depth, *patch), (1, *patch), 'VALID',
+      kernel_init=kernel, bias_init=bias, dtype=self.dtype, name='patches',
+    )(x)  # fmt: skip
+    x = x.reshape(*x.shape[:2], -1, self.width)
+    x = x + self.param('positions', named(init, None, 'width'), x.shape[2:]).astype(self.dtype)
+    for i in range(self.layers):
+      block = remat(_Block, self.keep)
+      x = block(self.width, self.heads, self.window, self.causal, stream, self.dtype, name=f'block_{i}')(x)
+    x = layer_norm(self.dtype, 'norm')(x).mean(2)
+    if not self.each_frame:
+      x = x[:, -1] if self.causal else x.mean(1)
+    init = nn.initializers.lecun_normal()
+    return accurate(dense(self.classes, ('width', None), init, dtype=self.dtype, name='logits')(x))
+
+
+class _Block(nn.Module):
+  """Attention over time, over space, and a multi-layer perceptron, each added to its input."""
+
+  width: int
+  heads: int
+  window: int
+  causal: bool
+  stream: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b t s d']) -> Float[Array, 'b t s d']:
+    init = nn.initializers.lecun_normal()
+    linear = lambda n, names, name: dense(n, names, init, dtype=self.dtype, name=name)  # noqa: E731
+
+    def qkv(name: str) -> list[Array]:
+      y = linear(3 * self.width, ('width', 'hidden'), f'qkv_{name}')(layer_norm(self.dtype, f'norm_{name}')(x))
+      y = constrain(y, 'batch', None, None, 'hidden')
+      y = y.reshape(*y.shape[:3], self.heads, 3, self.width // self.heads)
+      return [y[..., i, :] for i in range(3)]
+
+    def out(y: Array, name: str) -> Array:
+      y = linear(self.width, ('hidden', 'width'), f'out_{name}')(y.reshape(x.shape))
+      return constrain(x + y, 'batch', None, None, None)
+
+    q, k, v = (jnp.swapaxes(y, 1, 2) for y in qkv('time'))  # (b, s, t, heads, d)
+    (k, v), seen = self._joined(k, v)
+    ages = jnp.arange(k.shape[2] - q.shape[2], k.shape[2])[:, None] - jnp.arange(k.shape[2])
+    y = attend(rotated(q, k.shape[2] - q.shape[2]), rotated(k, 0), v, self._sees(ages) & seen)
+    x = out(jnp.swapaxes(y, 1, 2), 'time')
+    x = out(attend(*qkv('space')), 'space')
+    y = nn.gelu(linear(4 * self.width, ('width', 'hidden'), 'mlp_in')(layer_norm(self.dtype, 'norm_mlp')(x)))
+    y = constrain(y, 'batch', None, None, 'hidden')
+    return x + linear(self.width, ('hidden', 'width'), 'mlp_out')(y)
+
+  def _sees(self, ages: Array) -> Bool[Array, 'q k']:
+    """Whether a query sees a key that is so many frames older."""
+    sees = ages >= 0 if self.causal else jnp.ones_like(ages, bool)
+    return sees & (abs(ages) < self.window) if self.window else sees
+
+  def _joined(self, k: Array, v: Array) -> tuple[tuple[Array, Array], Bool[Array, ' k']]:
+    """Keys and values behind those that a stream has kept, and which of them there are."""
+    time_first = lambda y: jnp.swapaxes(y, 1, 2)  # noqa: E731
+    count = self.window - 1 if self.stream else 0
+    (k, seen), (v, _) = (_before(self, name, time_first(y), count, self.stream) for name, y in (('k', k), ('v', v)))
+    return (time_first(k), time_first(v)), seen
+
+
+def _before(
+  module: nn.Module, name: str, x: Float[Array, 'b t *d'], count: int, stream: bool
+) -> tuple[Float[Array, 'b n *d'], Bool[Array, ' n']]:
+  """The last `count` frames before x, in front of it: zeros, or what a stream had there; and which have been seen."""
+  past = jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
+  number = jnp.zeros((), jnp.int32)
+  if stream:
+    kept = module.variable('stream', name, lambda: past)
+    known = module.variable('stream', f'{name}_seen', lambda: number)
+    past, number = kept.value, known.value
+  whole = jnp.concatenate([past, x], 1) if count else x
+  if stream and not module.is_initializing():
+    kept.value = whole[:, whole.shape[1] - count :]
+    known.value = jnp.minimum(number + x.shape[1], count)
+  return whole, jnp.arange(whole.shape[1]) >= count - number
+
+
+def rotated(x: Float[Array, 'b s t heads d'], first: int) -> Float[Array, 'b s t heads d']:
+  """Pairs of features turned by angles that grow with time (Su et al. 2021, RoPE): products depend on distances alone."""
+  half = x.shape[-1] // 2
+  rates = 100.0 ** -(jnp.arange(half) / half)
+  angles = (first + jnp.arange(x.shape[2]))[:, None] * rates
+  c, s = (f(angles)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+  a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+  return jnp.concatenate([a * c - b * s, a * s + b * c, rest], -1)

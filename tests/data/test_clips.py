@@ -1,0 +1,199 @@
+"""Sets of videos in their authors' layouts, prepared, and the clips cut from them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kronmesh import data
+from kronmesh.data.clips import SKIPPED, augmented, coloured, cut
+from kronmesh.data.layouts import LayoutError, find
+from kronmesh.data.video import from_jpeg, to_jpeg
+from tests.data.films import film, frame, number_of, sound
+
+
+def written(root, *names):
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+
+
+def found(name, root):
+  return [(str(e.path.relative_to(root)), e.split, e.label, e.spans) for e in find(name, root)]
+
+
+def test_ucf101(tmp_path):
+  a, b = 'v_Archery_g01_c01.avi', 'v_YoYo_g08_c02.avi'
+  written(tmp_path, f'UCF-101/Archery/{a}', f'UCF-101/YoYo/{b}')
+  lists = tmp_path / 'ucfTrainTestlist'
+  lists.mkdir()
+  (lists / 'trainlist01.txt').write_text(f'Archery/{a} 3\n')
+  (lists / 'testlist01.txt').write_text(f'YoYo/{b}\r\n\n')
+  expected = [(f'UCF-101/Archery/{a}', 'train', 'Archery', ()), (f'UCF-101/YoYo/{b}', 'test', 'YoYo', ())]
+  assert found('ucf101', tmp_path) == expected
+  (lists / 'testlist01.txt').unlink()
+  with pytest.raises(LayoutError, match=r'testlist01\.txt is missing'):
+    find('ucf101', tmp_path)
+
+
+def test_kinetics(tmp_path):
+  """By folders of classes, and by tables."""
+  one, two, gone = '-3B32lodo2M_000059_000069.mp4', 'abcdefghijk_000001_000011.mp4', 'zzzzzzzzzzz'
+  written(tmp_path, f'train/playing_chess/{one}', f'val/{two}')
+  header = 'label,youtube_id,time_start,time_end,split\n'
+  (tmp_path / 'val.csv').write_text(f'{header}"making a cake, slowly",abcdefghijk,1,11,val\nyoga,{gone},0,10,val\n')
+  expected = [
+    (f'train/playing_chess/{one}', 'train', 'playing chess', ()),
+    (f'val/{two}', 'test', 'making a cake, slowly', ()),
+  ]
+  assert found('kinetics', tmp_path) == expected
+
+
+def test_ucf_crime(tmp_path):
+  written(tmp_path, 'Anomaly-Videos-Part-1/Abuse/Abuse001_x264.mp4', 'Abuse/Abuse028_x264.mp4')
+  (tmp_path / 'Anomaly_Train.txt').write_text(
+    'Abuse/Abuse001_x264.mp4\nTraining_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4\n'
+  )
+  (tmp_path / 'Anomaly_Test.txt').write_text('Abuse/Abuse028_x264.mp4\n')
+  (tmp_path / 'Temporal_Anomaly_Annotation_for_Testing_Videos.txt').write_text(
+    'Abuse028_x264.mp4  Abuse  165  240  300  310\nNormal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1\n'
+  )
+  expected = [
+    ('Anomaly-Videos-Part-1/Abuse/Abuse001_x264.mp4', 'train', 'Abuse', ()),
+    ('Training_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4', 'train', 'Normal', ()),
+    ('Abuse/Abuse028_x264.mp4', 'test', 'Abuse', ((165, 240), (300, 310))),
+  ]
+  assert found('ucf_crime', tmp_path) == expected
+
+
+def test_dad(tmp_path):
+  for split in ('training', 'testing'):
+    written(tmp_path, f'videos/{split}/positive/000001.mp4', f'videos/{split}/negative/000001.mp4')
+  entries = found('dad', tmp_path)
+  assert [e[1:] for e in entries] == [
+    (s, *rest) for s in ('train', 'test') for rest in (('normal', ()), ('accident', ((90, 100),)))
+  ]
+
+
+def test_ccd(tmp_path):
+  written(tmp_path, *(f'videos/Normal/{i:06}.mp4' for i in range(1, 6)), 'videos/Crash-1500/000001.mp4')
+  marks = [0] * 30 + [1] * 20
+  (tmp_path / 'Crash-1500.txt').write_text(f'000001,{marks},285,-6Fd5bs2w5Y,Day,Normal,Yes\n')
+  entries = found('ccd', tmp_path)
+  assert [e[1] for e in entries] == ['train'] * 4 + ['test', 'train']
+  assert entries[-1][2:] == ('accident', ((30, 50),)) and entries[0][2:] == ('normal', ())
+  (tmp_path / 'Crash-1500.txt').write_text('000001;0;1\n')
+  with pytest.raises(LayoutError, match='is not like'):
+    find('ccd', tmp_path)
+
+
+def test_what_is_no_layout(tmp_path):
+  for name, root, words in [
+    ('hmdb', tmp_path, "'hmdb' is no layout"),
+    ('video_folder', tmp_path / 'nowhere', 'name your copy by --config.data.source'),
+    ('video_folder', tmp_path, 'no videos in'),
+    ('dad', tmp_path, 'no videos/training/negative nor'),
+  ]:
+    with pytest.raises(LayoutError, match=words):
+      find(name, root)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """A folder with videos of two classes, two of them damaged, and the set made of it."""
+  root = tmp_path_factory.mktemp('films')
+  for split, count in (('train', 6), ('test', 3)):
+    for label in ('bar', 'other bar'):
+      (root / 'own' / split / label).mkdir(parents=True)
+      for i in range(count):
+        film(root / 'own' / split / label / f'{i}.mp4', count=20 + i)
+  (root / 'own/train/bar/0.mp4').write_bytes(b'nothing')
+  sound(root / 'sound.wav').rename(root / 'own/train/bar/9.mp4')
+  return root, data.prepared('video_folder', str(root / 'own'), root / 'data', rate=10, short_side=32)
+
+
+def test_prepared_once_and_what_cannot_be_decoded_is_counted(prepared):
+  root, builder = prepared
+  train, test = builder.as_data_source('train'), builder.as_data_source('test')
+  assert (len(train), len(test)) == (11, 6) and data.class_count(train) == 2
+  skipped = json.loads((builder.data_path / SKIPPED).read_text())
+  assert len(skipped) == 2 and 'bar/0.mp4' in skipped[0] and 'only audio' in skipped[1]
+  for example in train:
+    shapes = {from_jpeg(f).shape for f in example['frames']}
+    count = 20 + int(example['name'][-5:-4])
+    assert shapes == {(32, 43, 3)} and [number_of(from_jpeg(f)) for f in example['frames']] == list(range(count))
+  again = data.prepared('video_folder', '/gone', root / 'data', rate=10, short_side=32)  # from the records alone
+  assert len(again.as_data_source('train')) == 11
+
+
+def test_a_split_of_which_nothing_can_be_decoded(tmp_path):
+  for split in ('train', 'test'):
+    (tmp_path / split / 'a').mkdir(parents=True)
+  film(tmp_path / 'train/a/0.mp4')
+  (tmp_path / 'test/a/0.mp4').write_bytes(b'')
+  with pytest.raises(data.VideoError, match=r'no video of a split can be decoded; the first: .*0\.mp4'):
+    data.prepared('video_folder', str(tmp_path), tmp_path / 'data', rate=10, short_side=32)
+
+
+def test_spans_become_seconds(tmp_path):
+  written(tmp_path, *(f'videos/{s}/{k}/.keep' for s in ('training', 'testing') for k in ('positive', 'negative')))
+  for split in ('training', 'testing'):
+    for kind in ('positive', 'negative'):
+      film(tmp_path / f'videos/{split}/{kind}/000001.mp4', count=100, rate=20)
+  builder = data.prepared('dad', str(tmp_path), tmp_path / 'data', rate=5, short_side=32)
+  spans = {int(e['label']): np.asarray(e['spans']).tolist() for e in builder.as_data_source('train')}
+  names = builder.info.features['label'].names
+  assert {names[k]: v for k, v in spans.items()} == {'accident': [[4.5, 5.0]], 'normal': []}
+
+
+def batches(prepared, train=True, **options):
+  settings = {'frames': 4, 'every': 2, 'size': 24, 'seed': 3, 'colour': 0.2, 'train': train} | options
+  return data.clip_batches(prepared[1].as_data_source('train' if train else 'test'), 4, **settings)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_batches_depend_on_the_seed_alone(prepared, train):
+  """Whatever the number of hosts, and wherever a run goes on."""
+  whole, halves = batches(prepared, train), [batches(prepared, train, shard=(i, 2)) for i in range(2)]
+  for i in range(2):
+    expected = whole[i]
+    assert expected['image'].shape == (4, 4, 24, 24, 3) and expected['image'].dtype == np.float32
+    for key in expected:
+      np.testing.assert_array_equal(expected[key][0::2], halves[0][i][key])
+      np.testing.assert_array_equal(expected[key][1::2], halves[1][i][key])
+  stream = data.stream(whole, 1)
+  np.testing.assert_array_equal(next(stream)['image'], whole[1]['image'])
+  assert train == bool((batches(prepared, train, seed=4)[0]['image'] != whole[0]['image']).any())
+
+
+def test_evaluation_sees_every_clip_once(prepared):
+  masks = [b['mask'] for b in batches(prepared, train=False)]
+  assert [m.tolist() for m in masks] == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_host_decodes_its_own_clips_alone(prepared, monkeypatch):
+  decoded = []
+  monkeypatch.setattr('kronmesh.data.clips.from_jpeg', lambda b: decoded.append(b) or from_jpeg(b))
+  _ = batches(prepared, shard=(1, 4))[0]
+  assert len(decoded) == 4  # one clip's frames
+
+
+def test_frames_of_a_clip():
+  frames = [to_jpeg(frame(k)) for k in range(10)]
+  taken = lambda *args: [number_of(f) for f in cut(frames, *args)]  # noqa: E731
+  assert taken(4, 2) == [1, 3, 5, 7] and taken(10, 1) == list(range(10))
+  assert taken(4, 4) == [0, 4, 8, 9] and taken(12, 1)[-3:] == [9, 9, 9]  # the last stands still
+  starts = {taken(4, 2, np.random.default_rng(i))[0] for i in range(60)}
+  assert starts == {0, 1, 2, 3}
+
+
+def test_all_frames_are_changed_alike():
+  still = np.broadcast_to(frame(3), (5, 48, 64, 3))
+  for i in range(5):
+    clip = augmented(still, 16, np.random.default_rng(i), colour=0.4)
+    assert clip.shape == (5, 16, 16, 3) and (clip == clip[:1]).all()
+  random = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+  np.testing.assert_array_equal(coloured(random, 1, 1, 1), random)
+  grey = coloured(random, 1, 1, 0)
+  assert np.ptp(grey, axis=-1).max() <= 1 and np.ptp(coloured(random, 1, 0, 1).mean((0, 1, 2))) < 60
+  assert abs(coloured(random, 0.5, 1, 1).mean() - random.mean() / 2) < 1
