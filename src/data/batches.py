@@ -98,14 +98,27 @@ def record_batches(
   Training crops a random part (8 to 100 % of the area) and mirrors half, without end; evaluation takes the centre, in
   one pass with a `mask` as in `ordered_batches`.
   """
-  source = Readable(source, _decode)
-  if train:
+  crop = _random_crop(size) if train else None
+  return example_batches(Readable(source, _decode), batch_size, crop, _centre_crop(size), seed=seed, shard=shard)
+
+
+def example_batches(
+  source: Sequence[dict[str, Any]],
+  batch_size: int,
+  random: Callable[[dict[str, Any], np.random.Generator], Batch] | None,
+  fixed: Callable[[dict[str, Any]], Batch],
+  *,
+  seed: int,
+  shard: tuple[int, int],
+) -> grain.MapDataset:
+  """Batches of examples made one by one: by `random` in a new order every epoch, without end, or by `fixed` in one pass."""
+  if random is not None:
     # Randomness comes before the shard is cut: it must not change with the number of hosts.
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(_random_crop(size))
+    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(random)
   else:
-    n, crop = len(source), _centre_crop(size)
+    n = len(source)
     data = grain.MapDataset.range(-(-n // batch_size) * batch_size)
-    data = data.map(lambda i: {**crop(source[min(i, n - 1)]), 'mask': np.float32(i < n)})
+    data = data.map(lambda i: {**fixed(source[min(i, n - 1)]), 'mask': np.float32(i < n)})
   return data.slice(slice(shard[0], None, shard[1])).batch(batch_size // shard[1])
 
 

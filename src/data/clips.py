@@ -22,9 +22,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Float32, UInt8
 
-from .batches import Readable
+from .batches import Readable, example_batches
 from .layouts import Entry, find
-from .video import VideoError, from_jpeg, read_video, to_jpeg
+from .video import VideoError, from_jpeg, open_video, to_jpeg
 
 Clip = UInt8[np.ndarray, 't h w 3']
 _MEAN, _STD = np.array([0.45, 0.45, 0.45], np.float32), np.array([0.225, 0.225, 0.225], np.float32)  # as for Kinetics
@@ -57,6 +57,7 @@ class Videos(tfds.core.GeneratorBasedBuilder):
     return {s: self._generate_examples([e for e in self.entries if e.split == s]) for s in splits}
 
   def _generate_examples(self, entries: list[Entry]) -> Iterator[tuple[str, dict[str, Any]]]:
+    before = len(self.skipped)
     for entry, result in ahead(self._read, entries, os.cpu_count() or 1):
       if isinstance(result, VideoError):
         self.skipped.append(str(result))
@@ -66,14 +67,15 @@ class Videos(tfds.core.GeneratorBasedBuilder):
       spans = np.asarray(entry.spans, np.float32).reshape(-1, 2) / (own_rate if entry.in_frames else 1)
       name = '/'.join(entry.path.parts[-2:])
       yield f'{entry.split}/{entry.path}', {'frames': frames, 'label': entry.label, 'spans': spans, 'name': name}
+    if len(self.skipped) - before == len(entries):
+      raise VideoError(f'{self.layout}: no video of a split can be decoded; the first: {self.skipped[before]}')
 
   def _read(self, entry: Entry) -> tuple[float, list[bytes]] | VideoError:
     try:
-      own_rate = _own_rate(entry.path) if entry.spans and entry.in_frames else 1.0
-      video = read_video(entry.path, rate=self.rate, short_side=self.short_side)
+      with open_video(entry.path) as film:
+        return film.rate, [to_jpeg(f) for f in film.frames(rate=self.rate, short_side=self.short_side)]
     except VideoError as error:
       return error
-    return own_rate, [to_jpeg(frame) for frame in video.frames]
 
 
 def prepared(layout: str, source: str, folder: Path, *, rate: float, short_side: int) -> tfds.core.DatasetBuilder:
@@ -93,17 +95,9 @@ def prepared(layout: str, source: str, folder: Path, *, rate: float, short_side:
     return tfds.builder_from_directory(path)
   options = {'rate': rate, 'short_side': short_side}
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
-  splits = collections.Counter(e.split for e in builder.entries)
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(sys.stderr):
-    try:
-      builder.download_and_prepare()
-    except VideoError:
-      raise
-    except Exception:  # TFDS wants an example in each split
-      if len(builder.skipped) < min(splits.values()):
-        raise
-      raise VideoError(f'{layout}: no video of a split can be decoded; the first: {builder.skipped[0]}') from None
+    builder.download_and_prepare()
   Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
   if builder.skipped:
     words = '%s: %d of %d videos are left out; %s lists them'
@@ -126,16 +120,6 @@ def ahead(fn: Callable, items: Sequence[Any], threads: int) -> Iterator[tuple[An
         yield first, future.result()
     for first, future in waiting:
       yield first, future.result()
-
-
-def _own_rate(path: Path) -> float:
-  import av
-
-  try:
-    with av.open(str(path)) as container:
-      return float(container.streams.video[0].average_rate)
-  except (av.error.FFmpegError, OSError, IndexError, TypeError) as error:
-    raise VideoError(f'{path}: cannot be decoded: {error}') from error
 
 
 def clip_batches(
@@ -164,25 +148,15 @@ def clip_batches(
     colour: by how much brightness, contrast and saturation change at most, as a share.
     shard: (index, count) of this process's part of every batch: only its clips are decoded.
   """
-  source = Readable(source)
-  if train:
 
-    def random_clip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-      clip = cut(example['frames'], frames, every, rng)
-      return _finished(augmented(clip, size, rng, flip=flip, colour=colour), example['label'])
+  def random(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    clip = cut(example['frames'], frames, every, rng)
+    return _finished(augmented(clip, size, rng, flip=flip, colour=colour), example['label'])
 
-    # Randomness comes before the shard is cut: it must not change with the number of hosts.
-    data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(random_clip)
-  else:
-    n = len(source)
+  def middle(example: dict[str, Any]) -> dict[str, Any]:
+    return _finished(centre_crop(cut(example['frames'], frames, every), size), example['label'])
 
-    def middle_clip(i: int) -> dict[str, Any]:
-      example = source[min(i, n - 1)]
-      clip = centre_crop(cut(example['frames'], frames, every), size)
-      return {**_finished(clip, example['label']), 'mask': np.float32(i < n)}
-
-    data = grain.MapDataset.range(-(-n // batch_size) * batch_size).map(middle_clip)
-  return data.slice(slice(shard[0], None, shard[1])).batch(batch_size // shard[1])
+  return example_batches(Readable(source), batch_size, random if train else None, middle, seed=seed, shard=shard)
 
 
 def cut(frames: Sequence[bytes], count: int, every: int, rng: np.random.Generator | None = None) -> Clip:

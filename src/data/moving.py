@@ -76,6 +76,6 @@ def drawn(garment: UInt8[np.ndarray, 'h w'], place: Float[np.ndarray, '2'], angl
   c, s = np.cos(angle), np.sin(angle)
   centre = np.full(2, (SIDE - 1) / 2)
   # Turned about the centre first, and then moved: wrapping what has been turned would cut it.
-  turning = np.array([[c, s], [-s, c]]).T  # from a place in the frame to one in the field; rows run downwards
+  turning = np.array([[c, -s], [s, c]])  # from a place in the frame to one in the field; rows run downwards
   turned = ndimage.affine_transform(field, turning, centre - turning @ centre, order=1)
   return np.clip(ndimage.shift(turned, place - centre, order=1, mode='grid-wrap'), 0, 255).round().astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -30,10 +31,89 @@ class Video(NamedTuple):
   rate: float
 
 
+class Film(NamedTuple):
+  """An opened file. rate: its own mean frames in a second; 0 where it is not known."""
+
+  container: Any
+  stream: Any
+  rate: float
+  name: str
+
+  def frames(
+    self, *, rate: float = 0.0, short_side: int = 0, longest: float = math.inf
+  ) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
+    """Those of `read_video`, one after the other: no more than one waits in memory."""
+    rate = rate or self.rate
+    if not 0 < rate < 1000:
+      raise VideoError(f'{self.name}: its frame rate is not known; give one by rate=')
+    frame, picture, begins, first, k = None, None, 0.0, None, 0
+    decoded = damaged = 0
+    size = None
+    for after in self.container.decode(self.stream):
+      # Files without time stamps run at their own mean rate.
+      begins = after.time if after.time is not None else decoded / (self.rate or rate)
+      first = begins if first is None else first
+      begins -= first
+      size = size or _size(after, short_side, self.name)  # of the first: a stream may change its own
+      decoded, damaged = decoded + 1, damaged + bool(after.is_corrupt)
+      while frame is not None and k / rate < min(begins - 1e-6, longest):
+        picture = _pixels(frame, size) if picture is None else picture
+        yield picture
+        k += 1
+      if k / rate >= longest:
+        break
+      frame, picture = after, None
+    if frame is None:
+      raise VideoError(f'{self.name}: not one frame can be decoded')
+    if k / rate < longest:
+      lasts = begins + 1 / (self.rate or rate)
+      picture = _pixels(frame, size) if picture is None else picture
+      while k == 0 or k / rate < min(lasts, longest) - 1e-6:
+        yield picture
+        k += 1
+      # Matroska says it of the file alone, in microseconds.
+      stated = self.stream.duration
+      says = float(stated * self.stream.time_base if stated else (self.container.duration or 0) / 1e6)
+      if min(says, longest) * _WHOLE > lasts + 1 / rate:
+        raise VideoError(f'{self.name}: is cut off or damaged: {lasts:.1f} of its {says:.1f} seconds can be decoded')
+    if damaged > (1 - _SOUND) * decoded:
+      raise VideoError(f'{self.name}: is damaged: {damaged} of {decoded} frames')
+
+
+@contextlib.contextmanager
+def open_video(source: str | Path | bytes, name: str = '') -> Iterator[Film]:
+  """Opens a file, by PyAV (FFmpeg), and turns what goes wrong while it is read into one line.
+
+  Args:
+    source: a path, or what is in the file.
+    name: for messages, where the source is no path.
+
+  Raises:
+    VideoError: no such file, not a video (empty, only sound), or damaged.
+  """
+  import av
+
+  name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else str(source))
+  try:
+    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    with av.open(opened, metadata_errors='replace') as container:
+      stream = next(iter(container.streams.video), None)
+      if stream is None:
+        kinds = ', '.join(sorted({s.type for s in container.streams})) or 'nothing'
+        raise VideoError(f'{name}: no video in it, only {kinds}')
+      stream.thread_type = 'AUTO'
+      yield Film(container, stream, float(stream.average_rate or stream.guessed_rate or 0), name)
+  except VideoError:
+    raise
+  except (av.error.FFmpegError, OSError, ValueError, MemoryError, OverflowError) as error:
+    words = (str(getattr(error, 'strerror', None) or error).splitlines() or [type(error).__name__])[0]
+    raise VideoError(f'{name}: cannot be decoded: {words[:150]}') from error
+
+
 def read_video(
   source: str | Path | bytes, *, rate: float = 0.0, short_side: int = 0, longest: float = math.inf, name: str = ''
 ) -> Video:
-  """All frames of a file, decoded by PyAV (FFmpeg).
+  """All frames of a file.
 
   Frame k is the one that is shown k / rate seconds after the first: of variable rates too.
 
@@ -45,81 +125,15 @@ def read_video(
     name: for messages, where the source is no path.
 
   Raises:
-    VideoError: no such file, not a video (empty, only sound), damaged, or shorter than it says.
+    VideoError: as `open_video`, or the file is shorter than it says.
   """
-  name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else str(source))
-  rates: list[float] = []
-  frames = list(frames_of(source, rate=rate, short_side=short_side, longest=longest, name=name, rates=rates))
-  return Video(np.stack(frames), rates[0])
+  with open_video(source, name) as film:
+    frames = list(film.frames(rate=rate, short_side=short_side, longest=longest))
+    return Video(np.stack(frames), rate or film.rate)
 
 
-def frames_of(
-  source: str | Path | bytes,
-  *,
-  rate: float = 0.0,
-  short_side: int = 0,
-  longest: float = math.inf,
-  name: str = '',
-  rates: list[float] | None = None,
-) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
-  """The frames of `read_video`, one after the other, for files that do not fit in memory; `rates` is told the rate."""
-  import av
-
-  name = name or str(source)
-  try:
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    with av.open(opened, metadata_errors='replace') as container:
-      stream = next(iter(container.streams.video), None)
-      if stream is None:
-        raise VideoError(f'{name}: no video in it, only {_kinds(container)}')
-      stream.thread_type = 'AUTO'
-      own = float(stream.average_rate or stream.guessed_rate or 0)
-      wanted = rate or own
-      if not 0 < wanted < 1000:
-        raise VideoError(f'{name}: its frame rate is not known; give one by rate=')
-      if rates is not None:
-        rates.append(wanted)
-      yield from _at_rate(container, stream, wanted, own, short_side, longest, name)
-  except VideoError:
-    raise
-  except (av.error.FFmpegError, OSError, ValueError, MemoryError, OverflowError) as error:
-    words = (str(getattr(error, 'strerror', None) or error).splitlines() or [type(error).__name__])[0]
-    raise VideoError(f'{name}: cannot be decoded: {words[:150]}') from error
-
-
-def _at_rate(
-  container: Any, stream: Any, rate: float, own: float, short_side: int, longest: float, name: str
-) -> Iterator[np.ndarray]:
-  """Shows each decoded frame until the next begins, and takes what is shown at k / rate."""
-  shown, begins, first, k = None, 0.0, None, 0
-  decoded = damaged = 0
-  size = None
-  for frame in container.decode(stream):
-    # Files without time stamps run at their own mean rate.
-    begins = frame.time if frame.time is not None else decoded / (own or rate)
-    first = begins if first is None else first
-    begins -= first
-    decoded, damaged = decoded + 1, damaged + bool(frame.is_corrupt)
-    while shown is not None and k / rate < begins - 1e-6 and k / rate < longest:
-      yield shown
-      k += 1
-    if k / rate >= longest:
-      break
-    size = size or _size(frame, short_side, name)  # of the first: a stream may change its own
-    shown = frame.to_ndarray(format='rgb24', width=size[0], height=size[1], interpolation='AREA')
-  if shown is None:
-    raise VideoError(f'{name}: not one frame can be decoded')
-  if k / rate < longest:
-    lasts = begins + 1 / (own or rate)
-    while k == 0 or k / rate < min(lasts, longest) - 1e-6:
-      yield shown
-      k += 1
-    # Matroska says it of the file alone, in microseconds.
-    says = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
-    if min(says, longest) * _WHOLE > lasts + 1 / rate:
-      raise VideoError(f'{name}: is cut off or damaged: {lasts:.1f} of its {says:.1f} seconds can be decoded')
-  if damaged > (1 - _SOUND) * decoded:
-    raise VideoError(f'{name}: is damaged: {damaged} of {decoded} frames')
+def _pixels(frame: Any, size: tuple[int, int]) -> UInt8[np.ndarray, 'h w 3']:
+  return frame.to_ndarray(format='rgb24', width=size[0], height=size[1], interpolation='AREA')
 
 
 def _size(frame: Any, short_side: int, name: str) -> tuple[int, int]:
@@ -127,10 +141,6 @@ def _size(frame: Any, short_side: int, name: str) -> tuple[int, int]:
     raise VideoError(f'{name}: frames of {frame.width}x{frame.height} pixels')
   scale = short_side / min(frame.width, frame.height) if short_side else 1
   return max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-
-
-def _kinds(container: Any) -> str:
-  return ', '.join(sorted({stream.type for stream in container.streams})) or 'nothing'
 
 
 def write_video(

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from kronmesh.data import VideoError, read_video
-from kronmesh.data.video import frames_of
+from kronmesh.data import VideoError, read_video, write_video
+from kronmesh.data.video import open_video
 from tests.data.films import film, number_of, sound, uneven_film
 
 
@@ -97,8 +97,27 @@ def test_damaged_files(tmp_path, ending):
 
 
 def test_frames_of_a_long_film_do_not_wait_in_memory(tmp_path):
-  frames = frames_of(film(tmp_path / 'a.mp4', count=200))
-  assert [number_of(next(frames)) for _ in range(3)] == [0, 1, 2]
-  before = len(os.listdir('/proc/self/fd'))
-  frames.close()
+  with open_video(film(tmp_path / 'a.mp4', count=200)) as whole:
+    frames = whole.frames()
+    assert [number_of(next(frames)) for _ in range(3)] == [0, 1, 2]
+    before = len(os.listdir('/proc/self/fd'))
   assert len(os.listdir('/proc/self/fd')) < before  # the file is closed
+
+
+def test_a_file_that_ends_in_its_middle(tmp_path):
+  path = film(tmp_path / 'a.mkv', count=60)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(VideoError, match=r'is cut off or damaged: [23]\.\d of its 6\.0 seconds'):
+    read_video(path)
+
+
+def test_pictures_that_the_decoder_made_up(tmp_path):
+  """Where bytes are lost it fills in, and marks them."""
+  path, rng = tmp_path / 'a.mp4', np.random.default_rng(0)
+  write_video(path, list(rng.integers(0, 256, (30, 120, 160, 3), np.uint8)), rate=10)  # whose bytes are all pictures
+  data = bytearray(path.read_bytes())
+  for at in range(len(data) // 5, 3 * len(data) // 5, 1000):
+    data[at] ^= 255
+  path.write_bytes(data)
+  with pytest.raises(VideoError, match=r'is damaged: \d+ of 30 frames'):
+    read_video(path)
