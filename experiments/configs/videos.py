@@ -20,7 +20,7 @@ CLASSES = {'video_folder': 2, 'ucf101': 101, 'kinetics': 400, 'ucf_crime': 14, '
 def get_config(preset: str = 'video_folder') -> ConfigDict:
   choose(preset, tuple(CLASSES))
   config = defaults()
-  config.model = model('r2plus1d', blocks=(2, 2, 2, 2), classes=CLASSES[preset])
+  config.model = model('r2plus1d', blocks=(2, 2, 2, 2), width=64, stem='large', classes=CLASSES[preset])
   config.model.dtype = 'bfloat16'
   config.data.update({'name': preset, 'batch_size': 64, 'image_size': 112, 'frames': 16, 'every': 1, 'colour': 0.2})
   config.data.rate = 15.0

@@ -32,10 +32,16 @@ class AttentionBlock(nn.Module):
     y = rearrange(attend(q, k, v, mask), 'b t h d -> b t (h d)')
     x = x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='attended')(y)
     x = constrain(x, 'batch', None, None)
-    y = layer_norm(self.dtype, 'norm_mlp')(x)
-    y = nn.gelu(dense(4 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name='mlp_in')(y))
-    y = constrain(y, 'batch', None, 'hidden')
-    return x + dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name='mlp_out')(y)
+    return feed_forward(x, self.width, self.dtype)
+
+
+def feed_forward(x: Float[Array, 'b *t d'], width: int, dtype: Any) -> Float[Array, 'b *t d']:
+  """A block's multi-layer perceptron, four times as wide, added to its input; its layers are the calling module's."""
+  init = nn.initializers.lecun_normal()
+  y = layer_norm(dtype, 'norm_mlp')(x)
+  y = nn.gelu(dense(4 * width, ('width', 'hidden'), init, dtype=dtype, name='mlp_in')(y))
+  y = constrain(y, 'batch', *[None] * (x.ndim - 2), 'hidden')
+  return x + dense(width, ('hidden', 'width'), init, dtype=dtype, name='mlp_out')(y)
 
 
 def attend(

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .attention import attend, layer_norm
+from .attention import attend, feed_forward, layer_norm
 from .layers import accurate, constrain, dense, named, remat
 
 
@@ -90,28 +90,29 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b t s d']) -> Float[Array, 'b t s d']:
-    init = nn.initializers.lecun_normal()
-    linear = lambda n, names, name: dense(n, names, init, dtype=self.dtype, name=name)  # noqa: E731
-
-    def qkv(name: str) -> list[Array]:
-      y = linear(3 * self.width, ('width', 'hidden'), f'qkv_{name}')(layer_norm(self.dtype, f'norm_{name}')(x))
-      y = constrain(y, 'batch', None, None, 'hidden')
-      y = y.reshape(*y.shape[:3], self.heads, 3, self.width // self.heads)
-      return [y[..., i, :] for i in range(3)]
-
-    def out(y: Array, name: str) -> Array:
-      y = linear(self.width, ('hidden', 'width'), f'out_{name}')(y.reshape(x.shape))
-      return constrain(x + y, 'batch', None, None, None)
-
-    q, k, v = (jnp.swapaxes(y, 1, 2) for y in qkv('time'))  # (b, s, t, heads, d)
+    q, k, v = (jnp.swapaxes(y, 1, 2) for y in self._qkv(x, 'time'))  # (b, s, t, heads, d)
     (k, v), seen = self._joined(k, v)
-    ages = jnp.arange(k.shape[2] - q.shape[2], k.shape[2])[:, None] - jnp.arange(k.shape[2])
-    y = attend(rotated(q, k.shape[2] - q.shape[2]), rotated(k, 0), v, self._sees(ages) & seen)
-    x = out(jnp.swapaxes(y, 1, 2), 'time')
-    x = out(attend(*qkv('space')), 'space')
-    y = nn.gelu(linear(4 * self.width, ('width', 'hidden'), 'mlp_in')(layer_norm(self.dtype, 'norm_mlp')(x)))
+    before = k.shape[2] - q.shape[2]
+    ages = before + jnp.arange(q.shape[2])[:, None] - jnp.arange(k.shape[2])
+    y = attend(rotated(q, before), rotated(k, 0), v, self._sees(ages) & seen)
+    x = self._added(x, jnp.swapaxes(y, 1, 2), 'time')
+    x = self._added(x, attend(*self._qkv(x, 'space')), 'space')
+    return feed_forward(x, self.width, self.dtype)
+
+  def _qkv(self, x: Array, name: str) -> list[Float[Array, 'b t s heads d']]:
+    """Queries, keys and values for attention over time or space."""
+    init = nn.initializers.lecun_normal()
+    y = layer_norm(self.dtype, f'norm_{name}')(x)
+    y = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name=f'qkv_{name}')(y)
     y = constrain(y, 'batch', None, None, 'hidden')
-    return x + linear(self.width, ('hidden', 'width'), 'mlp_out')(y)
+    y = y.reshape(*y.shape[:3], self.heads, 3, self.width // self.heads)
+    return [y[..., i, :] for i in range(3)]
+
+  def _added(self, x: Array, y: Float[Array, 'b t s heads d'], name: str) -> Float[Array, 'b t s d']:
+    """What attention found, added to its input."""
+    init = nn.initializers.lecun_normal()
+    y = dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name=f'out_{name}')(y.reshape(x.shape))
+    return constrain(x + y, 'batch', None, None, None)
 
   def _sees(self, ages: Array) -> Bool[Array, 'q k']:
     """Whether a query sees a key that is so many frames older."""
