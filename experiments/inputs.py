@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from experiments import processes
 from experiments.errors import ConfigError
 from kronmesh import data, parallel
 
@@ -27,7 +28,8 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, ja
   if own.name in data.LAYOUTS:
     threads = 8
     where = data.data_dir(own.folder)
-    prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side)
+    with processes.chief_first():
+      prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side)
     if not {'train', own.eval_split} <= set(prepared.info.splits):
       raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
     source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
@@ -49,7 +51,8 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, ja
     def train(seed: int) -> Any:
       return data.record_batches(source, train_size, seed=seed, train=True, size=own.image_size, shard=shard)
   else:
-    arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
+    with processes.chief_first():
+      arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
     augment = data.shift_and_flip if own.augment else None
     if own.eval_examples:
       split = data.Arrays(*(x[: own.eval_examples] for x in split))

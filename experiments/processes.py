@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -84,6 +86,18 @@ def agree(value: bool) -> bool:
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+@contextlib.contextmanager
+def chief_first() -> Iterator[None]:
+  """What is inside is done by the chief, and then by the others, who find what it has made."""
+  if several():
+    agree(True)  # who is connected can wait for hours, who is not for half a minute
+  if several() and not chief():
+    agree(True)
+  yield
+  if several() and chief():
+    agree(True)
 
 
 def any_of(value: bool) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,14 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
     images, labels = (read_idx(self.source / name) for name in _IDX[split])
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
       yield i, {'image': image[..., None], 'label': int(label)}
+
+
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
+  """Makes the set's records, once: TFDS speaks of downloading, which is not done here."""
+  print(f'preparing {builder.name} in {builder.data_path}, once', file=sys.stderr)
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare()
 
 
 def idx_files_in(folder: str) -> bool:

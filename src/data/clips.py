@@ -7,10 +7,8 @@ takes, on the host that needs them. What cannot be decoded is left out, counted,
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +21,7 @@ from absl import logging
 from jaxtyping import Float32, UInt8
 
 from .batches import Readable, example_batches
+from .builders import prepare
 from .layouts import Entry, find
 from .video import VideoError, from_jpeg, open_video, to_jpeg
 
@@ -95,9 +94,7 @@ def prepared(layout: str, source: str, folder: Path, *, rate: float, short_side:
     return tfds.builder_from_directory(path)
   options = {'rate': rate, 'short_side': short_side}
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(sys.stderr):
-    builder.download_and_prepare()
+  prepare(builder)
   Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
   if builder.skipped:
     words = '%s: %d of %d videos are left out; %s lists them'

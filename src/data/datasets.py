@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,9 +121,7 @@ def _prepared(name: str, folder: str, source: str) -> Any:
         'or name their folder by --config.data.source'
       )
   if not Path(builder.data_path).is_dir():
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):
-      builder.download_and_prepare()
+    builders.prepare(builder)
   return builder
 
 

@@ -62,11 +62,11 @@ def group(commands, **environment):
       p.wait()
 
 
-def train_commands(processes, devices, mesh, workdir, *more, own=None):
+def train_commands(processes, devices, mesh, workdir, *more, own=None, base=SMALL):
   """`own`: further flags of one process, by its number."""
   port = free_port()
   join = [f'--coordinator_address=localhost:{port}', f'--num_processes={processes}'] if processes > 1 else []
-  common = [sys.executable, 'experiments/train.py', *SMALL, f'--config.devices={devices}', f'--config.mesh={mesh}']
+  common = [sys.executable, 'experiments/train.py', *base, f'--config.devices={devices}', f'--config.mesh={mesh}']
   common += [f'--workdir={workdir}', *more, *join]
   return [[*common, *([f'--process_id={i}'] if join else []), *(own or {}).get(i, [])] for i in range(processes)]
 
@@ -99,6 +99,16 @@ def test_a_group_trains_as_one_process_does(tmp_path, processes, devices, mesh):
     np.testing.assert_allclose(rows(tmp_path / 'group', key), rows(tmp_path / 'one', key), rtol=1e-5)
   assert len(rows(tmp_path / 'group')) == 6
   assert 'after 6 steps' in outputs[0] and 'after 6 steps' not in outputs[1]  # one of them speaks
+
+
+@long
+def test_one_prepares_the_data_for_all(tmp_path, video_folder):
+  """Several at once would be in each other's way."""
+  small = ['model.blocks=(1,)', 'model.width=4', 'model.stem=patches', 'data.image_size=16', 'data.batch_size=8']
+  small += ['kfac.part=1.0', 'kfac.warmup_steps=0', 'data.frames=4', 'eval_every=2', 'steps=2']
+  settings = [f'--config.{s}' for s in (*small, f'data.source={video_folder}', f'data.folder={tmp_path / "data"}')]
+  outputs = run(2, 1, 'data=2', tmp_path / 'run', base=['--config=experiments/configs/videos.py', *settings])
+  assert 'preparing' in outputs[0] and 'preparing' not in outputs[1] and len(rows(tmp_path / 'run')) == 2
 
 
 @long
