@@ -50,18 +50,20 @@ def test_kinetics(tmp_path):
 
 
 def test_ucf_crime(tmp_path):
-  written(tmp_path, 'Anomaly-Videos-Part-1/Abuse/Abuse001_x264.mp4', 'Abuse/Abuse028_x264.mp4')
+  written(tmp_path, 'Anomaly-Videos-Part-1/Abuse/Abuse001_x264.mp4', *(f'Abuse/Abuse0{n}_x264.mp4' for n in (28, 30)))
   (tmp_path / 'Anomaly_Train.txt').write_text(
     'Abuse/Abuse001_x264.mp4\nTraining_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4\n'
   )
-  (tmp_path / 'Anomaly_Test.txt').write_text('Abuse/Abuse028_x264.mp4\n')
+  (tmp_path / 'Anomaly_Test.txt').write_text('Abuse/Abuse028_x264.mp4\nAbuse/Abuse030_x264.mp4\n')
   (tmp_path / 'Temporal_Anomaly_Annotation_for_Testing_Videos.txt').write_text(
-    'Abuse028_x264.mp4  Abuse  165  240  300  310\nNormal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1\n'
+    'Abuse028_x264.mp4  Abuse  165  240  -1  -1\nAbuse030_x264.mp4  Abuse  165  240  300  310\n'
+    'Normal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1\n'
   )
   expected = [
     ('Anomaly-Videos-Part-1/Abuse/Abuse001_x264.mp4', 'train', 'Abuse', ()),
     ('Training_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4', 'train', 'Normal', ()),
-    ('Abuse/Abuse028_x264.mp4', 'test', 'Abuse', ((165, 240), (300, 310))),
+    ('Abuse/Abuse028_x264.mp4', 'test', 'Abuse', ((165, 240),)),
+    ('Abuse/Abuse030_x264.mp4', 'test', 'Abuse', ((165, 240), (300, 310))),
   ]
   assert found('ucf_crime', tmp_path) == expected
 
@@ -192,6 +194,9 @@ def test_all_frames_are_changed_alike():
   for i in range(5):
     clip = augmented(still, 16, np.random.default_rng(i), colour=0.4)
     assert clip.shape == (5, 16, 16, 3) and (clip == clip[:1]).all()
+  ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None], (2, 48, 64, 3))
+  rows = lambda flip: [augmented(ramp, 16, np.random.default_rng(i), flip=flip)[0, 0, :, 0] for i in range(20)]  # noqa: E731
+  assert all(row[-1] > row[0] for row in rows(False)) and 4 < sum(row[-1] > row[0] for row in rows(True)) < 16
   random = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
   np.testing.assert_array_equal(coloured(random, 1, 1, 1), random)
   grey = coloured(random, 1, 1, 0)
