@@ -37,8 +37,10 @@ def get_config(preset: str = 'resnet3d') -> ConfigDict:
   config.data.eval_batch_size = 200
   config.data.eval_examples = 1000
   config.data.frames = 1 if preset == 'single_frame' else 0
-  config.steps = 200
-  config.eval_every = 50
+  config.steps = 120
+  config.eval_every = 10
   config.target = 0.95
   config.kfac.update({'fisher': 'empirical', 'part': 1 / 4})
+  for name in ('kfac', 'adam', 'muon'):
+    config[name].weight_decay = 1e-3
   return config
