@@ -41,7 +41,7 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, ja
     def train(seed: int) -> Any:
       changes = {'flip': own.flip, 'colour': own.colour}
       return data.clip_batches(source, train_size, seed=seed, train=True, shard=shard, **settings, **changes)
-  elif own.name not in (*data.IN_MEMORY, 'noise'):
+  elif own.name not in (*data.IN_MEMORY, *data.SCENES, 'noise'):
     threads = 8
     source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
     _check_classes(source, config)
@@ -85,6 +85,9 @@ def _arrays(config: Any, split: str) -> data.Arrays:
       raise ConfigError("config.data.name='noise' needs config.data.shape: that of an example")
     classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
     return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
+  if own.name in data.SCENES:
+    scenes = data.load_scenes(own.name, split, folder=own.folder, source=own.source)
+    return data.windows(scenes, own.frames or 8)
   arrays = data.load_arrays(own.name, split, folder=own.folder, source=own.source)
   if not own.frames:
     return arrays

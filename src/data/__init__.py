@@ -4,13 +4,17 @@ from .batches import array_batches, ordered_batches, record_batches, shift_and_f
 from .clips import clip_batches, prepared
 from .datasets import IN_MEMORY, Arrays, DataError, class_count, data_dir, load_arrays, noise, record_source
 from .layouts import LAYOUTS
+from .scene_sets import SCENES, load_scenes
+from .scenes import Scenes, windows
 from .video import Video, VideoError, read_video, write_video
 
 __all__ = [
   'IN_MEMORY',
   'LAYOUTS',
+  'SCENES',
   'Arrays',
   'DataError',
+  'Scenes',
   'Video',
   'VideoError',
   'array_batches',
@@ -18,6 +22,7 @@ __all__ = [
   'clip_batches',
   'data_dir',
   'load_arrays',
+  'load_scenes',
   'noise',
   'ordered_batches',
   'prepared',
@@ -26,5 +31,6 @@ __all__ = [
   'record_source',
   'shift_and_flip',
   'stream',
+  'windows',
   'write_video',
 ]
