@@ -235,6 +235,7 @@ def export(run: Run, workdir: Path, state: TrainState, scores: dict[str, float])
   params = state.average if run.config.recipe.average else state.params
   whole = jax.jit(lambda x: x, out_shardings=parallel.replicated(run.mesh))((params, state.model_state))
   about = {'config': folder.as_json(run.config), 'step': int(state.step), 'scores': scores}
+  about['example'] = list(run.batch['image'].shape[1:])
   with ocp.Checkpointer(_exported(_handler())) as writer:
     variables = {'params': whole[0], **whole[1]}
     items = ocp.args.Composite(variables=ocp.args.PyTreeSave(variables), about=ocp.args.JsonSave(about))
@@ -242,7 +243,9 @@ def export(run: Run, workdir: Path, state: TrainState, scores: dict[str, float])
 
 
 def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(variables for `model.apply`, as NumPy arrays; {'config', 'step', 'scores'}) of a run's folder `export`.
+  """(variables for `model.apply`, as NumPy arrays, and {'config', 'step', 'scores', 'example'}, the last a shape).
+
+  folder: a run's `export`.
 
   Raises:
     ConfigError: there is none.

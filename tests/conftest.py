@@ -69,6 +69,31 @@ def moving_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def scene_folder(tmp_path_factory):
+  """A folder with some of the scenes of dashcam and surveillance, the latter of a made film."""
+  from unittest import mock
+
+  import numpy as np
+
+  from kronmesh import data
+  from kronmesh.data.dashcam import Dashcam
+  from kronmesh.data.surveillance import Surveillance
+
+  folder = tmp_path_factory.mktemp('scenes')
+  frames = np.full((795, 72, 96, 3), 150, np.uint8)
+  for t in range(795):
+    frames[t, 30:46, 4 + t % 80 : 10 + t % 80] = 30
+  data.write_video(folder / 'street.avi', frames, rate=10)
+  with (
+    mock.patch.object(Dashcam, 'COUNT', {'train': 6, 'validation': 2, 'test': 12}),
+    mock.patch.object(Surveillance, 'COUNT', {'train': 6, 'validation': 3, 'test': 18}),
+  ):
+    for name in data.SCENES:
+      data.load_scenes(name, 'test', folder=str(folder), source=str(folder / 'street.avi'))
+  return str(folder)
+
+
+@pytest.fixture(scope='session')
 def video_folder(tmp_path_factory):
   """Some videos of two classes, as folder/split/class/*.mp4."""
   from tests.data.films import film

@@ -75,7 +75,11 @@ def stream(batches: grain.MapDataset, start: int = 0, threads: int = 1) -> Itera
 
 
 def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:
-  """Each image moved by up to `pixels` in both directions and mirrored with probability 1/2."""
+  """Each image, or clip (n, t, h, w, c), moved by up to `pixels` in both directions and mirrored with probability 1/2."""
+  if images.ndim == 5:  # one change for all frames: they go where channels are
+    n, t, h, w, c = images.shape
+    changed = shift_and_flip(np.moveaxis(images, 1, 3).reshape(n, h, w, t * c), rng, pixels=pixels)
+    return np.moveaxis(changed.reshape(n, h, w, t, c), 3, 1)
   n, height, width, _ = images.shape
   padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
   top, left = rng.integers(0, 2 * pixels + 1, (2, n))

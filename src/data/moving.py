@@ -52,7 +52,9 @@ class MovingFashionMnist(tfds.core.GeneratorBasedBuilder):
       yield i, {'image': moving(garments[rng.integers(len(garments))], label, rng), 'label': label}
 
 
-def moving(garment: UInt8[np.ndarray, 'h w'], label: int, rng: np.random.Generator) -> UInt8[np.ndarray, 't h w 1']:
+def moving(
+  garment: UInt8[np.ndarray, 'h w'], label: int, rng: np.random.Generator, frames: int = FRAMES
+) -> UInt8[np.ndarray, 't h w 1']:
   """A clip of the motion `MOTIONS[label]`: where it starts, how far and how fast it goes are drawn."""
   place, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, 2 * np.pi)
   speed, turn = rng.uniform(*_SPEED), np.deg2rad(rng.uniform(*_TURN))
@@ -62,8 +64,7 @@ def moving(garment: UInt8[np.ndarray, 'h w'], label: int, rng: np.random.Generat
     step = speed * np.array([np.sin(way), np.cos(way)])  # down, right
   else:
     turns = turn if MOTIONS[label] == 'clockwise' else -turn
-  frames = [drawn(garment, place + k * step, angle + k * turns) for k in range(FRAMES)]
-  return np.stack(frames)[..., None]
+  return np.stack([drawn(garment, place + k * step, angle + k * turns) for k in range(frames)])[..., None]
 
 
 def drawn(garment: UInt8[np.ndarray, 'h w'], place: Float[np.ndarray, '2'], angle: float) -> UInt8[np.ndarray, 's s']:

@@ -64,6 +64,14 @@ def test_an_evaluation_sees_every_example_once(arrays, processes):
   assert sorted(seen) == list(range(10))
 
 
+def test_clips_are_moved_and_mirrored_whole():
+  rng = np.random.default_rng(0)
+  clips = rng.random((16, 5, 9, 8, 2), np.float32)
+  found = data.shift_and_flip(clips, np.random.default_rng(1))
+  for t in range(5):
+    np.testing.assert_array_equal(found[:, t], data.shift_and_flip(clips[:, t], np.random.default_rng(1)))
+
+
 def test_shift_and_flip_moves_within_its_reach():
   image = np.zeros((64, 9, 9, 1), np.float32)
   image[:, 4, 3] = 1

@@ -1,6 +1,7 @@
 """Scenes for alarms: what is injected is where its label says; collisions hit, and their twins do not."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,13 +78,9 @@ def test_splits_share_no_frame():
   assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
 
 
-def test_surveillance_is_made_of_a_film(tmp_path, monkeypatch):
+def test_surveillance_is_made_of_a_film(tmp_path, monkeypatch, scene_folder):
   monkeypatch.setattr(surveillance.Surveillance, 'COUNT', {'train': 6, 'validation': 3, 'test': 18})
-  path = tmp_path / 'street.avi'
-  film = np.full((795, 72, 96, 3), 150, np.uint8)
-  for t in range(795):
-    film[t, 30:46, 4 + t % 80 : 10 + t % 80] = 30
-  data.write_video(path, film, rate=10)
+  path = Path(scene_folder) / 'street.avi'
   found = {s: data.load_scenes('surveillance', s, folder=str(tmp_path / 'd'), source=str(path)) for s in scenes.SPLITS}
   train, test = found['train'], found['test']
   assert train.frames.shape == (6, 48, 72, 96) and test.kinds == surveillance.Surveillance.KINDS
@@ -93,7 +90,7 @@ def test_surveillance_is_made_of_a_film(tmp_path, monkeypatch):
   assert (again.frames == test.frames).all((1, 2, 3)).sum() == 1  # made of the split and the number alone
 
   short = tmp_path / 'short.avi'
-  data.write_video(short, film[:50], rate=10)
+  data.write_video(short, np.full((50, 72, 96, 3), 150, np.uint8), rate=10)
   for source, words in (
     (short, 'short.avi: 50 frames of 96x72, not 795 frames of 4:3'),
     ('/nowhere', 'no film /nowhere'),

@@ -65,13 +65,17 @@ def test_a_config_says_what_it_trains_its_command_and_what_was_measured(path):
   [pytest.param(*c, marks=[pytest.mark.long] * bool({c[0].stem, c[1]} & LARGE)) for c in CASES],
   ids=[f'{p.stem}:{n}' if n else p.stem for p, n in CASES],
 )
-def test_a_config_is_built_and_traced_as_it_is(tmp_path, path, preset, imagenet_folder, moving_folder, video_folder):
+def test_a_config_is_built_and_traced_as_it_is(
+  tmp_path, path, preset, imagenet_folder, moving_folder, video_folder, scene_folder
+):
   scope = load(path)
   config = scope['get_config'](*([preset] if preset else []))
   if config.data.name == 'imagenet2012':
     config.data.folder = imagenet_folder
   if config.data.name == 'moving_fashion_mnist':
     config.data.folder = moving_folder
+  if path.stem in ('accidents', 'anomalies'):
+    config.data.folder = scene_folder
   if path.stem == 'videos':
     config.data.update({'name': 'video_folder', 'source': video_folder, 'folder': str(tmp_path / 'data')})
     config.model.classes = 2

@@ -272,7 +272,7 @@ CONFIGS = {
   'name',
   [pytest.param(n, marks=[pytest.mark.long] * (n not in ('digits', 'poisson'))) for n in CONFIGS],
 )
-def test_every_config_trains_in_small(tmp_path, name, imagenet_folder, moving_folder, video_folder):
+def test_every_config_trains_in_small(tmp_path, name, imagenet_folder, moving_folder, video_folder, scene_folder):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
   config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3, 'data.eval_examples': 64})
   config.data.eval_batch_size = 64
@@ -282,6 +282,8 @@ def test_every_config_trains_in_small(tmp_path, name, imagenet_folder, moving_fo
     config.data.folder = imagenet_folder
   if config.data.name == 'moving_fashion_mnist':
     config.data.folder = moving_folder
+  if name in ('accidents', 'anomalies'):
+    config.data.folder = scene_folder
   if name == 'videos':
     config.data.update({'name': 'video_folder', 'source': video_folder, 'folder': str(tmp_path / 'data')})
   if config.data.name == 'fashion_mnist':

@@ -1,0 +1,216 @@
+"""Search in a folder of videos by example: shots, embeddings of them, an index."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from experiments import folder as files
+from experiments.checkpoints import load_export
+from experiments.errors import ConfigError
+from experiments.tasks import make_task
+from kronmesh import data
+from kronmesh.data import clips, video
+from kronmesh.data.shots import Shot, shots
+
+Pixels = UInt8[np.ndarray, 't h w 3']
+Vectors = Float[np.ndarray, 'n d']
+_GRID = 4  # of the layout of colours
+_THUMB = 128  # pixels, the longer side
+_MANY = 50_000  # shots, from which on the index is approximate
+
+
+class Embedding(NamedTuple):
+  """How a shot becomes a vector of length 1.
+
+  frames: of a clip; of: clips (each of so many frames) -> vectors; name: for the page; mark: what else it depends on.
+  """
+
+  frames: int
+  every: int
+  rate: float
+  short_side: int
+  of: Callable[[list[Pixels]], Vectors]
+  name: str
+  mark: str
+
+
+class Entry(NamedTuple):
+  """A shot of the library. Its times are in seconds, its thumbnails JPEG."""
+
+  film: str
+  begins: float
+  ends: float
+  vector: Float[np.ndarray, 'd']
+  thumbs: list[bytes]
+
+
+def layout() -> Embedding:
+  """Without a network: the colours of a grid over the middle frame, less their mean."""
+
+  def of(found: list[Pixels]) -> Vectors:
+    small = [np.asarray(Image.fromarray(c[len(c) // 2]).resize((_GRID, _GRID), Image.Resampling.BOX)) for c in found]
+    vectors = np.stack(small).reshape(len(small), -1).astype(np.float32)
+    return unit(vectors - vectors.mean(1, keepdims=True))
+
+  return Embedding(1, 1, 5.0, 128, of, 'layout of colours', 'layout')
+
+
+def network(run: str | Path) -> Embedding:
+  """What a trained network has before its logits, of the middle clip of a shot.
+
+  Raises:
+    ConfigError: the folder holds no finished run of a network of clips.
+  """
+  variables, about = load_export(Path(run) / 'export')
+  config = ConfigDict(about['config'])
+  task = make_task(config)
+  shape = about.get('example', ())
+  if len(shape) != 4:
+    raise ConfigError(f'{run}: its network sees examples of {tuple(shape)}, not clips; train one of clips')
+  frames, height, width, channels = shape
+
+  def input_of(clip: Pixels) -> np.ndarray:
+    if channels == 3:
+      return clips.normalised(clips.centre_crop(clip, height))
+    grey = [Image.fromarray(f).convert('L').resize((width, height), Image.Resampling.BILINEAR) for f in clip]
+    return np.stack(grey)[..., None].astype(np.float32) / 255
+
+  @jax.jit
+  def features(images):
+    seen = []
+
+    def look(call, args, kwargs, context):
+      if context.module.name == 'logits':
+        seen.append(args[0])
+      return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+      task.model.apply(variables, images)
+    return seen[0].reshape(len(images), -1).astype('float32')
+
+  def of(found: list[Pixels]) -> Vectors:
+    return unit(np.concatenate([np.asarray(features(input_of(clip)[None])) for clip in found]))
+
+  layered = config.data.name in data.LAYOUTS
+  settings = (config.data.every, config.data.rate, config.data.short_side) if layered else (1, 10.0, 128)
+  mark = f'{Path(run).absolute()} {about["step"]} {config.to_json()}'
+  return Embedding(frames, *settings, of, f'{config.model.name} of {run}', mark)
+
+
+def unit(vectors: Vectors) -> Vectors:
+  return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def film_shots(path: Path, embedding: Embedding, threshold: float) -> Iterator[tuple[Shot, Float[np.ndarray, 'd']]]:
+  """The shots of a file, each with its vector.
+
+  Raises:
+    VideoError: the file cannot be decoded.
+  """
+  with video.open_video(path) as film:
+    frames = film.frames(rate=embedding.rate, short_side=embedding.short_side)
+    for shot in shots(frames, embedding.rate, threshold=threshold):
+      yield shot, embedding.of([middle(shot.frames, embedding)])[0]
+
+
+def middle(frames: Sequence[UInt8[np.ndarray, 'h w 3']], embedding: Embedding) -> Pixels:
+  """The middle clip of a shot; of one that is too short the last frame stands still."""
+  spare = max(0, len(frames) - (embedding.frames - 1) * embedding.every - 1)
+  chosen = spare // 2 + embedding.every * np.arange(embedding.frames)
+  return np.stack([frames[i] for i in np.minimum(chosen, len(frames) - 1)])
+
+
+def library(
+  videos: Path, embedding: Embedding, kept: Path, threshold: float, say: Callable[[str], None] = print
+) -> tuple[list[Entry], list[str]]:
+  """All shots of a folder of videos, and why files were left out.
+
+  What was found of a file is kept in `kept`, and made anew if the file, the network or the threshold has changed.
+
+  Raises:
+    ConfigError: no file of the folder can be decoded.
+  """
+  kept.mkdir(parents=True, exist_ok=True)
+  found, skipped = [], []
+  paths = sorted(p for p in videos.rglob('*') if p.is_file() and not p.name.startswith('.'))
+  for path in paths:
+    stat = path.stat()
+    mark = f'{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {threshold} {embedding.mark}'
+    record = kept / f'{hashlib.sha256(mark.encode()).hexdigest()[:24]}.json'
+    rows = read_record(record)
+    if rows is None:
+      say(f'cutting {path.relative_to(videos)}')
+      try:
+        rows = [_row(shot, vector, embedding.rate) for shot, vector in film_shots(path, embedding, threshold)]
+      except video.VideoError as error:
+        skipped.append(str(error))
+        continue
+      files.write(record, json.dumps(rows))
+    found += [_entry(str(path.relative_to(videos)), row) for row in rows]
+  if not found:
+    first = f'; the first: {skipped[0]}' if skipped else ''
+    raise ConfigError(f'{videos}: no file of {len(paths)} is a video that can be decoded{first}')
+  return found, skipped
+
+
+def read_record(path: Path) -> list[dict[str, Any]] | None:
+  """None where there is none, or one that was damaged."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _row(shot: Shot, vector: np.ndarray, rate: float) -> dict[str, Any]:
+  shown = [shot.frames[i] for i in np.linspace(0, len(shot.frames) - 1, 5).astype(int)[1:-1]]
+  return {
+    'begins': shot.first / rate,
+    'ends': (shot.first + len(shot.frames)) / rate,
+    'vector': _packed(vector.astype('<f4').tobytes()),
+    'thumbs': [_packed(thumbnail(frame)) for frame in shown],
+  }
+
+
+def _entry(film: str, row: dict[str, Any]) -> Entry:
+  vector = np.frombuffer(base64.b64decode(row['vector']), '<f4')
+  return Entry(film, row['begins'], row['ends'], vector, [base64.b64decode(t) for t in row['thumbs']])
+
+
+def _packed(raw: bytes) -> str:
+  return base64.b64encode(raw).decode()
+
+
+def thumbnail(frame: UInt8[np.ndarray, 'h w 3']) -> bytes:
+  image = Image.fromarray(frame)
+  image.thumbnail((_THUMB, _THUMB))
+  return video.to_jpeg(np.asarray(image), quality=80)
+
+
+def nearest(vectors: Vectors, query: Vectors, top: int) -> tuple[Float[np.ndarray, 'q k'], np.ndarray]:
+  """(cosines, rows) of the nearest vectors of every query, best first, by faiss: exact, or HNSW where there are many.
+
+  Raises:
+    ConfigError: faiss is not installed.
+  """
+  try:
+    import faiss
+  except ImportError as error:
+    raise ConfigError("faiss is missing; install kronmesh's search extra: pip install 'kronmesh[search]'") from error
+  faiss.omp_set_num_threads(min(4, os.cpu_count() or 1))
+  kind = 'Flat' if len(vectors) < _MANY else 'HNSW32'
+  index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+  index.add(np.ascontiguousarray(vectors, np.float32))
+  return index.search(np.ascontiguousarray(query, np.float32), min(top, len(vectors)))

@@ -1,0 +1,152 @@
+"""Runs and judgements in TREC's formats, and their scores: average precision, inferred average precision, shot boundaries.
+
+A run's line is `topic Q0 document rank score tag`; documents are ranked by score (equal ones by name, last first, as
+trec_eval does), and ranks are not read. A line of judgements is `topic 0 document relevance`, or with strata, as NIST's
+sample_eval.pl reads them, `topic 0 document stratum relevance`; relevance -1 is in the pool and not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.errors import ConfigError
+
+EPSILON = 1e-5  # trec_eval's, of the precision in strata of which nothing was judged
+
+Run = dict[str, list[str]]  # topic -> documents, best first
+
+
+class Judgement(NamedTuple):
+  stratum: str
+  relevance: int
+
+
+Judgements = dict[str, dict[str, Judgement]]  # topic -> document -> judgement
+
+
+def read_run(path: str | Path) -> Run:
+  """Raises ConfigError with the number of the line that is wrong."""
+  found: dict[str, dict[str, float]] = {}
+  for number, fields in _lines(path):
+    try:
+      topic, _, document, _, score, _ = fields
+      value = float(score)
+    except ValueError as error:
+      raise ConfigError(f'{path}, line {number}: not `topic Q0 document rank score tag`') from error
+    if value != value:
+      raise ConfigError(f'{path}, line {number}: the score is not a number')
+    if document in found.setdefault(topic, {}):
+      raise ConfigError(f'{path}, line {number}: {document} is in the run of topic {topic} twice')
+    found[topic][document] = value
+  return {topic: ranked(scores) for topic, scores in found.items()}
+
+
+def ranked(scores: Mapping[str, float]) -> list[str]:
+  return [document for document, _ in sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)]
+
+
+def write_run(path: str | Path, scores: Mapping[str, Mapping[str, float]], tag: str) -> None:
+  """Of topic -> document -> score."""
+  lines = [
+    f'{topic} Q0 {document} {rank} {of[document]:.9g} {tag}'
+    for topic, of in scores.items()
+    for rank, document in enumerate(ranked(of), 1)
+  ]
+  Path(path).write_text('\n'.join(lines) + '\n')
+
+
+def read_judgements(path: str | Path) -> Judgements:
+  """Raises ConfigError with the number of the line that is wrong."""
+  found: Judgements = {}
+  for number, fields in _lines(path):
+    try:
+      topic, _, document, *stratum, relevance = fields
+      judgement = Judgement(stratum[0] if stratum else '1', int(relevance))
+      if len(stratum) > 1:
+        raise ValueError
+    except ValueError as error:
+      words = 'not `topic 0 document relevance` or `topic 0 document stratum relevance`'
+      raise ConfigError(f'{path}, line {number}: {words}') from error
+    if document in found.setdefault(topic, {}):
+      raise ConfigError(f'{path}, line {number}: {document} is judged for topic {topic} twice')
+    found[topic][document] = judgement
+  return found
+
+
+def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
+  try:
+    text = Path(path).read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f'{path} cannot be read: {getattr(error, "strerror", None) or "it is no text"}') from error
+  found = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+  if not found:
+    raise ConfigError(f'{path} is empty')
+  return found
+
+
+def average_precision(documents: Sequence[str], judged: Mapping[str, Judgement]) -> float:
+  """The mean over relevant documents of the precision at their ranks; 0 for those that are not in the run."""
+  relevant = sum(j.relevance > 0 for j in judged.values())
+  found, total = 0, 0.0
+  for rank, document in enumerate(documents, 1):
+    if document in judged and judged[document].relevance > 0:
+      found += 1
+      total += found / rank
+  return total / relevant if relevant else 0.0
+
+
+def inferred_precision(documents: Sequence[str], judged: Mapping[str, Judgement]) -> float:
+  """Extended inferred average precision (Yilmaz, Kanoulas and Aslam 2008), of judgements that are a sample in each stratum.
+
+  With N documents of stratum s in the pool and n of them judged, each judged one stands for N / n. The precision at rank k
+  of a relevant document is expected as 1/k + (1/k) sum_s N_s p_s, with N_s pool documents of s above rank k and
+  p_s = (relevant + e) / (judged + 2 e) among them. With one stratum it is infAP; judged wholly it is average precision, up
+  to e.
+  """
+  strata = {j.stratum for j in judged.values()}
+  pool = {s: sum(j.stratum == s for j in judged.values()) for s in strata}
+  known = {s: sum(j.stratum == s and j.relevance >= 0 for j in judged.values()) for s in strata}
+  weight = {s: pool[s] / known[s] for s in strata if known[s]}
+  relevant = sum(weight[j.stratum] for j in judged.values() if j.relevance > 0)
+  above = {s: [0, 0, 0] for s in strata}  # of the pool, judged, relevant
+  total = 0.0
+  for rank, document in enumerate(documents, 1):
+    if document not in judged:
+      continue
+    stratum, relevance = judged[document]
+    if relevance > 0:
+      expected = sum(n * (r + EPSILON) / (k + 2 * EPSILON) for n, k, r in above.values())
+      total += weight[stratum] * (1 + expected) / rank
+    above[stratum][0] += 1
+    above[stratum][1] += relevance >= 0
+    above[stratum][2] += relevance > 0
+  return total / relevant if relevant else 0.0
+
+
+def score(run: Run, judgements: Judgements) -> dict[str, dict[str, float]]:
+  """Topic -> {'AP', 'xinfAP'}, for all topics with a relevant document; those that the run lacks have 0."""
+  return {
+    topic: {
+      'AP': average_precision(run.get(topic, []), judged),
+      'xinfAP': inferred_precision(run.get(topic, []), judged),
+    }
+    for topic, judged in judgements.items()
+    if any(j.relevance > 0 for j in judged.values())
+  }
+
+
+def boundaries(found: Sequence[int], true: Sequence[int], within: int = 1) -> tuple[float, float]:
+  """(recall, precision) of cuts, each matched once, at most so many frames away."""
+  left, hits = sorted(true), 0
+  for cut in sorted(found):
+    near = next((t for t in left if abs(t - cut) <= within), None)
+    if near is not None:
+      left.remove(near)
+      hits += 1
+  return hits / len(true) if true else 1.0, hits / len(found) if found else 1.0
+
+
+def mean(values: Mapping[str, Mapping[str, float]], name: str) -> float:
+  return sum(v[name] for v in values.values()) / len(values)

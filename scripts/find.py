@@ -1,0 +1,127 @@
+"""Searches a folder of videos for shots like an example, and writes a page of thumbnails and a run file in TREC's format.
+
+python scripts/find.py --videos=/my/films --example=/my/clip.mp4
+python scripts/find.py --videos=/my/films --example=/my/films/a.mp4 --at=12.5 --run=runs/moving --top=50
+
+A shot is compared by what a trained network of clips (--run: a work folder of experiments/train.py) has before its logits;
+without --run by the colours of its middle frame. Files are cut into shots once; what was found of them is kept in the work
+folder. Files that cannot be decoded are left out, and listed.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+
+import numpy as np
+from absl import app, flags, logging
+
+from experiments import folder, retrieval, trec
+from experiments.charts import render
+from experiments.errors import MISTAKE, ConfigError
+from kronmesh.data import DataError
+
+VIDEOS = flags.DEFINE_string('videos', None, 'The folder that is searched, with all folders in it.', required=True)
+EXAMPLE = flags.DEFINE_string('example', None, 'A video: what is looked for.', required=True)
+AT = flags.DEFINE_float('at', -1.0, 'The shot of the example at so many seconds; below 0: its longest shot.')
+RUN = flags.DEFINE_string('run', '', 'Work folder of a finished run of a network of clips; empty: colours.')
+TOP = flags.DEFINE_integer('top', 20, 'How many shots are shown.', lower_bound=1)
+THRESHOLD = flags.DEFINE_float('threshold', 2.0, 'A cut is a change so many times that of the frames around it.', 1.0)
+WORKDIR = flags.DEFINE_string('workdir', 'runs/find', 'Folder for the library, the page and the run file.')
+
+
+def chosen(path: Path, embedding: retrieval.Embedding) -> tuple[retrieval.Shot, retrieval.Vectors]:
+  """The shot of the example that is looked for.
+
+  Raises:
+    ConfigError: no such file, or it ends before that time.
+  """
+  if not path.is_file():
+    raise ConfigError(f'--example={path}: no such file')
+  found = list(retrieval.film_shots(path, embedding, THRESHOLD.value))
+  if AT.value < 0:
+    return max(found, key=lambda pair: len(pair[0].frames))
+  for shot, vector in found:
+    if shot.first <= AT.value * embedding.rate < shot.first + len(shot.frames):
+      return shot, vector
+  last = found[-1][0]
+  raise ConfigError(f'--at={AT.value:g}: {path} ends at {(last.first + len(last.frames)) / embedding.rate:.1f} s')
+
+
+def times(begins: float, ends: float) -> str:
+  clock = lambda s: f'{int(s) // 60}:{s % 60:04.1f}'  # noqa: E731
+  return f'{clock(begins)} to {clock(ends)}'
+
+
+def find() -> None:
+  start, workdir = time.time(), Path(WORKDIR.value)
+  if not Path(VIDEOS.value).is_dir():
+    raise ConfigError(f'--videos={VIDEOS.value}: no such folder')
+  embedding = retrieval.network(RUN.value) if RUN.value else retrieval.layout()
+  shot, vector = chosen(Path(EXAMPLE.value), embedding)
+  entries, skipped = retrieval.library(Path(VIDEOS.value), embedding, workdir / 'library', THRESHOLD.value)
+  cosines, rows = retrieval.nearest(np.stack([e.vector for e in entries]), vector[None], TOP.value)
+  found = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
+  picture = lambda jpeg: 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()  # noqa: E731
+  own = (shot.first / embedding.rate, (shot.first + len(shot.frames)) / embedding.rate)
+  some = [shot.frames[i] for i in (len(shot.frames) // 4, len(shot.frames) // 2, 3 * len(shot.frames) // 4)]
+  page = render(
+    'find.html',
+    title=f'Shots like {Path(EXAMPLE.value).name}',
+    subtitle=f'by {embedding.name}, in {VIDEOS.value}',
+    cards=[
+      {'name': 'files', 'value': f'{len({e.film for e in entries}):,}'},
+      {'name': 'shots', 'value': f'{len(entries):,}'},
+      {'name': 'files left out', 'value': f'{len(skipped):,}'},
+      {'name': 'seconds', 'value': f'{time.time() - start:.1f}'},
+    ],
+    example={
+      'name': EXAMPLE.value,
+      'times': times(*own),
+      'thumbs': [picture(retrieval.thumbnail(frame)) for frame in some],
+    },
+    shots=[
+      {
+        'rank': rank,
+        'name': entry.film,
+        'times': times(entry.begins, entry.ends),
+        'cosine': f'{cosine:.3f}',
+        'thumbs': [picture(t) for t in entry.thumbs],
+      }
+      for rank, (cosine, entry) in enumerate(found, 1)
+    ],
+    skipped=skipped,
+  )
+  folder.write(workdir / 'found.html', page)
+  names = {f'{entry.film.replace(" ", "_")}#{entry.begins:.1f}': cosine for cosine, entry in found}
+  trec.write_run(workdir / 'run.txt', {'example': names}, 'kronmesh')
+  for rank, (cosine, entry) in enumerate(found[:10], 1):
+    print(f'{rank:3}  {cosine:6.3f}  {entry.film}  {times(entry.begins, entry.ends)}')
+  for words in skipped[:5]:
+    print(f'left out: {words}')
+  print(f'{len(entries)} shots of {len({e.film for e in entries})} files, {len(skipped)} files left out')
+  print(f'page      {workdir / "found.html"}')
+  print(f'run file  {workdir / "run.txt"}')
+
+
+def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  try:
+    if len(argv) > 1:
+      raise ConfigError(f'{argv[1]!r} is no flag; write --example=...')
+    find()
+  except (ConfigError, DataError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(MISTAKE)
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,64 @@
+"""A film cut into its shots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from .datasets import DataError
+
+
+class Shot(NamedTuple):
+  """Frames of a film from number `first` on."""
+
+  first: int
+  frames: list[UInt8[np.ndarray, 'h w 3']]
+
+
+def shots(
+  frames: Iterable[UInt8[np.ndarray, 'h w 3']],
+  rate: float,
+  *,
+  threshold: float = 2.0,
+  shortest: float = 0.5,
+  longest: float = 20.0,
+) -> Iterator[Shot]:
+  """Shots one after the other: no more frames wait in memory than one has.
+
+  Cuts are those of PySceneDetect's adaptive detector: a change of hue, saturation and brightness that is so many times that
+  of the frames around it. Dissolves are not found; fades are, where their change is abrupt enough.
+
+  Args:
+    frames: of the film, RGB.
+    rate: frames in a second.
+    threshold: how many times the change around it a cut's is.
+    shortest: seconds between cuts.
+    longest: seconds after which a shot is ended without a cut.
+
+  Raises:
+    DataError: PySceneDetect is not installed.
+  """
+  try:
+    from scenedetect.common import FrameTimecode
+    from scenedetect.detectors import AdaptiveDetector
+  except ImportError as error:
+    words = "install kronmesh's search extra: pip install 'kronmesh[search]'"
+    raise DataError(f'shots are found by PySceneDetect, which is missing; {words}') from error
+  detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=max(1, round(shortest * rate)))
+  limit = max(2, round(longest * rate))
+  first, waiting = 0, []
+  for number, frame in enumerate(frames):
+    waiting.append(frame)
+    for cut in detector.process_frame(FrameTimecode(number, rate), np.ascontiguousarray(frame[..., ::-1])):
+      if cut.frame_num > first:
+        yield Shot(first, waiting[: cut.frame_num - first])
+        first, waiting = cut.frame_num, waiting[cut.frame_num - first :]
+    # A cut is known two frames after it at the latest: those stay.
+    if len(waiting) >= limit + detector.window_width:
+      yield Shot(first, waiting[:limit])
+      first, waiting = first + limit, waiting[limit:]
+  if waiting:
+    yield Shot(first, waiting)
