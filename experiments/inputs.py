@@ -87,7 +87,7 @@ def _arrays(config: Any, split: str) -> data.Arrays:
     return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
   if own.name in data.SCENES:
     scenes = data.load_scenes(own.name, split, folder=own.folder, source=own.source)
-    return data.windows(scenes, own.frames or 8)
+    return data.windows(scenes, own.frames or 8, own.every, balanced=split == 'train')
   arrays = data.load_arrays(own.name, split, folder=own.folder, source=own.source)
   if not own.frames:
     return arrays

@@ -117,8 +117,8 @@ def main(config: Any, workdir: str) -> None:
   train(config, folder, run=run)
   variables, _ = load_export(folder / 'export')
   scenes = data.load_scenes(own.name, 'test', folder=own.folder, source=own.source)
-  clips = data.windows(scenes, own.frames)
-  first = own.frames - 1
+  clips = data.windows(scenes, own.frames, own.every)
+  first = (own.frames - 1) * own.every
   label = scenes.label[:, first:].astype(np.int64)
   word, baseline = BASELINES[own.name]
   scores = {

@@ -76,45 +76,61 @@ def read(builder: SceneBuilder, split: str) -> Scenes:
 
 
 class Windows:
-  """All clips of so many frames as one array (n, frames, height, width, 1) in [0, 1], cut when they are asked for.
+  """Clips of scenes as one array (n, frames, height, width, 1), cut when asked for, each with mean 0 and deviation 1.
 
-  They lie in order: those of the first scene from its beginning, then those of the next. They overlap, so that the array
-  itself would be as many times as large as the scenes.
+  They overlap, so that the array itself would be as many times as large as the scenes. Light and haze say nothing of what
+  goes on, which is why each clip is brought to the same brightness and contrast.
   """
 
   dtype = np.dtype(np.float32)
+  ndim = 5
 
-  def __init__(self, scenes: UInt8[np.ndarray, 's t h w'], frames: int, count: int | None = None):
-    self.scenes, self.frames = scenes, frames
-    self.each = scenes.shape[1] - frames + 1
-    self.count = len(scenes) * self.each if count is None else count
+  def __init__(
+    self, scenes: UInt8[np.ndarray, 's t h w'], scene: np.ndarray, last: np.ndarray, frames: int, every: int
+  ):
+    self.scenes, self.scene, self.last = scenes, scene, last
+    self.offsets = every * np.arange(1 - frames, 1)
 
   def __len__(self) -> int:
-    return self.count
-
-  @property
-  def ndim(self) -> int:
-    return 5
+    return len(self.scene)
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (self.count, self.frames, *self.scenes.shape[2:], 1)
+    return (len(self), len(self.offsets), *self.scenes.shape[2:], 1)
 
   def __getitem__(self, rows: Any) -> Float32[np.ndarray, 'b t h w 1'] | Windows:
-    """Those of the indices, or for a slice from the first on (what is evaluated) the same array, shorter."""
+    """Those of the indices; for a slice they are still not cut."""
     if isinstance(rows, slice):
-      return Windows(self.scenes, self.frames, len(range(*rows.indices(self.count))))
-    scene, start = np.divmod(np.asarray(rows), self.each)
-    clips = self.scenes[scene[:, None], start[:, None] + np.arange(self.frames)]
-    return clips[..., None].astype(np.float32) / 255
+      every = int(np.diff(self.offsets)[0]) if len(self.offsets) > 1 else 1
+      return Windows(self.scenes, self.scene[rows], self.last[rows], len(self.offsets), every)
+    clips = self.scenes[self.scene[rows][:, None], self.last[rows][:, None] + self.offsets].astype(np.float32)
+    clips -= clips.mean((1, 2, 3), keepdims=True)
+    return clips[..., None] / (clips.std((1, 2, 3), keepdims=True)[..., None] + 1)
 
 
-def windows(scenes: Scenes, frames: int) -> Arrays:
+def windows(scenes: Scenes, frames: int, every: int = 1, *, balanced: bool = False) -> Arrays:
   """Clips that each end at a frame, with that frame's label: what a camera has seen when it must decide.
+
+  Args:
+    scenes: a split.
+    frames: of a clip.
+    every: of which frames.
+    balanced: whether those of the rarer label are repeated, to be as many as the others; else the order is that of scenes
+      and of time in them.
 
   Raises:
     DataError: scenes are shorter than a clip.
   """
-  if frames > scenes.frames.shape[1]:
-    raise DataError(f'clips of {frames} frames: scenes have {scenes.frames.shape[1]}; set config.data.frames lower')
-  return Arrays(Windows(scenes.frames, frames), scenes.label[:, frames - 1 :].reshape(-1).astype(np.int32))
+  count, first = scenes.frames.shape[1], (frames - 1) * every
+  if first >= count:
+    raise DataError(
+      f'clips of {frames} frames, one of {every}, are longer than scenes of {count}; set config.data.frames lower'
+    )
+  scene, last = (x.ravel() for x in np.indices((len(scenes.frames), count - first)))
+  last = last + first
+  label = scenes.label[scene, last].astype(np.int32)
+  if balanced:
+    rare = np.flatnonzero(label == (label.mean() < 0.5))
+    more = np.resize(rare, max(0, len(label) - 2 * len(rare)) if len(rare) else 0)
+    scene, last, label = (np.concatenate([x, x[more]]) for x in (scene, last, label))
+  return Arrays(Windows(scenes.frames, scene, last, frames, every), label)

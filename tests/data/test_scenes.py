@@ -137,17 +137,40 @@ def test_a_body_is_as_large_as_the_pinhole_says(distance):
   np.testing.assert_allclose(area, rows * (min(left + scale, dashcam.WIDTH) - max(left, 0)), rtol=1e-9)
 
 
-def test_windows_are_the_clips_that_end_at_every_frame():
+@pytest.mark.parametrize('every', [1, 2])
+def test_windows_are_the_clips_that_end_at_every_frame(every):
   frames = RNG(0).integers(0, 256, (3, 12, 4, 6)).astype(np.uint8)
   label = RNG(1).integers(0, 2, (3, 12)).astype(np.uint8)
-  found = data.windows(data.Scenes(frames, label, np.zeros(3, np.int32), ('any',), 10.0), 5)
-  clips = [frames[s, t - 4 : t + 1, ..., None] / np.float32(255) for s in range(3) for t in range(4, 12)]
-  assert found.image.shape == (24, 5, 4, 6, 1) and found.image.ndim == 5 and len(found.image) == 24
-  np.testing.assert_array_equal(found.image[np.arange(24)], np.stack(clips))
-  np.testing.assert_array_equal(found.label, [label[s, t] for s in range(3) for t in range(4, 12)])
-  assert found.image[:7].shape == (7, 5, 4, 6, 1)
-  with pytest.raises(data.DataError, match='clips of 13 frames: scenes have 12'):
-    data.windows(data.Scenes(frames, label, np.zeros(3, np.int32), ('any',), 10.0), 13)
+  scenes = data.Scenes(frames, label, np.zeros(3, np.int32), ('any',), 10.0)
+  found, first = data.windows(scenes, 4, every), 3 * every
+  clips = np.stack([frames[s, t - first : t + 1 : every] for s in range(3) for t in range(first, 12)]).astype(float)
+  n = 3 * (12 - first)
+  assert found.image.shape == (n, 4, 4, 6, 1) and found.image.ndim == 5 and len(found.image) == n
+  cut = found.image[np.arange(n)]
+  scaled = (clips - clips.mean((1, 2, 3), keepdims=True)) / (clips.std((1, 2, 3), keepdims=True) + 1)
+  np.testing.assert_allclose(cut[..., 0], scaled, atol=1e-5)
+  np.testing.assert_array_equal(found.label, [label[s, t] for s in range(3) for t in range(first, 12)])
+  np.testing.assert_array_equal(found.image[3:7][np.arange(4)], cut[3:7])
+  with pytest.raises(data.DataError, match='clips of 13 frames, one of 1, are longer than scenes of 12'):
+    data.windows(scenes, 13)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.5, 0.8, 0.0])
+def test_balanced_windows_repeat_the_rarer_label(share):
+  label = (RNG(0).random((20, 12)) < share).astype(np.uint8)
+  frames = np.broadcast_to(label[..., None, None] * np.uint8(200), (20, 12, 3, 4)).copy()
+  frames[..., 0, 0] = 100  # of the frame alone
+  plain, found = (
+    data.windows(data.Scenes(frames, label, np.zeros(20, np.int32), ('any',), 10.0), 1, balanced=b)
+    for b in (False, True)
+  )
+  np.testing.assert_array_equal(found.label[:240], plain.label)
+  if 0 < label.mean() < 1:
+    assert abs(found.label.mean() - 0.5) < 1 / len(found.label)
+  else:
+    assert len(found.label) == 240
+  seen = found.image[np.arange(len(found.label))][:, 0, 1, 1, 0] > 0
+  np.testing.assert_array_equal(seen, found.label == 1)
 
 
 def test_unknown_names():
