@@ -86,7 +86,7 @@ def _arrays(config: Any, split: str) -> data.Arrays:
     classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
     return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
   if own.name in data.SCENES:
-    scenes = data.load_scenes(own.name, split, folder=own.folder, source=own.source)
+    scenes = data.shrunken(data.load_scenes(own.name, split, folder=own.folder, source=own.source), own.short_side)
     return data.windows(scenes, own.frames or 8, own.every, balanced=split == 'train')
   arrays = data.load_arrays(own.name, split, folder=own.folder, source=own.source)
   if not own.frames:

@@ -117,7 +117,7 @@ def main(config: Any, workdir: str) -> None:
   train(config, folder, run=run)
   variables, _ = load_export(folder / 'export')
   scenes = data.load_scenes(own.name, 'test', folder=own.folder, source=own.source)
-  clips = data.windows(scenes, own.frames, own.every)
+  clips = data.windows(data.shrunken(scenes, own.short_side), own.frames, own.every)
   first = (own.frames - 1) * own.every
   label = scenes.label[:, first:].astype(np.int64)
   word, baseline = BASELINES[own.name]

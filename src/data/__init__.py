@@ -5,7 +5,7 @@ from .clips import clip_batches, prepared
 from .datasets import IN_MEMORY, Arrays, DataError, class_count, data_dir, load_arrays, noise, record_source
 from .layouts import LAYOUTS
 from .scene_sets import SCENES, load_scenes
-from .scenes import Scenes, windows
+from .scenes import Scenes, shrunken, windows
 from .video import Video, VideoError, read_video, write_video
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
   'record_batches',
   'record_source',
   'shift_and_flip',
+  'shrunken',
   'stream',
   'windows',
   'write_video',

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from .datasets import Arrays, DataError
 
+CHANGE = 4.0
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -75,11 +76,26 @@ def read(builder: SceneBuilder, split: str) -> Scenes:
   return Scenes(frames, label, kind.astype(np.int32), builder.KINDS, builder.RATE)
 
 
-class Windows:
-  """Clips of scenes as one array (n, frames, height, width, 1), cut when asked for, each with mean 0 and deviation 1.
+def shrunken(scenes: Scenes, short_side: int) -> Scenes:
+  """Scenes whose shorter side has so many pixels, each the mean of a square of them.
 
-  They overlap, so that the array itself would be as many times as large as the scenes. Light and haze say nothing of what
-  goes on, which is why each clip is brought to the same brightness and contrast.
+  Raises:
+    DataError: it does not divide.
+  """
+  s, t, h, w = scenes.frames.shape
+  factor = min(h, w) // short_side
+  if factor < 1 or min(h, w) != factor * short_side or max(h, w) % factor:
+    raise DataError(f'frames of {w}x{h} do not shrink to a short side of {short_side}; set config.data.short_side')
+  frames = scenes.frames.reshape(s, t, h // factor, factor, w // factor, factor).mean((3, 5), dtype=np.float32)
+  return scenes._replace(frames=frames.round().astype(np.uint8))
+
+
+class Windows:
+  """Clips of scenes as one array (n, frames, height, width, 2), cut when they are asked for.
+
+  They overlap, so that the array itself would be as many times as large as the scenes. Channels are brightness, with mean 0
+  and deviation 1 in each clip (light and haze say nothing of what goes on), and CHANGE times its change from the scene's
+  frame before: what moves is a small part of the former.
   """
 
   dtype = np.dtype(np.float32)
@@ -96,16 +112,17 @@ class Windows:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self), len(self.offsets), *self.scenes.shape[2:], 1)
+    return (len(self), len(self.offsets), *self.scenes.shape[2:], 2)
 
-  def __getitem__(self, rows: Any) -> Float32[np.ndarray, 'b t h w 1'] | Windows:
+  def __getitem__(self, rows: Any) -> Float32[np.ndarray, 'b t h w 2'] | Windows:
     """Those of the indices; for a slice they are still not cut."""
     if isinstance(rows, slice):
       every = int(np.diff(self.offsets)[0]) if len(self.offsets) > 1 else 1
       return Windows(self.scenes, self.scene[rows], self.last[rows], len(self.offsets), every)
-    clips = self.scenes[self.scene[rows][:, None], self.last[rows][:, None] + self.offsets].astype(np.float32)
-    clips -= clips.mean((1, 2, 3), keepdims=True)
-    return clips[..., None] / (clips.std((1, 2, 3), keepdims=True)[..., None] + 1)
+    scene, at = self.scene[rows][:, None], self.last[rows][:, None] + self.offsets
+    clips, before = (self.scenes[scene, t].astype(np.float32) for t in (at, np.maximum(at - 1, 0)))
+    middle, spread = (f((1, 2, 3), keepdims=True) for f in (clips.mean, clips.std))
+    return np.stack([clips - middle, CHANGE * (clips - before)], -1) / (spread[..., None] + 1)
 
 
 def windows(scenes: Scenes, frames: int, every: int = 1, *, balanced: bool = False) -> Arrays:

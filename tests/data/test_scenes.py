@@ -145,10 +145,14 @@ def test_windows_are_the_clips_that_end_at_every_frame(every):
   found, first = data.windows(scenes, 4, every), 3 * every
   clips = np.stack([frames[s, t - first : t + 1 : every] for s in range(3) for t in range(first, 12)]).astype(float)
   n = 3 * (12 - first)
-  assert found.image.shape == (n, 4, 4, 6, 1) and found.image.ndim == 5 and len(found.image) == n
+  assert found.image.shape == (n, 4, 4, 6, 2) and found.image.ndim == 5 and len(found.image) == n
   cut = found.image[np.arange(n)]
-  scaled = (clips - clips.mean((1, 2, 3), keepdims=True)) / (clips.std((1, 2, 3), keepdims=True) + 1)
-  np.testing.assert_allclose(cut[..., 0], scaled, atol=1e-5)
+  spread = clips.std((1, 2, 3), keepdims=True) + 1
+  np.testing.assert_allclose(cut[..., 0], (clips - clips.mean((1, 2, 3), keepdims=True)) / spread, atol=1e-5)
+  before = [
+    frames[s, np.maximum(np.arange(t - first, t + 1, every) - 1, 0)] for s in range(3) for t in range(first, 12)
+  ]
+  np.testing.assert_allclose(cut[..., 1], 4 * (clips - np.stack(before)) / spread, atol=1e-5)
   np.testing.assert_array_equal(found.label, [label[s, t] for s in range(3) for t in range(first, 12)])
   np.testing.assert_array_equal(found.image[3:7][np.arange(4)], cut[3:7])
   with pytest.raises(data.DataError, match='clips of 13 frames, one of 1, are longer than scenes of 12'):
@@ -171,6 +175,17 @@ def test_balanced_windows_repeat_the_rarer_label(share):
     assert len(found.label) == 240
   seen = found.image[np.arange(len(found.label))][:, 0, 1, 1, 0] > 0
   np.testing.assert_array_equal(seen, found.label == 1)
+
+
+def test_shrunken_scenes_are_means():
+  frames = RNG(0).integers(0, 256, (2, 3, 4, 6)).astype(np.uint8)
+  scenes = data.Scenes(frames, np.zeros((2, 3), np.uint8), np.zeros(2, np.int32), ('any',), 10.0)
+  small = data.shrunken(scenes, 2).frames
+  assert small.shape == (2, 3, 2, 3) and small[1, 2, 1, 0] == np.round(frames[1, 2, 2:4, :2].mean())
+  np.testing.assert_array_equal(data.shrunken(scenes, 4).frames, frames)
+  for side in (3, 8):
+    with pytest.raises(data.DataError, match=f'frames of 6x4 do not shrink to a short side of {side}'):
+      data.shrunken(scenes, side)
 
 
 def test_unknown_names():

@@ -1,10 +1,18 @@
 """Alarms and what they are measured by: hand-worked cases, and detectors on pictures whose motion is known."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from experiments import alarms, baselines
+from kronmesh import data
+
+ROOT = Path(__file__).parents[2]
 
 # Three scenes of four frames: an event at frames 2 and 3, one at 1 and 2, none.
 LABEL = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0]])
@@ -70,3 +78,37 @@ def test_what_moves_to_a_side_does_not_count():
   texture = 128 + 300 * ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 1, (64, 96)), 3)
   moved = np.stack([ndimage.shift(texture, (0, k), mode='wrap') for k in range(6)])
   assert (baselines.expansion(np.clip(moved, 0, 255).astype(np.uint8)) == 0).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['accidents', 'anomalies'])
+def test_the_command_trains_scores_and_does_neither_twice(name, scene_folder, tmp_path):
+  small = ['--config.model.blocks=(1,1)', '--config.model.width=4', '--config.data.batch_size=8', '--config.steps=3']
+  args = [
+    'scripts/alarms.py',
+    f'--config=experiments/configs/{name}.py',
+    *small,
+    f'--config.data.folder={scene_folder}',
+  ]
+  args = [sys.executable, *args, '--config.data.eval_batch_size=64', f'--workdir={tmp_path}']
+  first, second = (subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300) for _ in range(2))
+  for done in (first, second):
+    assert done.returncode == 0, done.stderr
+    assert 'frame AUC by kind' in done.stdout and '95 %' in done.stdout
+  assert (tmp_path / 'alarms.txt').read_text().strip() in second.stdout and (
+    tmp_path / 'alarms.png'
+  ).stat().st_size > 1e4
+  told = json.loads((tmp_path / 'alarms.json').read_text())
+  word = {'accidents': 'expansion', 'anomalies': 'difference of frames'}[name]
+  assert set(told['measures']) == {'resnet', word}
+  test = data.load_scenes({'accidents': 'dashcam', 'anomalies': 'surveillance'}[name], 'test', folder=scene_folder)
+  baseline = baselines.expansion if name == 'accidents' else baselines.frame_difference
+  score = np.stack([baseline(f) for f in test.frames])[:, 6:]  # four frames, one of two: seen from the seventh on
+  assert told['measures'][word]['frame AUC'] == pytest.approx(alarms.frame_auc(test.label[:, 6:], score))
+
+
+@pytest.mark.long
+def test_a_config_without_scenes_is_refused(tmp_path):
+  args = ['scripts/alarms.py', '--config=experiments/configs/digits.py', f'--workdir={tmp_path}']
+  done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2 and "'digits' has no scenes" in done.stderr and done.stderr.count('\n') == 1

@@ -247,6 +247,8 @@ CONFIGS = {
   'noise': {'model.blocks': (1, 1), 'model.width': 4, 'data.shape': (32, 32, 3), 'data.batch_size': 64},
   'poisson': {'model.hidden': (8,), 'data.batch_size': 64},
   'moving_fashion_mnist': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16, 'kfac.part': 1.0},
+  'accidents': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'kfac.part': 1.0},
+  'anomalies': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'kfac.part': 1.0},
   'videos': {
     'model.blocks': (1, 1),
     'model.width': 4,
