@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
 
 from .scenes import Scene, SceneBuilder, generator
@@ -54,6 +55,7 @@ class Body(NamedTuple):
 class Dashcam(SceneBuilder):
   """320, 60 and 240 rendered scenes, half of which are before a collision; see data/dashcam.py."""
 
+  VERSION = tfds.core.Version('1.0.1')
   KINDS = tuple(f'{event}_{end}' for event in EVENTS for end in ('collision', 'passes'))
   SHAPE = (FRAMES, HEIGHT, WIDTH)
   RATE = RATE
@@ -151,13 +153,15 @@ def film(bodies: list[Body], gone: Times, rng: np.random.Generator) -> UInt8[np.
   """What the camera sees."""
   light, haze, sky = rng.uniform(0.7, 1.15), rng.uniform(40, 120), rng.uniform(150, 235)
   grain, frames = rng.uniform(-1, 1, (64, 64)), []
+  # Nothing that changes may tell how old a scene is: collisions are all at its end.
+  clouds, phase = rng.uniform(0.1, 0.3), rng.uniform(0, 2 * np.pi)
   tremble = rng.normal(0, 0.35, (len(gone), 2))
   for t, way in enumerate(gone):
     image = road(way, sky, haze, grain, *tremble[t])
     for body in sorted(bodies, key=lambda b: -b.z[t]):
       if NEAREST < body.z[t] < FARTHEST:
         draw(image, body, t, sky, haze, *tremble[t])
-    frames.append(image * light * (1 + 0.03 * np.sin(0.2 * t)) + rng.normal(0, 3, image.shape))
+    frames.append(image * light * (1 + 0.03 * np.sin(clouds * t + phase)) + rng.normal(0, 3, image.shape))
   return np.clip(frames, 0, 255).round().astype(np.uint8)
 
 
@@ -209,7 +213,7 @@ def draw(image: Image, body: Body, t: int, sky: float, haze: float, pitch: float
       for ends in ((0.03, 0.15), (0.85, 0.97)):
         part(*ends, 0.4, 0.5, 245)
   elif body.kind == 'person':
-    stride = 0.25 + 0.2 * np.sin(t * 1.8)
+    stride = 0.25 + 0.2 * np.sin(t * 1.8 + body.grey)
     part(0.2 - stride / 2, 0.5 - stride / 2, 0, 0.45, 0.5 * body.grey)
     part(0.5 + stride / 2, 0.8 + stride / 2, 0, 0.45, 0.5 * body.grey)
     part(0.1, 0.9, 0.45, 0.85, body.grey)

@@ -124,6 +124,15 @@ def test_a_scene_looms_before_its_collision():
     assert (scene.frames != builder.scene('validation', i).frames).any()
 
 
+def test_light_does_not_tell_how_old_a_scene_is():
+  """The change of the sky's brightness has no mean over scenes at any time."""
+  builder = dashcam.Dashcam(data_dir='/nonexistent')
+  sky = np.stack([builder.scene('train', i).frames[:, 0].mean(-1) for i in range(24)])
+  change = np.diff(sky, axis=1) / sky.mean(1, keepdims=True)
+  assert np.abs(change.mean(0)).max() < 4 * change.std() / 24**0.5
+  assert change.std() > 0.002
+
+
 @pytest.mark.parametrize('distance', [2.0, 5.3, 11.0, 40.0])
 def test_a_body_is_as_large_as_the_pinhole_says(distance):
   body = dashcam.Body('post', np.array([0.4]), np.array([distance]), 1.0, 2.0, 0.0)
