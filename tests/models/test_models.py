@@ -5,9 +5,10 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
-from kronmesh import models, parallel
+from kronmesh import kron, models, parallel
 
 MODELS = {
   'autoencoder': (models.Autoencoder(widths=(1000, 500, 250, 30)), (2, 28, 28, 1), (2, 784)),
@@ -131,6 +132,39 @@ def test_a_stream_equals_its_clip(depth, pieces):
   assert jnp.abs(jnp.concatenate(found, 1) - model.apply(variables, x)).max() < 1e-5
   # Three frames of keys and values of two layers, what patches reach back, and counts.
   assert sizes == {2 * 2 * (2 * 3 * 4 * 24 + 1) + (2 * (depth - 1) * 16 * 16 * 3 + 1)}
+
+
+VIDEO = {
+  'r2plus1d': models.R2Plus1D((1, 1), 3, width=4, stem='small', dtype=jnp.bfloat16),
+  'resnet': models.ResNet(blocks=(1, 1), classes=3, width=4, bottleneck=False, stem='small', dtype=jnp.bfloat16),
+  'video_transformer': models.VideoTransformer(3, (4, 4), layers=2, width=16, heads=2, dtype=jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize('name', VIDEO)
+def test_video_models_in_bfloat16_have_factors_whatever_is_kept(name):
+  """Every kernel is Kronecker-factored; what the backward pass computes again is what it was, but for rounding."""
+  x = jax.random.normal(jax.random.key(0), (6, 4, 8, 8, 1))
+  batch = {'image': x, 'label': jnp.arange(6) % 3}
+  variables = nn.meta.unbox(VIDEO[name].init(jax.random.key(1), x, train=False))
+  params, found = variables.pop('params'), {}
+  for keep in ('all', 'blocks'):
+    model = VIDEO[name].clone(keep=keep)
+
+    def loss(params, batch, model=model):
+      logits, _ = model.apply({'params': params, **variables}, batch['image'], train=True, mutable=list(variables))
+      logits = kron.observe.categorical(logits, batch['label'])
+      return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+
+    curvature = kron.curvature(loss, params, batch, fisher='empirical')
+    for block in curvature.blocks:
+      assert block.operator.name != 'diagonal' and not block.sampled_diagonal and not block.partial
+    assert {p for b in curvature.blocks for p in b.params} == set(kron.param_names(params))
+    found[keep] = jax.jit(curvature.value_and_grad)(params, batch)
+  for one, other in zip(*(jax.tree.leaves(found[keep]) for keep in ('all', 'blocks')), strict=True):
+    assert (
+      jnp.isfinite(one).all() and jnp.linalg.norm(one - other) <= 8 * 2**-8 * jnp.linalg.norm(one) + 1e-6
+    )  # 8 units
 
 
 def test_a_causal_model_sees_its_window_alone():
