@@ -91,11 +91,13 @@ def shrunken(scenes: Scenes, short_side: int) -> Scenes:
 
 
 class Windows:
-  """Clips of scenes as one array (n, frames, height, width, 2), cut when they are asked for.
+  """Clips of scenes as one array (n, frames, height, width, 4), cut when they are asked for.
 
   They overlap, so that the array itself would be as many times as large as the scenes. Channels are brightness, with mean 0
   and deviation 1 in each clip (light and haze say nothing of what goes on), and CHANGE times its change from the scene's
-  frame before: what moves is a small part of the former.
+  frame before (what moves is a small part of the former); then where a pixel is: its distance from the middle column, which
+  a mirror keeps, and its row, both from -1 to 1 (Liu et al. 2018). Without them a network that ends in a mean over space
+  can hardly tell what is in the way from what is beside it.
   """
 
   dtype = np.dtype(np.float32)
@@ -112,9 +114,9 @@ class Windows:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self), len(self.offsets), *self.scenes.shape[2:], 2)
+    return (len(self), len(self.offsets), *self.scenes.shape[2:], 4)
 
-  def __getitem__(self, rows: Any) -> Float32[np.ndarray, 'b t h w 2'] | Windows:
+  def __getitem__(self, rows: Any) -> Float32[np.ndarray, 'b t h w 4'] | Windows:
     """Those of the indices; for a slice they are still not cut."""
     if isinstance(rows, slice):
       every = int(np.diff(self.offsets)[0]) if len(self.offsets) > 1 else 1
@@ -122,7 +124,10 @@ class Windows:
     scene, at = self.scene[rows][:, None], self.last[rows][:, None] + self.offsets
     clips, before = (self.scenes[scene, t].astype(np.float32) for t in (at, np.maximum(at - 1, 0)))
     middle, spread = (f((1, 2, 3), keepdims=True) for f in (clips.mean, clips.std))
-    return np.stack([clips - middle, CHANGE * (clips - before)], -1) / (spread[..., None] + 1)
+    row, column = (np.linspace(-1, 1, n, dtype=np.float32) for n in clips.shape[2:])
+    seen = [(clips - middle) / (spread + 1), CHANGE * (clips - before) / (spread + 1)]
+    where = [np.broadcast_to(2 * np.abs(column) - 1, clips.shape), np.broadcast_to(row[:, None], clips.shape)]
+    return np.stack(seen + where, -1)
 
 
 def windows(scenes: Scenes, frames: int, every: int = 1, *, balanced: bool = False) -> Arrays:
