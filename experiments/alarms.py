@@ -43,12 +43,6 @@ def scene_auc(label: Labels, score: Scores) -> float:
   return float(roc_auc_score(label.any(1), score.max(1)))
 
 
-def steady(score: Scores, frames: int = 3) -> Scores:
-  """The mean of so many frames' scores, a frame's own and those before it: all detectors are made less nervous alike."""
-  padded = np.concatenate([np.repeat(score[:, :1], frames - 1, 1), score], 1)
-  return np.lib.stride_tricks.sliding_window_view(padded, frames, 1).mean(-1)
-
-
 def detection(label: Labels, score: Scores, false_rate: float, rate: float) -> Detection:
   """With alarms at `false_rate` of the frames without an event; an event is found by an alarm while it lasts.
 

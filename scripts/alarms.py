@@ -4,8 +4,7 @@ python scripts/alarms.py --config=experiments/configs/anomalies.py --workdir=run
 python scripts/alarms.py --config=experiments/configs/accidents.py --workdir=runs/accidents
 
 What is trained already in the work folder is not trained again. Scores are of the test's scenes, which training and its
-evaluations have not seen. A frame's score is the network's probability for the clip that ends there; of both detectors the
-mean over three frames is taken.
+evaluations have not seen; a frame's score is the network's probability for the clip that ends there.
 """
 
 from __future__ import annotations
@@ -126,7 +125,6 @@ def main(config: Any, workdir: str) -> None:
     config.model.name: probabilities(run, variables, clips.image).reshape(label.shape).astype(np.float64),
     word: np.stack([baseline(f) for f in scenes.frames])[:, first:],
   }
-  scores = {name: alarms.steady(score) for name, score in scores.items()}
   told = {name: measures(own.name, label, score, scenes.rate, first) for name, score in scores.items()}
   kinds = {name: by_kind(scenes, label, score) for name, score in scores.items()}
   ours, theirs = scores.values()

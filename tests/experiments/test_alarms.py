@@ -27,10 +27,6 @@ def test_areas_by_counting_pairs():
   assert alarms.scene_precision(np.array([[1], [1], [0]]), swapped) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_steady_by_hand():
-  np.testing.assert_allclose(alarms.steady(np.array([[0.0, 3.0, 6.0, 0.0]])), [[0, 1, 3, 3]])
-
-
 def test_detection_by_hand():
   """Of eight normal frames one may be above the threshold: 0.6 is."""
   at = alarms.detection(LABEL, SCORE, 1 / 8, rate=10.0)
@@ -107,9 +103,7 @@ def test_the_command_trains_scores_and_does_neither_twice(name, scene_folder, tm
   assert set(told['measures']) == {'resnet', word}
   test = data.load_scenes({'accidents': 'dashcam', 'anomalies': 'surveillance'}[name], 'test', folder=scene_folder)
   baseline = baselines.expansion if name == 'accidents' else baselines.frame_difference
-  score = alarms.steady(
-    np.stack([baseline(f) for f in test.frames])[:, 6:]
-  )  # four frames, one of two: from the seventh
+  score = np.stack([baseline(f) for f in test.frames])[:, 6:]  # four frames, one of two: seen from the seventh on
   assert told['measures'][word]['frame AUC'] == pytest.approx(alarms.frame_auc(test.label[:, 6:], score))
 
 
