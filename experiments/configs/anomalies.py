@@ -18,7 +18,7 @@ from experiments.configs.defaults import defaults, model
 def get_config() -> ConfigDict:
   config = defaults()
   config.model = model('resnet', blocks=(1, 1, 1), width=16, bottleneck=False, stem='patches', classes=2)
-  config.data.update({'name': 'surveillance', 'frames': 4, 'every': 2, 'batch_size': 64, 'eval_batch_size': 100})
+  config.data.update({'name': 'surveillance', 'frames': 4, 'every': 2, 'batch_size': 64, 'eval_batch_size': 200})
   config.data.update({'eval_split': 'validation', 'eval_examples': 1000, 'augment': True, 'short_side': 36})
   config.steps = 300
   config.eval_every = 100
