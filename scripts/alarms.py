@@ -107,6 +107,14 @@ def picture(scenes: data.Scenes, scores: dict[str, np.ndarray], first: int, path
   plt.close(figure)
 
 
+def verdict(low: float, high: float) -> str:
+  """What a 95 % interval of the network's lead says."""
+  if low <= 0 <= high:
+    return f'no difference is shown at 95 % ({low:.3g} to {high:.3g})'
+  word, near, far = ('ahead', low, high) if low > 0 else ('behind', -high, -low)
+  return f'the network is {word} by {near:.3g} to {far:.3g} (95 %, scenes drawn anew)'
+
+
 def main(config: Any, workdir: str) -> None:
   own, folder = config.data, Path(workdir)
   if own.name not in BASELINES:
@@ -136,12 +144,7 @@ def main(config: Any, workdir: str) -> None:
   text = columns(heads, [(name, *(f'{v:.3g}' for v in values.values())) for name, values in told.items()])
   text += '\n\nframe AUC by kind\n'
   text += columns(('', *next(iter(kinds.values()))), [(n, *(f'{v:.3g}' for v in k.values())) for n, k in kinds.items()])
-  text += '\n\n' + '\n'.join(
-    f'{name}: the network is ahead by {low:.3g} to {high:.3g} (95 %, scenes drawn anew)' if low > 0 else
-    f'{name}: no difference is shown at 95 % ({low:.3g} to {high:.3g})' if high > 0 else
-    f'{name}: the network is behind by {-high:.3g} to {-low:.3g} (95 %, scenes drawn anew)'
-    for name, (low, high) in gains.items()
-  )  # fmt: skip
+  text += '\n\n' + '\n'.join(f'{name}: {verdict(*ends)}' for name, ends in gains.items())
   (folder / 'alarms.txt').write_text(text + '\n')
   (folder / 'alarms.json').write_text(json.dumps({'measures': told, 'kinds': kinds, 'ahead': gains}, indent=1))
   picture(scenes, scores, first, folder / 'alarms.png')

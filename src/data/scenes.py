@@ -35,7 +35,7 @@ class Scenes(NamedTuple):
 
 
 class SceneBuilder(tfds.core.GeneratorBasedBuilder):
-  """What sets of scenes have in common. A subclass says KINDS, SHAPE, RATE and COUNT, and makes scene i of a split."""
+  """What sets of scenes have in common. A subclass says KINDS, SHAPE, RATE and COUNT, and has scene(split, i)."""
 
   VERSION = tfds.core.Version('1.0.0')
   pkg_dir_path = Path(__file__).parent
@@ -43,9 +43,6 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder):
   SHAPE: tuple[int, int, int]  # time, height, width
   RATE: float
   COUNT: dict[str, int]
-
-  def scene(self, split: str, i: int) -> Scene:
-    raise NotImplementedError
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = {

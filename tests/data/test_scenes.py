@@ -127,7 +127,8 @@ def test_a_scene_looms_before_its_collision():
 def test_light_does_not_tell_how_old_a_scene_is():
   """The change of the sky's brightness has no mean over scenes at any time."""
   builder = dashcam.Dashcam(data_dir='/nonexistent')
-  sky = np.stack([builder.scene('train', i).frames[:, 0].mean(-1) for i in range(24)])
+  sky = np.stack([builder.scene('train', i).frames[:, 0] for i in range(24)])
+  sky = np.median(sky, -1)  # houses come and go
   change = np.diff(sky, axis=1) / sky.mean(1, keepdims=True)
   assert np.abs(change.mean(0)).max() < 4 * change.std() / 24**0.5
   assert change.std() > 0.002

@@ -81,6 +81,10 @@ def test_a_library_is_made_once(films, tmp_path):
   assert said == ['cutting notes.txt', 'cutting talk.wav']
   for one, other in zip(entries, again, strict=True):
     np.testing.assert_array_equal(one.vector, other.vector)
+  for other in ((embedding._replace(mark='another network'), 2.0), (embedding, 3.0)):
+    said.clear()
+    retrieval.library(films, other[0], tmp_path, other[1], said.append)
+    assert len(said) == 5  # all files anew
   record = next(p for p in tmp_path.iterdir() if json.loads(p.read_text())[0]['begins'] == 0)
   record.write_text(record.read_text()[:100])  # half written
   repaired, _ = retrieval.library(films, embedding, tmp_path, 2.0, said.append)
