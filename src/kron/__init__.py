@@ -29,6 +29,7 @@ from .stacks import Layout, Stack
 from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
 from .statistics import Statistics, accumulate
 from .upkeep import Upkeep, upkeep
+from .uses import used
 
 __all__ = [
   'SHARING',
@@ -90,4 +91,5 @@ __all__ = [
   'stale_kfac',
   'to_logical',
   'upkeep',
+  'used',
 ]

@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from .probes import Probes
-from .program import Op, Program, Ref, bind, has_mark, observe_p, vary
+from .program import Op, Program, Ref, bind, has_mark, observe_p, used_p, vary
 from .regions import rematerialise, scan_split, shard
 from .tapped import Known, Tap, Taps, copied, floats, tapped, with_floats
+from .values import CASTS
 
 NOTHING = Taps({}, {}, False)
 Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
@@ -52,6 +53,7 @@ def evaluate(
   env: dict[int, Any] = dict(program.consts)
   env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
   known: dict[int, Coefficients] = {program.inputs[i].index: c for i, c in (coefficients or {}).items()}
+  wheres: dict[int, Array] = {}
   marks: list[tuple[Array, ...]] = []
   for op in program.ops:
     values = [env[v.index] if isinstance(v, Ref) else v for v in op.inputs]
@@ -73,10 +75,15 @@ def evaluate(
       results, inner = _region(op, taps, values, probes, scaled, depth, constants)
       marks += inner
     elif here:
-      results = [tapped(op, here, values, probes, [_known(tap, scaled, constants) for tap in here])]
+      knows = [_known(tap, scaled, constants)._replace(where=_where(op, tap, wheres)) for tap in here]
+      results = [tapped(op, here, values, probes, knows)]
     else:
       results = bind(op, *values)
     env.update({v.index: result for v, result in zip(op.outputs, results, strict=True)})
+    if op.name == used_p.name:
+      wheres[op.outputs[0].index] = values[1].astype(jnp.float32)
+    elif op.name in CASTS and isinstance(op.inputs[0], Ref) and op.inputs[0].index in wheres:
+      wheres[op.outputs[0].index] = wheres[op.inputs[0].index]
     for v in op.outputs:
       for params, positions in taps.chains.get(v.index, {}).items():
         known.setdefault(v.index, {})[params] = _coefficient(op, v, params, positions, values, scaled)
@@ -103,6 +110,12 @@ def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled:
 def _known(tap: Tap, scaled: Mapping[int, Coefficients], constants: Mapping[int, Array]) -> Known:
   coefficient = scaled.get(tap.site.position, {}).get(tap.site.weight.params)
   return Known(coefficient, None if tap.lifted is None else constants[tap.lifted.key])
+
+
+def _where(op: Op, tap: Tap, wheres: Mapping[int, Array]) -> Array | None:
+  """What `kron.used` says of the input that a kernel meets here."""
+  other = op.inputs[1 - tap.site.position] if tap.site.kind == 'linear' else None
+  return wheres.get(other.index) if isinstance(other, Ref) else None
 
 
 # --- bodies

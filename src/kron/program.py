@@ -70,17 +70,22 @@ class Program(NamedTuple):
   outputs: tuple[Any, ...]
 
 
-def trace(fn: Callable, *args: Any, operators: Mapping[str, Callable] = MappingProxyType({})) -> tuple[Program, Any]:
+def trace(
+  fn: Callable, *args: Any, operators: Mapping[str, Callable] = MappingProxyType({}), kept: Sequence[str] = ()
+) -> tuple[Program, Any]:
   """The program of `fn(*args)` (arrays or ShapeDtypeStructs) and the pytree of its outputs' shapes.
 
   operators: plain functions whose programs become the bodies of custom functions or primitives of these names.
+  kept: names of jitted functions that stay operations, with their program as the body.
   """
   closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
   # A jaxpr traced under an outer transformation holds that transformation's tracers: it is used once, never cached.
-  return _flatten(closed.jaxpr, closed.consts, itertools.count(), operators), shapes
+  return _flatten(closed.jaxpr, closed.consts, itertools.count(), operators, kept), shapes
 
 
-def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operators: Mapping[str, Callable]) -> Program:
+def _flatten(
+  jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operators: Mapping[str, Callable], kept: Sequence[str] = ()
+) -> Program:
   table: dict[Any, Any] = {}
   values: dict[int, Any] = {}
   ops: list[Op] = []
@@ -95,7 +100,7 @@ def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operator
   def visit(jaxpr: Any) -> None:
     for eqn in jaxpr.eqns:
       inputs = tuple(read(v) for v in eqn.invars)
-      if eqn.primitive.name in _JIT:
+      if eqn.primitive.name in _JIT and eqn.params.get('name') not in kept:
         inner, inner_consts = _open(eqn.params.get('jaxpr', eqn.params.get('call_jaxpr')))
         bind_consts(inner, inner_consts)
         # A shared inner jaxpr may be visited again: its variables are simply defined anew.
@@ -103,12 +108,12 @@ def _flatten(jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operator
         visit(inner)
         table.update(zip(eqn.outvars, [read(v) for v in inner.outvars], strict=True))
         continue
-      region, where = _REGIONS.get(eqn.primitive.name, (None, ''))
+      region, where = ('jit', 'jaxpr') if eqn.primitive.name in _JIT else _REGIONS.get(eqn.primitive.name, (None, ''))
       inner = () if region is None else eqn.params[where]
       plain = operators.get(_function_name(eqn))
       if plain is not None:
         region, inner = 'custom', jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
-      bodies = tuple(_flatten(*_open(j), fresh, operators) for j in (inner if isinstance(inner, tuple) else (inner,)))
+      bodies = tuple(_flatten(*_open(j), fresh, operators, kept) for j in (inner if isinstance(inner, tuple) else (inner,)))
       ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies))
 
   def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
@@ -186,6 +191,26 @@ def is_known(value: Any) -> bool:
   return not isinstance(value, jax.core.Tracer)
 
 
+def layer_name(op: Op) -> str:
+  """The scopes in which the operation was traced, 'ResNet/stage0_block0/conv_mid': flax names its layers so."""
+  return str(op.eqn.source_info.name_stack)
+
+
+def jvp_program(op: Op, moving: Sequence[bool]) -> tuple[Program, list[bool]]:
+  """The derivative rule of a function that has its own (`custom_jvp_call`).
+
+  Args:
+    op: the call.
+    moving: which of its operands have a tangent.
+
+  Returns:
+    A program of the operands, then those tangents, to the results, then their tangents; and which results have one.
+  """
+  still = [not m for m in moving][op.params['num_consts'] :]
+  jaxpr, consts, zeros = op.params['jvp_jaxpr_fun'].call_wrapped(*still)
+  return _flatten(jaxpr, consts, itertools.count(), {}), [not z for z in zeros]
+
+
 def source_line(op: Op) -> str:
   """'file.py:12', the user's line that caused the operation: the innermost frame outside of installed packages."""
   traceback = op.eqn.source_info.traceback
@@ -233,6 +258,40 @@ def _observe_batch(operands, dims, *, likelihood, weighted):
   ]
   return observe_p.bind(*moved, likelihood=likelihood, weighted=weighted), 0
 
+
+# The mark of uses: an identity on the input of a linear operation, whose second operand says which of the operation's results
+# are uses of its kernel.
+
+used_p = jex.Primitive('kron_used')
+
+
+@used_p.def_impl
+def _used_impl(x, where):
+  del where
+  return x
+
+
+@used_p.def_abstract_eval
+def _used_abstract(x, where):
+  del where
+  return x
+
+
+def _used_jvp(primals, tangents):
+  return used_p.bind(*primals), tangents[0]
+
+
+def _used_batch(operands, dims):
+  x, where = operands
+  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+  x = jnp.broadcast_to(x, (size, *x.shape)) if dims[0] is None else jnp.moveaxis(x, dims[0], 0)
+  where = where[None] if dims[1] is None else jnp.moveaxis(where, dims[1], 0)
+  return used_p.bind(x, where), 0
+
+
+ad.primitive_jvps[used_p] = _used_jvp
+batching.primitive_batchers[used_p] = _used_batch
+mlir.register_lowering(used_p, lambda ctx, x, where: [x])
 
 ad.primitive_jvps[observe_p] = _observe_jvp
 batching.primitive_batchers[observe_p] = _observe_batch

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from .errors import CurvatureError
 from .explicit import automatic
 from .operators import Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
@@ -61,10 +62,14 @@ class Taps(NamedTuple):
 
 
 class Known(NamedTuple):
-  """What a site needs to know besides its operands: the weight's coefficient, and what a lifted kernel met."""
+  """What a site needs to know besides its operands.
+
+  coefficient: the weight's. constant: what a lifted kernel met. where: which of its results count, as numbers.
+  """
 
   coefficient: Array | None
   constant: Array | None
+  where: Array | None = None
 
 
 def tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known: list[Known]) -> Array:
@@ -194,10 +199,22 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: Known, basis
     along_rows = site.weight.varies <= set(site.linear.row_axes)  # a scale of all is the rows', as the bias has none
     side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
-  of_rows = lambda x, dy: tap.operator.statistics(site.linear, x, dy, side, tap.bias, tap.transposed, basis)  # noqa: E731
+
+  def of_rows(x, dy, where=None):
+    own = side
+    if where is not None:
+      own = side._replace(where=site.linear.output_rows(where)[..., :1])
+    return tap.operator.statistics(site.linear, x, dy, own, tap.bias, tap.transposed, basis)
+
+  there = []
+  if known.where is not None:
+    if site.linear.one_hot:
+      raise CurvatureError(f'block {tap.block!r}: kron.used marks the input of an embedding; mark those of its readers')
+    there = [jnp.broadcast_to(known.where, dy.shape)]
   if tap.split.trivial or not tap.splits or tap.operator.reduced is not None:
-    return of_rows(x, dy)
-  return tap.split.of_each(of_rows, [x, dy], site.linear.examples)
+    return of_rows(x, dy, *there)
+  axes = site.linear.examples
+  return tap.split.of_each(of_rows, [x, dy, *there], [*axes, *axes[1:][: len(there)]])
 
 
 def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:

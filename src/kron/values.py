@@ -11,7 +11,7 @@ from .program import Op, Program, Ref, concrete, has_mark, is_known
 from .sites import DATA, INPUT, Walk
 
 CASTS = ('convert_element_type', 'reduce_precision', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint',
-          'pvary', 'pcast', 'mesh_cast', 'reshard')  # fmt: skip
+          'pvary', 'pcast', 'mesh_cast', 'reshard', 'kron_used')  # fmt: skip
 # fmt: off
 ENTRYWISE = frozenset((
   'abs', 'add', 'add_any', 'asin', 'asinh', 'atan', 'atan2', 'atanh', 'acos', 'acosh', 'cbrt', 'ceil', 'clamp', 'copy',

@@ -44,6 +44,7 @@ def feed_forward(x: Float[Array, 'b *t d'], width: int, dtype: Any) -> Float[Arr
   return x + dense(width, ('hidden', 'width'), init, dtype=dtype, name='mlp_out')(y)
 
 
+@jax.jit  # by its name it is known to `parallel.split`, which has another way for tokens that lie on several devices
 def attend(
   q: Float[Array, '*b q h d'],
   k: Float[Array, '*b k h d'],

@@ -14,6 +14,7 @@ from .rules import (
   shard_blocks,
   state_shardings,
 )
+from .space import SplitError, Strip, split, strip
 
 __all__ = [
   'BATCH',
@@ -24,6 +25,8 @@ __all__ = [
   'MeshError',
   'Placement',
   'Rules',
+  'SplitError',
+  'Strip',
   'assert_bytes',
   'assert_no_gather',
   'audit',
@@ -36,6 +39,8 @@ __all__ = [
   'parse_mesh',
   'replicated',
   'shard_blocks',
+  'split',
   'state_shardings',
+  'strip',
   'written',
 ]

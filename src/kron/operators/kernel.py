@@ -23,11 +23,16 @@ APPROXIMATIONS = ('kronecker', 'unit', 'diagonal')
 
 
 class Side(NamedTuple):
-  """The coefficient of a weight at its site: a number, or arrays along the rows or columns of its matrix."""
+  """What a site knows beside its operands.
+
+  scale, rows, columns: the weight's coefficient, a number, and arrays along the rows or columns of its matrix.
+  where: 1 for each use that counts, else 0 (`kron.used`).
+  """
 
   scale: float = 1.0
   rows: Float[Array, 's i'] | None = None
   columns: Float[Array, 's o'] | None = None
+  where: Float[Array, 's b r 1'] | None = None
 
 
 def sides(
@@ -39,6 +44,8 @@ def sides(
     g = jnp.concatenate([g, jnp.zeros((*g.shape[:-1], 1), g.dtype)], -1)
   elif block.bias is not None:
     a = jnp.concatenate([a, jnp.full((*a.shape[:-1], 1), float(bias), a.dtype)], -1)
+  if coefficient.where is not None:
+    a, g = (rows * coefficient.where.astype(rows.dtype) for rows in (a, g))
   return a, g
 
 
@@ -50,9 +57,10 @@ def flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
   return rows.reshape(rows.shape[0], -1, rows.shape[-1])
 
 
-def uses_of(g: Float[Array, 's b r o']) -> Float[Array, '']:
-  """How many rows each slot has; complex ones count twice, see `gram`."""
-  return jnp.asarray(g.shape[1] * g.shape[2] * (2 if jnp.iscomplexobj(g) else 1), jnp.float32)
+def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = None) -> Float[Array, '']:
+  """How many rows each slot has, of those that count; complex ones count twice, see `gram`."""
+  rows = jnp.asarray(g.shape[1] * g.shape[2], jnp.float32) if where is None else where[0].sum()
+  return rows * (2 if jnp.iscomplexobj(g) else 1)
 
 
 def means_over_uses(

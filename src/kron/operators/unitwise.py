@@ -90,7 +90,7 @@ class Unitwise(NamedTuple):
       raise CurvatureError(f"approximation: {self.name!r} with complex activations knows 'kronecker' only")
     a, g = sides(self, a, g, coefficient, bias, transposed)
     if self.reduced is not None:
-      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses_of(g)}
+      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses_of(g, coefficient.where)}
     flat = lambda rows: accurate(rows).reshape(rows.shape[0], -1, rows.shape[-1])  # noqa: E731
     return {'F': self._of(flat(g), flat(a)) if transposed else self._of(flat(a), flat(g))}
 

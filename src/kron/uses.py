@@ -1,0 +1,33 @@
+"""Which results of a linear operation are uses of its kernel: padding is none."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .errors import CurvatureError
+from .program import used_p
+
+
+def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
+  """Marks the input of a linear operation of which only some results count, as of padded sequences.
+
+      hidden = nn.Dense(64)(kron.used(tokens, lengths[:, None, None] > jnp.arange(t)[:, None]))
+
+  Both factors, and the number of uses, leave out the results that do not count; values and gradients do not change. (What
+  is left out should reach no output: its gradient is taken for zero.)
+
+  Args:
+    x: read by one or more linear operations next (after casts, if any).
+    where: broadcasts to their results; their features have length 1 in it.
+
+  Returns:
+    `x`, unchanged.
+
+  Raises:
+    CurvatureError: the mask has other axes than `x`.
+  """
+  where = jnp.asarray(where)
+  if where.ndim != jnp.ndim(x):
+    raise CurvatureError(f'used: where has shape {where.shape}, x {jnp.shape(x)}; give it as many axes')
+  return used_p.bind(jnp.asarray(x), where)

@@ -1,0 +1,133 @@
+"""Operations with bodies: rematerialised regions, loops, branches, and functions with a derivative rule of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from ...kron.program import Op, Program, jvp_program, vary, varying
+from ...kron.regions import rematerialise, scan_split
+from .values import Strips, Value, common, laid, on_device, refuse
+
+Run = Callable[[Program, list[Any]], list[Any]]
+
+
+def _flat(program: Program, strips: list[Strips], run: Run) -> tuple[Callable, list[Strips]]:
+  """A function of arrays, and the strips of its results, which it notes when it is called."""
+  found: list[Strips] = []
+
+  def body(*xs):
+    results = [on_device(v) for v in run(program, [Value(x, s) for x, s in zip(xs, strips, strict=True)])]
+    found[:] = [v.strips for v in results]
+    return [v.x for v in results]
+
+  return body, found
+
+
+def remat(op: Op, values: list[Value], run: Run) -> list[Value]:
+  body, found = _flat(op.bodies[0], [v.strips for v in values], run)
+  xs = rematerialise(op, body)(*[v.x for v in values])
+  return [Value(x, s) for x, s in zip(xs, found, strict=True)]
+
+
+def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
+  """Carried values keep the strips that one turn of the loop gives them."""
+  (program,) = op.bodies
+  n_consts, n_carry = scan_split(op)
+  whole = n_consts + n_carry
+  for v in values[whole:]:
+    if v.strips[0] is not None:
+      refuse(op, f'the axis along which it goes lies over {v.strips[0].axis!r}')
+  fixed = [v.strips for v in values[:n_consts]]
+  sliced = [v.strips[1:] for v in values[whole:]]
+  carry = list(values[n_consts:whole])
+  while True:
+    body, found = _flat(program, [*fixed, *(v.strips for v in carry), *sliced], run)
+    jax.eval_shape(body, *[v.x for v in (*values[:n_consts], *carry)], *[v.x[0] for v in values[whole:]])
+    wanted = [
+      common([v, v._replace(strips=s)], op) if len(s) == len(v.strips) else s
+      for v, s in zip(carry, found[:n_carry], strict=True)
+    ]
+    if wanted == [v.strips for v in carry]:
+      break
+    carry = [Value(laid(v, s), s) for v, s in zip(carry, wanted, strict=True)]
+  ends = list(found)
+
+  def step(carry, xs):
+    ys = body(*[v.x for v in values[:n_consts]], *carry, *xs)
+    laid_out = [laid(Value(y, s), v.strips) for y, s, v in zip(ys[:n_carry], found[:n_carry], begun, strict=True)]
+    return [vary(y, varying(v.x)) for y, v in zip(laid_out, begun, strict=True)], ys[n_carry:]
+
+  begun = carry
+  ends_vary = jax.eval_shape(
+    lambda: step([v.x for v in begun], [v.x[0] for v in values[whole:]])[0]
+  )
+  begun = [
+    v._replace(x=vary(v.x, getattr(getattr(e, 'manual_axis_type', None), 'varying', frozenset())))
+    for v, e in zip(begun, ends_vary, strict=True)
+  ]
+  p = op.params
+  carried, ys = lax.scan(
+    step, [v.x for v in begun], [v.x for v in values[whole:]], p['length'], reverse=p['reverse'], unroll=p['unroll']
+  )
+  results = [Value(x, v.strips) for x, v in zip(carried, begun, strict=True)]
+  return results + [Value(y, (None, *s)) for y, s in zip(ys, ends[n_carry:], strict=True)]
+
+
+def cond(op: Op, values: list[Value], run: Run) -> list[Value]:
+  """Results have the strips that all branches can give them."""
+  if not values[0].whole:
+    refuse(op, 'its predicate lies in strips')
+  xs, strips = [v.x for v in values[1:]], [v.strips for v in values[1:]]
+  bodies = [_flat(program, strips, run) for program in op.bodies]
+  shapes = [jax.eval_shape(body, *xs) for body, _ in bodies]
+  together = [
+    common([Value(x, s) for x, s in zip(same, own, strict=True)], op)
+    for same, own in zip(zip(*shapes, strict=True), zip(*(found for _, found in bodies), strict=True), strict=True)
+  ]
+
+  def branch(body, found):
+    def run_it(*xs):
+      ys = body(*xs)
+      return [laid(Value(y, s), t) for y, s, t in zip(ys, found, together, strict=True)]
+
+    return run_it
+
+  ys = lax.switch(values[0].x, [branch(*b) for b in bodies], *xs)
+  return [Value(y, s) for y, s in zip(ys, together, strict=True)]
+
+
+def custom(op: Op, values: list[Value], run: Run) -> list[Value]:
+  """The function and its derivative rule, both in strips; results and tangents lie alike."""
+  if op.name != 'custom_jvp_call':
+    refuse(op, 'its backward pass (jax.custom_vjp) is a program of its own; write it with jax.custom_jvp')
+  strips = [v.strips for v in values]
+  body, found = _flat(op.bodies[0], strips, run)
+
+  @jax.custom_jvp
+  def own(*xs):
+    return body(*xs)
+
+  @own.defjvp
+  def _(primals, tangents):
+    moving = [t.dtype != jax.dtypes.float0 for t in tangents]
+    rule, live = jvp_program(op, moving)
+    inputs = [s for s in strips] + [s for s, m in zip(strips, moving, strict=True) if m]
+    both, lie = _flat(rule, inputs, run)
+    given = [*primals, *(t for t, m in zip(tangents, moving, strict=True) if m)]
+    results = both(*given)
+    n = len(op.outputs)
+    found[:] = lie[:n]  # JAX calls the rule in place of the function where it differentiates at once
+    ys, rest = results[:n], iter(zip(results[n:], lie[n:], strict=True))
+    slopes = []
+    for y, s, has in zip(ys, lie[:n], live, strict=True):
+      slopes.append(laid(Value(*next(rest)), s) if has else jax.numpy.zeros_like(y))
+    return ys, [vary(t, varying(y)) for t, y in zip(slopes, ys, strict=True)]
+
+  return [Value(x, s) for x, s in zip(own(*[v.x for v in values]), found, strict=True)]
+
+
+RULES = {'remat': remat, 'scan': scan, 'cond': cond, 'custom': custom}

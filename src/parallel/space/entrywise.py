@@ -1,0 +1,73 @@
+"""Operations entry by entry, and those that act along other axes than the ones in strips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from ...kron.program import Op
+from ...kron.values import CASTS, ENTRYWISE
+from .values import Value, bound, common, laid, on_device, refuse
+
+
+def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
+  """Operands are laid as the first that is in strips."""
+  values = [on_device(v) for v in inputs]
+  shape = op.outputs[0].shape
+  strips = common([v for v in values if len(v.strips) == len(shape)], op)
+  own = [laid(v, strips) if len(v.strips) == len(shape) else v.x for v in values]
+  return [Value(x, strips) for x in bound(op, own)]
+
+
+def constrained(op: Op, value: Value) -> Value:
+  """A constraint on axes of the mesh that are left to the compiler goes on as it is."""
+  spec = op.params['sharding'].spec
+  return value._replace(x=jax.lax.with_sharding_constraint(value.x, PartitionSpec(*spec)))
+
+
+# What acts along these axes alone, by the name of the parameter that holds them.
+_ALONG = {
+  'argmax': 'axes', 'argmin': 'axes', 'cumlogsumexp': 'axis', 'cummax': 'axis', 'cummin': 'axis', 'cumprod': 'axis',
+  'cumsum': 'axis', 'reverse': 'dimensions', 'sort': 'dimension', 'split': 'axis',
+}  # fmt: skip
+
+
+def along_others(op: Op, inputs: list[Any]) -> list[Value]:
+  """Runs as it is where it acts along whole axes."""
+  value = on_device(inputs[0])
+  axes = op.params[_ALONG[op.name]]
+  axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)
+  for dim, strip in value.dims:
+    if dim in axes:
+      refuse(op, f'it acts along axis {dim}, which lies over {strip.axis!r}')
+  values = [on_device(v) for v in inputs]
+  strips = common(values, op)
+  gone = axes if op.name.startswith('arg') else ()
+  kept = tuple(s for dim, s in enumerate(strips) if dim not in gone)
+  return [Value(x, kept) for x in bound(op, [laid(v, strips) for v in values])]
+
+
+def used(op: Op, inputs: list[Any]) -> list[Value]:
+  """A mark of uses that the loss itself has; padding is no use."""
+  value, where = (on_device(v) for v in inputs)
+  if where.whole and not all(s.even for _, s in value.dims):
+    refuse(op, 'its mask does not lie in strips as its input does')
+  return [Value(bound(op, [value.x, where.x])[0], value.strips)]
+
+
+def top_k(op: Op, inputs: list[Any]) -> list[Value]:
+  value = on_device(inputs[0])
+  last = len(value.strips) - 1
+  if value.strips[last] is not None:
+    refuse(op, f'it acts along axis {last}, which lies over {value.strips[last].axis!r}')
+  return [Value(x, value.strips) for x in bound(op, [value.x])]
+
+
+RULES = {
+  **dict.fromkeys(ENTRYWISE | frozenset(CASTS) | {'stop_gradient', 'erf_inv', 'is_finite', 'tan'}, entrywise),
+  **dict.fromkeys(_ALONG, along_others),
+  'top_k': top_k,
+  'kron_used': used,
+}

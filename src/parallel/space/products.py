@@ -1,0 +1,103 @@
+"""Products of matrices: along whole axes as they are; over an axis in strips summed over the devices, or, where the other
+matrix is known and each row of the result reads few rows (resizing), on a halo.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Float
+
+from ...kron.program import Op
+from .convolutions import marked
+from .halo import Strip, cleared, fetch, own_part
+from .values import Value, index, laid, number, on_device, refuse
+
+
+def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
+  p = op.params
+  values = [on_device(v) for v in inputs]
+  (contracted, batched) = p['dimension_numbers']
+  for k, other in ((0, 1), (1, 0)):  # a known matrix with few entries in each column
+    matrix = number(inputs[other]) if len(contracted[k]) == 1 else None
+    strip = values[k].strips[contracted[k][0]] if matrix is not None else None
+    if strip is not None and matrix.ndim == 2:
+      found = _banded(op, values[k], k, strip, matrix)
+      if found is not None:
+        return [found]
+  xs = [v.x for v in values]
+  summed: list[str] = []
+  for dims in zip(*contracted, strict=True):
+    own = [v.strips[d] for v, d in zip(values, dims, strict=True)]
+    strip = own[0] or own[1]
+    if strip is None:
+      continue
+    summed.append(strip.axis)
+    xs = [_as(v, x, d, strip) for v, x, d in zip(values, xs, dims, strict=True)]
+    xs[0] = cleared(xs[0], dims[0], strip)
+    xs[1] = cleared(xs[1], dims[1], strip)
+  strips: list[Strip | None] = []
+  for dims in zip(*batched, strict=True):
+    own = [v.strips[d] for v, d in zip(values, dims, strict=True)]
+    strip = own[0] or own[1]
+    if strip is not None:
+      xs = [_as(v, x, d, strip) for v, x, d in zip(values, xs, dims, strict=True)]
+    strips.append(strip)
+  for k in range(2):
+    strips += [s for d, s in enumerate(values[k].strips) if d not in (*contracted[k], *batched[k])]
+  axes = [s.axis for s in strips if s is not None]
+  if len(set(axes)) < len(axes) or set(axes) & set(summed):
+    twice = max({*axes, *summed}, key=(axes + summed).count)
+    refuse(op, f'both of its operands lie over {twice!r}, each along an axis of its own, so that each device needs all rows')
+  if not summed:
+    k = int(values[0].whole)
+    if values[1 - k].whole:
+      xs[k] = marked(xs[k], tuple(strips))
+  y = lax.dot_general(
+    *xs, p['dimension_numbers'], precision=p['precision'], preferred_element_type=p['preferred_element_type']
+  )
+  return [Value(lax.psum(y, tuple(summed)) if summed else y, tuple(strips))]
+
+
+def _as(value: Value, x: Any, dim: int, strip: Strip) -> Any:
+  one = tuple(strip if d == dim else None for d in range(x.ndim))
+  return laid(Value(x, tuple(value.strips[d] if d == dim else None for d in range(x.ndim))), one)
+
+
+def _banded(op: Op, value: Value, k: int, strip: Strip, matrix: Float[np.ndarray, 'a b']) -> Value | None:
+  """The product with a matrix that is a number, if each device's rows of the result read rows near to its own."""
+  (contracted, _) = op.params['dimension_numbers']
+  dim, side = contracted[k][0], contracted[1 - k][0]
+  weights = np.moveaxis(matrix, side, 0)  # rows, rows of the result
+  out = strip.of(weights.shape[1])
+  padded = np.pad(weights, ((0, 0), (0, out.shards * out.rows - out.size)))
+  by_device = padded.reshape(strip.size, out.shards, out.rows)
+  reads = np.abs(by_device).sum(2) > 0
+  first = np.where(reads.any(0), reads.argmax(0), 0)
+  last = np.where(reads.any(0), strip.size - 1 - reads[::-1].argmax(0), 0)
+  count = int((last - first).max()) + 1
+  if count > max(2 * -(-strip.size // strip.shards), 2 * strip.rows) and strip.shards > 2:
+    return None
+  table = np.zeros((strip.shards, count, out.rows), matrix.dtype)
+  for i in range(strip.shards):
+    here = by_device[first[i] : first[i] + count, i]
+    table[i, : len(here)] = here
+  own = jnp.asarray(table)[index(strip)]
+  x = fetch(value.x, dim, strip, first.tolist(), count)
+  # The result's axes: those of x that stay, then the matrix's, or the other way round.
+  p = op.params
+  y = lax.dot_general(
+    x, own, (((dim,), (0,)), ((), ())), precision=p['precision'], preferred_element_type=p['preferred_element_type']
+  )
+  strips = [s for d, s in enumerate(value.strips) if d != dim]
+  if k == 0:
+    return Value(y, (*strips, out))
+  return Value(jnp.moveaxis(y, -1, 0), (out, *strips))
+
+
+RULES = {'dot_general': dot_general}
+
+__all__ = ['RULES', 'own_part']

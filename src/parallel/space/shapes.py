@@ -1,0 +1,107 @@
+"""Operations that rearrange axes: transpositions, repetitions, reshapes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jax import lax
+
+from ...kron.program import Op
+from .halo import Strip, moved
+from .values import Strips, Value, on_device, refuse
+
+
+def transpose(op: Op, inputs: list[Any]) -> list[Value]:
+  value, order = on_device(inputs[0]), op.params['permutation']
+  return [Value(value.x.transpose(order), tuple(value.strips[a] for a in order))]
+
+
+def broadcast_in_dim(op: Op, inputs: list[Any]) -> list[Value]:
+  value, dims = on_device(inputs[0]), op.params['broadcast_dimensions']
+  shape, strips = list(op.params['shape']), [None] * len(op.params['shape'])
+  for dim, strip in value.dims:
+    if shape[dims[dim]] != strip.size:  # a strip of length 1, repeated
+      refuse(op, f'axis {dim} of length {strip.size} lies over {strip.axis!r} and is repeated')
+    shape[dims[dim]], strips[dims[dim]] = value.x.shape[dim], strip
+  return [Value(lax.broadcast_in_dim(value.x, tuple(shape), dims), tuple(strips))]
+
+
+def squeeze(op: Op, inputs: list[Any]) -> list[Value]:
+  value, gone = on_device(inputs[0]), op.params['dimensions']
+  for dim, strip in value.dims:
+    if dim in gone:
+      refuse(op, f'axis {dim} of length 1 lies over {strip.axis!r}')
+  kept = [a for a in range(len(value.strips)) if a not in gone]
+  return [Value(lax.squeeze(value.x, gone), tuple(value.strips[a] for a in kept))]
+
+
+def expand_dims(op: Op, inputs: list[Any]) -> list[Value]:
+  value, new = on_device(inputs[0]), op.params['dimensions']
+  strips = list(value.strips)
+  for a in sorted(new):
+    strips.insert(a, None)
+  return [Value(lax.expand_dims(value.x, new), tuple(strips))]
+
+
+def reshape(op: Op, inputs: list[Any]) -> list[Value]:
+  """Axes are joined and cut in groups; in each the first may be in strips, and the first of the result is then.
+
+  An axis in strips that is cut, as space-to-depth does, first gets strips of which every one can be.
+  """
+  value, old, new = on_device(inputs[0]), None, tuple(op.params['new_sizes'])
+  if op.params.get('dimensions') is not None:
+    refuse(op, 'it transposes on the way')
+  old = value.shape
+  x, strips, local = value.x, [None] * len(new), list(new)
+  for olds, news in groups(old, new):
+    lying = [(a, value.strips[a]) for a in olds if value.strips[a] is not None]
+    if not lying:
+      continue
+    (a, strip), *more = lying
+    long = [b for b in olds if old[b] != 1]
+    if more or (long and a != long[0]):
+      refuse(op, f'axis {a} lies over {strip.axis!r} and is joined with an axis before it, of shape {old} to {new}')
+    b = next((b for b in news if new[b] != 1), news[0] if news else None)
+    if b is None:
+      refuse(op, f'axis {a} of length 1 lies over {strip.axis!r} and goes')
+    rest_old, rest_new = (math.prod(s[c] for c in cs) for s, cs in ((old, olds[olds.index(a) + 1 :]), (new, news[news.index(b) + 1 :])))
+    unit = rest_new // math.gcd(rest_old, rest_new)  # so many rows, at least, are whole ones of the result
+    better = fitted(strip, unit)
+    x = moved(x, a, strip, better)
+    rows = better.rows * rest_old // rest_new
+    strips[b], local[b] = Strip(strip.axis, strip.shards, new[b], rows), rows
+  return [Value(x.reshape(local), tuple(strips))]
+
+
+def fitted(strip: Strip, unit: int) -> Strip:
+  """Strips whose rows are a multiple of `unit`."""
+  return strip._replace(rows=-(-strip.rows // unit) * unit)
+
+
+def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+  """Which axes of the old shape make which of the new, the fewest at a time; ones go with those before them."""
+  found: list[tuple[list[int], list[int]]] = []
+  i = j = 0
+  while i < len(old) or j < len(new):
+    olds, news = [i] if i < len(old) else [], [j] if j < len(new) else []
+    i, j = i + len(olds), j + len(news)
+    a, b = math.prod(old[k] for k in olds), math.prod(new[k] for k in news)
+    while a != b:
+      if a < b:
+        a, i = a * old[i], i + 1
+        olds.append(i - 1)
+      else:
+        b, j = b * new[j], j + 1
+        news.append(j - 1)
+    found.append((olds, news))
+  return found
+
+
+RULES = {
+  'transpose': transpose,
+  'broadcast_in_dim': broadcast_in_dim,
+  'squeeze': squeeze,
+  'expand_dims': expand_dims,
+  'reshape': reshape,
+}

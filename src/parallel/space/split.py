@@ -1,0 +1,177 @@
+"""`split`: a function of arrays, run in strips of their images over a mesh axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from ...kron.program import Op, Ref, bind, has_mark, trace
+from ..mesh import MeshError
+from .halo import Strip
+from .values import Known, Value, on_device, whole
+from .walk import read, run_ops
+
+KEPT = ('attend',)  # jitted functions that have a rule of their own
+
+
+def strip(mesh: Mesh, axis: str, size: int) -> Strip:
+  """An axis of this length in equal strips along a mesh axis.
+
+  Raises:
+    MeshError: the mesh has no such axis.
+  """
+  if axis not in mesh.shape:
+    raise MeshError(f'mesh {dict(mesh.shape)} has no axis {axis!r}')
+  return Strip(axis, mesh.shape[axis], size, -(-size // mesh.shape[axis]))
+
+
+def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
+  """`fn` with its arguments in strips: what it computes, and its gradients, are those of the whole arrays.
+
+      loss = parallel.split(loss_fn, mesh, (None, {'image': {1: parallel.strip(mesh, 'space', 1080)}, 'label': None}))
+
+  Every operation runs on each device's own rows, inside of one `jax.shard_map` over the axes of the strips (others are
+  left to the compiler): what it reads of other rows is exchanged between the devices that have them, sums over all rows are
+  all-reduced, and nothing is gathered. Operations behind an observation mark (`kron.observe`) run outside, on results
+  that lie as the strips do. `kron.curvature` reads the result like any other loss; factors are those of the whole arrays.
+
+  Args:
+    fn: of pytrees of arrays, traceable.
+    mesh: with Auto axes.
+    strips: as the arguments, with a dict from axes to `Strip`s in place of an array that lies in strips, None of others (or
+      of whole trees). Such an array comes with `shards * rows` rows, those behind `size` are padding.
+
+  Raises, when called:
+    SplitError: an operation for which there is no way without gathering; names it, its layer and its line.
+    MeshError: an array whose length is not that of its strips.
+  """
+
+  def run(*args: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(args)
+    lie = _per_leaf(strips, args)
+    shapes = [_true(x, own) for x, own in zip(leaves, lie, strict=True)]
+    program, results = trace(fn, *jax.tree.unflatten(treedef, shapes), kept=KEPT)
+    env: dict[int, Any] = dict(program.consts)
+    env.update({v.index: x for v, x in zip(program.inputs, leaves, strict=True)})
+    inside = _inside(program.ops)
+    wanted = _wanted(program.ops[inside:], program.outputs, {v.index for op in program.ops[:inside] for v in op.outputs})
+    lying = dict(zip((v.index for v in program.inputs), lie, strict=True))
+    env.update(_in_strips(program.ops[:inside], wanted, env, lying, mesh))
+    for op in program.ops[inside:]:
+      found = bind(op, *[read(env, v) for v in op.inputs])
+      env.update({v.index: x for v, x in zip(op.outputs, found, strict=True)})
+    return jax.tree.unflatten(jax.tree.structure(results), [read(env, v) for v in program.outputs])
+
+  return run
+
+
+def _per_leaf(strips: Any, args: Any) -> list[dict[int, Strip]]:
+  """For each array the strips along its axes."""
+  is_leaf = lambda s: s is None or (isinstance(s, dict) and all(isinstance(k, int) for k in s) and bool(s))  # noqa: E731
+  found: list[dict[int, Strip]] = []
+  jax.tree.map(
+    lambda s, tree: found.extend([s or {}] * len(jax.tree.leaves(tree))), tuple(strips), tuple(args), is_leaf=is_leaf
+  )
+  return found
+
+
+def _true(x: Any, own: dict[int, Strip]) -> jax.ShapeDtypeStruct:
+  """The shape without padding."""
+  shape = list(np.shape(x))
+  for dim, s in own.items():
+    if shape[dim] != s.shards * s.rows:
+      raise MeshError(
+        f'axis {dim} of an array {tuple(shape)} lies over {s.axis!r}: it must have {s.shards} strips of {s.rows} rows, '
+        f'{s.size} of them no padding'
+      )
+    shape[dim] = s.size
+  return jax.ShapeDtypeStruct(tuple(shape), jax.numpy.result_type(x) if not hasattr(x, 'dtype') else x.dtype)
+
+
+def _inside(ops: Sequence[Op]) -> int:
+  """How many operations run in strips: those before the first observation mark."""
+  return next((i for i, op in enumerate(ops) if has_mark(op)), len(ops))
+
+
+def _wanted(ops: Sequence[Op], outputs: Sequence[Any], made: set[int]) -> list[Ref]:
+  """What is read outside of what is made inside."""
+  found = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in made}
+  found.update({v.index: v for v in outputs if isinstance(v, Ref) and v.index in made})
+  return list(found.values())
+
+
+def _in_strips(
+  ops: Sequence[Op], wanted: Sequence[Ref], env: dict[int, Any], lying: dict[int, dict[int, Strip]], mesh: Mesh
+) -> dict[int, Any]:
+  """Runs the operations inside of a shard_map; what is wanted of their results, by index."""
+  reads = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in lying}
+  given = list(reads)
+  axes = {s.axis for own in lying.values() for s in own.values()}
+  spec = lambda ndim, own: PartitionSpec(*(own[d].axis if d in own else None for d in range(ndim)))  # noqa: E731
+  in_specs = [spec(np.ndim(env[i]), lying[i]) for i in given]
+  consts = {i: x for i, x in env.items() if i not in lying}
+  results: dict[int, Any] = {}
+
+  def local(xs):
+    own = dict(consts)
+    for i, x in zip(given, xs, strict=True):
+      own[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
+    run_ops(ops, own)
+    results.clear()
+    results.update({v.index: own[v.index] if isinstance(own[v.index], Known) else on_device(own[v.index]) for v in wanted})
+    return [v.x for v in results.values() if isinstance(v, Value)]
+
+  if not axes:
+    local([env[i] for i in given])
+    return {i: on_device(v).x for i, v in results.items()}
+  # A dry run says how results lie, and whether every operation has its rule.
+  inner = [jax.ShapeDtypeStruct(_local_shape(env[i], lying[i]), jax.typeof(env[i]).dtype) for i in given]
+  del inner
+  lies = _dry(local, in_specs, [env[i] for i in given], mesh, axes, results)
+  out_specs = [PartitionSpec(*(s.axis if s else None for s in own)) for own in lies]
+  arrays = jax.shard_map(
+    local, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=out_specs, axis_names=axes
+  )([env[i] for i in given])
+  found: dict[int, Any] = {}
+  outside = iter(zip(arrays, lies, strict=True))
+  for i, v in results.items():
+    if isinstance(v, Known):
+      found[i] = v.traced()
+      continue
+    x, own = next(outside)
+    for dim, s in enumerate(own):
+      if s is not None and not s.even:
+        x = jax.lax.slice_in_dim(x, 0, s.size, axis=dim)
+    found[i] = x
+  return found
+
+
+def _local_shape(x: Any, own: dict[int, Strip]) -> tuple[int, ...]:
+  return tuple(own[d].rows if d in own else n for d, n in enumerate(np.shape(x)))
+
+
+def _mesh(mesh: Mesh) -> Any:
+  """Inside of another shard_map the mesh is the one in force."""
+  current = jax.sharding.get_abstract_mesh()
+  return mesh if current.empty or not current.manual_axes else current
+
+
+def _dry(local, in_specs, arrays, mesh, axes, results) -> list[tuple]:
+  lies: list[tuple] = []
+
+  def noted(xs):
+    local(xs)
+    lies[:] = [v.strips for v in results.values() if isinstance(v, Value)]
+    return ()
+
+  jax.eval_shape(
+    jax.shard_map(noted, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=(), axis_names=axes), arrays
+  )
+  return lies
+
+
+__all__ = ['split', 'strip', 'whole']

@@ -1,0 +1,77 @@
+"""Runs a program in strips: every operation on each device's own rows, by the rules of its kind.
+
+A program is read as `kron` reads it. What an operation needs of other devices' rows it gets by `halo.fetch`, sums over all
+rows by an all-reduce; nothing is gathered. What has no rule is refused, with its layer and its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...kron.program import Op, Program, Ref, bind
+from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
+from .values import Known, Value, number, on_device, refuse, whole
+
+Rule = Callable[[Op, list[Any]], list[Value] | None]
+
+RULES: Mapping[str, Rule] = {
+  **entrywise.RULES,
+  **shapes.RULES,
+  **reductions.RULES,
+  **convolutions.RULES,
+  **pools.RULES,
+  **products.RULES,
+  **picks.RULES,
+  **attention.RULES,
+}
+BODIES = bodies.RULES
+
+
+def run(program: Program, inputs: Sequence[Any]) -> list[Any]:
+  """The outputs of a program, from `Value`s, `Known`s or numbers."""
+  env: dict[int, Any] = dict(program.consts)
+  env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
+  run_ops(program.ops, env)
+  return [read(env, v) for v in program.outputs]
+
+
+def read(env: Mapping[int, Any], v: Any) -> Any:
+  return env[v.index] if isinstance(v, Ref) else v
+
+
+def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
+  """Runs operations one after another on the values in `env`, which gets their results."""
+  for op in ops:
+    inputs = [read(env, v) for v in op.inputs]
+    env.update({v.index: result for v, result in zip(op.outputs, results(op, inputs), strict=True)})
+
+
+def results(op: Op, inputs: list[Any]) -> list[Any]:
+  """What an operation gives."""
+  values = [v for v in inputs if isinstance(v, Value)]
+  if not values and not op.bodies and not op.eqn.effects and _constant(op):
+    return [Known(op, inputs, place) for place in range(len(op.outputs))]
+  if op.name == 'sharding_constraint':
+    return [entrywise.constrained(op, on_device(inputs[0]))]
+  if all(v.whole for v in values):
+    if op.bodies and op.region in BODIES:  # a body may hold constraints, and functions that are kept
+      return BODIES[op.region](op, [on_device(v) for v in inputs], run)
+    return [whole(x) for x in bind(op, *[on_device(v).x for v in inputs])]
+  if op.region in BODIES:
+    found = BODIES[op.region](op, [on_device(v) for v in inputs], run)
+  else:
+    rule = RULES.get(op.name) or RULES.get(op.params.get('name', ''))
+    found = None if rule is None else rule(op, inputs)
+  if found is None:
+    lies = ', '.join(f'axis {dim} of {v.shape} over {s.axis!r}' for v in values for dim, s in v.dims)
+    refuse(op, f'there is no rule for it where {lies}')
+  return found
+
+
+def _constant(op: Op) -> bool:
+  """Whether an operation without operands from outside gives the same at every call."""
+  return not op.name.startswith(('random', 'rng', 'threefry', 'axis_index'))
+
+
+__all__ = ['number', 'read', 'results', 'run', 'run_ops']

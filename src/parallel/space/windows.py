@@ -1,0 +1,76 @@
+"""Which rows a window that slides along an axis needs: pure functions of sizes, for convolutions and pooling."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .halo import Strip, journeys
+
+
+class Window(NamedTuple):
+  """A window along one axis: its size, stride, padding at both ends, and the dilations of the input and of the window."""
+
+  size: int
+  stride: int = 1
+  low: int = 0
+  high: int = 0
+  base: int = 1
+  dilation: int = 1
+
+  @property
+  def extent(self) -> int:
+    """From its first to its last entry."""
+    return (self.size - 1) * self.dilation + 1
+
+  def places(self, length: int) -> int:
+    """The length of the result."""
+    dilated = max(length - 1, 0) * self.base + (length > 0)
+    return max((dilated + self.low + self.high - self.extent) // self.stride + 1, 0)
+
+
+class Need(NamedTuple):
+  """What the devices need of an axis for their strips `out` of the result.
+
+  first: of device i; it needs `count` rows from there.
+  phases: with a dilated input, how many zeros precede its first row.
+  span: how long the dilated part under the windows is.
+  """
+
+  out: Strip
+  first: tuple[int, ...]
+  count: int
+  phases: tuple[int, ...]
+  span: int
+
+
+def need(window: Window, strip: Strip) -> Need:
+  out = strip.of(window.places(strip.size))
+  starts = out.firsts * window.stride - window.low
+  span = (out.rows - 1) * window.stride + window.extent if out.rows else 0
+  first = -(-starts // window.base)
+  phases = first * window.base - starts
+  last = (starts + span - 1) // window.base
+  count = int((last - first).max()) + 1 if out.rows else 0
+  return Need(out, tuple(first.tolist()), count, tuple(phases.tolist()), span)
+
+
+def least_rows(window: Window, strip: Strip) -> int:
+  """How many rows of other devices all devices together read: no exchange can receive fewer."""
+  wanted = need(window, strip)
+  total = 0
+  for i in range(strip.shards):
+    places = range(i * wanted.out.rows, min((i + 1) * wanted.out.rows, wanted.out.size))
+    touched = {p * window.stride - window.low + k * window.dilation for p in places for k in range(window.size)}
+    rows = {t // window.base for t in touched if t % window.base == 0}
+    own = range(i * strip.rows, (i + 1) * strip.rows)
+    total += sum(0 <= r < strip.size and r not in own for r in rows)
+  return total
+
+
+def moved_rows(window: Window, strip: Strip) -> int:
+  """How many rows travel."""
+  wanted = need(window, strip)
+  found = journeys(strip, wanted.first, wanted.count)
+  return int(np.sum([j.length * len(j.receivers) for j in found if j.shift], initial=0))
