@@ -29,7 +29,7 @@ from .stacks import Layout, Stack
 from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
 from .statistics import Statistics, accumulate
 from .upkeep import Upkeep, upkeep
-from .uses import used
+from .uses import copies, used
 
 __all__ = [
   'SHARING',
@@ -59,6 +59,7 @@ __all__ = [
   'adapt_damping',
   'adaptive_kfac',
   'basis',
+  'copies',
   'clip_by_kl',
   'conjugate_gradients',
   'curvature',

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from .probes import Probes
 from .program import Op, Program, Ref, bind, has_mark, observe_p, used_p, vary
-from .regions import rematerialise, scan_split, shard
+from .regions import batch_axes, rematerialise, scan_split, shard
 from .tapped import Known, Tap, Taps, copied, floats, tapped, with_floats
 from .values import CASTS
 
@@ -165,7 +165,7 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, consta
 
 def _sharded(op: Op, body, values, probes: Probes):
   """The body once for each shard; probes go in whole, so that their cotangents are summed over the mesh."""
-  axes = _batch_axes(op)
+  axes = batch_axes(op)
 
   def local(values, probes):
     results, marks = body(values, probes)
@@ -181,17 +181,6 @@ def _sharded(op: Op, body, values, probes: Probes):
 
 def _count_marks(op: Op) -> int:
   return int(op.name == observe_p.name) + sum(_count_marks(inner) for body in op.bodies for inner in body.ops)
-
-
-def _batch_axes(op: Op) -> tuple[str, ...]:
-  """The mesh axes over which the observations of a shard_map are split: those of its operands' leading axes."""
-  found: list[str] = []
-  for spec in op.params['in_specs']:
-    first = spec[0] if len(spec) else None
-    for axis in first if isinstance(first, tuple) else (first,):
-      if axis is not None and axis not in found:
-        found.append(axis)
-  return tuple(found)
 
 
 def _custom(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):

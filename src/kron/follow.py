@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import kernels
-from .program import Op, Ref, bind
+from .program import Op, Ref, bind, copies_p
 from .sites import DATA, INPUT, Derived, Walk
 from .values import (
   CASTS,
@@ -31,6 +31,12 @@ def results(op: Op, walk: Walk) -> list[Any]:
   if op.name == 'stop_gradient' or (op.outputs and not any(differentiable(v) for v in op.outputs)):
     return [INPUT if any(walk.kind(v) is not None for v in op.inputs) else None] * len(op.outputs)
   kinds = [walk.kind(v) for v in op.inputs]
+  if op.name == copies_p.name:
+    kind = settle(op.inputs[0], walk)
+    if not isinstance(kind, Weight):
+      return [kind]
+    free(op, 0, kind, walk)
+    return [DATA]
   weights = [i for i, kind in enumerate(kinds) if isinstance(kind, Weight)]
   for rule in (_moved, _joined, _entrywise, kernels.meet) if weights else ():
     found = rule(op, kinds, weights, walk)

@@ -154,9 +154,9 @@ def has_mark(op: Op) -> bool:
   return op.name == observe_p.name or any(has_mark(inner) for body in op.bodies for inner in body.ops)
 
 
-def bind(op: Op, *values: Any) -> list[Any]:
-  """The operation applied to other values, as JAX traced it: its derivative rules included."""
-  params = op.eqn.primitive.get_bind_params(op.params)
+def bind(op: Op, *values: Any, **changed: Any) -> list[Any]:
+  """The operation applied to other values, as JAX traced it (but for parameters `changed`): its derivative rules included."""
+  params = op.eqn.primitive.get_bind_params({**op.params, **changed})
   subfuns: Sequence[Any] = ()
   if isinstance(params, tuple):  # before jax 0.10: (functions, params)
     subfuns, params = params
@@ -207,7 +207,8 @@ def jvp_program(op: Op, moving: Sequence[bool]) -> tuple[Program, list[bool]]:
     A program of the operands, then those tangents, to the results, then their tangents; and which results have one.
   """
   still = [not m for m in moving][op.params['num_consts'] :]
-  jaxpr, consts, zeros = op.params['jvp_jaxpr_fun'].call_wrapped(*still)
+  with jax.sharding.use_abstract_mesh(op.eqn.outvars[0].aval.sharding.mesh):  # the one it was traced under
+    jaxpr, consts, zeros = op.params['jvp_jaxpr_fun'].call_wrapped(*still)
   return _flatten(jaxpr, consts, itertools.count(), {}), [not z for z in zeros]
 
 
@@ -292,6 +293,15 @@ def _used_batch(operands, dims):
 ad.primitive_jvps[used_p] = _used_jvp
 batching.primitive_batchers[used_p] = _used_batch
 mlir.register_lowering(used_p, lambda ctx, x, where: [x])
+
+# The mark of copies: an identity on parameters that lead with an axis of examples.
+
+copies_p = jex.Primitive('kron_copies')
+copies_p.def_impl(lambda x: x)
+copies_p.def_abstract_eval(lambda x: x)
+ad.deflinear2(copies_p, lambda ct, x: [ct])
+batching.defvectorized(copies_p)
+mlir.register_lowering(copies_p, lambda ctx, x: [x])
 
 ad.primitive_jvps[observe_p] = _observe_jvp
 batching.primitive_batchers[observe_p] = _observe_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,15 +40,36 @@ def _shaped(values: Sequence[Any]) -> list[Any]:
   return [v if isinstance(v, Ref) else jnp.asarray(v) for v in values]
 
 
+def batch_axes(op: Op) -> tuple[str, ...]:
+  """The mesh axes over which the observations of a shard_map are split: those of its operands' leading axes."""
+  found: list[str] = []
+  for spec in op.params['in_specs']:
+    first = spec[0] if len(spec) else None
+    for axis in first if isinstance(first, tuple) else (first,):
+      if axis is not None and axis not in found:
+        found.append(axis)
+  return tuple(found)
+
+
+def manual_axes(op: Op) -> frozenset[str]:
+  """The mesh axes along which the devices run the body of a shard_map each for itself."""
+  p = op.params
+  return frozenset(p.get('newly_manual_axes', p.get('manual_axes', p['mesh'].axis_names)))
+
+
+def manual_devices(op: Op) -> int:
+  """How many devices run the body of a shard_map each for itself."""
+  return math.prod(op.params['mesh'].shape[a] for a in manual_axes(op))
+
+
 def shard(op: Op, fn: Callable, more_in: Any, more_out: Any) -> Callable:
   """`fn(values, more)` -> (results, more) over the mesh of a shard_map `op`, with specs for what comes in addition."""
   p = op.params
-  axes = p.get('newly_manual_axes', p.get('manual_axes', frozenset()))
   return jax.shard_map(
     fn,
     mesh=p['mesh'],
     in_specs=(list(p['in_specs']), more_in),
     out_specs=(list(p['out_specs']), more_out),
-    axis_names=set(axes),
+    axis_names=set(manual_axes(op)),
     check_vma=p['check_vma'],
   )

@@ -33,7 +33,8 @@ class Site(NamedTuple):
     whose number is negative).
   loops: for each loop around it, from the outermost, whether the loop slices the parameter.
   times: how often it runs.
-  sharded: whether it is inside of a shard_map.
+  sharded: whether it is inside of a shard_map that splits the examples.
+  places: the axes of shard_maps around it along which each device has some places of every example.
   """
 
   kind: str
@@ -44,6 +45,7 @@ class Site(NamedTuple):
   loops: tuple[bool, ...]
   times: int
   sharded: bool
+  places: frozenset[str]
 
   @property
   def key(self) -> int:
@@ -115,6 +117,7 @@ class Walk(NamedTuple):
   depth: int = 0
   times: int = 1
   sharded: bool = False
+  places: frozenset[str] = frozenset()
   from_loss: bool = False
   examples: int | None = None
 
@@ -137,7 +140,7 @@ class Walk(NamedTuple):
     loops = tuple(d in weight.levels for d in range(self.depth))
     if weight.params[0] < 0:
       loops = (*self.found.lifted[weight.params[0]].loops, *loops)[: self.depth]
-    return Site(kind, op, position, weight, linear, loops, self.times, self.sharded)
+    return Site(kind, op, position, weight, linear, loops, self.times, self.sharded, self.places)
 
   def add(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> None:
     site = self.site(kind, op, position, weight, linear)

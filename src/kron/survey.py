@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from . import follow
 from .errors import CurvatureError
 from .program import Op, Program, Ref, observe_p, source_line
-from .regions import scan_split
+from .regions import batch_axes, manual_axes, manual_devices, scan_split
 from .sites import DATA, INPUT, Derived, Survey, Walk
 from .values import holds_mark, is_entrywise
 from .weights import Weight
@@ -93,7 +93,10 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
       if walk.params(kind) and any(spec):
         walk.refuse(walk.params(kind), f'shard_map (split over the mesh by {spec})', op)
         inputs[i] = DATA
-    walk = walk._replace(sharded=True, times=walk.times * op.params['mesh'].size)
+    # Where no operand's leading axis is split, examples stay whole: each device has some of their places.
+    sharded = walk.sharded or bool(batch_axes(op))
+    places = walk.places | (manual_axes(op) - set(batch_axes(op)))
+    walk = walk._replace(sharded=sharded, places=places, times=walk.times * manual_devices(op))
   results = _visit(op.bodies[0], inputs, walk)
   # The coefficient of a scaled weight, and what a mesh does to a weight, are not known outside of the body.
   plain = op.region == 'remat'

@@ -101,8 +101,15 @@ def tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known
 
   twin.defvjp(forward, backward)
   axes = frozenset().union(*(varying(v) for v in values))
-  own, known = jax.tree.map(lambda x: vary(x, axes), (own, known))
+  known = jax.tree.map(lambda x: vary(x, axes), known)
+  for tap in here:
+    own[tap.block] = jax.tree.map(lambda x, tap=tap: vary(x, axes - _joint(tap)), own[tap.block])
   return twin(list(values), own, known)
+
+
+def _joint(tap: Tap) -> frozenset[str]:
+  """The mesh axes over which the gradient of an example is summed before its products are taken."""
+  return tap.site.places if isinstance(tap.operator, Unit) or tap.lifted is not None else frozenset()
 
 
 def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
@@ -124,13 +131,14 @@ def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
   value = values[tap.site.position]
-  probe, known = jax.tree.map(lambda x: vary(x, varying(value)), (probes[tap.block], known))
+  known = jax.tree.map(lambda x: vary(x, varying(value)), known)
+  probe = jax.tree.map(lambda x: vary(x, varying(value) - _joint(tap)), probes[tap.block])
   return twin(value, probe, known)
 
 
 def _of_copies(tap: Tap, slope: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
   """Statistics from the gradient of each example's copy of a weight."""
-  u = _of_examples(tap, slope, known.coefficient)
+  u = _over_places(tap, _of_examples(tap, slope, known.coefficient))
   if tap.lifted is None:
     return _of_gradients(tap, [u])
   # Each example's use of the product is a use of the kernel, with the constant for its input.
@@ -167,10 +175,17 @@ def _specs(tap: Tap, probe: Mapping[str, Array]) -> dict[str, PartitionSpec]:
 
 
 def _of_gradients(tap: Tap, gradients: list[Array]) -> dict[str, Array]:
-  """Statistics from the gradients of each example, (b, c) each."""
+  """Statistics from the gradients of each example, (b, c) each; of an example whose places lie on several devices, its own
+  is the sum of theirs."""
+  gradients = [_over_places(tap, u) for u in gradients]
   if tap.split.trivial or not tap.splits:
     return tap.operator.statistics(gradients)
   return tap.split.of_each(lambda *g: tap.operator.statistics(list(g)), gradients, [0] * len(gradients))
+
+
+def _over_places(tap: Tap, u: Array) -> Array:
+  axes = tuple(sorted(_joint(tap) & varying(u)))
+  return jax.lax.psum(u, axes) if axes else u
 
 
 def _of_all(tap: Tap, sums: dict[str, Array]) -> dict[str, Array]:

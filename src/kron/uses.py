@@ -1,4 +1,6 @@
-"""Which results of a linear operation are uses of its kernel: padding is none."""
+"""Marks that say how parameters are used, where operations do not: which results of a linear operation are no padding, and
+that every example has a copy.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .errors import CurvatureError
-from .program import used_p
+from .program import copies_p, used_p
 
 
 def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
@@ -31,3 +33,17 @@ def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...
   if where.ndim != jnp.ndim(x):
     raise CurvatureError(f'used: where has shape {where.shape}, x {jnp.shape(x)}; give it as many axes')
   return used_p.bind(jnp.asarray(x), where)
+
+
+def copies(x: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
+  """Marks parameters that were repeated for every example and are read by what `curvature` does not understand.
+
+  Their curvature is then that of the gradients of each example's copy.
+
+  Args:
+    x: made of a parameter; leads with examples.
+
+  Returns:
+    `x`, unchanged.
+  """
+  return copies_p.bind(x)

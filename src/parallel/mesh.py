@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-AXES = ('data', 'fsdp', 'model', 'space', 'pipe')
+AXES = ('data', 'fsdp', 'model', 'space', 'columns', 'pipe')
 BATCH = ('data', 'fsdp')
+STRIPS = ('space', 'columns')  # images' height and width lie along these
 
 
 class MeshError(ValueError):

@@ -20,8 +20,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from .collectives import all_reduce, reduce_scatter
-from .mesh import MeshError, batch_axes, batch_shards
+from .mesh import STRIPS, MeshError, batch_axes, batch_shards
 from .packing import fold, kept, mirrored, skew, unfold, unskew
+
+
+APART = (*STRIPS, 'pipe')  # axes whose devices have their own part of every example's statistics
 
 
 class Placement(NamedTuple):
@@ -104,9 +107,11 @@ class Placement(NamedTuple):
   def shards(self, batch_size: int) -> int:
     """Into how many parts statistics are taken: one for each device where the batch divides, else one for each part of it.
 
-    Devices along `model` share the rows of their part of the batch.
+    Devices along `model` share the rows of their part of the batch; those along which images lie in strips have rows of
+    their own of every example.
     """
-    return self.owners if batch_size % self.owners == 0 else batch_shards(self.mesh)
+    devices = math.prod(n for axis, n in self.mesh.shape.items() if axis not in APART)
+    return devices if batch_size % devices == 0 else batch_shards(self.mesh)
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
     """Activations lie as the batch does; each device has whole rows of its own shard.
@@ -115,11 +120,16 @@ class Placement(NamedTuple):
     """
     spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = self.along(x.shape[axis]) if divided else batch_axes(self.mesh)
+    current = jax.sharding.get_abstract_mesh()
+    if not current.empty and current.manual_axes:  # inside of a shard_map over other axes
+      return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.auto, PartitionSpec(*spec)))
 
   def along(self, shards: int) -> tuple[str, ...]:
     """The mesh axes of so many shards."""
-    axes = self.axes if shards % self.owners == 0 else batch_axes(self.mesh)
+    apart = tuple(a for a in self.axes if a not in APART)
+    every = math.prod(self.mesh.shape[a] for a in apart)
+    axes = apart if shards % every == 0 else batch_axes(self.mesh)
     if shards % math.prod(self.mesh.shape[a] for a in axes):
       raise MeshError(f'{shards} shards of statistics do not fit the mesh; pass kron.curvature(placement=)')
     return axes

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from ...kron.program import Op
 from ...kron.values import CASTS, ENTRYWISE
-from .values import Value, bound, common, laid, on_device, refuse
+from .values import Value, beside, bound, common, laid, on_device, refuse
 
 
 def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
@@ -17,7 +17,7 @@ def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
   values = [on_device(v) for v in inputs]
   shape = op.outputs[0].shape
   strips = common([v for v in values if len(v.strips) == len(shape)], op)
-  own = [laid(v, strips) if len(v.strips) == len(shape) else v.x for v in values]
+  own = [beside(v, strips, shape) if len(v.strips) == len(shape) else v.x for v in values]
   return [Value(x, strips) for x in bound(op, own)]
 
 

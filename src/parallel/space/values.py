@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ...kron.program import Op, bind, concrete, layer_name, source_line, vary, varying
+from ...kron.uses import copies
 from ..mesh import MeshError
 from .halo import Strip, moved, own_part
 
@@ -62,7 +63,12 @@ class Known:
 
   def traced(self) -> Array:
     """As part of the program that is traced."""
-    return bind(self.op, *[v.traced() if isinstance(v, Known) else v for v in self.inputs])[self.place]
+    return anywhere(self.op, [v.traced() if isinstance(v, Known) else v for v in self.inputs])[self.place]
+
+
+def anywhere(op: Op, xs: Sequence[Any]) -> list[Any]:
+  """The operation, without the mesh under which it was traced."""
+  return bind(op, *xs, **({'sharding': None} if op.params.get('sharding') is not None else {}))
 
 
 def number(value: Any) -> np.ndarray | None:
@@ -93,6 +99,19 @@ def laid(value: Value, strips: Strips) -> Array:
     elif x.shape[dim] == new.size:
       x = own_part(x, dim, new)
   return x
+
+
+def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
+  """As `laid`, of an operand of an operation entry by entry whose other operands have this shape.
+
+  What every example has in common, such as a parameter of each place, is first repeated for each of them, so that
+  `kron.curvature` sees how an example uses it.
+  """
+  picked = any(s is not None and value.x.shape[d] == s.size for d, s in enumerate(strips) if d)
+  x = value.x
+  if value.whole and picked and x.shape[0] == 1 and jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
+    return laid(value._replace(x=copies(jax.numpy.broadcast_to(x, (shape[0], *x.shape[1:])))), strips)
+  return laid(value, strips)
 
 
 def common(values: Sequence[Value], op: Op) -> Strips:

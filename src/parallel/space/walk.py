@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...kron.program import Op, Program, Ref, bind
+from ...kron.program import Op, Program, Ref
 from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
-from .values import Known, Value, number, on_device, refuse, whole
+from .values import Known, Value, anywhere, on_device, refuse, whole
 
 Rule = Callable[[Op, list[Any]], list[Value] | None]
 
@@ -57,7 +57,7 @@ def results(op: Op, inputs: list[Any]) -> list[Any]:
   if all(v.whole for v in values):
     if op.bodies and op.region in BODIES:  # a body may hold constraints, and functions that are kept
       return BODIES[op.region](op, [on_device(v) for v in inputs], run)
-    return [whole(x) for x in bind(op, *[on_device(v).x for v in inputs])]
+    return [whole(x) for x in anywhere(op, [on_device(v).x for v in inputs])]
   if op.region in BODIES:
     found = BODIES[op.region](op, [on_device(v) for v in inputs], run)
   else:
@@ -73,5 +73,3 @@ def _constant(op: Op) -> bool:
   """Whether an operation without operands from outside gives the same at every call."""
   return not op.name.startswith(('random', 'rng', 'threefry', 'axis_index'))
 
-
-__all__ = ['number', 'read', 'results', 'run', 'run_ops']
