@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ...kron.program import Op, Ref, bind, has_mark, trace
 from ..mesh import MeshError
-from .halo import Strip
+from .halo import Strip, cleared
 from .values import Known, Value, on_device, whole
 from .walk import read, run_ops
 
@@ -119,6 +119,8 @@ def _in_strips(
   def local(xs):
     own = dict(consts)
     for i, x in zip(given, xs, strict=True):
+      for d, s in lying[i].items():  # from zeros come no infinities that real rows could not have
+        x = cleared(x, d, s)
       own[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
     run_ops(ops, own)
     results.clear()
@@ -129,8 +131,6 @@ def _in_strips(
     local([env[i] for i in given])
     return {i: on_device(v).x for i, v in results.items()}
   # A dry run says how results lie, and whether every operation has its rule.
-  inner = [jax.ShapeDtypeStruct(_local_shape(env[i], lying[i]), jax.typeof(env[i]).dtype) for i in given]
-  del inner
   lies = _dry(local, in_specs, [env[i] for i in given], mesh, axes, results)
   out_specs = [PartitionSpec(*(s.axis if s else None for s in own)) for own in lies]
   arrays = jax.shard_map(
@@ -148,10 +148,6 @@ def _in_strips(
         x = jax.lax.slice_in_dim(x, 0, s.size, axis=dim)
     found[i] = x
   return found
-
-
-def _local_shape(x: Any, own: dict[int, Strip]) -> tuple[int, ...]:
-  return tuple(own[d].rows if d in own else n for d, n in enumerate(np.shape(x)))
 
 
 def _mesh(mesh: Mesh) -> Any:

@@ -88,7 +88,7 @@ def on_device(value: Any) -> Value:
 def laid(value: Value, strips: Strips) -> Array:
   """A value's strips as others say: rows move where both have strips, and are picked where it is whole.
 
-  Axes that an operation repeats, of length 1, stay as they are.
+  Axes of length 1 stay as they are: an operation repeats them, or else all but one device have padding there.
   """
   x = value.x
   for dim, (old, new) in enumerate(zip(value.strips, strips, strict=True)):
@@ -96,9 +96,13 @@ def laid(value: Value, strips: Strips) -> Array:
       continue
     if old is not None:
       x = moved(x, dim, old, new)
-    elif x.shape[dim] == new.size:
+    elif _is_picked(value, dim, new):
       x = own_part(x, dim, new)
   return x
+
+
+def _is_picked(value: Value, dim: int, new: Strip) -> bool:
+  return value.strips[dim] is None and value.x.shape[dim] == new.size and (new.size, new.rows) != (1, 1)
 
 
 def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
@@ -107,7 +111,7 @@ def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
   What every example has in common, such as a parameter of each place, is first repeated for each of them, so that
   `kron.curvature` sees how an example uses it.
   """
-  picked = any(s is not None and value.x.shape[d] == s.size for d, s in enumerate(strips) if d)
+  picked = any(s is not None and _is_picked(value, d, s) for d, s in enumerate(strips) if d)
   x = value.x
   if value.whole and picked and x.shape[0] == 1 and jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
     return laid(value._replace(x=copies(jax.numpy.broadcast_to(x, (shape[0], *x.shape[1:])))), strips)

@@ -1,0 +1,99 @@
+"""Every operation in strips equals the whole one: results, gradients, at every number of strips, where rows do not divide
+too.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kronmesh import parallel
+from kronmesh.parallel.space.windows import Window, least_rows, moved_rows
+from tests.draws import normal
+from tests.parallel.space.operations import OPERATIONS, case, conv, errors
+
+long = pytest.mark.long
+BRIEF = ('strided', 'transposed', 'max pool', 'group norm', 'resize down', 'causal attention', 'loop')
+PLACES = ((1, 16), (2, 19), (4, 16), (4, 19), (8, 5), (8, 19))  # strips, height
+
+
+def mesh_of(n, columns=1):
+  if columns > 1:
+    return parallel.make_mesh(f'space={n},columns={columns}', jax.devices()[: n * columns])
+  return parallel.make_mesh(f'data={8 // n},space={n}')
+
+
+def fits(name, height):
+  operation = OPERATIONS[name]
+  return height % operation.multiple == 0 and height >= operation.least
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in BRIEF else [long]) for n in OPERATIONS])
+def test_strips_equal_the_whole(name):
+  height = 19 if fits(name, 19) else 18
+  assert max(errors(*case(name, height, jnp.float32), mesh_of(4)).values()) <= 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('strips, height', PLACES)
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_strips_equal_the_whole_in_f64(x64, name, strips, height):
+  height = height if fits(name, height) else height + 1
+  if not fits(name, height):
+    pytest.skip('a height that the operation does not have')
+  assert max(errors(*case(name, height, jnp.float64), mesh_of(strips)).values()) <= 1e-12
+
+
+@pytest.mark.parametrize(
+  'name', ['strided', *(pytest.param(n, marks=long) for n in ('max pool', 'transposed', 'batch norm', 'resize up'))]
+)
+def test_height_and_width_both_in_strips(x64, name):
+  assert max(errors(*case(name, 19, jnp.float64), mesh_of(4, 2), columns=True).values()) <= 1e-12
+
+
+windows = st.builds(
+  Window,
+  size=st.integers(1, 5),
+  stride=st.integers(1, 4),
+  low=st.integers(0, 3),
+  high=st.integers(0, 3),
+  base=st.integers(1, 3),
+  dilation=st.integers(1, 3),
+)
+
+
+@given(windows, st.integers(1, 40), st.integers(1, 8))
+@settings(max_examples=300)
+def test_no_row_travels_that_is_not_read(window, size, shards):
+  """Up to rows between the first and the last that a window skips."""
+  if window.places(size) == 0:
+    return
+  strip = parallel.Strip('space', shards, size, -(-size // shards))
+  dense = window.stride <= window.extent and window.dilation == 1 and window.base == 1
+  assert moved_rows(window, strip) >= least_rows(window, strip)
+  if dense and -(-window.places(size) // shards) * shards == window.places(size):
+    assert moved_rows(window, strip) == least_rows(window, strip)
+
+
+def agrees(window, size, shards, groups, dtype, tolerance):
+  if window.places(size) == 0:
+    return
+  fn = conv(
+    (window.stride, 1), [(window.low, window.high), (0, 0)], (window.base, 1), (window.dilation, 1), groups=groups
+  )
+  x, w = normal(2, size, 3, 4).astype(dtype), normal(window.size, 2, 4 // groups, 4, seed=1).astype(dtype)
+  assert max(errors(fn, x, w, mesh_of(shards)).values()) <= tolerance
+
+
+@given(windows, st.integers(1, 24), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2, 4]))
+@settings(max_examples=4, deadline=None, derandomize=True)
+def test_any_convolution(window, size, shards, groups):
+  agrees(window, size, shards, groups, jnp.float32, 1e-6)
+
+
+@pytest.mark.long
+@given(windows, st.integers(1, 24), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2, 4]))
+@settings(max_examples=60, deadline=None)
+def test_any_convolution_in_f64(x64, window, size, shards, groups):
+  agrees(window, size, shards, groups, jnp.float64, 1e-12)
