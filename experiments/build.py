@@ -30,7 +30,7 @@ class Run(NamedTuple):
     of (state, batch, statistics) and 'update' of (state, gradients) in its place.
   upkeep: of K-FAC's factors and inverses, between the two; None for other optimisers.
   evaluate: (state, batch) -> metrics.
-  batch: shapes of a training batch.
+  batch: shapes of a training batch, with the padding of its strips.
   """
 
   config: Any
@@ -58,11 +58,15 @@ def build(config: Any) -> Run:
   task = make_task(config)
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
-  task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh))
   train_batches, eval_batches, batch = make_data(config, mesh)
-  batch_sharding = parallel.batch_sharding(mesh, config.data.batch_size)
-
   pixels = batch['image']
+  strips = parallel.image_strips(mesh, pixels.shape)
+  task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh, strips))
+  batch_sharding = {name: parallel.batch_sharding(mesh, config.data.batch_size) for name in batch}
+  batch_sharding['image'] = parallel.image_sharding(mesh, config.data.batch_size, strips, len(pixels.shape))
+  padded = jax.ShapeDtypeStruct(parallel.padded_shape(pixels.shape, strips), pixels.dtype)
+  batch = {**batch, 'image': padded}
+
   if config.recipe.cutmix and len(pixels.shape) != 5:
     raise ConfigError(f'config.recipe.cutmix cuts clips in time; images of {config.data.name} are {pixels.shape[1:]}')
   with of_model():
@@ -89,7 +93,7 @@ def build(config: Any) -> Run:
   curvature = None
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
-    seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, pixels), jax.random.key(0))[0], batch)
+    seen = jax.eval_shape(lambda b: mixed(b, recipe.nothing_mixed(config, padded), jax.random.key(0))[0], batch)
     if own_collectives:  # what one shard sees
       seen = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // mesh.size, *x.shape[1:]), x.dtype), seen)
     where = {} if own_collectives else {'placement': placement}
@@ -119,7 +123,7 @@ def build(config: Any) -> Run:
       key=jax.random.fold_in(key, 1),
       guard=guard.new_guard(config),
       average=jax.tree.map(jnp.copy, params) if config.recipe.average else (),
-      mixed=recipe.nothing_mixed(config, pixels),
+      mixed=recipe.nothing_mixed(config, padded),
     )
 
   like = jax.eval_shape(init, 0)
@@ -133,7 +137,7 @@ def build(config: Any) -> Run:
     key=replicated,
     guard=all_of(like.guard, replicated),
     average=param_shardings if config.recipe.average else (),
-    mixed=all_of(like.mixed, batch_sharding),
+    mixed={name: batch_sharding.get(name, batch_sharding['label']) for name in like.mixed} if like.mixed else (),
   )
   around = functools.partial(reduce.by_shard, config=config, mesh=mesh) if own_collectives else lambda fn: fn
   programs, step, evaluate = make_steps(
@@ -167,15 +171,24 @@ def of_model() -> Iterator[None]:
     raise ConfigError(f'config.model: {lines[0][:300]}') from error
 
 
-def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
-  """The loss with its activations sharded."""
+def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh, strips: parallel.Strips) -> Callable:
+  """The loss of (params, model state, batch, train) with its activations sharded, and its images in strips, if there are."""
 
   @functools.wraps(loss)
   def sharded(*args, **kwargs):
     with parallel.logical_axes(rules, mesh):
       return loss(*args, **kwargs)
 
-  return sharded
+  if not strips:
+    return sharded
+
+  @functools.wraps(loss)
+  def in_strips(params, model_state, batch, **kwargs):
+    lie = {name: strips if name == 'image' else None for name in batch}
+    whole = functools.partial(sharded, **kwargs)
+    return parallel.split(whole, mesh, (None, None, lie))(params, model_state, batch)
+
+  return in_strips
 
 
 def check(config: Any, mesh: Mesh) -> None:

@@ -17,7 +17,9 @@ from kronmesh import data, parallel
 def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct]]:
   """Two functions that return iterators of batches on the mesh, and the shapes of a training batch.
 
-  The first is of the seed and the first batch's number; the second one's make one pass of the evaluation set.
+  The first is of the seed and the first batch's number; the second one's make one pass of the evaluation set. On a mesh
+  along which images lie in strips, those shapes are of whole images; batches have the padding that makes strips equal, and
+  a process loads its own strips alone.
   """
   own = config.data
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
@@ -62,14 +64,30 @@ def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, ja
     def train(seed: int) -> Any:
       return data.array_batches(arrays, train_size, seed=seed, augment=augment, shard=shard)
 
-  def put(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  like = {name: jax.ShapeDtypeStruct((train_size, *shape), dtype) for name, (shape, dtype) in like.items()}
+  strips = parallel.image_strips(mesh, like['image'].shape)
+  ndim = len(like['image'].shape)
+  image = parallel.image_sharding(mesh, train_size, strips, ndim)
+  rows = parallel.local_rows(image, like['image'].shape, strips)
+
+  def own_strips(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**batch, 'image': parallel.cut(batch['image'], rows)}
+
+  def streamed(batches: Any, start: int, sharding: NamedSharding, size: int) -> Iterator[dict[str, jax.Array]]:
+    # Cut where it was made, so that what waits is what is needed.
+    for batch in data.stream(batches.map(own_strips) if strips else batches, start, threads):
+      found = {}
+      for name, x in batch.items():
+        where = parallel.image_sharding(mesh, size, strips, ndim) if name == 'image' else sharding
+        shape = (size, *x.shape[1:])
+        whole = parallel.padded_shape((size, *like['image'].shape[1:]), strips) if name == 'image' else shape
+        found[name] = jax.make_array_from_process_local_data(where, x, whole)
+      yield found
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
-    return (put(batch, train_sharding) for batch in data.stream(train(seed), start, threads))
+    return streamed(train(seed), start, train_sharding, train_size)
 
-  like = {name: jax.ShapeDtypeStruct((train_size, *shape), dtype) for name, (shape, dtype) in like.items()}
-  return train_batches, lambda: (put(batch, eval_sharding) for batch in data.stream(held_out, 0, threads)), like
+  return train_batches, lambda: streamed(held_out, 0, eval_sharding, eval_size), like
 
 
 def _check_classes(source: Any, config: Any) -> None:

@@ -177,17 +177,20 @@ def averaged(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTr
   return optax.incremental_update(params, average, 1 - jnp.minimum(decay, (1 + step) / (10 + step)))
 
 
-def microbatches(batch: PyTree, count: int, sharding: jax.sharding.NamedSharding) -> PyTree:
-  """The batch as `count` batches, (count, b / count, ...), of which each takes as many examples of every shard."""
-  axes = sharding.spec[0] if sharding.spec else None
-  shards = math.prod(sharding.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+def microbatches(batch: dict[str, Array], count: int, shardings: dict[str, jax.sharding.NamedSharding]) -> PyTree:
+  """The batch as `count` batches, (count, b / count, ...), of which each takes as many examples of every shard.
 
-  def divide(x: Array) -> Array:
+  shardings: of the arrays, by name; others lie as 'label'.
+  """
+
+  def divide(x: Array, sharding: jax.sharding.NamedSharding) -> Array:
+    axes, *rest = sharding.spec or (None,)
+    shards = math.prod(sharding.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
     parts = jnp.swapaxes(x.reshape(shards, count, -1, *x.shape[1:]), 0, 1).reshape(count, -1, *x.shape[1:])
-    where = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None, axes))
+    where = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(None, axes, *rest))
     return jax.lax.with_sharding_constraint(parts, where)
 
-  return jax.tree.map(divide, batch)
+  return {name: divide(x, shardings.get(name, shardings['label'])) for name, x in batch.items()}
 
 
 def added_up(one: Callable, model_state: PyTree, parts: PyTree, count: int) -> tuple[PyTree, tuple]:

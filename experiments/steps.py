@@ -50,7 +50,7 @@ def make_steps(
     mixed: (batch, last mixed batch, key) -> (batch, mixed batch).
     around: goes around the gradient, see `reduce.by_shard`.
     shardings: of the state.
-    batch_sharding: of every array of a batch.
+    batch_sharding: of the arrays of a training batch, by name; any other lies as the label does.
   """
   replicated = shardings.step
   loss = recipe.scaled(config, task.loss)
@@ -172,7 +172,8 @@ def make_steps(
     metrics = task.loss(params, state.model_state, batch, train=False)[1][0]
     return {**metrics, 'examples': batch['mask'].sum()}
 
-  return programs, step, jax.jit(evaluate, in_shardings=(shardings, batch_sharding), out_shardings=replicated)
+  held_out = {**batch_sharding, 'mask': batch_sharding['label']}
+  return programs, step, jax.jit(evaluate, in_shardings=(shardings, held_out), out_shardings=replicated)
 
 
 def phase(config: Any, step: int) -> tuple[bool, bool]:

@@ -8,10 +8,11 @@ Dead operations are dropped.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -97,15 +98,16 @@ def _flatten(
   def read(atom: Any) -> Any:
     return atom.val if isinstance(atom, jex.Literal) else table[atom]
 
-  def visit(jaxpr: Any) -> None:
+  def visit(jaxpr: Any, outer: Any = None) -> None:
     for eqn in jaxpr.eqns:
+      eqn = eqn if outer is None else _inside(eqn, outer)
       inputs = tuple(read(v) for v in eqn.invars)
       if eqn.primitive.name in _JIT and eqn.params.get('name') not in kept:
         inner, inner_consts = _open(eqn.params.get('jaxpr', eqn.params.get('call_jaxpr')))
         bind_consts(inner, inner_consts)
         # A shared inner jaxpr may be visited again: its variables are simply defined anew.
         table.update(zip(inner.invars, inputs, strict=True))
-        visit(inner)
+        visit(inner, eqn)
         table.update(zip(eqn.outvars, [read(v) for v in inner.outvars], strict=True))
         continue
       region, where = ('jit', 'jaxpr') if eqn.primitive.name in _JIT else _REGIONS.get(eqn.primitive.name, (None, ''))
@@ -113,7 +115,9 @@ def _flatten(
       plain = operators.get(_function_name(eqn))
       if plain is not None:
         region, inner = 'custom', jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
-      bodies = tuple(_flatten(*_open(j), fresh, operators, kept) for j in (inner if isinstance(inner, tuple) else (inner,)))
+      bodies = tuple(
+        _flatten(*_open(j), fresh, operators, kept) for j in (inner if isinstance(inner, tuple) else (inner,))
+      )
       ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies))
 
   def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
@@ -124,6 +128,13 @@ def _flatten(
   inputs = tuple(define(v) for v in jaxpr.invars)
   visit(jaxpr)
   return _live(Program(inputs, values, tuple(ops), tuple(read(v) for v in jaxpr.outvars)))
+
+
+def _inside(eqn: Any, outer: Any) -> Any:
+  """An operation of a nested jit: in the scopes around that, and where its own lines are an installed package's, at its line."""
+  own, around = eqn.source_info, outer.source_info
+  traceback = own.traceback if _own_frames(own.traceback) else around.traceback
+  return eqn.replace(source_info=own.replace(traceback=traceback, name_stack=around.name_stack + own.name_stack))
 
 
 def _function_name(eqn: Any) -> str:
@@ -160,13 +171,18 @@ def bind(op: Op, *values: Any, **changed: Any) -> list[Any]:
   subfuns: Sequence[Any] = ()
   if isinstance(params, tuple):  # before jax 0.10: (functions, params)
     subfuns, params = params
-  source = op.eqn.source_info
-  # Profiles and compiled programs go on naming the user's own lines and scopes.
-  with source_info_util.user_context(
-    source.traceback, name_stack=source_info_util.current_name_stack() + source.name_stack
-  ):
+  with at(op):
     out = op.eqn.primitive.bind(*subfuns, *values, **params)
   return list(out) if op.eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def at(op: Op) -> Iterator[None]:
+  """What is traced in it has the operation's line and scopes, so that profiles and compiled programs go on naming them."""
+  source, scopes = op.eqn.source_info, source_info_util.current_name_stack()
+  inside = str(scopes).endswith(str(source.name_stack))
+  with source_info_util.user_context(source.traceback, name_stack=scopes if inside else scopes + source.name_stack):
+    yield
 
 
 def varying(x: Any) -> frozenset[str]:
@@ -215,12 +231,17 @@ def jvp_program(op: Op, moving: Sequence[bool]) -> tuple[Program, list[bool]]:
 def source_line(op: Op) -> str:
   """'file.py:12', the user's line that caused the operation: the innermost frame outside of installed packages."""
   traceback = op.eqn.source_info.traceback
-  frames = list(traceback.frames) if traceback is not None else []
-  outside_jax = [f for f in frames if not f.file_name.startswith(_JAX)]
-  own = [f for f in outside_jax if not f.file_name.startswith(_INSTALLED) and not f.file_name.startswith(_HERE)]
+  own = _own_frames(traceback)
+  outside_jax = [f for f in (traceback.frames if traceback is not None else ()) if not f.file_name.startswith(_JAX)]
   for frame in own or outside_jax:
     return f'{os.path.relpath(frame.file_name) if own else frame.file_name}:{frame.line_num}'
   return 'an unknown line'
+
+
+def _own_frames(traceback: Any) -> list[Any]:
+  """The frames outside of installed packages and of this one."""
+  frames = traceback.frames if traceback is not None else ()
+  return [f for f in frames if not f.file_name.startswith((_JAX, _HERE, *_INSTALLED))]
 
 
 _JAX = os.path.dirname(jax.__file__)

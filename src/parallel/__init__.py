@@ -1,7 +1,7 @@
 """Meshes, sharding rules, and the placement of an optimiser's state."""
 
 from .audit import Audit, AuditError, Collective, assert_bytes, assert_no_gather, audit, written
-from .mesh import BATCH, MeshError, batch_shards, make_mesh, parse_mesh
+from .mesh import BATCH, STRIPS, MeshError, batch_shards, make_mesh, parse_mesh
 from .placement import Placement
 from .rules import (
   RULES,
@@ -15,10 +15,12 @@ from .rules import (
   state_shardings,
 )
 from .space import SplitError, Strip, split, strip
+from .strips import Strips, cut, image_sharding, image_strips, local_rows, padded_shape
 
 __all__ = [
   'BATCH',
   'RULES',
+  'STRIPS',
   'Audit',
   'AuditError',
   'Collective',
@@ -27,14 +29,20 @@ __all__ = [
   'Rules',
   'SplitError',
   'Strip',
+  'Strips',
   'assert_bytes',
   'assert_no_gather',
   'audit',
   'batch_sharding',
   'batch_shards',
+  'cut',
+  'image_sharding',
+  'image_strips',
   'local_part',
+  'local_rows',
   'logical_axes',
   'make_mesh',
+  'padded_shape',
   'param_shardings',
   'parse_mesh',
   'replicated',

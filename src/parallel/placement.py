@@ -23,7 +23,6 @@ from .collectives import all_reduce, reduce_scatter
 from .mesh import STRIPS, MeshError, batch_axes, batch_shards
 from .packing import fold, kept, mirrored, skew, unfold, unskew
 
-
 APART = (*STRIPS, 'pipe')  # axes whose devices have their own part of every example's statistics
 
 
@@ -121,6 +120,8 @@ class Placement(NamedTuple):
     spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = self.along(x.shape[axis]) if divided else batch_axes(self.mesh)
     current = jax.sharding.get_abstract_mesh()
+    if not current.empty and set(current.manual_axes) == set(current.axis_names):
+      return x
     if not current.empty and current.manual_axes:  # inside of a shard_map over other axes
       return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.auto, PartitionSpec(*spec)))

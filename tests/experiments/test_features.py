@@ -69,7 +69,7 @@ def test_microbatches_are_of_every_shard():
   mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   x = jax.device_put(jnp.arange(16), sharding)
-  parts = jax.jit(lambda x: recipe.microbatches(x, 2, sharding))(x)
+  parts = jax.jit(lambda x: recipe.microbatches({'label': x}, 2, {'label': sharding})['label'])(x)
   np.testing.assert_array_equal(parts, [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
 
 

@@ -86,6 +86,11 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
     ]
     return jax.tree.unflatten(treedef, [x.astype(dtype) for x in drawn])
 
+  strips = parallel.image_strips(mesh, problem.x.shape)
+  padded = jnp.pad(
+    problem.x, [(0, n - m) for m, n in zip(problem.x.shape, parallel.padded_shape(problem.x.shape, strips))]
+  )
+
   def loss_fn(params, state, x, labels):
     with parallel.logical_axes(rules, mesh):
       out = problem.model.apply({'params': params, **state}, x, train=True, mutable=list(state))
@@ -94,7 +99,9 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
 
   all_variables = variables()
   params, state = all_variables.pop('params'), all_variables
-  batch = (problem.x, problem.labels)
+  if strips:
+    loss_fn = parallel.split(loss_fn, mesh, (None, None, strips, None))
+  batch = (padded, problem.labels)
   curvature = kron.curvature(
     loss_fn, params, state, *batch, fisher='empirical', has_aux=True, placement=placement, **options
   )
@@ -107,7 +114,7 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
     jax.tree.map(lambda _: replicated, state),
     parallel.state_shardings(opt_state, of_params, mesh, placement),
   )
-  data = parallel.batch_sharding(mesh, len(problem.x))
+  data = of_batch(mesh, batch)
 
   def make_step(phase):
     def step(carry, batch):
@@ -117,7 +124,7 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
       updates, opt_state = tx.update(grads, opt_state, params, stats=stats, phase=phase)
       return (optax.apply_updates(params, updates), state, opt_state), loss, grads
 
-    return jax.jit(step, in_shardings=(shardings, (data, data)), out_shardings=(shardings, replicated, of_params))
+    return jax.jit(step, in_shardings=(shardings, data), out_shardings=(shardings, replicated, of_params))
 
   def begin():
     return params, state, tx.init(params)
@@ -130,16 +137,22 @@ def arguments(c: Compiled):
   carry = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(c.state), c.shardings
   )
-  data = parallel.batch_sharding(c.mesh, len(c.batch[0]))
-  return carry, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=data), c.batch)
+  like = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+  return carry, jax.tree.map(like, c.batch, of_batch(c.mesh, c.batch))
+
+
+def of_batch(mesh, batch):
+  """Shardings of images and labels."""
+  x, labels = batch
+  strips = parallel.image_strips(mesh, x.shape)
+  return parallel.image_sharding(mesh, len(x), strips, x.ndim), parallel.batch_sharding(mesh, len(labels))
 
 
 def placed(c: Compiled):
   """The first state and the batch, on the mesh."""
-  data = parallel.batch_sharding(c.mesh, len(c.batch[0]))
   put = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: np.asarray(x)[i])  # noqa: E731
   carry = jax.jit(c.state, out_shardings=c.shardings)()
-  return carry, jax.tree.map(lambda x: put(x, data), c.batch)
+  return carry, jax.tree.map(put, c.batch, of_batch(c.mesh, c.batch))
 
 
 def five_steps(c: Compiled, steps=5) -> dict[str, np.ndarray]:

@@ -89,7 +89,13 @@ class Kronecker(NamedTuple):
     """
     g = linear.output_rows(dy)
     plain = not transposed and basis is None and self.reduced is None and self.rows.parts == 1
-    if plain and coefficient.rows is None and coefficient.where is None and isinstance(linear, Conv) and linear.by_distance(x):
+    if (
+      plain
+      and coefficient.rows is None
+      and coefficient.where is None
+      and isinstance(linear, Conv)
+      and linear.by_distance(x)
+    ):
       a, g = self._gram_by_distance(linear, x, coefficient.scale, bias), scaled(g, coefficient.columns)
       return {'A': a[None], 'G': gram(self.columns, flat(g)), 'uses A': uses_of(g)}
     if not linear.one_hot:
@@ -128,8 +134,18 @@ class Kronecker(NamedTuple):
     along, across = (flat(g), flat(a)) if transposed else (flat(a), flat(g))
     moments = self._second_moments(along, across, basis)
     if transposed:
-      return {"A'": gram(self.columns, across), "G'": gram(self.rows, along), "uses A'": uses_of(g, coefficient.where), **moments}
-    return {'A': gram(self.rows, along), 'G': gram(self.columns, across), 'uses A': uses_of(g, coefficient.where), **moments}
+      return {
+        "A'": gram(self.columns, across),
+        "G'": gram(self.rows, along),
+        "uses A'": uses_of(g, coefficient.where),
+        **moments,
+      }
+    return {
+      'A': gram(self.rows, along),
+      'G': gram(self.columns, across),
+      'uses A': uses_of(g, coefficient.where),
+      **moments,
+    }
 
   def _second_moments(
     self, a: Float[Array, 's k i'], g: Float[Array, 's k o'], basis: Mapping[str, Array] | None

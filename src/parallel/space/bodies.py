@@ -62,9 +62,7 @@ def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
     return [vary(y, varying(v.x)) for y, v in zip(laid_out, begun, strict=True)], ys[n_carry:]
 
   begun = carry
-  ends_vary = jax.eval_shape(
-    lambda: step([v.x for v in begun], [v.x[0] for v in values[whole:]])[0]
-  )
+  ends_vary = jax.eval_shape(lambda: step([v.x for v in begun], [v.x[0] for v in values[whole:]])[0])
   begun = [
     v._replace(x=vary(v.x, getattr(getattr(e, 'manual_axis_type', None), 'varying', frozenset())))
     for v, e in zip(begun, ends_vary, strict=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -82,9 +81,7 @@ def rows_moved(strip: Strip, first: Sequence[int], count: int) -> int:
 def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], count: int) -> Array:
   """Rows first[i] to first[i] + count of the whole array along `dim` on device i; zeros where there are none."""
   x = cleared(x, dim, strip)
-  parts = [
-    (_sent(x, dim, strip, j), j) for j in journeys(strip, first, count)
-  ]
+  parts = [(_sent(x, dim, strip, j), j) for j in journeys(strip, first, count)]
   here = lax.axis_index(strip.axis)
   if _tile([j for _, j in parts]):
     parts.sort(key=lambda part: part[1].places[0])

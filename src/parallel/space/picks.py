@@ -94,7 +94,9 @@ def pad(op: Op, inputs: list[Any]) -> list[Value]:
 def concatenate(op: Op, inputs: list[Any]) -> list[Value]:
   values, dim = [on_device(v) for v in inputs], op.params['dimension']
   joined = next((v.strips[dim] for v in values if v.strips[dim] is not None), None)
-  others = common([v._replace(strips=tuple(None if a == dim else s for a, s in enumerate(v.strips))) for v in values], op)
+  others = common(
+    [v._replace(strips=tuple(None if a == dim else s for a, s in enumerate(v.strips))) for v in values], op
+  )
   if joined is None:
     return [Value(lax.concatenate([laid(v, others) for v in values], dim), others)]
   out = joined.of(sum(v.shape[dim] for v in values))

@@ -24,9 +24,7 @@ def pool(op: Op, inputs: list[Any]) -> list[Value]:
   for dim, strip in value.dims:
     if p['base_dilation'][dim] != 1:
       refuse(op, f'its input is dilated along axis {dim}, which lies over {strip.axis!r}')
-    window = Window(
-      p['window_dimensions'][dim], p['window_strides'][dim], *padding[dim], 1, p['window_dilation'][dim]
-    )
+    window = Window(p['window_dimensions'][dim], p['window_strides'][dim], *padding[dim], 1, p['window_dilation'][dim])
     wanted = need(window, strip)
     x = fetch(x, dim, strip, wanted.first, wanted.count)
     if nothing:

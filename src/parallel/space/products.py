@@ -51,7 +51,9 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
   axes = [s.axis for s in strips if s is not None]
   if len(set(axes)) < len(axes) or set(axes) & set(summed):
     twice = max({*axes, *summed}, key=(axes + summed).count)
-    refuse(op, f'both of its operands lie over {twice!r}, each along an axis of its own, so that each device needs all rows')
+    refuse(
+      op, f'both of its operands lie over {twice!r}, each along an axis of its own, so that each device needs all rows'
+    )
   if not summed:
     k = int(values[0].whole)
     if values[1 - k].whole:

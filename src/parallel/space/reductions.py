@@ -52,7 +52,7 @@ def _product(y: Array, over: Sequence, op: Op) -> Array:
 
 def _extreme(x: Array, axes: tuple[int, ...], names: tuple[str, ...], largest: bool) -> Array:
   """The largest (smallest) entries over these axes of the array and of the mesh; where several are, they share the gradient."""
-  best = (jnp.max if largest else jnp.min)
+  best = jnp.max if largest else jnp.min
   reach = lax.pmax if largest else lax.pmin
 
   def found(x: Array) -> Array:

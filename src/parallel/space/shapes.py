@@ -9,7 +9,7 @@ from jax import lax
 
 from ...kron.program import Op
 from .halo import Strip, moved
-from .values import Strips, Value, on_device, refuse
+from .values import Value, on_device, refuse
 
 
 def transpose(op: Op, inputs: list[Any]) -> list[Value]:
@@ -65,7 +65,9 @@ def reshape(op: Op, inputs: list[Any]) -> list[Value]:
     b = next((b for b in news if new[b] != 1), news[0] if news else None)
     if b is None:
       refuse(op, f'axis {a} of length 1 lies over {strip.axis!r} and goes')
-    rest_old, rest_new = (math.prod(s[c] for c in cs) for s, cs in ((old, olds[olds.index(a) + 1 :]), (new, news[news.index(b) + 1 :])))
+    rest_old, rest_new = (
+      math.prod(s[c] for c in cs) for s, cs in ((old, olds[olds.index(a) + 1 :]), (new, news[news.index(b) + 1 :]))
+    )
     unit = rest_new // math.gcd(rest_old, rest_new)  # so many rows, at least, are whole ones of the result
     better = fitted(strip, unit)
     x = moved(x, a, strip, better)

@@ -58,7 +58,9 @@ def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
     env: dict[int, Any] = dict(program.consts)
     env.update({v.index: x for v, x in zip(program.inputs, leaves, strict=True)})
     inside = _inside(program.ops)
-    wanted = _wanted(program.ops[inside:], program.outputs, {v.index for op in program.ops[:inside] for v in op.outputs})
+    wanted = _wanted(
+      program.ops[inside:], program.outputs, {v.index for op in program.ops[:inside] for v in op.outputs}
+    )
     lying = dict(zip((v.index for v in program.inputs), lie, strict=True))
     env.update(_in_strips(program.ops[:inside], wanted, env, lying, mesh))
     for op in program.ops[inside:]:
@@ -124,7 +126,9 @@ def _in_strips(
       own[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
     run_ops(ops, own)
     results.clear()
-    results.update({v.index: own[v.index] if isinstance(own[v.index], Known) else on_device(own[v.index]) for v in wanted})
+    results.update(
+      {v.index: own[v.index] if isinstance(own[v.index], Known) else on_device(own[v.index]) for v in wanted}
+    )
     return [v.x for v in results.values() if isinstance(v, Value)]
 
   if not axes:
@@ -133,9 +137,9 @@ def _in_strips(
   # A dry run says how results lie, and whether every operation has its rule.
   lies = _dry(local, in_specs, [env[i] for i in given], mesh, axes, results)
   out_specs = [PartitionSpec(*(s.axis if s else None for s in own)) for own in lies]
-  arrays = jax.shard_map(
-    local, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=out_specs, axis_names=axes
-  )([env[i] for i in given])
+  arrays = jax.shard_map(local, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=out_specs, axis_names=axes)(
+    [env[i] for i in given]
+  )
   found: dict[int, Any] = {}
   outside = iter(zip(arrays, lies, strict=True))
   for i, v in results.items():
@@ -164,9 +168,7 @@ def _dry(local, in_specs, arrays, mesh, axes, results) -> list[tuple]:
     lies[:] = [v.strips for v in results.values() if isinstance(v, Value)]
     return ()
 
-  jax.eval_shape(
-    jax.shard_map(noted, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=(), axis_names=axes), arrays
-  )
+  jax.eval_shape(jax.shard_map(noted, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=(), axis_names=axes), arrays)
   return lies
 
 

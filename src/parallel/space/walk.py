@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...kron.program import Op, Program, Ref
+from ...kron.program import Op, Program, Ref, at
 from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
 from .values import Known, Value, anywhere, on_device, refuse, whole
 
@@ -44,7 +44,9 @@ def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
   """Runs operations one after another on the values in `env`, which gets their results."""
   for op in ops:
     inputs = [read(env, v) for v in op.inputs]
-    env.update({v.index: result for v, result in zip(op.outputs, results(op, inputs), strict=True)})
+    with at(op):
+      found = results(op, inputs)
+    env.update({v.index: result for v, result in zip(op.outputs, found, strict=True)})
 
 
 def results(op: Op, inputs: list[Any]) -> list[Any]:
@@ -72,4 +74,3 @@ def results(op: Op, inputs: list[Any]) -> list[Any]:
 def _constant(op: Op) -> bool:
   """Whether an operation without operands from outside gives the same at every call."""
   return not op.name.startswith(('random', 'rng', 'threefry', 'axis_index'))
-

@@ -5,7 +5,7 @@ too.
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kronmesh import parallel
@@ -94,6 +94,6 @@ def test_any_convolution(window, size, shards, groups):
 
 @pytest.mark.long
 @given(windows, st.integers(1, 24), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_convolution_in_f64(x64, window, size, shards, groups):
   agrees(window, size, shards, groups, jnp.float64, 1e-12)

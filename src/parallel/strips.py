@@ -1,0 +1,72 @@
+"""Where the images of a batch lie: examples over the batch's axes, height over `space`, width over `columns`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .mesh import STRIPS, MeshError
+from .rules import batch_sharding
+from .space import Strip, strip
+
+Strips = dict[int, Strip]  # by axis
+
+
+def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
+  """The strips of a batch of images (b, h, w, c) or clips (b, t, h, w, c) on a mesh; none without `space` and `columns`.
+
+  Raises:
+    MeshError: the mesh has such an axis and the batch no such images, or fewer rows than devices.
+  """
+  found: Strips = {}
+  for axis, dim in zip(STRIPS, (len(shape) - 3, len(shape) - 2), strict=True):
+    if mesh.shape.get(axis, 1) == 1:
+      continue
+    if len(shape) < 4:
+      raise MeshError(f'axis {axis!r} divides images; examples of shape {tuple(shape[1:])} are none: leave it out')
+    if shape[dim] < mesh.shape[axis]:
+      raise MeshError(
+        f'{axis}={mesh.shape[axis]}: images of {tuple(shape[-3:-1])} have fewer rows than that; make it less'
+      )
+    found[dim] = strip(mesh, axis, shape[dim])
+  return found
+
+
+def image_sharding(mesh: Mesh, batch_size: int, strips: Strips, ndim: int, name: str = 'batch_size') -> NamedSharding:
+  """As `batch_sharding`, of images in strips."""
+  lead = batch_sharding(mesh, batch_size, name).spec[0]
+  rest = (strips[dim].axis if dim in strips else None for dim in range(1, ndim))
+  return NamedSharding(mesh, PartitionSpec(lead, *rest)) if strips else batch_sharding(mesh, batch_size, name)
+
+
+def padded_shape(shape: Sequence[int], strips: Strips) -> tuple[int, ...]:
+  """With the padding that makes strips equal."""
+  return tuple(strips[dim].shards * strips[dim].rows if dim in strips else n for dim, n in enumerate(shape))
+
+
+def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) -> dict[int, tuple[int, int]]:
+  """By axis the rows (first, behind the last) that this process's devices hold of padded images."""
+  slices = sharding.addressable_devices_indices_map(padded_shape(shape, strips)).values()
+  whole = lambda s, n: (s.start or 0, n if s.stop is None else s.stop)  # noqa: E731
+  found = {}
+  for dim, own in strips.items():
+    runs = {whole(index[dim], own.shards * own.rows) for index in slices}
+    low, high = min(a for a, _ in runs), max(b for _, b in runs)
+    if sum(b - a for a, b in runs) != high - low:
+      raise MeshError(
+        f'mesh {dict(sharding.mesh.shape)}: a process needs rows from several places; write {own.axis} last'
+      )
+    found[dim] = low, high
+  return found
+
+
+def cut(image: np.ndarray, rows: dict[int, tuple[int, int]]) -> np.ndarray:
+  """These rows of images; zeros where they have none."""
+  for dim, (low, high) in rows.items():
+    image = image[(slice(None),) * dim + (slice(low, high),)]
+    missing = high - low - image.shape[dim]
+    if missing:
+      image = np.pad(image, [(0, missing if d == dim else 0) for d in range(image.ndim)])
+  return image
