@@ -172,7 +172,7 @@ def of_model() -> Iterator[None]:
 
 
 def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh, strips: parallel.Strips) -> Callable:
-  """The loss of (params, model state, batch, train) with its activations sharded, and its images in strips, if there are."""
+  """The loss of (params, model state, batch, train) with its activations sharded, and its images in strips, if any."""
 
   @functools.wraps(loss)
   def sharded(*args, **kwargs):

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..program import Program, source_line
 from .errors import CurvatureError
 from .kernel_blocks import Use, flops, kernel_block
 from .operators import Kronecker, Unit, Unitwise
 from .operators.unit import diagonal
 from .options import Options, chosen
 from .parts import Split
-from .program import Program, source_line
 from .reach import biases, reaching
 from .sites import Site, Survey
 from .tapped import Tap, Taps

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
+from ..program import Op, Program, has_mark, observation_marks, trace, vary, varying
 from .blocks import Block, Plan, param_names, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
@@ -22,8 +23,6 @@ from .parts import WHOLE, Split
 from .placing import Placement
 from .probes import BASIS, DUE, due_probes, moment_probes, where_due
 from .products import Outputs, Products, information_product, make_products, rank_one_product
-from .program import Op, Program, has_mark, trace, vary, varying
-from .regions import observation_marks
 from .statistics import COUNTS, Statistics, of_loss_times
 from .survey import survey
 from .table import table

@@ -16,11 +16,23 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from ..program import (
+  CASTS,
+  Op,
+  Program,
+  Ref,
+  batch_axes,
+  bind,
+  has_mark,
+  observe_p,
+  rematerialise,
+  scan_split,
+  shard,
+  used_p,
+  vary,
+)
 from .probes import Probes
-from .program import Op, Program, Ref, bind, has_mark, observe_p, used_p, vary
-from .regions import batch_axes, rematerialise, scan_split, shard
 from .tapped import Known, Tap, Taps, copied, floats, tapped, with_floats
-from .values import CASTS
 
 NOTHING = Taps({}, {}, False)
 Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight

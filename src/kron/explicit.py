@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
-from .program import vary, varying
+from ..program import vary, varying
 
 
 def explicit() -> bool:

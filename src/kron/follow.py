@@ -7,12 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..program import CASTS, ENTRYWISE, Op, Ref, bind, copies_p
 from . import kernels
-from .program import Op, Ref, bind, copies_p
 from .sites import DATA, INPUT, Derived, Walk
 from .values import (
-  CASTS,
-  ENTRYWISE,
   closed_over,
   constant,
   differentiable,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..program import Op
 from .operators import LINEAR, Dense, Linear
-from .program import Op
 from .sites import DATA, INPUT, Walk
 from .values import is_one_hot
 from .weights import Weight

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from ..program import observe_p
 from .errors import CurvatureError
 from .operators.factor import accurate
-from .program import observe_p
 
 
 class Likelihood(Protocol):

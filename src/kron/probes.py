@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 if TYPE_CHECKING:
   from .blocks import Block
-from .program import vary, varying
+from ..program import vary, varying
 
 Probes = dict[str, dict[str, Array]]  # by block and statistic
 Basis = Mapping[str, Array]  # eigenvectors of A and G

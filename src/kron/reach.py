@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .program import Op, Program, Ref, has_mark, observe_p
-from .regions import scan_split
+from ..program import Op, Program, Ref, has_mark, observe_p, scan_split
 from .sites import Site, Survey
 
 

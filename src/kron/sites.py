@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from ..program import Op, Ref, source_line
 from .operators import Linear
-from .program import Op, Ref, source_line
 from .weights import Weight
 
 INPUT, DATA = 'input', 'data'

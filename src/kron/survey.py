@@ -11,10 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..program import Op, Program, Ref, batch_axes, manual_axes, manual_devices, observe_p, scan_split, source_line
 from . import follow
 from .errors import CurvatureError
-from .program import Op, Program, Ref, observe_p, source_line
-from .regions import batch_axes, manual_axes, manual_devices, scan_split
 from .sites import DATA, INPUT, Derived, Survey, Walk
 from .values import holds_mark, is_entrywise
 from .weights import Weight

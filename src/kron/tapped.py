@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from ..program import Op, Program, bind, vary, varying
 from .errors import CurvatureError
 from .explicit import automatic
 from .operators import Kronecker, Side, Unit, Unitwise
@@ -18,7 +19,6 @@ from .operators.factor import accurate
 from .operators.unit import by_example
 from .parts import Split
 from .probes import BASIS, DUE, Basis, Probes, basis_of, cotangent, where_due
-from .program import Op, Program, bind, vary, varying
 from .sites import Site
 from .statistics import COUNTS
 

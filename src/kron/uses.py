@@ -7,8 +7,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..program import marks
 from .errors import CurvatureError
-from .program import copies_p, used_p
 
 
 def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
@@ -32,7 +32,7 @@ def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...
   where = jnp.asarray(where)
   if where.ndim != jnp.ndim(x):
     raise CurvatureError(f'used: where has shape {where.shape}, x {jnp.shape(x)}; give it as many axes')
-  return used_p.bind(jnp.asarray(x), where)
+  return marks.used(jnp.asarray(x), where)
 
 
 def copies(x: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
@@ -46,4 +46,4 @@ def copies(x: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
   Returns:
     `x`, unchanged.
   """
-  return copies_p.bind(x)
+  return marks.copies(x)

@@ -88,7 +88,8 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
 
   strips = parallel.image_strips(mesh, problem.x.shape)
   padded = jnp.pad(
-    problem.x, [(0, n - m) for m, n in zip(problem.x.shape, parallel.padded_shape(problem.x.shape, strips))]
+    problem.x,
+    [(0, n - m) for m, n in zip(problem.x.shape, parallel.padded_shape(problem.x.shape, strips), strict=True)],
   )
 
   def loss_fn(params, state, x, labels):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..program import Op
+from ...program import Op
 from ..weights import Weight
 from .dense import kernel_matrix
 from .factor import accurate

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..program import Op
+from ...program import Op
 from ..weights import Weight
 from .factor import accurate
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..program import Op
+from ...program import Op
 from ..weights import Weight
 from .dense import kernel_matrix
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ...kron.program import Op, vary, varying
+from ...program import Op, vary, varying
 from .halo import Strip, own_part, there
 from .values import Value, index, laid, on_device, refuse
 

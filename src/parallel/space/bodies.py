@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from ...kron.program import Op, Program, jvp_program, vary, varying
-from ...kron.regions import rematerialise, scan_split
+from ...program import Op, Program, jvp_program, rematerialise, scan_split, vary, varying
 from .values import Strips, Value, common, laid, on_device, refuse
 
 Run = Callable[[Program, list[Any]], list[Any]]

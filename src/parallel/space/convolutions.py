@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ...kron import used
-from ...kron.program import Op
+from ...program import Op, used
 from .halo import Strip, along, fetch, there
 from .values import Strips, Value, index, on_device, refuse
 from .windows import Need, Window, need

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from ...kron.program import Op
-from ...kron.values import CASTS, ENTRYWISE
+from ...program import CASTS, ENTRYWISE, Op
 from .values import Value, beside, bound, common, laid, on_device, refuse
 
 

@@ -6,6 +6,7 @@ its bytes are counted, without devices.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from ...kron.program import vary, varying
+from ...program import vary, varying
 
 
 class Strip(NamedTuple):
@@ -105,7 +106,7 @@ def _tile(parts: list[Journey]) -> bool:
   if any(len(set(j.places)) > 1 for j in parts):
     return False
   ends = sorted((j.places[0], j.places[0] + j.length) for j in parts)
-  return all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
+  return all(a[1] <= b[0] for a, b in itertools.pairwise(ends))
 
 
 def _sent(x: Array, dim: int, strip: Strip, j: Journey) -> Array:

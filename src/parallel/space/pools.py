@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...kron.program import Op
+from ...program import Op
 from .halo import along, fetch
 from .reductions import neutral
 from .values import Value, index, on_device, refuse

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from ...kron.program import Op
+from ...program import Op
 from .convolutions import marked
 from .halo import Strip, cleared, fetch, own_part
 from .values import Value, index, laid, number, on_device, refuse

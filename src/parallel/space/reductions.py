@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ...kron.program import Op, bind
+from ...program import Op, bind
 from .halo import cleared
 from .values import Value, on_device, refuse
 
@@ -51,7 +51,7 @@ def _product(y: Array, over: Sequence, op: Op) -> Array:
 
 
 def _extreme(x: Array, axes: tuple[int, ...], names: tuple[str, ...], largest: bool) -> Array:
-  """The largest (smallest) entries over these axes of the array and of the mesh; where several are, they share the gradient."""
+  """The largest (smallest) entries over these axes of the array and of the mesh; several share the gradient."""
   best = jnp.max if largest else jnp.min
   reach = lax.pmax if largest else lax.pmin
 

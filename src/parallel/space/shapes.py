@@ -7,7 +7,7 @@ from typing import Any
 
 from jax import lax
 
-from ...kron.program import Op
+from ...program import Op
 from .halo import Strip, moved
 from .values import Value, on_device, refuse
 

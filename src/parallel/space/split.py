@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from ...kron.program import Op, Ref, bind, has_mark, trace
+from ...program import Op, Ref, bind, has_mark, trace
 from ..mesh import MeshError
 from .halo import Strip, cleared
 from .values import Known, Value, on_device, whole

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ...kron.program import Op, bind, concrete, layer_name, source_line, vary, varying
-from ...kron.uses import copies
+from ...program import Op, bind, concrete, copies, layer_name, source_line, vary, varying
 from ..mesh import MeshError
 from .halo import Strip, moved, own_part
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...kron.program import Op, Program, Ref, at
+from ...program import Op, Program, Ref, at
 from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
 from .values import Known, Value, anywhere, on_device, refuse, whole
 

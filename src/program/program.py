@@ -17,10 +17,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.interpreters import ad, batching, mlir
+
+from .marks import observe_p
 
 _JIT = ('jit', 'pjit', 'closed_call', 'core_call')
 # What an operation with bodies does with them, by the names that JAX has given it, and where its bodies are.
@@ -131,7 +131,7 @@ def _flatten(
 
 
 def _inside(eqn: Any, outer: Any) -> Any:
-  """An operation of a nested jit: in the scopes around that, and where its own lines are an installed package's, at its line."""
+  """An operation of a nested jit: in the scopes around that, and at its line where no line of its own is the user's."""
   own, around = eqn.source_info, outer.source_info
   traceback = own.traceback if _own_frames(own.traceback) else around.traceback
   return eqn.replace(source_info=own.replace(traceback=traceback, name_stack=around.name_stack + own.name_stack))
@@ -166,7 +166,7 @@ def has_mark(op: Op) -> bool:
 
 
 def bind(op: Op, *values: Any, **changed: Any) -> list[Any]:
-  """The operation applied to other values, as JAX traced it (but for parameters `changed`): its derivative rules included."""
+  """The operation applied to other values, as JAX traced it but for parameters `changed`; its derivative rules included."""
   params = op.eqn.primitive.get_bind_params({**op.params, **changed})
   subfuns: Sequence[Any] = ()
   if isinstance(params, tuple):  # before jax 0.10: (functions, params)
@@ -239,91 +239,12 @@ def source_line(op: Op) -> str:
 
 
 def _own_frames(traceback: Any) -> list[Any]:
-  """The frames outside of installed packages and of this one."""
+  """The frames outside of installed packages and of what reads programs."""
   frames = traceback.frames if traceback is not None else ()
-  return [f for f in frames if not f.file_name.startswith((_JAX, _HERE, *_INSTALLED))]
+  return [f for f in frames if not f.file_name.startswith((_JAX, *_READERS, *_INSTALLED))]
 
 
 _JAX = os.path.dirname(jax.__file__)
-_HERE = os.path.dirname(__file__)
+_PACKAGES = os.path.dirname(os.path.dirname(__file__))
+_READERS = tuple(os.path.join(_PACKAGES, name, '') for name in ('program', 'kron', 'parallel'))
 _INSTALLED = tuple({sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sysconfig.get_path('stdlib')})
-
-
-# The observation mark: an identity on its first operand (the network's outputs) that survives jit, vmap, remat and grad.
-# A second operand, if any, weighs the observations. Only a program under `curvature` ever looks at the mark.
-
-observe_p = jex.Primitive('kron_observe')
-
-
-@observe_p.def_impl
-def _observe_impl(outputs, *weights, likelihood, weighted):
-  del weights, likelihood, weighted
-  return outputs
-
-
-@observe_p.def_abstract_eval
-def _observe_abstract(outputs, *weights, likelihood, weighted):
-  del weights, likelihood, weighted
-  return outputs
-
-
-def _observe_jvp(primals, tangents, *, likelihood, weighted):
-  return observe_p.bind(*primals, likelihood=likelihood, weighted=weighted), tangents[0]
-
-
-def _observe_batch(operands, dims, *, likelihood, weighted):
-  # The batched axis becomes one more leading axis: more observations.
-  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-  moved = [
-    jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-    for x, d in zip(operands, dims, strict=True)
-  ]
-  return observe_p.bind(*moved, likelihood=likelihood, weighted=weighted), 0
-
-
-# The mark of uses: an identity on the input of a linear operation, whose second operand says which of the operation's results
-# are uses of its kernel.
-
-used_p = jex.Primitive('kron_used')
-
-
-@used_p.def_impl
-def _used_impl(x, where):
-  del where
-  return x
-
-
-@used_p.def_abstract_eval
-def _used_abstract(x, where):
-  del where
-  return x
-
-
-def _used_jvp(primals, tangents):
-  return used_p.bind(*primals), tangents[0]
-
-
-def _used_batch(operands, dims):
-  x, where = operands
-  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-  x = jnp.broadcast_to(x, (size, *x.shape)) if dims[0] is None else jnp.moveaxis(x, dims[0], 0)
-  where = where[None] if dims[1] is None else jnp.moveaxis(where, dims[1], 0)
-  return used_p.bind(x, where), 0
-
-
-ad.primitive_jvps[used_p] = _used_jvp
-batching.primitive_batchers[used_p] = _used_batch
-mlir.register_lowering(used_p, lambda ctx, x, where: [x])
-
-# The mark of copies: an identity on parameters that lead with an axis of examples.
-
-copies_p = jex.Primitive('kron_copies')
-copies_p.def_impl(lambda x: x)
-copies_p.def_abstract_eval(lambda x: x)
-ad.deflinear2(copies_p, lambda ct, x: [ct])
-batching.defvectorized(copies_p)
-mlir.register_lowering(copies_p, lambda ctx, x: [x])
-
-ad.primitive_jvps[observe_p] = _observe_jvp
-batching.primitive_batchers[observe_p] = _observe_batch
-mlir.register_lowering(observe_p, lambda ctx, outputs, *extra, likelihood, weighted: [outputs])

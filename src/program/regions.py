@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .program import Op, Program, Ref, observe_p
+from .marks import observe_p
+from .program import Op, Program, Ref
 
 
 def observation_marks(program: Program) -> list[Op]:

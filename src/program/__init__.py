@@ -1,0 +1,55 @@
+"""JAX programs as lists of operations, to be read, changed and run again: what `kron` and `parallel` both stand on.
+
+The one package that touches JAX's tracing machinery.
+"""
+
+from .kinds import CASTS, ENTRYWISE
+from .marks import copies, copies_p, observe_p, used, used_p
+from .program import (
+  Op,
+  Program,
+  Ref,
+  at,
+  bind,
+  concrete,
+  has_mark,
+  is_known,
+  jvp_program,
+  layer_name,
+  source_line,
+  trace,
+  vary,
+  varying,
+)
+from .regions import batch_axes, manual_axes, manual_devices, observation_marks, rematerialise, scan_split, shard
+
+__all__ = [
+  'CASTS',
+  'ENTRYWISE',
+  'Op',
+  'Program',
+  'Ref',
+  'at',
+  'batch_axes',
+  'bind',
+  'concrete',
+  'copies',
+  'copies_p',
+  'has_mark',
+  'is_known',
+  'jvp_program',
+  'layer_name',
+  'manual_axes',
+  'manual_devices',
+  'observation_marks',
+  'observe_p',
+  'rematerialise',
+  'scan_split',
+  'shard',
+  'source_line',
+  'trace',
+  'used',
+  'used_p',
+  'vary',
+  'varying',
+]

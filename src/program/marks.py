@@ -1,0 +1,98 @@
+"""Marks that a program carries from the code that knows something to the one that reads it: identities for JAX."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.extend import core as jex
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Bool, Float
+
+# The observation mark: an identity on its first operand (the network's outputs) that survives jit, vmap, remat and grad.
+# A second operand, if any, weighs the observations. Only a program under `curvature` ever looks at the mark.
+
+observe_p = jex.Primitive('kron_observe')
+
+
+@observe_p.def_impl
+def _observe_impl(outputs, *weights, likelihood, weighted):
+  del weights, likelihood, weighted
+  return outputs
+
+
+@observe_p.def_abstract_eval
+def _observe_abstract(outputs, *weights, likelihood, weighted):
+  del weights, likelihood, weighted
+  return outputs
+
+
+def _observe_jvp(primals, tangents, *, likelihood, weighted):
+  return observe_p.bind(*primals, likelihood=likelihood, weighted=weighted), tangents[0]
+
+
+def _observe_batch(operands, dims, *, likelihood, weighted):
+  # The batched axis becomes one more leading axis: more observations.
+  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+  moved = [
+    jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
+    for x, d in zip(operands, dims, strict=True)
+  ]
+  return observe_p.bind(*moved, likelihood=likelihood, weighted=weighted), 0
+
+
+ad.primitive_jvps[observe_p] = _observe_jvp
+batching.primitive_batchers[observe_p] = _observe_batch
+mlir.register_lowering(observe_p, lambda ctx, outputs, *extra, likelihood, weighted: [outputs])
+
+
+# The mark of uses: an identity on the input of a linear operation, whose second operand says which of the operation's
+# results are uses of its kernel.
+
+used_p = jex.Primitive('kron_used')
+
+
+@used_p.def_impl
+def _used_impl(x, where):
+  del where
+  return x
+
+
+@used_p.def_abstract_eval
+def _used_abstract(x, where):
+  del where
+  return x
+
+
+def _used_jvp(primals, tangents):
+  return used_p.bind(*primals), tangents[0]
+
+
+def _used_batch(operands, dims):
+  x, where = operands
+  size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+  x = jnp.broadcast_to(x, (size, *x.shape)) if dims[0] is None else jnp.moveaxis(x, dims[0], 0)
+  where = where[None] if dims[1] is None else jnp.moveaxis(where, dims[1], 0)
+  return used_p.bind(x, where), 0
+
+
+ad.primitive_jvps[used_p] = _used_jvp
+batching.primitive_batchers[used_p] = _used_batch
+mlir.register_lowering(used_p, lambda ctx, x, where: [x])
+
+# The mark of copies: an identity on parameters that lead with an axis of examples.
+
+copies_p = jex.Primitive('kron_copies')
+copies_p.def_impl(lambda x: x)
+copies_p.def_abstract_eval(lambda x: x)
+ad.deflinear2(copies_p, lambda ct, x: [ct])
+batching.defvectorized(copies_p)
+mlir.register_lowering(copies_p, lambda ctx, x: [x])
+
+
+def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
+  """See `kron.used`."""
+  return used_p.bind(x, where)
+
+
+def copies(x: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
+  """See `kron.copies`."""
+  return copies_p.bind(x)
