@@ -30,7 +30,8 @@ class Run(NamedTuple):
     of (state, batch, statistics) and 'update' of (state, gradients) in its place.
   upkeep: of K-FAC's factors and inverses, between the two; None for other optimisers.
   evaluate: (state, batch) -> metrics.
-  batch: shapes of a training batch, with the padding of its strips.
+  batch: shapes and shardings of a training batch, with the padding of its strips.
+  strips: in which images lie, by axis.
   """
 
   config: Any
@@ -47,10 +48,14 @@ class Run(NamedTuple):
   train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # of the seed and the first batch's number
   eval_batches: Callable[[], Iterator[dict[str, Any]]]
   batch: dict[str, jax.ShapeDtypeStruct]
+  strips: parallel.Strips
 
 
-def build(config: Any) -> Run:
-  """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here."""
+def build(config: Any, load: bool = True) -> Run:
+  """Makes mesh, data, model, shardings and compiled functions; everything that can be wrong with a config shows here.
+
+  load: False where nothing is to run: data that shapes can do without are not read.
+  """
   check_whole(config)
   check_ranges(config)
   mesh = parallel.make_mesh(config.mesh)
@@ -58,14 +63,14 @@ def build(config: Any) -> Run:
   task = make_task(config)
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
-  train_batches, eval_batches, batch = make_data(config, mesh)
+  train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
   pixels = batch['image']
-  strips = parallel.image_strips(mesh, pixels.shape)
   task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh, strips))
   batch_sharding = {name: parallel.batch_sharding(mesh, config.data.batch_size) for name in batch}
   batch_sharding['image'] = parallel.image_sharding(mesh, config.data.batch_size, strips, len(pixels.shape))
   padded = jax.ShapeDtypeStruct(parallel.padded_shape(pixels.shape, strips), pixels.dtype)
   batch = {**batch, 'image': padded}
+  lying = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
 
   if config.recipe.cutmix and len(pixels.shape) != 5:
     raise ConfigError(f'config.recipe.cutmix cuts clips in time; images of {config.data.name} are {pixels.shape[1:]}')
@@ -157,7 +162,8 @@ def build(config: Any) -> Run:
     evaluate=evaluate,
     train_batches=train_batches,
     eval_batches=eval_batches,
-    batch=batch,
+    batch=jax.tree.map(lying, batch, batch_sharding),
+    strips=strips,
   )
 
 

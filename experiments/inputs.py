@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,80 +15,143 @@ from experiments.errors import ConfigError
 from kronmesh import data, parallel
 
 
-def make_data(config: Any, mesh: Mesh) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct]]:
-  """Two functions that return iterators of batches on the mesh, and the shapes of a training batch.
+class Source(NamedTuple):
+  """A config's data, on no mesh yet.
 
-  The first is of the seed and the first batch's number; the second one's make one pass of the evaluation set. On a mesh
-  along which images lie in strips, those shapes are of whole images; batches have the padding that makes strips equal, and
-  a process loads its own strips alone.
+  like: shape and type of an example's arrays.
+  train: (seed, shard) -> endless batches. held_out: (shard) -> one pass of the evaluation set.
+  threads: that make batches.
+  """
+
+  like: dict[str, tuple[tuple[int, ...], Any]]
+  train: Callable[[int, tuple[int, int]], Any]
+  held_out: Callable[[tuple[int, int]], Any]
+  threads: int
+
+
+def make_data(
+  config: Any, mesh: Mesh, load: bool = True
+) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct], parallel.Strips]:
+  """Two functions that return iterators of batches on the mesh, the shapes of a training batch, and its images' strips.
+
+  The first is of the seed and the first batch's number; the second one's make one pass of the evaluation set. Shapes are of
+  whole images; batches have the padding that makes strips equal, and a process loads its own strips alone.
+
+  load: False where shapes are enough: data that need not be read for those are not.
   """
   own = config.data
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
   train_sharding = parallel.batch_sharding(mesh, train_size)
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
   shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
-  threads = 1  # of arrays in memory; more would wait for each other
-  if own.name in data.LAYOUTS:
-    threads = 8
-    where = data.data_dir(own.folder)
-    with processes.chief_first():
-      prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side)
-    if not {'train', own.eval_split} <= set(prepared.info.splits):
-      raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
-    source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
-    _check_classes(source, config)
-    settings = {'frames': own.frames or 16, 'every': own.every, 'size': own.image_size}
-    like = {'image': ((settings['frames'], own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
-    held_out = data.clip_batches(split, eval_size, train=False, shard=eval_shard, **settings)
-
-    def train(seed: int) -> Any:
-      changes = {'flip': own.flip, 'colour': own.colour}
-      return data.clip_batches(source, train_size, seed=seed, train=True, shard=shard, **settings, **changes)
-  elif own.name not in (*data.IN_MEMORY, *data.SCENES, 'noise'):
-    threads = 8
-    source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
-    _check_classes(source, config)
-    like = {'image': ((own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
-    held_out = data.record_batches(split, eval_size, seed=0, train=False, size=own.image_size, shard=eval_shard)
-
-    def train(seed: int) -> Any:
-      return data.record_batches(source, train_size, seed=seed, train=True, size=own.image_size, shard=shard)
-  else:
-    with processes.chief_first():
-      arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
-    augment = data.shift_and_flip if own.augment else None
-    if own.eval_examples:
-      split = data.Arrays(*(x[: own.eval_examples] for x in split))
-    like = {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()}
-    held_out = data.ordered_batches(split, eval_size, shard=eval_shard)
-
-    def train(seed: int) -> Any:
-      return data.array_batches(arrays, train_size, seed=seed, augment=augment, shard=shard)
-
-  like = {name: jax.ShapeDtypeStruct((train_size, *shape), dtype) for name, (shape, dtype) in like.items()}
+  source = _source(config, load)
+  like = {name: jax.ShapeDtypeStruct((train_size, *shape), dtype) for name, (shape, dtype) in source.like.items()}
+  example = like['image'].shape[1:]
   strips = parallel.image_strips(mesh, like['image'].shape)
-  ndim = len(like['image'].shape)
-  image = parallel.image_sharding(mesh, train_size, strips, ndim)
-  rows = parallel.local_rows(image, like['image'].shape, strips)
+  images = lambda size: parallel.image_sharding(mesh, size, strips, 1 + len(example))  # noqa: E731
+  rows = parallel.local_rows(images(train_size), like['image'].shape, strips)
 
   def own_strips(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**batch, 'image': parallel.cut(batch['image'], rows)}
 
   def streamed(batches: Any, start: int, sharding: NamedSharding, size: int) -> Iterator[dict[str, jax.Array]]:
+    whole = parallel.padded_shape((size, *example), strips)
     # Cut where it was made, so that what waits is what is needed.
-    for batch in data.stream(batches.map(own_strips) if strips else batches, start, threads):
-      found = {}
-      for name, x in batch.items():
-        where = parallel.image_sharding(mesh, size, strips, ndim) if name == 'image' else sharding
-        shape = (size, *x.shape[1:])
-        whole = parallel.padded_shape((size, *like['image'].shape[1:]), strips) if name == 'image' else shape
-        found[name] = jax.make_array_from_process_local_data(where, x, whole)
-      yield found
+    for batch in data.stream(batches.map(own_strips) if strips else batches, start, source.threads):
+      yield {
+        name: jax.make_array_from_process_local_data(images(size), x, whole)
+        if name == 'image'
+        else jax.make_array_from_process_local_data(sharding, x)
+        for name, x in batch.items()
+      }
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
-    return streamed(train(seed), start, train_sharding, train_size)
+    return streamed(source.train(seed, shard), start, train_sharding, train_size)
 
-  return train_batches, lambda: streamed(held_out, 0, eval_sharding, eval_size), like
+  return train_batches, lambda: streamed(source.held_out(eval_shard), 0, eval_sharding, eval_size), like, strips
+
+
+def _source(config: Any, load: bool) -> Source:
+  name = config.data.name
+  if name in data.LAYOUTS:
+    return _videos(config, load)
+  if name == 'noise':
+    return _noise(config)
+  return (_in_memory if name in (*data.IN_MEMORY, *data.SCENES) else functools.partial(_records, load=load))(config)
+
+
+def _videos(config: Any, load: bool) -> Source:
+  own = config.data
+  settings = {'frames': own.frames or 16, 'every': own.every, 'size': own.image_size}
+  like = {'image': ((settings['frames'], own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
+  if not load:
+    return Source(like, _nothing, _nothing, 1)
+  where = data.data_dir(own.folder)
+  with processes.chief_first():
+    prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side)
+  if not {'train', own.eval_split} <= set(prepared.info.splits):
+    raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
+  source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
+  _check_classes(source, config)
+  changes = {'flip': own.flip, 'colour': own.colour}
+  clips = functools.partial(data.clip_batches, **settings)
+  return Source(
+    like,
+    lambda seed, shard: clips(source, own.batch_size, seed=seed, train=True, shard=shard, **changes),
+    lambda shard: clips(split, own.eval_batch_size or own.batch_size, train=False, shard=shard),
+    8,
+  )
+
+
+def _records(config: Any, load: bool) -> Source:
+  own = config.data
+  like = {'image': ((own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
+  if not load:
+    return Source(like, _nothing, _nothing, 1)
+  source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
+  _check_classes(source, config)
+  images = functools.partial(data.record_batches, size=own.image_size)
+  return Source(
+    like,
+    lambda seed, shard: images(source, own.batch_size, seed=seed, train=True, shard=shard),
+    lambda shard: images(split, own.eval_batch_size or own.batch_size, seed=0, train=False, shard=shard),
+    8,
+  )
+
+
+def _noise(config: Any) -> Source:
+  """Made where it is first asked for: a batch of large clips takes memory that its shape does not."""
+  own, tokens = config.data, config.task == 'next_token'
+  if not own.shape:
+    raise ConfigError("config.data.name='noise' needs config.data.shape: that of an example")
+  classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
+  arrays = functools.cache(lambda: data.noise(own.shape, classes, own.batch_size, tokens=tokens))
+  held_out = lambda: data.Arrays(*(x[: own.eval_examples or None] for x in arrays()))  # noqa: E731
+  return Source(
+    {'image': (tuple(own.shape), np.int32 if tokens else np.float32), 'label': ((), np.int32)},
+    lambda seed, shard: data.array_batches(arrays(), own.batch_size, seed=seed, shard=shard),
+    lambda shard: data.ordered_batches(held_out(), own.eval_batch_size or own.batch_size, shard=shard),
+    1,
+  )
+
+
+def _in_memory(config: Any) -> Source:
+  own = config.data
+  with processes.chief_first():
+    arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
+  augment = data.shift_and_flip if own.augment else None
+  if own.eval_examples:
+    split = data.Arrays(*(x[: own.eval_examples] for x in split))
+  return Source(
+    {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
+    lambda seed, shard: data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard),
+    lambda shard: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
+    1,  # more would wait for each other
+  )
+
+
+def _nothing(*_: Any) -> Any:
+  raise ConfigError('this run was built without its data')
 
 
 def _check_classes(source: Any, config: Any) -> None:
@@ -98,11 +162,6 @@ def _check_classes(source: Any, config: Any) -> None:
 
 def _arrays(config: Any, split: str) -> data.Arrays:
   own = config.data
-  if own.name == 'noise':
-    if not own.shape:
-      raise ConfigError("config.data.name='noise' needs config.data.shape: that of an example")
-    classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
-    return data.noise(own.shape, classes, own.batch_size, tokens=config.task == 'next_token')
   if own.name in data.SCENES:
     scenes = data.shrunken(data.load_scenes(own.name, split, folder=own.folder, source=own.source), own.short_side)
     return data.windows(scenes, own.frames or 8, own.every, balanced=split == 'train')

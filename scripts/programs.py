@@ -46,7 +46,7 @@ def abstract(run: Run) -> tuple[TrainState, Any]:
   """Shapes and shardings of a run's state and batch."""
   like = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
   state = jax.tree.map(like, jax.eval_shape(run.init, 0), run.shardings)
-  return state, jax.tree.map(lambda x: like(x, x.sharding), next(run.train_batches(0, 0)))
+  return state, run.batch
 
 
 def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, dict[str, float]]:

@@ -98,6 +98,7 @@ def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
 
 def free(op: Op, position: int, weight: Weight, walk: Walk) -> None:
   """Notes a parameter of which every example has a copy at this operand."""
+  weight = weight.beside_examples()
   if weight.met or weight.gains:
     walk.refuse(walk.params(weight), f'{op.name} (after it was combined with a computed value)', op)
   elif not _may_be_free(op.inputs[position], weight):
@@ -107,7 +108,7 @@ def free(op: Op, position: int, weight: Weight, walk: Walk) -> None:
 
 
 def _may_be_free(value: Any, weight: Weight) -> bool:
-  return bool(value.shape) and 0 not in weight.axes and weight.meeting is None
+  return bool(value.shape) and 0 not in weight.beside_examples().axes and weight.meeting is None
 
 
 # --- rearrangements
@@ -265,7 +266,7 @@ def align(op: Op, i: int, weight: Weight) -> Weight:
 
 
 def _add_entrywise(op: Op, position: int, weight: Weight, walk: Walk) -> None:
-  aligned = align(op, position, weight)
+  aligned = align(op, position, weight).beside_examples()
   if aligned.met or aligned.gains:
     walk.refuse(walk.params(aligned), f'{op.name} (after it was combined with a computed value)', op)
   elif aligned.unique or 0 not in aligned.axes:

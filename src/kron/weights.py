@@ -178,6 +178,15 @@ class Weight(NamedTuple):
       return self
     return self._then(name, args, apply, new)
 
+  def beside_examples(self) -> Weight:
+    """Without a first axis of length one, which is that of a single example."""
+    if 0 not in self.axes or self.core[self.axes.index(0)] != 1:
+      return self
+    at = self.axes.index(0)
+    core = self.core[:at] + self.core[at + 1 :]
+    w = self._then('reshape', core, lambda x: x, core)
+    return w._replace(axes=self.axes[:at] + self.axes[at + 1 :], varies=self.varies - {0})
+
   def sliced_by_loop(self, depth: int) -> Weight:
     """One iteration's part of a value that a loop slices along its first axis."""
     rest = self._replace(

@@ -1,0 +1,31 @@
+"""One video model from 112 pixels to 8K: R(2+1)D on clips of 16 frames of noise, to plan and to measure what they take.
+
+  python scripts/resolution.py --out=docs/resolution
+  python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
+
+Presets behind a colon: `112`, `hd` (1280x720), `4k` (3840x2160), `8k` (7680x4320): one clip a step, in bf16, blocks computed
+again in the backward pass; `small_112` and `small_hd` are narrow and shallow, for two cores.
+
+Measured: docs/resolution.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import choose, defaults, model
+
+SIZES = {'112': (112, 112), 'hd': (720, 1280), '4k': (2160, 3840), '8k': (4320, 7680)}
+
+
+def get_config(preset: str = '112') -> ConfigDict:
+  choose(preset, (*SIZES, *(f'small_{name}' for name in SIZES)))
+  small, size = preset.startswith('small_'), SIZES[preset.removeprefix('small_')]
+  config = defaults()
+  if small:
+    config.model = model('r2plus1d', blocks=(1, 1), width=8, stem='patches', classes=10)
+  else:
+    config.model = model('r2plus1d', blocks=(2, 2, 2, 2), width=64, stem='large', classes=400)
+    config.model.dtype = 'bfloat16'
+  config.model.keep = 'blocks'
+  config.data.update({'name': 'noise', 'shape': (4 if small else 16, *size, 3), 'batch_size': 1})
+  config.kfac.update({'fisher': 'empirical'})
+  return config
