@@ -32,9 +32,9 @@ from experiments.errors import ConfigError, RunError
 from experiments.machine import machine
 from experiments.members import member
 from experiments.optimizers import SECOND_ORDER
+from experiments.programs import abstract, compile_all, programs_of
 from scripts.floors import floors
 from scripts.overhead_tables import report, summary
-from scripts.programs import abstract, compile_all, programs_of
 
 EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')

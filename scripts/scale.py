@@ -25,10 +25,10 @@ from absl import app, flags
 
 from experiments.build import build
 from experiments.configs import digits
+from experiments.programs import abstract
 from experiments.tables import columns
 from kronmesh import kron, models, parallel
 from scripts.losses import problem
-from scripts.programs import abstract
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _DEVICES = flags.DEFINE_integer(

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   config.model = model('resnet', blocks=(1, 1, 1), width=16, bottleneck=False, stem='patches', classes=2)
   config.data.update({'name': 'dashcam', 'frames': 4, 'every': 2, 'batch_size': 64, 'eval_batch_size': 200})
   config.data.update({'eval_split': 'validation', 'eval_examples': 1000, 'augment': True, 'short_side': 32})
-  config.steps = 400
-  config.eval_every = 100
+  config.steps = 2500
+  config.eval_every = 250
   config.kfac.update({'fisher': 'empirical', 'part': 1 / 2, 'weight_decay': 1e-3})
   return config

@@ -10,7 +10,7 @@ import jax
 
 from experiments.build import build
 from experiments.configs import noise
-from scripts.programs import abstract, compile_all, programs_of
+from experiments.programs import abstract, compile_all, programs_of
 
 STORED = Path(__file__).parent / 'costs.json'
 # Presets of experiments/configs/noise.py, at batches that compile to the same program and are quick to make.

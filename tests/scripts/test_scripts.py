@@ -14,13 +14,13 @@ from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
 from experiments.members import member
 from experiments.optimizers import OPTIMIZERS
+from experiments.programs import abstract, compile_all, held, programs_of
 from experiments.tables import columns
 from experiments.tasks import make_task
 from scripts import overhead_tables
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table
 from scripts.overhead_tables import report
-from scripts.programs import abstract, compile_all, held, programs_of
 from scripts.search import attempt, check_trials, rank, scored, try_all
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,148 @@
+"""What a config will take on a machine that nobody has here: memory, flops and traffic of every device, from compilation.
+
+  python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
+  python scripts/plan.py --config=experiments/configs/noise.py:vit_b --devices=64 --memory=80
+
+The config's own mesh without --mesh. With --devices the best mesh of so many is searched: the one that communicates least
+of those whose devices' memory suffices. Nothing runs and no data are read; up to 512 devices are emulated. Memory is what
+XLA allocates for CPU devices: bfloat16 counts as float32 there, so that a GPU needs less. --json prints the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments import xla  # isort: skip  (sets XLA's flags before JAX loads)
+
+xla.for_plans()
+
+from experiments.launch import launch  # isort: skip
+
+import jax
+from absl import flags
+
+from experiments import forecast
+from experiments.errors import ConfigError
+from experiments.tables import columns
+
+_MESH = flags.DEFINE_string('mesh', '', "The mesh, 'data=4,space=64'; the config's own if empty.")
+_DEVICES = flags.DEFINE_integer(
+  'devices', 0, 'Of how many devices the best mesh is searched; 0: of those of --mesh.', 0, 512
+)
+_MEMORY = flags.DEFINE_float('memory', 80.0, 'GiB of one device.', 0.0)
+_JSON = flags.DEFINE_bool('json', False, 'Print the numbers in place of tables.')
+
+MOST = 512
+
+
+def devices_of(mesh: str) -> int:
+  """How many devices a mesh is made of.
+
+  Raises:
+    ConfigError: it leaves a size open, or has more devices than can be emulated.
+  """
+  sizes = [part.partition('=')[2].strip() for part in mesh.split(',') if part.strip()]
+  if not sizes or not all(s.isdigit() and int(s) for s in sizes):
+    raise ConfigError(f'--mesh={mesh!r}: give every axis its size, as in data=4,space=16, or give --devices')
+  if math.prod(map(int, sizes)) > MOST:
+    raise ConfigError(f'--mesh={mesh!r} has {math.prod(map(int, sizes))} devices; at most {MOST} are emulated')
+  return math.prod(map(int, sizes))
+
+
+def main(config: Any, workdir: str) -> None:
+  del workdir
+  mesh = _MESH.value or (config.mesh if '-1' not in config.mesh else '')
+  count = _DEVICES.value or devices_of(mesh or 'data=1')
+  if _MESH.value and _DEVICES.value not in (0, devices_of(mesh)):
+    raise ConfigError(f'--mesh={mesh!r} has {devices_of(mesh)} devices, --devices={_DEVICES.value}; give one of both')
+  jax.config.update('jax_num_cpu_devices', count)
+  jax.config.update('jax_enable_compilation_cache', False)
+  limit = int(_MEMORY.value * 2**30)
+  suggested = None
+  if _DEVICES.value and not _MESH.value:
+    images = len(config.data.get('shape', ())) > 2 or config.data.name not in ('noise', 'poisson', 'python_text')
+    options = forecast.candidates(config, count, images)
+    if not options:
+      raise ConfigError(f'config.data.batch_size={config.data.batch_size} divides over no mesh of {count} devices')
+    found = forecast.forecast(config, options[-1])  # the one that takes least
+    best = forecast.suggestion(config, count, limit, images, found)
+    suggested, found = best or (None, found)
+  else:
+    found = forecast.forecast(config, mesh or 'data=1')
+  lines = forecast.advice(found, config, limit)
+  if _JSON.value:
+    print(json.dumps(numbers(found, suggested, lines), indent=1))
+  else:
+    print(report(config, found, suggested, lines, limit))
+
+
+def numbers(found: forecast.Forecast, suggested: str | None, lines: list[str]) -> dict[str, Any]:
+  programs = {
+    name: {**p._asdict(), 'memory': p.memory, 'gathers': [g._asdict() for g in p.gathers]}
+    for name, p in found.programs.items()
+  }
+  return {**found._asdict(), 'programs': programs, 'memory': found.memory, 'suggested': suggested, 'advice': lines}
+
+
+def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: list[str], limit: int) -> str:
+  mesh = ' x '.join(f'{axis} {n}' for axis, n in found.mesh.items())
+  gib = lambda n: f'{n / 2**30:.2f}'  # noqa: E731
+  upkeep = {name: p for name, p in found.programs.items() if name.startswith('upkeep')}
+  rows = [
+    [
+      name,
+      gib(p.memory),
+      gib(p.held),
+      gib(p.temporaries),
+      gib(p.results),
+      f'{p.flops / 1e9:.4g}{"+" if p.loops else ""}',
+    ]
+    for name, p in found.programs.items()
+    if name not in upkeep
+  ]
+  if upkeep:
+    most = max(upkeep.values(), key=lambda p: p.memory)
+    work = sum(p.flops for p in upkeep.values())
+    rows.append([
+      f'upkeep, {len(upkeep)} programs', gib(most.memory), gib(most.held), gib(most.temporaries), gib(most.results), f'{work / 1e9:.4g}'
+    ])  # fmt: skip
+  traffic: dict[tuple[str, str], list[int]] = {}
+  for name, p in found.programs.items():
+    for what, (count, size) in p.collectives.items():
+      own = traffic.setdefault(('upkeep' if name in upkeep else name, what), [0, 0])
+      own[0], own[1] = own[0] + count, own[1] + size
+  moved = [[name, what, count, f'{size / 2**20:.2f}'] for (name, what), (count, size) in sorted(traffic.items())]
+  causes: dict[tuple[str, str], list[int]] = {}
+  for p in found.programs.values():
+    for g in p.gathers:
+      own = causes.setdefault((g.axes, g.cause), [0, 0])
+      own[0], own[1] = own[0] + g.count, own[1] + g.bytes * g.count
+  gathered = [[axes, count, f'{size / 2**20:.2f}', cause] for (axes, cause), (count, size) in sorted(causes.items())]
+  parts = [
+    f'{config.model.name} on {config.data.name}, {config.optimizer}, batch {config.data.batch_size}: {mesh}, compiled in '
+    f'{found.seconds:.0f} s',
+    f'the busiest program takes {gib(found.memory)} GiB a device, of which the state has {gib(found.state)} and a batch '
+    f'{gib(found.batch)}',
+    columns(['program, on each device', 'GiB', 'held', 'temporary', 'results', 'Gflop'], rows)
+    + ('\n+: loops are counted once' if any(p.loops for p in found.programs.values()) else ''),
+    columns(['program', 'collective', 'count', 'MiB'], moved) if moved else 'nothing is communicated',
+    columns(['gathers along', 'count', 'MiB', 'why'], gathered) if gathered else 'nothing is gathered',
+  ]  # fmt: skip
+  if found.notes:
+    parts.append('what does not divide\n' + '\n'.join(f'  {note}' for note in found.notes))
+  if suggested is not None:
+    parts.append(f'best mesh: --config.mesh={suggested}')
+  elif _DEVICES.value and not _MESH.value:
+    parts.append(f'no mesh of {_DEVICES.value} devices with {limit / 2**30:.0f} GiB was found; the least one is shown')
+  parts += ['\n'.join(lines)] if lines else []
+  return '\n\n'.join(parts)
+
+
+if __name__ == '__main__':
+  launch(main)
