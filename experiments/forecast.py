@@ -132,7 +132,7 @@ def _gathers(name: str, audit: parallel.Audit, run: Run, state: Any) -> Iterator
     if name.startswith('upkeep'):
       cause = 'inverses go from their owners to the devices that use them (config.placement.fraction)'
     elif param is not None:
-      cause = f'a parameter that lies along {c.axes}, or its gradient, such as {param}, is used whole'
+      cause = f'parameters that lie along {c.axes}, or their gradients, are used whole'
     elif set(run.strips) and {'space', 'columns'} & set(c.axes.split(',')):
       cause = f'activations, at {c.source}; report it: nothing is to be gathered along strips'
     else:
@@ -179,7 +179,7 @@ def advice(found: Forecast, config: Any, limit: int) -> list[str]:
     result.append(f'  a batch in parts: --config.microbatches={parts} divides what activations take')
   if temporaries > found.state:
     result.append(
-      f'  activations take most ({temporaries / 2**30:.1f} GiB): --mesh with {math.ceil(over)} times as much of space (or data)'
+      f'  activations take most ({temporaries / 2**30:.1f} GiB): --mesh with {math.ceil(over)} times the space (or data)'
     )
   else:
     result.append(

@@ -109,9 +109,9 @@ def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: 
   if upkeep:
     most = max(upkeep.values(), key=lambda p: p.memory)
     work = sum(p.flops for p in upkeep.values())
-    rows.append([
-      f'upkeep, {len(upkeep)} programs', gib(most.memory), gib(most.held), gib(most.temporaries), gib(most.results), f'{work / 1e9:.4g}'
-    ])  # fmt: skip
+    names = f'upkeep, {len(upkeep)} programs'
+    sizes = [gib(n) for n in (most.memory, most.held, most.temporaries, most.results)]
+    rows.append([names, *sizes, f'{work / 1e9:.4g}'])
   traffic: dict[tuple[str, str], list[int]] = {}
   for name, p in found.programs.items():
     for what, (count, size) in p.collectives.items():

@@ -3,8 +3,8 @@
   python scripts/resolution.py --out=docs/resolution
   python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
 
-Presets behind a colon: `112`, `hd` (1280x720), `4k` (3840x2160), `8k` (7680x4320): one clip a step, in bf16, blocks computed
-again in the backward pass; `small_112` and `small_hd` are narrow and shallow, for two cores.
+Presets behind a colon: `112`, `hd` (1280x720), `4k` (3840x2160), `8k` (7680x4320): one clip a step, in bf16, blocks
+computed again in the backward pass. `small_112` and so on are narrow and shallow, four frames in float32, for two cores.
 
 Measured: docs/resolution.md.
 """

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ...program import Op, used
 from .halo import Strip, along, fetch, there
-from .values import Strips, Value, index, on_device, refuse
+from .values import Strips, Value, alike, index, on_device, refuse
 from .windows import Need, Window, need
 
 
@@ -35,9 +35,9 @@ def convolution(op: Op, inputs: list[Any]) -> list[Value]:
     x = fetch(x, dim, strip, wanted.first, wanted.count)
     x, padding[k], base[k] = _dilated(x, dim, strip, wanted, base[k])
     strips[numbers.out_spec[2 + k]] = wanted.out
-  x = marked(x, tuple(strips))
+  x, weights = alike([marked(x, tuple(strips)), kernel.x])
   y = lax.conv_general_dilated(
-    x, kernel.x, p['window_strides'], padding, base, p['rhs_dilation'], numbers, p['feature_group_count'],
+    x, weights, p['window_strides'], padding, base, p['rhs_dilation'], numbers, p['feature_group_count'],
     p['batch_group_count'], p['precision'], p['preferred_element_type'],
   )  # fmt: skip
   return [Value(y, tuple(strips))]

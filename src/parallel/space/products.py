@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ...program import Op
 from .convolutions import marked
 from .halo import Strip, cleared, fetch, own_part
-from .values import Value, index, laid, number, on_device, refuse
+from .values import Value, alike, index, laid, number, on_device, refuse, summed
 
 
 def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
@@ -29,13 +29,13 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
       if found is not None:
         return [found]
   xs = [v.x for v in values]
-  summed: list[str] = []
+  names: list[str] = []
   for dims in zip(*contracted, strict=True):
     own = [v.strips[d] for v, d in zip(values, dims, strict=True)]
     strip = own[0] or own[1]
     if strip is None:
       continue
-    summed.append(strip.axis)
+    names.append(strip.axis)
     xs = [_as(v, x, d, strip) for v, x, d in zip(values, xs, dims, strict=True)]
     xs[0] = cleared(xs[0], dims[0], strip)
     xs[1] = cleared(xs[1], dims[1], strip)
@@ -49,19 +49,19 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
   for k in range(2):
     strips += [s for d, s in enumerate(values[k].strips) if d not in (*contracted[k], *batched[k])]
   axes = [s.axis for s in strips if s is not None]
-  if len(set(axes)) < len(axes) or set(axes) & set(summed):
-    twice = max({*axes, *summed}, key=(axes + summed).count)
+  if len(set(axes)) < len(axes) or set(axes) & set(names):
+    twice = max({*axes, *names}, key=(axes + names).count)
     refuse(
       op, f'both of its operands lie over {twice!r}, each along an axis of its own, so that each device needs all rows'
     )
-  if not summed:
+  if not names:
     k = int(values[0].whole)
     if values[1 - k].whole:
       xs[k] = marked(xs[k], tuple(strips))
   y = lax.dot_general(
-    *xs, p['dimension_numbers'], precision=p['precision'], preferred_element_type=p['preferred_element_type']
+    *alike(xs), p['dimension_numbers'], precision=p['precision'], preferred_element_type=p['preferred_element_type']
   )
-  return [Value(lax.psum(y, tuple(summed)) if summed else y, tuple(strips))]
+  return [Value(summed(y, tuple(names)) if names else y, tuple(strips))]
 
 
 def _as(value: Value, x: Any, dim: int, strip: Strip) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ...program import Op, bind
 from .halo import cleared
-from .values import Value, on_device, refuse
+from .values import Value, on_device, refuse, summed
 
 
 def reduce(op: Op, inputs: list[Any]) -> list[Value]:
@@ -29,7 +29,7 @@ def reduce(op: Op, inputs: list[Any]) -> list[Value]:
     return [Value(_extreme(x, tuple(axes), names, op.name == 'reduce_max'), kept)]
   (y,) = bind(op, x)
   if names and op.name in ('reduce_sum', 'reduce_prod'):
-    y = lax.psum(y, names) if op.name == 'reduce_sum' else _product(y, over, op)
+    y = summed(y, names) if op.name == 'reduce_sum' else _product(y, over, op)
   elif names:  # reduce_and, reduce_or
     counts = lax.psum(y.astype(jnp.int32), names)
     y = counts == int(np.prod([s.shards for _, s in over])) if op.name == 'reduce_and' else counts > 0
@@ -67,7 +67,7 @@ def _extreme(x: Array, axes: tuple[int, ...], names: tuple[str, ...], largest: b
     (x,), (t,) = primals, tangents
     y = found(x)
     at = x == jnp.expand_dims(y, axes)
-    total = lax.psum(jnp.where(at, t, jnp.zeros((), t.dtype)).sum(axes), names)
+    total = summed(jnp.where(at, t, jnp.zeros((), t.dtype)).sum(axes), names)
     return y, total / lax.psum(at.sum(axes), names).astype(t.dtype)
 
   return extreme(x)

@@ -133,8 +133,23 @@ def common(values: Sequence[Value], op: Op) -> Strips:
 
 def bound(op: Op, xs: Sequence[Array]) -> list[Array]:
   """The operation on these arrays, all said to differ between the same devices."""
+  return bind(op, *alike(xs))
+
+
+def alike(xs: Sequence[Array]) -> list[Array]:
+  """All said to differ between the same devices; gradients of those that did not are summed in at least float32."""
   axes = frozenset().union(*(varying(x) for x in xs))
-  return bind(op, *(vary(x, axes) for x in xs))
+  return [vary(_wide(x), axes).astype(x.dtype) if axes - varying(x) else x for x in xs]
+
+
+def summed(x: Array, axes: tuple[str, ...]) -> Array:
+  """The sum over these mesh axes, in at least float32: XLA's own widening of 16-bit sums fails on some meshes."""
+  return jax.lax.psum(_wide(x), axes).astype(x.dtype)
+
+
+def _wide(x: Array) -> Array:
+  narrow = jax.numpy.issubdtype(x.dtype, jax.numpy.floating) and x.dtype.itemsize < 4
+  return x.astype(jax.numpy.float32) if narrow else x
 
 
 def refuse(op: Op, why: str) -> None:

@@ -1,0 +1,228 @@
+"""One video model from 112 pixels to 8K: what it takes on how many devices, planned, and measured where it fits.
+
+  python scripts/resolution.py --out=docs/resolution
+  python scripts/resolution.py --model=small --shards=1,2,4 --out=runs/resolution
+
+Every size is compiled for every number of strips (`scripts/plan.py`, in a process of its own). Where that fits the devices
+that are here, steps are run and timed; where it does not, the table says what is short. --model=small is the narrow model
+of experiments/configs/resolution.py.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+
+import jax
+import matplotlib
+from absl import flags
+
+from experiments.build import build
+from experiments.configs import resolution
+from experiments.errors import ConfigError
+from experiments.machine import machine
+from experiments.tables import columns
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATED = 8  # devices of a CPU, on which steps are run
+_MODEL = flags.DEFINE_enum('model', 'full', ['full', 'small'], 'Which of the two models.')
+_SIZES = flags.DEFINE_list('sizes', list(resolution.SIZES), 'Of the frames.')
+_SHARDS = flags.DEFINE_list('shards', ['1', '4', '16', '64'], 'Numbers of strips that are planned.')
+_SECONDS = flags.DEFINE_float(
+  'seconds', 120.0, 'The longest step that is run; longer ones are left out, and said to be.'
+)
+_OUT = flags.DEFINE_string('out', None, 'Where to write OUT/MODEL.json, .txt and .png; nothing is written without it.')
+_STEP = flags.DEFINE_string(
+  'step', '', 'Run steps of this preset and mesh and print one JSON line; for the script itself.'
+)
+
+
+Found = dict[str, dict[int, dict[str, Any]]]  # by size and number of strips
+
+
+def planned(preset: str, shards: int) -> dict[str, Any]:
+  """The forecast of `scripts/plan.py`, or why there is none."""
+  command = [sys.executable, str(ROOT / 'scripts/plan.py'), f'--config=experiments/configs/resolution.py:{preset}']
+  done = subprocess.run([*command, f'--mesh=space={shards}', '--json'], capture_output=True, text=True, cwd=ROOT)
+  if done.returncode:
+    return {'why': done.stderr.strip().splitlines()[-1].removeprefix('error: ')}
+  return json.loads(done.stdout[done.stdout.index('{') :])
+
+
+def room() -> tuple[int, str]:
+  """Bytes that a run here may take, all devices together, and of what."""
+  stats = jax.devices()[0].memory_stats() or {}
+  if 'bytes_limit' in stats:
+    return stats['bytes_limit'], jax.devices()[0].device_kind
+  line = next(line for line in Path('/proc/meminfo').read_text().splitlines() if line.startswith('MemAvailable'))
+  return int(line.split()[1]) * 1024, "this machine's memory"
+
+
+def timed(preset: str, shards: int) -> dict[str, Any]:
+  """Seconds of a step, in a process of its own."""
+  command = [sys.executable, __file__, f'--step={preset},{shards}']
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+  if done.returncode:
+    return {'why': (done.stderr.strip().splitlines() or ['it was ended'])[-1].removeprefix('error: ')}
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def steps(preset: str, shards: int) -> dict[str, Any]:
+  """The median of three steps after two that compile: K-FAC's own, statistics and inverses as they fall due."""
+  jax.config.update('jax_num_cpu_devices', shards)
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
+  config = resolution.get_config(preset)
+  config.mesh = f'space={shards}'
+  run = build(config)
+  state, batch = run.init(0), next(run.train_batches(0, 0))
+  times = []
+  for number in range(5):
+    start = time.perf_counter()
+    state, metrics = jax.block_until_ready(run.step(state, batch, 1000 * 96 + number + 1))
+    times.append(time.perf_counter() - start)
+  return {'seconds': statistics.median(times[2:]), 'loss': float(metrics['loss'])}
+
+
+def measure(size: str, shards: int, own: dict[str, Any], rate: float | None) -> dict[str, Any]:
+  """A step on so many strips, if there are the devices (a CPU has as many as one likes), it fits, and ends in time."""
+  emulated = jax.default_backend() == 'cpu'
+  if 'why' in own:
+    return own
+  if shards > (EMULATED if emulated else len(jax.devices())):
+    return {'why': f'{shards} devices are wanted'}
+  limit, of = room()
+  need = own['memory'] * (shards if emulated else 1)
+  if need > limit:
+    return {'why': f'{need / 2**30:.1f} GiB of {limit / 2**30:.1f} ({of})'}
+  work = own['programs']['gradient']['flops'] * shards
+  if rate and work / rate > _SECONDS.value:
+    return {'why': f'a step would take {work / rate:.0f} s'}
+  result = timed(name_of(size), shards)
+  return {**result, 'rate': work / result['seconds']} if 'seconds' in result else result
+
+
+def name_of(size: str) -> str:
+  return f'small_{size}' if _MODEL.value == 'small' else size
+
+
+def temporaries(own: dict[str, Any]) -> int:
+  return max(p['temporaries'] for name, p in own['programs'].items() if name.startswith('gradient'))
+
+
+def moved(own: dict[str, Any]) -> int:
+  """Bytes of halos that a device passes on in a step."""
+  return sum(size for what, (_, size) in own['programs']['gradient']['collectives'].items() if 'permute' in what)
+
+
+def rows_of(plans: Found, runs: Found) -> list[list[Any]]:
+  rows = []
+  for size, found in plans.items():
+    first = next((n for n in found if n >= 4 and 'why' not in found[n]), None)
+    for shards, own in found.items():
+      if 'why' in own:
+        rows.append([size, shards, *['-'] * 7, own['why'][:90]])
+        continue
+      fall = ''
+      if first and shards > first:
+        fall = f'{temporaries(found[first]) / temporaries(own) / (shards / first):.2f}'
+      step, run = own['programs']['gradient'], runs[size][shards]
+      gathers = [g for g in step['gathers'] if 'space' in g['axes']]
+      rows.append([
+        size, shards, f'{own["memory"] / 2**30:.2f}', f'{temporaries(own) / 2**30:.2f}', fall,
+        f'{step["flops"] / frames_of(size) / 1e9:.4g}', f'{moved(own) / 2**20:.1f}', len(gathers),
+        f'{run["seconds"] / frames_of(size):.3g}' if 'seconds' in run else '-', run.get('why', ''),
+      ])  # fmt: skip
+  return rows
+
+
+def frames_of(size: str) -> int:
+  return resolution.get_config(name_of(size)).data.shape[0]
+
+
+def plot(plans: Found, runs: Found, path: Path) -> None:
+  """Memory of each device, its work, and the time of a frame, where it was measured, against the number of strips."""
+  figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
+  for size, found in plans.items():
+    there = {n: own for n, own in found.items() if 'why' not in own}
+    left.loglog(list(there), [own['memory'] / 2**30 for own in there.values()], 'o-', label=size)
+    work = [own['programs']['gradient']['flops'] / frames_of(size) / 1e12 for own in there.values()]
+    middle.loglog(list(there), work, 'o-', label=size)
+    times = {n: r['seconds'] / frames_of(size) for n, r in runs[size].items() if 'seconds' in r}
+    right.loglog(list(times), list(times.values()), 'o-', label=size)
+  left.axhline(80, color='grey', linewidth=0.8)
+  left.annotate('80 GiB', (1, 80), (0, 3), textcoords='offset points', color='grey', fontsize=8)
+  left.set(xlabel='strips', ylabel='GiB a device', title='memory of a training step, planned')
+  middle.set(xlabel='strips', ylabel='Tflop a frame and device', title='work, planned')
+  right.set(xlabel='strips', ylabel='seconds a frame', title=f'measured: {jax.devices()[0].device_kind}')
+  counts = sorted({n for found in plans.values() for n in found})
+  for axes in (left, middle, right):
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+  figure.savefig(path, dpi=110)
+
+
+def main(config: Any, workdir: str) -> None:
+  del config, workdir
+  if _STEP.value:
+    preset, _, shards = _STEP.value.partition(',')
+    print(json.dumps(steps(preset, int(shards))))
+    return
+  unknown = [s for s in _SIZES.value if s not in resolution.SIZES]
+  if unknown:
+    raise ConfigError(f'--sizes: {unknown[0]!r} is unknown; choose from {", ".join(resolution.SIZES)}')
+  if not all(s.isdigit() and 0 < int(s) <= 512 for s in _SHARDS.value):
+    raise ConfigError(f'--shards={",".join(_SHARDS.value)}: numbers from 1 to 512')
+  plans: Found = {}
+  runs: Found = {}
+  rate = None
+  for size in _SIZES.value:
+    plans[size], runs[size] = {}, {}
+    for shards in map(int, _SHARDS.value):
+      own = plans[size][shards] = planned(name_of(size), shards)
+      run = runs[size][shards] = measure(size, shards, own, rate)
+      rate = run.get('rate', rate)
+      print(
+        f'{size} in {shards} strips: {run.get("why") or format(run["seconds"], ".3g") + " s a step"}', file=sys.stderr
+      )
+  header = ['size', 'strips', 'GiB', 'temporary', 'fall', 'Gflop', 'halo, MiB', 'gathers', 'seconds', 'not run']
+  device = machine('float32')
+  text = '\n\n'.join([
+    f'planned on each device (flops of a frame; fall of temporaries from the first of 4 strips and more, 1 being in\n'
+    f'proportion), and seconds a frame on {device.name}, strips on as many devices, emulated if it is a CPU',
+    columns(header, rows_of(plans, runs)),
+  ])  # fmt: skip
+  print(text)
+  if _OUT.value:
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f'{_MODEL.value}.txt').write_text(text + '\n')
+    slim = {size: {n: _slim(own) for n, own in found.items()} for size, found in plans.items()}
+    (out / f'{_MODEL.value}.json').write_text(
+      json.dumps({'device': device._asdict(), 'plans': slim, 'runs': runs}, indent=1) + '\n'
+    )
+    plot(plans, runs, out / f'{_MODEL.value}.png')
+
+
+def _slim(own: dict[str, Any]) -> dict[str, Any]:
+  """Without the programs of the upkeep, of which there is one for each size of matrix."""
+  if 'why' in own:
+    return own
+  programs = {name: p for name, p in own['programs'].items() if not name.startswith('upkeep')}
+  return {**own, 'programs': programs}
+
+
+if __name__ == '__main__':
+  launch(main)
