@@ -93,7 +93,8 @@ def evaluate(
       results = bind(op, *values)
     env.update({v.index: result for v, result in zip(op.outputs, results, strict=True)})
     if op.name == used_p.name:
-      wheres[op.outputs[0].index] = values[1].astype(jnp.float32)
+      before = wheres.get(op.inputs[0].index, 1.0) if isinstance(op.inputs[0], Ref) else 1.0
+      wheres[op.outputs[0].index] = values[1].astype(jnp.float32) * before
     elif op.name in CASTS and isinstance(op.inputs[0], Ref) and op.inputs[0].index in wheres:
       wheres[op.outputs[0].index] = wheres[op.inputs[0].index]
     for v in op.outputs:
@@ -148,7 +149,7 @@ def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
   if op.region == 'scan':
     return _scan(op, taps, values, probes, scaled, depth, constants)
   if op.region == 'shard_map':
-    return _sharded(op, body, values, probes)
+    return _sharded(op, taps, body, values, probes)
   return _custom(op, taps, values, probes, scaled, depth, constants)
 
 
@@ -175,9 +176,15 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, consta
   return [*carry, *ys], marks
 
 
-def _sharded(op: Op, body, values, probes: Probes):
+def _sharded(op: Op, taps: Taps, body, values, probes: Probes):
   """The body once for each shard; probes go in whole, so that their cotangents are summed over the mesh."""
-  axes = batch_axes(op)
+  spread = {tap.block: tap.site.spread for tap in taps.inside(op.bodies[0]) if tap.site.spread is not None}
+  axes = tuple(a for a in batch_axes(op) if a not in spread.values())
+  # Probes of layers that lie over the mesh lead with the layers, as the parameters do.
+  specs = {
+    name: dict.fromkeys(own, PartitionSpec(spread[name]) if name in spread else PartitionSpec())
+    for name, own in probes.items()
+  }
 
   def local(values, probes):
     results, marks = body(values, probes)
@@ -188,7 +195,7 @@ def _sharded(op: Op, body, values, probes: Probes):
 
   marks_spec = [PartitionSpec(axes) if axes else PartitionSpec()]
   number = sum(_count_marks(inner) for inner in op.bodies[0].ops)
-  return shard(op, local, PartitionSpec(), marks_spec * number)(list(values), probes)
+  return shard(op, local, specs, marks_spec * number)(list(values), probes)
 
 
 def _count_marks(op: Op) -> int:

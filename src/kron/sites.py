@@ -7,7 +7,8 @@ alone).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..program import Op, Ref, source_line
@@ -35,6 +36,7 @@ class Site(NamedTuple):
   times: how often it runs.
   sharded: whether it is inside of a shard_map that splits the examples.
   places: the axes of shard_maps around it along which each device has some places of every example.
+  spread: the axis of a shard_map along which each device has some of the parameter's stacked layers, if any.
   """
 
   kind: str
@@ -46,6 +48,7 @@ class Site(NamedTuple):
   times: int
   sharded: bool
   places: frozenset[str]
+  spread: str | None = None
 
   @property
   def key(self) -> int:
@@ -110,6 +113,7 @@ class Walk(NamedTuple):
 
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
   examples: the length of the axis that counts examples, where it is known.
+  spread: by parameter, see `Site`.
   """
 
   found: Survey
@@ -118,6 +122,7 @@ class Walk(NamedTuple):
   times: int = 1
   sharded: bool = False
   places: frozenset[str] = frozenset()
+  spread: Mapping[int, str] = MappingProxyType({})
   from_loss: bool = False
   examples: int | None = None
 
@@ -140,7 +145,9 @@ class Walk(NamedTuple):
     loops = tuple(d in weight.levels for d in range(self.depth))
     if weight.params[0] < 0:
       loops = (*self.found.lifted[weight.params[0]].loops, *loops)[: self.depth]
-    return Site(kind, op, position, weight, linear, loops, self.times, self.sharded, self.places)
+    spread = next((self.spread[p] for p in self.found.owners(weight) if p in self.spread), None)
+    places = self.places - {spread}
+    return Site(kind, op, position, weight, linear, loops, self.times, self.sharded, places, spread)
 
   def add(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> None:
     site = self.site(kind, op, position, weight, linear)

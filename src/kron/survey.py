@@ -88,18 +88,37 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
     branches = [_visit(body, inputs[1:], walk) for body in op.bodies]
     return [_join(list(kinds), op, walk) for kinds in zip(*branches, strict=True)]
   if op.region == 'shard_map':
+    spread = dict(walk.spread)
     for i, (kind, spec) in enumerate(zip(inputs, op.params['in_specs'], strict=True)):
-      if walk.params(kind) and any(spec):
+      if (
+        isinstance(kind, Weight) and 0 in kind.axes and isinstance(spec[0] if spec else None, str) and not any(spec[1:])
+      ):
+        # Each device has some of its layers: the loop that slices them there goes over all of them, as seen from outside.
+        spread |= dict.fromkeys(walk.params(kind), spec[0])
+      elif walk.params(kind) and any(spec):
         walk.refuse(walk.params(kind), f'shard_map (split over the mesh by {spec})', op)
         inputs[i] = DATA
     # Where no operand's leading axis is split, examples stay whole: each device has some of their places.
-    sharded = walk.sharded or bool(batch_axes(op))
-    places = walk.places | (manual_axes(op) - set(batch_axes(op)))
-    walk = walk._replace(sharded=sharded, places=places, times=walk.times * manual_devices(op))
+    examples = set(batch_axes(op)) - set(spread.values())
+    places = walk.places | (manual_axes(op) - examples)
+    walk = walk._replace(
+      spread=spread, sharded=walk.sharded or bool(examples), places=places, times=walk.times * manual_devices(op)
+    )
   results = _visit(op.bodies[0], inputs, walk)
+  if op.region == 'shard_map':
+    _refuse_unstacked(walk)
   # The coefficient of a scaled weight, and what a mesh does to a weight, are not known outside of the body.
   plain = op.region == 'remat'
   return [k if not isinstance(k, Weight) or (plain and not k.chained) else Derived(walk.params(k), op) for k in results]
+
+
+def _refuse_unstacked(walk: Walk) -> None:
+  """Of parameters that lie over the mesh by layers, every use must be inside of the loop over those."""
+  for sites in walk.found.sites.values():
+    for site in sites:
+      if site.spread is not None and not site.weight.stack:
+        reason = f'shard_map (split over {site.spread!r}, and not by layers of a loop)'
+        walk.refuse(walk.found.owners(site.weight), reason, site.op)
 
 
 def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:

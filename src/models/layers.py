@@ -53,6 +53,18 @@ def remat(block: type[nn.Module], keep: str) -> type[nn.Module]:
   return nn.remat(block, policy=REMAT[keep])
 
 
+def stacked(block: nn.Module, x: Float[Array, 'b ...'], layers: int) -> Float[Array, 'b ...']:
+  """So many layers like `block`, one after another in a loop; their parameters lead with the logical axis 'layers'."""
+  run = nn.scan(
+    lambda block, x, _: (block(x), None),
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=layers,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  return run(block, x, None)[0]
+
+
 def constrain(x: Float[Array, '...'], *names: str | None) -> Float[Array, '...']:
   """An activation with these logical axes, sharded by the rules in force (`parallel.logical_axes`), if there are any.
 

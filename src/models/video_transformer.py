@@ -7,6 +7,7 @@ of any length, frame by frame too, in memory that does not grow, and gives what 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .attention import attend, feed_forward, layer_norm
-from .layers import accurate, constrain, dense, named, remat
+from .layers import accurate, constrain, dense, named, remat, stacked
 
 
 class VideoTransformer(nn.Module):
@@ -28,6 +29,8 @@ class VideoTransformer(nn.Module):
     causal: frames see earlier ones alone.
     each_frame: logits of every frame, (b, t, classes), in place of the clip's. The clip's are of the mean of all frames,
       or, if causal, of the last.
+    stacked: one block in a loop over layers, whose parameters lead with an axis of them: it compiles faster, and a mesh can
+      have some layers on each device along `pipe`. Not of streams.
     keep: which activations are kept for the backward pass, see `layers.remat`.
   """
 
@@ -40,6 +43,7 @@ class VideoTransformer(nn.Module):
   window: int = 0
   causal: bool = False
   each_frame: bool = False
+  stacked: bool = False
   dtype: Any = jnp.float32
   keep: str = 'all'
 
@@ -56,6 +60,8 @@ class VideoTransformer(nn.Module):
     patch, space = tuple(self.patch), x.shape[2:4]
     if len(patch) != 2 or any(s % p for s, p in zip(space, patch, strict=True)):
       raise ValueError(f'patch={patch} does not divide frames of {space}; change one')
+    if stream and self.stacked:
+      raise ValueError('a model with stacked=True cannot be streamed; set it to False')
     if stream and not (self.causal and self.window):
       raise ValueError('only a model with causal=True and a window can be streamed; set both')
     init = nn.initializers.normal(0.02)
@@ -68,9 +74,14 @@ class VideoTransformer(nn.Module):
     )(x)  # fmt: skip
     x = x.reshape(*x.shape[:2], -1, self.width)
     x = x + self.param('positions', named(init, None, 'width'), x.shape[2:]).astype(self.dtype)
-    for i in range(self.layers):
-      block = remat(_Block, self.keep)
-      x = block(self.width, self.heads, self.window, self.causal, stream, self.dtype, name=f'block_{i}')(x)
+    block = functools.partial(
+      remat(_Block, self.keep), self.width, self.heads, self.window, self.causal, stream, self.dtype
+    )
+    if self.stacked:
+      x = stacked(block(name='blocks'), x, self.layers)
+    else:
+      for i in range(self.layers):
+        x = block(name=f'block_{i}')(x)
     x = layer_norm(self.dtype, 'norm')(x).mean(2)
     if not self.each_frame:
       x = x[:, -1] if self.causal else x.mean(1)

@@ -29,7 +29,7 @@ RULES: dict[str, Rules] = {
   'r2plus1d': {'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'transformer': {'width': 'fsdp', 'hidden': 'model'},
-  'video_transformer': {'width': 'fsdp', 'hidden': 'model'},
+  'video_transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
   'vit': {'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }
 

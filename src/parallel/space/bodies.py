@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
+from jaxtyping import Array
 
 from ...program import Op, Program, jvp_program, rematerialise, scan_split, vary, varying
+from .pipeline import pipeline
 from .values import Strips, Value, common, laid, on_device, refuse
 
 Run = Callable[[Program, list[Any]], list[Any]]
 
 
-def _flat(program: Program, strips: list[Strips], run: Run) -> tuple[Callable, list[Strips]]:
+def _flat(
+  program: Program, strips: list[Strips], run: Run, lives: Sequence[Array | None] = ()
+) -> tuple[Callable, list[Strips]]:
   """A function of arrays, and the strips of its results, which it notes when it is called."""
   found: list[Strips] = []
+  lives = lives or [None] * len(strips)
 
   def body(*xs):
-    results = [on_device(v) for v in run(program, [Value(x, s) for x, s in zip(xs, strips, strict=True)])]
+    results = [on_device(v) for v in run(program, [Value(*v) for v in zip(xs, strips, lives, strict=True)])]
     found[:] = [v.strips for v in results]
     return [v.x for v in results]
 
@@ -27,24 +32,35 @@ def _flat(program: Program, strips: list[Strips], run: Run) -> tuple[Callable, l
 
 
 def remat(op: Op, values: list[Value], run: Run) -> list[Value]:
-  body, found = _flat(op.bodies[0], [v.strips for v in values], run)
+  body, found = _flat(op.bodies[0], [v.strips for v in values], run, [v.live for v in values])
   xs = rematerialise(op, body)(*[v.x for v in values])
   return [Value(x, s) for x, s in zip(xs, found, strict=True)]
 
 
 def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
-  """Carried values keep the strips that one turn of the loop gives them."""
+  """Carried values keep the strips that one turn of the loop gives them. A loop over layers that lie over the devices is a
+  pipeline."""
+  n_consts, n_carry = scan_split(op)
+  whole = n_consts + n_carry
+  if any(v.strips[0] is not None for v in values[whole:]):
+
+    def stage(values: list[Value]) -> list[Value]:
+      return loop(op, values, run, values[whole].x.shape[0])
+
+    return pipeline(op, values, n_consts, n_carry, stage)
+  return loop(op, values, run, op.params['length'])
+
+
+def loop(op: Op, values: list[Value], run: Run, length: int) -> list[Value]:
+  """A scan of so many turns."""
   (program,) = op.bodies
   n_consts, n_carry = scan_split(op)
   whole = n_consts + n_carry
-  for v in values[whole:]:
-    if v.strips[0] is not None:
-      refuse(op, f'the axis along which it goes lies over {v.strips[0].axis!r}')
   fixed = [v.strips for v in values[:n_consts]]
   sliced = [v.strips[1:] for v in values[whole:]]
   carry = list(values[n_consts:whole])
   while True:
-    body, found = _flat(program, [*fixed, *(v.strips for v in carry), *sliced], run)
+    body, found = _flat(program, [*fixed, *(v.strips for v in carry), *sliced], run, [v.live for v in values])
     jax.eval_shape(body, *[v.x for v in (*values[:n_consts], *carry)], *[v.x[0] for v in values[whole:]])
     wanted = [
       common([v, v._replace(strips=s)], op) if len(s) == len(v.strips) else s
@@ -68,7 +84,7 @@ def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
   ]
   p = op.params
   carried, ys = lax.scan(
-    step, [v.x for v in begun], [v.x for v in values[whole:]], p['length'], reverse=p['reverse'], unroll=p['unroll']
+    step, [v.x for v in begun], [v.x for v in values[whole:]], length, reverse=p['reverse'], unroll=p['unroll']
   )
   results = [Value(x, v.strips) for x, v in zip(carried, begun, strict=True)]
   return results + [Value(y, (None, *s)) for y, s in zip(ys, ends[n_carry:], strict=True)]

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ...program import Op, used
-from .halo import Strip, along, fetch, there
+from .halo import MICROBATCH, Strip, along, fetch, there
 from .values import Strips, Value, alike, index, on_device, refuse
 from .windows import Need, Window, need
 
@@ -24,6 +24,9 @@ def convolution(op: Op, inputs: list[Any]) -> list[Value]:
   x, strips = value.x, [None] * value.x.ndim
   padding, base = list(p['padding']), list(p['lhs_dilation'])
   for dim, strip in value.dims:
+    if dim == numbers.lhs_spec[0] and strip.axis == MICROBATCH:
+      strips[numbers.out_spec[0]] = strip
+      continue
     if dim not in space:
       refuse(op, f'axis {dim}, which is none of space, lies over {strip.axis!r}')
     k = space[dim]

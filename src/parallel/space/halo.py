@@ -43,6 +43,9 @@ class Strip(NamedTuple):
     return self._replace(size=size, rows=-(-size // self.shards))
 
 
+MICROBATCH = 'microbatch'  # the axis of strips that are no devices' but a pipeline's, one after another
+
+
 class Journey(NamedTuple):
   """Rows that go from device i + `shift` to device i, the same number for each of the receivers.
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from ...program import Op
 from .convolutions import marked
-from .halo import Strip, cleared, fetch, own_part
+from .halo import MICROBATCH, Strip, cleared, fetch, own_part
 from .values import Value, alike, index, laid, number, on_device, refuse, summed
 
 
@@ -35,6 +35,8 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
     strip = own[0] or own[1]
     if strip is None:
       continue
+    if strip.axis == MICROBATCH:
+      refuse(op, 'it puts examples together, and a pipeline has some of them at a time')
     names.append(strip.axis)
     xs = [_as(v, x, d, strip) for v, x, d in zip(values, xs, dims, strict=True)]
     xs[0] = cleared(xs[0], dims[0], strip)

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ...program import Op, bind
-from .halo import cleared
+from .halo import MICROBATCH, cleared
 from .values import Value, on_device, refuse, summed
 
 
@@ -21,6 +21,8 @@ def reduce(op: Op, inputs: list[Any]) -> list[Value]:
   axes = op.params['axes']
   over = [(dim, s) for dim, s in value.dims if dim in axes]
   x = value.x
+  if any(s.axis == MICROBATCH for _, s in over):
+    refuse(op, 'it puts examples together, and a pipeline has some of them at a time')
   for dim, strip in over:
     x = cleared(x, dim, strip, neutral(op.name, x.dtype))
   kept = tuple(s for dim, s in enumerate(value.strips) if dim not in axes)

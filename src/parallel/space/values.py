@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from ...program import Op, bind, concrete, copies, layer_name, source_line, vary, varying
 from ..mesh import MeshError
-from .halo import Strip, moved, own_part
+from .halo import MICROBATCH, Strip, moved, own_part
 
 Strips = tuple[Strip | None, ...]
 
@@ -21,10 +21,14 @@ class SplitError(MeshError):
 
 
 class Value(NamedTuple):
-  """A value on this device: along each axis a strip of it, or all (None)."""
+  """A value on this device: along each axis a strip of it, or all (None).
+
+  live: whether it is of examples at all, where a pipeline has ticks in which a device has none.
+  """
 
   x: Array
   strips: Strips
+  live: Array | None = None
 
   @property
   def whole(self) -> bool:
@@ -67,7 +71,7 @@ class Known:
 
 def anywhere(op: Op, xs: Sequence[Any]) -> list[Any]:
   """The operation, without the mesh under which it was traced."""
-  return bind(op, *xs, **({'sharding': None} if op.params.get('sharding') is not None else {}))
+  return bind(op, *alike(xs), **({'sharding': None} if op.params.get('sharding') is not None else {}))
 
 
 def number(value: Any) -> np.ndarray | None:
@@ -96,6 +100,10 @@ def laid(value: Value, strips: Strips) -> Array:
     if old is not None:
       x = moved(x, dim, old, new)
     elif _is_picked(value, dim, new):
+      if new.axis == MICROBATCH:
+        raise SplitError(
+          f'layers in a pipeline read an array {value.shape} of all examples; give it to them as what they carry'
+        )
       x = own_part(x, dim, new)
   return x
 
@@ -139,6 +147,7 @@ def bound(op: Op, xs: Sequence[Array]) -> list[Array]:
 def alike(xs: Sequence[Array]) -> list[Array]:
   """All said to differ between the same devices; gradients of those that did not are summed in at least float32."""
   axes = frozenset().union(*(varying(x) for x in xs))
+  xs = [jax.numpy.asarray(x) if axes else x for x in xs]
   return [vary(_wide(x), axes).astype(x.dtype) if axes - varying(x) else x for x in xs]
 
 

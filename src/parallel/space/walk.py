@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...program import Op, Program, Ref, at
+from ...program import Op, Program, Ref, at, used
 from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
 from .values import Known, Value, anywhere, on_device, refuse, whole
 
@@ -51,6 +51,21 @@ def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
 
 def results(op: Op, inputs: list[Any]) -> list[Any]:
   """What an operation gives."""
+  values = [v for v in inputs if isinstance(v, Value)]
+  live = next((v.live for v in values if v.live is not None), None)
+  if live is not None:
+    return [v._replace(live=live) for v in map(on_device, _results(op, [_counted(op, v) for v in inputs]))]
+  return _results(op, inputs)
+
+
+def _counted(op: Op, v: Any) -> Any:
+  """The input of a linear operation, whose results are uses of its kernel while it is live."""
+  if not isinstance(v, Value) or v.live is None or op.name not in ('dot_general', 'conv_general_dilated'):
+    return v
+  return v._replace(x=used(v.x, v.live.reshape((1,) * v.x.ndim)))
+
+
+def _results(op: Op, inputs: list[Any]) -> list[Any]:
   values = [v for v in inputs if isinstance(v, Value)]
   if not values and not op.bodies and not op.eqn.effects and _constant(op):
     return [Known(op, inputs, place) for place in range(len(op.outputs))]

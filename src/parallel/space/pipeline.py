@@ -1,0 +1,85 @@
+"""A loop over layers that lie over the devices of an axis, as a pipeline: each device has some layers, microbatches go from
+one to the next (GPipe, Huang et al. 2019, arXiv:1811.06965).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from ...program import Op, vary, varying
+from ..mesh import BATCH
+from .halo import MICROBATCH, Strip
+from .values import Value, index, refuse, summed
+
+MOST = 4  # microbatches for each stage: one fifth of the ticks, at most, find a device without any
+
+
+def pipeline(
+  op: Op, values: list[Value], n_consts: int, n_carry: int, stage: Callable[[list[Value]], list[Value]]
+) -> list[Value]:
+  """The value that the loop carries through all layers; every device has it in the end.
+
+  Each tick a device runs its layers on what the one before has passed on. In a device's first and last ticks, in which it
+  has no examples, what it computes is left out, of K-FAC's factors too.
+
+  Args:
+    op: the loop, of layers alone: one carried value, whose first axis counts examples, and no results for each layer.
+    values: constants, the carried one, and the layers, of which this device has its own.
+    stage: runs this device's layers: of the same values.
+  """
+  strip = next(v.strips[0] for v in values[n_consts + n_carry :] if v.strips[0] is not None)
+  n = strip.shards
+  layers = values[n_consts + n_carry :]
+  if n_carry != 1 or len(op.outputs) != 1:
+    refuse(op, f'its layers lie over {strip.axis!r}, and it carries more than one value or returns some of every layer')
+  if not strip.even or any(v.strips[0] is None for v in layers):
+    refuse(op, f'{strip.size} layers do not divide by {strip.axis}={n}')
+  (carried,) = values[n_consts : n_consts + 1]
+  if not carried.strips or carried.strips[0] is not None:
+    refuse(op, 'what it carries has no first axis that counts examples')
+  own = [v._replace(strips=(None, *v.strips[1:])) for v in layers]
+  count = microbatches(carried.x.shape[0], n)
+  parts = divided(carried.x, count)
+  examples = Strip(MICROBATCH, count, carried.x.shape[0], carried.x.shape[0] // count)
+  strips = (examples, *carried.strips[1:])  # a microbatch is a part of its axis, one at a time
+  here = index(strip)
+  axes = frozenset().union(*(varying(v.x) for v in values)) | {strip.axis}
+
+  def tick(received: Array, t: Array) -> tuple[Array, Array]:
+    first = lax.dynamic_index_in_dim(parts, jnp.minimum(t, count - 1), keepdims=False)
+    x = jnp.where(here == 0, first, received)
+    live = (t >= here) & (t < here + count)
+    (out,) = stage([*values[:n_consts], Value(x, strips, live), *own])
+    if out.strips != strips:
+      refuse(op, 'its layers change how what they carry lies over the devices')
+    y = vary(out.x, axes)
+    return lax.ppermute(y, strip.axis, [(i, i + 1) for i in range(n - 1)]), y
+
+  nothing = vary(jnp.zeros_like(parts[0]), axes)
+  _, passed = lax.scan(tick, nothing, jnp.arange(count + n - 1))
+  done = jnp.where(here == n - 1, passed[n - 1 :], jnp.zeros((), passed.dtype))
+  return [Value(joined(summed(done, (strip.axis,))), carried.strips)]
+
+
+def microbatches(examples: int, stages: int) -> int:
+  """Into how many a batch is divided: the most that divide every shard of it, up to `MOST` for each stage."""
+  mesh = jax.sharding.get_abstract_mesh()
+  shards = math.prod(n for axis, n in mesh.shape.items() if axis in BATCH and axis not in mesh.manual_axes)
+  each = examples // shards if examples % shards == 0 else examples
+  return max(m for m in range(1, MOST * stages + 1) if each % m == 0)
+
+
+def divided(x: Float[Array, 'b ...'], count: int) -> Float[Array, 'm k ...']:
+  """Microbatches of which each has as many examples of every shard."""
+  return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+
+
+def joined(parts: Float[Array, 'm k ...']) -> Float[Array, 'b ...']:
+  """The inverse of `divided`."""
+  return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
