@@ -65,7 +65,6 @@ def build(config: Any, load: bool = True) -> Run:
   rules = parallel.RULES[config.model.name]
   train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
   pixels = batch['image']
-  task = task._replace(loss=task.loss if own_collectives else on_mesh(task.loss, rules, mesh, strips))
   batch_sharding = {name: parallel.batch_sharding(mesh, config.data.batch_size) for name in batch}
   batch_sharding['image'] = parallel.image_sharding(mesh, config.data.batch_size, strips, len(pixels.shape))
   padded = jax.ShapeDtypeStruct(parallel.padded_shape(pixels.shape, strips), pixels.dtype)
@@ -95,6 +94,9 @@ def build(config: Any, load: bool = True) -> Run:
   if mesh.size == 1:  # nothing to pack, and nowhere to send it
     placement, spread = kron.Local(), None
   param_shardings = parallel.param_shardings(params, logical, rules, mesh)
+  layers = parallel.layer_strips(param_shardings, params, mesh)
+  if not own_collectives:
+    task = task._replace(loss=on_mesh(task.loss, rules, mesh, strips, layers))
   curvature = None
   if config.optimizer in SECOND_ORDER:
     fisher = config[config.optimizer].fisher
@@ -177,22 +179,23 @@ def of_model() -> Iterator[None]:
     raise ConfigError(f'config.model: {lines[0][:300]}') from error
 
 
-def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh, strips: parallel.Strips) -> Callable:
-  """The loss of (params, model state, batch, train) with its activations sharded, and its images in strips, if any."""
+def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh, strips: parallel.Strips, layers: Any) -> Callable:
+  """The loss of (params, model state, batch, train) with its activations sharded, its images in strips and its layers in
+  a pipeline, if any."""
 
   @functools.wraps(loss)
   def sharded(*args, **kwargs):
     with parallel.logical_axes(rules, mesh):
       return loss(*args, **kwargs)
 
-  if not strips:
+  if not strips and layers is None:
     return sharded
 
   @functools.wraps(loss)
   def in_strips(params, model_state, batch, **kwargs):
-    lie = {name: strips if name == 'image' else None for name in batch}
+    lie = {name: strips or None if name == 'image' else None for name in batch}
     whole = functools.partial(sharded, **kwargs)
-    return parallel.split(whole, mesh, (None, None, lie))(params, model_state, batch)
+    return parallel.split(whole, mesh, (layers, None, lie))(params, model_state, batch)
 
   return in_strips
 

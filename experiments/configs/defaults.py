@@ -25,6 +25,8 @@ def model(name: str, **settings: Any) -> ConfigDict:
   shared = {'dtype': 'float32'}
   if name in ('r2plus1d', 'resnet', 'transformer', 'video_transformer', 'vit'):
     shared['keep'] = 'all'  # activations for the backward pass: all, products, weights, blocks (models/layers.py)
+  if name in ('transformer', 'video_transformer', 'vit'):
+    shared['stacked'] = False  # one block in a loop over the layers, which a mesh's `pipe` axis divides
   return ConfigDict({'name': name, **shared, **settings})
 
 

@@ -4,8 +4,9 @@
   python scripts/overhead.py --config=experiments/configs/noise.py:resnet50 --out=docs/overhead/resnet50
 
 Presets behind a colon, the large ones for a GPU: `resnet50` (224x224, batch 256), `resnet3d` (a 3-D ResNet-18, 16 frames of
-112x112, batch 64), `vit_b` (ViT-B/16, batch 256), `gpt2` (GPT-2 small, 8 sequences of 1,024), all in bf16; for two cores
-`small_resnet` (batch 256), `autoencoder` (batch 4,096), `small_resnet3d`, `small_vit`, `small_gpt2`.
+112x112, batch 64), `vit_b` (ViT-B/16, batch 256), `video_b` (as wide, over time and space, 16 frames of 224x224, batch 64),
+`gpt2` (GPT-2 small, 8 sequences of 1,024), all in bf16; for two cores `small_resnet` (batch 256), `autoencoder` (batch
+4,096), `small_resnet3d`, `small_vit`, `small_video`, `small_gpt2`.
 
 Measured (two cores; docs/performance.md): a mean K-FAC step over SGD's is 1.05 for `small_resnet`, 1.22 for `autoencoder`.
 """
@@ -46,6 +47,17 @@ PRESETS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
     {'name': 'vit', 'classes': 10, 'patch': (7, 7), 'layers': 4, 'width': 128, 'heads': 4},
     (28, 28, 1),
     256,
+  ),
+  'video_b': (
+    {'name': 'video_transformer', 'classes': 400, 'stacked': True, 'dtype': 'bfloat16', 'keep': 'blocks'},
+    (16, 224, 224, 3),
+    64,
+  ),
+  'small_video': (
+    {'name': 'video_transformer', 'classes': 10, 'patch': (8, 8), 'layers': 4, 'width': 32, 'heads': 4}
+    | {'stacked': True, 'keep': 'blocks'},
+    (4, 32, 16, 1),
+    64,
   ),
   'small_gpt2': (
     {'name': 'transformer', 'vocabulary': 512, 'length': 128, 'layers': 4, 'width': 128, 'heads': 4},

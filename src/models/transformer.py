@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .attention import AttentionBlock, layer_norm
-from .layers import accurate, dense, named, remat
+from .layers import accurate, dense, named, remat, stacked
 
 
 class Transformer(nn.Module):
@@ -19,6 +20,7 @@ class Transformer(nn.Module):
     vocabulary: how many tokens there are.
     length: the longest sequence.
     width: of the residual stream; the heads divide it.
+    stacked: one block in a loop over layers, see `VideoTransformer`.
     keep: which activations are kept for the backward pass, see `layers.remat`.
   """
 
@@ -27,6 +29,7 @@ class Transformer(nn.Module):
   layers: int = 2
   width: int = 64
   heads: int = 4
+  stacked: bool = False
   dtype: Any = jnp.float32
   keep: str = 'all'
 
@@ -40,7 +43,11 @@ class Transformer(nn.Module):
     table = nn.Embed(self.vocabulary, self.width, embedding_init=named(init, None, 'width'), name='tokens')
     positions = self.param('positions', named(init, None, 'width'), (self.length, self.width))
     x = (table(tokens) + positions[:t]).astype(self.dtype)
-    for i in range(self.layers):
-      x = remat(AttentionBlock, self.keep)(self.width, self.heads, self.dtype, causal=True, name=f'block_{i}')(x)
+    block = functools.partial(remat(AttentionBlock, self.keep), self.width, self.heads, self.dtype, causal=True)
+    if self.stacked:
+      x = stacked(block(name='blocks'), x, self.layers)
+    else:
+      for i in range(self.layers):
+        x = block(name=f'block_{i}')(x)
     x = layer_norm(self.dtype, 'norm')(x)
     return accurate(dense(self.vocabulary, ('width', None), init, use_bias=False, dtype=self.dtype, name='logits')(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .attention import AttentionBlock, layer_norm
-from .layers import accurate, dense, named, remat
+from .layers import accurate, dense, named, remat, stacked
 
 
 class ViT(nn.Module):
@@ -19,6 +20,7 @@ class ViT(nn.Module):
   Attributes:
     patch: its sides along the axes of space, which they divide.
     width: of the residual stream; the heads divide it.
+    stacked: one block in a loop over layers, see `VideoTransformer`.
     keep: which activations are kept for the backward pass, see `layers.remat`.
   """
 
@@ -27,6 +29,7 @@ class ViT(nn.Module):
   layers: int = 12
   width: int = 768
   heads: int = 12
+  stacked: bool = False
   dtype: Any = jnp.float32
   keep: str = 'all'
 
@@ -44,8 +47,12 @@ class ViT(nn.Module):
     )(x.astype(self.dtype))  # fmt: skip
     x = x.reshape(x.shape[0], -1, self.width)
     x = x + self.param('positions', named(init, None, 'width'), x.shape[1:]).astype(self.dtype)
-    for i in range(self.layers):
-      x = remat(AttentionBlock, self.keep)(self.width, self.heads, self.dtype, causal=False, name=f'block_{i}')(x)
+    block = functools.partial(remat(AttentionBlock, self.keep), self.width, self.heads, self.dtype, causal=False)
+    if self.stacked:
+      x = stacked(block(name='blocks'), x, self.layers)
+    else:
+      for i in range(self.layers):
+        x = block(name=f'block_{i}')(x)
     x = layer_norm(self.dtype, 'norm')(x).mean(1)
     init = nn.initializers.lecun_normal()
     return accurate(dense(self.classes, ('width', None), init, dtype=self.dtype, name='logits')(x))

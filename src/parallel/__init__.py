@@ -15,7 +15,7 @@ from .rules import (
   state_shardings,
 )
 from .space import SplitError, Strip, split, strip
-from .strips import Strips, cut, image_sharding, image_strips, local_rows, padded_shape
+from .strips import Strips, cut, image_sharding, image_strips, layer_strips, local_rows, padded_shape
 
 __all__ = [
   'BATCH',
@@ -38,6 +38,7 @@ __all__ = [
   'cut',
   'image_sharding',
   'image_strips',
+  'layer_strips',
   'local_part',
   'local_rows',
   'logical_axes',

@@ -28,9 +28,9 @@ RULES: dict[str, Rules] = {
   'convnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
   'r2plus1d': {'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
-  'transformer': {'width': 'fsdp', 'hidden': 'model'},
+  'transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
   'video_transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
-  'vit': {'window': None, 'width': 'fsdp', 'hidden': 'model'},
+  'vit': {'layers': 'pipe', 'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,6 +33,32 @@ def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
         f'{axis}={mesh.shape[axis]}: images of {tuple(shape[-3:-1])} have fewer rows than that; make it less'
       )
     found[dim] = strip(mesh, axis, shape[dim])
+  return found
+
+
+def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
+  """The strips of parameters whose layers lie over `pipe`, as `split` takes them; None on a mesh without that axis.
+
+  Args:
+    shardings, shapes: of the parameters.
+
+  Raises:
+    MeshError: no parameter has layers that divide over it.
+  """
+  stages = mesh.shape.get('pipe', 1)
+  if stages == 1:
+    return None
+
+  def one(sharding: NamedSharding, x: Any) -> Strips | None:
+    spread = bool(sharding.spec) and sharding.spec[0] == 'pipe'
+    return {0: Strip('pipe', stages, x.shape[0], x.shape[0] // stages)} if spread else None
+
+  found = jax.tree.map(one, shardings, shapes)
+  if not jax.tree.leaves(found):
+    raise MeshError(
+      f'pipe={stages} divides the layers of a model that has them in a loop; this one has none that divide: set '
+      f'model.stacked=True, and layers to a multiple of {stages}'
+    )
   return found
 
 

@@ -100,14 +100,15 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
 
   all_variables = variables()
   params, state = all_variables.pop('params'), all_variables
-  if strips:
-    loss_fn = parallel.split(loss_fn, mesh, (None, None, strips, None))
+  of_params = parallel.param_shardings(params, logical, rules, mesh)
+  layers = parallel.layer_strips(of_params, params, mesh)
+  if strips or layers is not None:
+    loss_fn = parallel.split(loss_fn, mesh, (layers, None, strips or None, None))
   batch = (padded, problem.labels)
   curvature = kron.curvature(
     loss_fn, params, state, *batch, fisher='empirical', has_aux=True, placement=placement, **options
   )
   tx = kron.kfac(0.1, curvature, damping=1e-2, placement=placement)
-  of_params = parallel.param_shardings(params, logical, rules, mesh)
   opt_state = jax.eval_shape(tx.init, params)
   replicated = NamedSharding(mesh, PartitionSpec())
   shardings = (
