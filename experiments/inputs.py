@@ -19,14 +19,16 @@ class Source(NamedTuple):
   """A config's data, on no mesh yet.
 
   like: shape and type of an example's arrays.
-  train: (seed, shard) -> endless batches. held_out: (shard) -> one pass of the evaluation set.
+  train: (seed, shard, rows) -> endless batches. held_out: (shard, rows) -> one pass of the evaluation set.
   threads: that make batches.
+  by_rows: whether images come with these rows alone; else they are cut from whole ones.
   """
 
   like: dict[str, tuple[tuple[int, ...], Any]]
-  train: Callable[[int, tuple[int, int]], Any]
-  held_out: Callable[[tuple[int, int]], Any]
+  train: Callable[[int, tuple[int, int], tuple[int, int] | None], Any]
+  held_out: Callable[[tuple[int, int], tuple[int, int] | None], Any]
   threads: int
+  by_rows: bool = False
 
 
 def make_data(
@@ -51,6 +53,15 @@ def make_data(
   images = lambda size: parallel.image_sharding(mesh, size, strips, 1 + len(example))  # noqa: E731
   rows = parallel.local_rows(images(train_size), like['image'].shape, strips)
 
+  height = len(like['image'].shape) - 3
+  wanted = rows.get(height) if source.by_rows else None
+  if wanted not in (None, (0, parallel.padded_shape(like['image'].shape, strips)[height])) and own.colour:
+    raise ConfigError(
+      f'config.data.colour={own.colour} changes whole clips, and a process loads some of their rows: set it to 0'
+    )
+  if wanted is not None:  # they come with these rows alone
+    rows[height] = (0, wanted[1] - wanted[0])
+
   def own_strips(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**batch, 'image': parallel.cut(batch['image'], rows)}
 
@@ -66,9 +77,9 @@ def make_data(
       }
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
-    return streamed(source.train(seed, shard), start, train_sharding, train_size)
+    return streamed(source.train(seed, shard, wanted), start, train_sharding, train_size)
 
-  return train_batches, lambda: streamed(source.held_out(eval_shard), 0, eval_sharding, eval_size), like, strips
+  return train_batches, lambda: streamed(source.held_out(eval_shard, wanted), 0, eval_sharding, eval_size), like, strips
 
 
 def _source(config: Any, load: bool) -> Source:
@@ -82,13 +93,14 @@ def _source(config: Any, load: bool) -> Source:
 
 def _videos(config: Any, load: bool) -> Source:
   own = config.data
-  settings = {'frames': own.frames or 16, 'every': own.every, 'size': own.image_size}
-  like = {'image': ((settings['frames'], own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
+  size = own.image_size, own.image_width or own.image_size
+  settings = {'frames': own.frames or 16, 'every': own.every, 'size': size, 'bands': own.bands}
+  like = {'image': ((settings['frames'], *size, 3), np.float32), 'label': ((), np.int32)}
   if not load:
     return Source(like, _nothing, _nothing, 1)
   where = data.data_dir(own.folder)
   with processes.chief_first():
-    prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side)
+    prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side, bands=own.bands)
   if not {'train', own.eval_split} <= set(prepared.info.splits):
     raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
   source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
@@ -97,9 +109,10 @@ def _videos(config: Any, load: bool) -> Source:
   clips = functools.partial(data.clip_batches, **settings)
   return Source(
     like,
-    lambda seed, shard: clips(source, own.batch_size, seed=seed, train=True, shard=shard, **changes),
-    lambda shard: clips(split, own.eval_batch_size or own.batch_size, train=False, shard=shard),
+    lambda seed, shard, rows: clips(source, own.batch_size, seed=seed, train=True, shard=shard, rows=rows, **changes),
+    lambda shard, rows: clips(split, own.eval_batch_size or own.batch_size, train=False, shard=shard, rows=rows),
     8,
+    by_rows=True,
   )
 
 
@@ -113,8 +126,8 @@ def _records(config: Any, load: bool) -> Source:
   images = functools.partial(data.record_batches, size=own.image_size)
   return Source(
     like,
-    lambda seed, shard: images(source, own.batch_size, seed=seed, train=True, shard=shard),
-    lambda shard: images(split, own.eval_batch_size or own.batch_size, seed=0, train=False, shard=shard),
+    lambda seed, shard, _: images(source, own.batch_size, seed=seed, train=True, shard=shard),
+    lambda shard, _: images(split, own.eval_batch_size or own.batch_size, seed=0, train=False, shard=shard),
     8,
   )
 
@@ -129,8 +142,8 @@ def _noise(config: Any) -> Source:
   held_out = lambda: data.Arrays(*(x[: own.eval_examples or None] for x in arrays()))  # noqa: E731
   return Source(
     {'image': (tuple(own.shape), np.int32 if tokens else np.float32), 'label': ((), np.int32)},
-    lambda seed, shard: data.array_batches(arrays(), own.batch_size, seed=seed, shard=shard),
-    lambda shard: data.ordered_batches(held_out(), own.eval_batch_size or own.batch_size, shard=shard),
+    lambda seed, shard, _: data.array_batches(arrays(), own.batch_size, seed=seed, shard=shard),
+    lambda shard, _: data.ordered_batches(held_out(), own.eval_batch_size or own.batch_size, shard=shard),
     1,
   )
 
@@ -144,8 +157,8 @@ def _in_memory(config: Any) -> Source:
     split = data.Arrays(*(x[: own.eval_examples] for x in split))
   return Source(
     {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
-    lambda seed, shard: data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard),
-    lambda shard: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
+    lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard),
+    lambda shard, _: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
     1,  # more would wait for each other
   )
 

@@ -29,6 +29,8 @@ RANGES = {
   'data.eval_batch_size': '>= 0',
   'data.eval_examples': '>= 0',
   'data.image_size': '>= 1',
+  'data.image_width': '>= 0',
+  'data.bands': '>= 1',
   'data.frames': '>= 0',
   'data.every': '>= 1',
   'data.rate': '> 0',

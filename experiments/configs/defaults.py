@@ -67,10 +67,15 @@ def defaults() -> ConfigDict:
   config.model = model('mlp')
   config.data = ConfigDict({'name': 'digits', 'folder': '', 'source': '', 'batch_size': 256, 'augment': False})
   config.data.shape = ()  # of an example of 'noise'
-  config.data.image_size = 224  # of data sets that are cropped (imagenet2012, videos)
+  config.data.image_size = (
+    224  # of data sets that are cropped (imagenet2012, videos): height, and width unless that is set
+  )
+  config.data.image_width = 0  # of videos
   # Of clips: how many frames (0: all, of videos 16) and of which, every so many of those that are kept; what is kept of a
-  # video, frames a second and the pixels of their short side; whether half are mirrored, and how far colours change.
-  config.data.update({'frames': 0, 'every': 1, 'rate': 10.0, 'short_side': 128, 'flip': True, 'colour': 0.0})
+  # video, frames a second, the pixels of their short side, and how many pictures each frame is kept as, so that a process
+  # decodes its own rows alone; whether half are mirrored, and how far colours change.
+  config.data.update({'frames': 0, 'every': 1, 'rate': 10.0, 'short_side': 128, 'bands': 1})
+  config.data.update({'flip': True, 'colour': 0.0})
   config.data.eval_batch_size = 0  # 0: batch_size
   config.data.eval_examples = 0  # only the first so many; 0: all
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted

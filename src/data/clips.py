@@ -20,10 +20,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Float32, UInt8
 
+from .bands import Crop, Rows, size_of, strip, to_bands
 from .batches import Readable, example_batches
 from .builders import prepare
 from .layouts import Entry, find
-from .video import VideoError, from_jpeg, open_video, to_jpeg
+from .video import VideoError, open_video
 
 Clip = UInt8[np.ndarray, 't h w 3']
 _MEAN, _STD = np.array([0.45, 0.45, 0.45], np.float32), np.array([0.225, 0.225, 0.225], np.float32)  # as for Kinetics
@@ -31,16 +32,19 @@ SKIPPED = 'skipped.json'
 
 
 class Videos(tfds.core.GeneratorBasedBuilder):
-  """Videos of one of `layouts.LAYOUTS` as JPEG frames, with their class and the spans in which it happens (seconds)."""
+  """Videos of one of `layouts.LAYOUTS` as JPEG frames, with their class and the spans in which it happens (seconds).
+
+  Each frame is so many pictures, its `bands` from the top.
+  """
 
   VERSION = tfds.core.Version('1.0.0')
   pkg_dir_path = Path(__file__).parent
 
-  def __init__(self, *, layout: str, source: str, rate: float, short_side: int, **kwargs: Any):
-    self.layout, self.rate, self.short_side = layout, rate, short_side
+  def __init__(self, *, layout: str, source: str, rate: float, short_side: int, bands: int = 1, **kwargs: Any):
+    self.layout, self.rate, self.short_side, self.bands = layout, rate, short_side, bands
     self.entries = find(layout, source)
     self.skipped: list[str] = []
-    super().__init__(config=tfds.core.BuilderConfig(name=_name(layout, rate, short_side)), **kwargs)
+    super().__init__(config=tfds.core.BuilderConfig(name=_name(layout, rate, short_side, bands)), **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = {
@@ -72,27 +76,31 @@ class Videos(tfds.core.GeneratorBasedBuilder):
   def _read(self, entry: Entry) -> tuple[float, list[bytes]] | VideoError:
     try:
       with open_video(entry.path) as film:
-        return film.rate, [to_jpeg(f) for f in film.frames(rate=self.rate, short_side=self.short_side)]
+        frames = film.frames(rate=self.rate, short_side=self.short_side)
+        return film.rate, [band for f in frames for band in to_bands(f, self.bands)]
     except VideoError as error:
       return error
 
 
-def prepared(layout: str, source: str, folder: Path, *, rate: float, short_side: int) -> tfds.core.DatasetBuilder:
+def prepared(
+  layout: str, source: str, folder: Path, *, rate: float, short_side: int, bands: int = 1
+) -> tfds.core.DatasetBuilder:
   """The builder of a set in the folder, from the user's copy in `source` where it is not prepared yet.
 
   Args:
     layout: one of `layouts.LAYOUTS`.
     rate: frames in a second that are kept.
     short_side: of the frames that are kept, in pixels.
+    bands: pictures that each frame is kept as, so that a host decodes no rows but its own.
 
   Raises:
     LayoutError: the source is not laid out so.
     VideoError: no video of a split can be decoded.
   """
-  path = folder / 'videos' / _name(layout, rate, short_side) / str(Videos.VERSION)
+  path = folder / 'videos' / _name(layout, rate, short_side, bands) / str(Videos.VERSION)
   if path.is_dir():  # the source may be gone
     return tfds.builder_from_directory(path)
-  options = {'rate': rate, 'short_side': short_side}
+  options = {'rate': rate, 'short_side': short_side, 'bands': bands}
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
   prepare(builder)
   Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
@@ -102,8 +110,8 @@ def prepared(layout: str, source: str, folder: Path, *, rate: float, short_side:
   return builder
 
 
-def _name(layout: str, rate: float, short_side: int) -> str:
-  return f'{layout}-{rate:g}fps-{short_side}px'
+def _name(layout: str, rate: float, short_side: int, bands: int) -> str:
+  return f'{layout}-{rate:g}fps-{short_side}px' + (f'-{bands}bands' if bands > 1 else '')
 
 
 def ahead(fn: Callable, items: Sequence[Any], threads: int) -> Iterator[tuple[Any, Any]]:
@@ -125,57 +133,83 @@ def clip_batches(
   *,
   frames: int,
   every: int = 1,
-  size: int,
+  size: int | tuple[int, int],
   train: bool,
   seed: int = 0,
   flip: bool = True,
   colour: float = 0.0,
   shard: tuple[int, int] = (0, 1),
+  bands: int = 1,
+  rows: Rows | None = None,
 ) -> grain.MapDataset:
-  """Batches {'image': (b, frames, size, size, 3), 'label': (b,)} of clips, as `batches.record_batches` of images.
+  """Batches {'image': (b, frames, height, width, 3), 'label': (b,)} of clips, as `batches.record_batches` of images.
 
   Args:
     source: examples with 'frames' (JPEG) and 'label'.
     batch_size: of the global batch.
     frames: of a clip, every so many of the video's; a shorter video's last frame stands still.
-    size: the clip's sides, in pixels.
+    size: the clip's height and width, in pixels; one number for both.
     train: random places in time and space, without end; else the middle, in one pass with a `mask`.
     seed: of order and augmentation, which depend on nothing else.
     flip: whether half of the clips are mirrored in training.
     colour: by how much brightness, contrast and saturation change at most, as a share.
     shard: (index, count) of this process's part of every batch: only its clips are decoded.
+    bands: pictures that each frame is kept as (see `prepared`).
+    rows: of the clips that are wanted; only bands that they need are decoded. Not with a change of colour, which is of
+      whole clips.
+
+  Raises:
+    ValueError: rows with a change of colour.
   """
+  size = (size, size) if isinstance(size, int) else size
+  wanted = (0, size[0]) if rows is None else (rows[0], min(rows[1], size[0]))
+  if colour and wanted != (0, size[0]):
+    raise ValueError('a change of colour is of whole clips; set colour=0 where a host loads some of their rows')
+
+  def taken(encoded: Sequence[bytes], chosen: np.ndarray, crop: Crop) -> Clip:
+    own = {i: strip(encoded[i * bands : (i + 1) * bands], crop, size, wanted) for i in np.unique(chosen)}
+    return np.stack([own[i] for i in chosen])
 
   def random(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    clip = cut(example['frames'], frames, every, rng)
-    return _finished(augmented(clip, size, rng, flip=flip, colour=colour), example['label'])
+    encoded = example['frames']
+    chosen = places(len(encoded) // bands, frames, every, rng)
+    crop = random_crop(size_of(encoded[:bands]), size[1] / size[0], rng, flip)
+    clip = taken(encoded, chosen, crop)
+    return _finished(coloured(clip, *rng.uniform(1 - colour, 1 + colour, 3)) if colour else clip, example['label'])
 
   def middle(example: dict[str, Any]) -> dict[str, Any]:
-    return _finished(centre_crop(cut(example['frames'], frames, every), size), example['label'])
+    encoded = example['frames']
+    crop = middle_crop(size_of(encoded[:bands]), size[1] / size[0])
+    return _finished(taken(encoded, places(len(encoded) // bands, frames, every), crop), example['label'])
 
   return example_batches(Readable(source), batch_size, random if train else None, middle, seed=seed, shard=shard)
 
 
-def cut(frames: Sequence[bytes], count: int, every: int, rng: np.random.Generator | None = None) -> Clip:
-  """`count` frames, every so many, from a random place, or from the middle."""
-  spare = max(0, len(frames) - (count - 1) * every - 1)
+def places(length: int, count: int, every: int, rng: np.random.Generator | None = None) -> np.ndarray:
+  """`count` of so many frames, every so many, from a random place, or from the middle; the last stands still."""
+  spare = max(0, length - (count - 1) * every - 1)
   start = spare // 2 if rng is None else int(rng.integers(spare + 1))
-  chosen = np.minimum(start + every * np.arange(count), len(frames) - 1)
-  decoded = {i: from_jpeg(frames[i]) for i in np.unique(chosen)}
-  return np.stack([decoded[i] for i in chosen])
+  return np.minimum(start + every * np.arange(count), length - 1)
 
 
-def augmented(clip: Clip, size: int, rng: np.random.Generator, *, flip: bool = True, colour: float = 0.0) -> Clip:
-  """One random part of space (a quarter of the area to all of it), one mirror and one change of colour for all frames."""
-  height, width = clip.shape[1:3]
+def random_crop(frame: tuple[int, int], aspect: float, rng: np.random.Generator, flip: bool = True) -> Crop:
+  """A random part of frames of this height and width (a quarter of the area to all of it), half of them mirrored.
+
+  aspect: width over height of what it is to become; the part's is up to a third more or less.
+  """
+  height, width = frame
   area = height * width * rng.uniform(0.25, 1)
-  ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+  ratio = aspect * np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
   w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
   left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-  clip = resized(clip[:, top : top + h, left : left + w], size)
-  if flip and rng.random() < 0.5:
-    clip = clip[:, :, ::-1]
-  return coloured(clip, *rng.uniform(1 - colour, 1 + colour, 3)) if colour else clip
+  return Crop(int(top), int(left), h, w, bool(flip and rng.random() < 0.5))
+
+
+def middle_crop(frame: tuple[int, int], aspect: float = 1.0) -> Crop:
+  """The largest part in the middle whose width is `aspect` times its height."""
+  height, width = frame
+  h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
+  return Crop((height - h) // 2, (width - w) // 2, h, w)
 
 
 def coloured(clip: Clip, brightness: float, contrast: float, saturation: float) -> Clip:
@@ -189,15 +223,11 @@ def coloured(clip: Clip, brightness: float, contrast: float, saturation: float) 
 
 def centre_crop(clip: Clip, size: int) -> Clip:
   """The largest square in the middle, resized."""
-  side = min(clip.shape[1:3])
-  top, left = (clip.shape[1] - side) // 2, (clip.shape[2] - side) // 2
-  return resized(clip[:, top : top + side, left : left + side], size)
-
-
-def resized(clip: Clip, size: int) -> Clip:
   from PIL import Image
 
-  return np.stack([np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR)) for f in clip])
+  top, left, h, w, _ = middle_crop(clip.shape[1:3])
+  square = clip[:, top : top + h, left : left + w]
+  return np.stack([np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BILINEAR)) for f in square])
 
 
 def normalised(clip: Clip) -> Float32[np.ndarray, 't h w 3']:

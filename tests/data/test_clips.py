@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kronmesh import data
-from kronmesh.data.clips import SKIPPED, augmented, coloured, cut
+from kronmesh.data.bands import Crop, strip, to_bands
+from kronmesh.data.clips import SKIPPED, coloured, middle_crop, places, random_crop
 from kronmesh.data.layouts import LayoutError, find
-from kronmesh.data.video import from_jpeg, to_jpeg
-from tests.data.films import film, frame, number_of, sound
+from kronmesh.data.video import from_jpeg
+from tests.data.films import film, number_of, sound
 
 
 def written(root, *names):
@@ -175,28 +177,65 @@ def test_evaluation_sees_every_clip_once(prepared):
 
 def test_a_host_decodes_its_own_clips_alone(prepared, monkeypatch):
   decoded = []
-  monkeypatch.setattr('kronmesh.data.clips.from_jpeg', lambda b: decoded.append(b) or from_jpeg(b))
+  monkeypatch.setattr('kronmesh.data.bands.from_jpeg', lambda b: decoded.append(b) or from_jpeg(b))
   _ = batches(prepared, shard=(1, 4))[0]
   assert len(decoded) == 4  # one clip's frames
 
 
 def test_frames_of_a_clip():
-  frames = [to_jpeg(frame(k)) for k in range(10)]
-  taken = lambda *args: [number_of(f) for f in cut(frames, *args)]  # noqa: E731
+  taken = lambda *args: places(10, *args).tolist()  # noqa: E731
   assert taken(4, 2) == [1, 3, 5, 7] and taken(10, 1) == list(range(10))
   assert taken(4, 4) == [0, 4, 8, 9] and taken(12, 1)[-3:] == [9, 9, 9]  # the last stands still
   starts = {taken(4, 2, np.random.default_rng(i))[0] for i in range(60)}
   assert starts == {0, 1, 2, 3}
 
 
-def test_all_frames_are_changed_alike():
-  still = np.broadcast_to(frame(3), (5, 48, 64, 3))
-  for i in range(5):
-    clip = augmented(still, 16, np.random.default_rng(i), colour=0.4)
-    assert clip.shape == (5, 16, 16, 3) and (clip == clip[:1]).all()
-  ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[:, None], (2, 48, 64, 3))
-  rows = lambda flip: [augmented(ramp, 16, np.random.default_rng(i), flip=flip)[0, 0, :, 0] for i in range(20)]  # noqa: E731
-  assert all(row[-1] > row[0] for row in rows(False)) and 4 < sum(row[-1] > row[0] for row in rows(True)) < 16
+def test_crops():
+  crops = [random_crop((48, 64), 1.0, np.random.default_rng(i)) for i in range(40)]
+  assert all(0 <= c.top <= 48 - c.height and 0 <= c.left <= 64 - c.width for c in crops)
+  assert 10 < sum(c.mirrored for c in crops) < 30 and all(c.width * c.height >= 0.2 * 48 * 64 for c in crops)
+  assert not any(random_crop((48, 64), 1.0, np.random.default_rng(i), flip=False).mirrored for i in range(20))
+  wide = [random_crop((480, 640), 4.0, np.random.default_rng(i)) for i in range(40)]
+  assert all(2.9 < c.width / c.height < 5.5 or 640 in (c.width, c.height) for c in wide)
+  assert middle_crop((48, 64)) == Crop(0, 8, 48, 48) and middle_crop((48, 64), 2.0) == Crop(8, 0, 32, 64)
+
+
+@pytest.mark.parametrize('bands', [1, 3, 4])
+@pytest.mark.parametrize('size', [(24, 24), (50, 31), (96, 128)])
+def test_rows_of_a_strip_are_those_of_the_whole(bands, size):
+  """Whichever rows are asked for, and near what the frame in one piece would give."""
+  picture = np.random.default_rng(0).integers(0, 256, (45, 64, 3), np.uint8)
+  encoded = to_bands(np.kron(picture[::4, ::4], np.ones((4, 4, 1), np.uint8))[:45], bands)
+  for crop in (Crop(0, 0, 45, 64), Crop(5, 3, 33, 40, True)):
+    whole = strip(encoded, crop, size, (0, size[0]))
+    assert whole.shape == (*size, 3)
+    for rows in ((0, 1), (0, size[0] // 2), (size[0] // 3, size[0] // 2), (size[0] - 1, size[0])):
+      np.testing.assert_array_equal(strip(encoded, crop, size, rows), whole[rows[0] : rows[1]])
+    frame = np.concatenate([from_jpeg(b) for b in encoded])
+    one = frame[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    one = np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR))
+    one = one[:, ::-1] if crop.mirrored else one
+    assert abs(whole.astype(int) - one).max() <= 1 and (bands > 1 or (whole == one).all())
+
+
+def test_a_host_decodes_the_bands_of_its_own_rows_alone(prepared, monkeypatch, tmp_path):
+  """And what two hosts have, each with its rows, is what one would."""
+  root, _ = prepared
+  banded = data.prepared('video_folder', str(root / 'own'), root / 'data', rate=10, short_side=32, bands=4)
+  settings = {'bands': 4, 'colour': 0.0, 'size': (24, 40)}
+  whole = batches((root, banded), **settings)[0]['image']
+  assert whole.shape == (4, 4, 24, 40, 3)
+  halves = [batches((root, banded), rows=rows, **settings)[0]['image'] for rows in ((0, 12), (12, 24))]
+  np.testing.assert_array_equal(np.concatenate(halves, 2), whole)
+  decoded = []
+  monkeypatch.setattr('kronmesh.data.bands.from_jpeg', lambda b: decoded.append(b) or from_jpeg(b))
+  _ = batches((root, banded), train=False, rows=(0, 6), **settings)[0]
+  assert 4 * 4 * 1 <= len(decoded) <= 4 * 4 * 2  # of four bands one or two
+  with pytest.raises(ValueError, match='a change of colour is of whole clips'):
+    batches((root, banded), rows=(0, 6), bands=4, size=24)
+
+
+def test_colours():
   random = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
   np.testing.assert_array_equal(coloured(random, 1, 1, 1), random)
   grey = coloured(random, 1, 1, 0)

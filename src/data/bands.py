@@ -1,0 +1,73 @@
+"""Large frames in horizontal bands, each an encoded picture of its own: whoever needs some rows decodes no others."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from .video import from_jpeg, to_jpeg
+
+Frame = UInt8[np.ndarray, 'h w 3']
+Rows = tuple[int, int]  # first, and behind the last
+
+
+class Crop(NamedTuple):
+  """A part of every frame, and whether it is mirrored."""
+
+  top: int
+  left: int
+  height: int
+  width: int
+  mirrored: bool = False
+
+
+def to_bands(frame: Frame, bands: int) -> list[bytes]:
+  """So many encoded bands, from the top; the last may have fewer rows."""
+  rows = -(-frame.shape[0] // bands)
+  return [to_jpeg(frame[k * rows : (k + 1) * rows]) for k in range(bands)]
+
+
+def size_of(encoded: Sequence[bytes]) -> tuple[int, int]:
+  """Height and width of a frame, from the headers of its bands."""
+  from PIL import Image
+
+  sizes = [Image.open(io.BytesIO(band)).size for band in encoded]
+  return sum(h for _, h in sizes), sizes[0][0]
+
+
+def rows_of(encoded: Sequence[bytes], rows: Rows) -> Frame:
+  """These rows of a frame; only bands that hold some of them are decoded."""
+  height, _ = size_of(encoded)
+  each = size_of(encoded[:1])[0]
+  low, high = max(rows[0], 0), min(rows[1], height)
+  first, last = low // each, -(-high // each)
+  there = np.concatenate([from_jpeg(band) for band in encoded[first:last]])
+  return there[low - first * each : high - first * each]
+
+
+def strip(encoded: Sequence[bytes], crop: Crop, size: tuple[int, int], rows: Rows) -> Frame:
+  """Rows of what a crop of a frame becomes at this size (height, width).
+
+  The result is made in as many pieces as the frame has bands, each resized from the rows that it reads: what a host makes
+  of its own rows is what another would.
+  """
+  from PIL import Image
+
+  height, width = size
+  scale, each = crop.height / height, -(-height // len(encoded))
+  reach = math.ceil(max(scale, 1.0)) + 1  # of the bilinear filter
+  pieces, start = [], rows[0] // each * each
+  for low in range(start, min(rows[1], height), each):
+    high = min(low + each, height)
+    first = max(0, math.floor(low * scale) - reach)
+    last = min(crop.height, math.ceil(high * scale) + reach)
+    part = rows_of(encoded, (crop.top + first, crop.top + last))[:, crop.left : crop.left + crop.width]
+    box = (0, low * scale - first, crop.width, min(high * scale, crop.height) - first)
+    pieces.append(np.asarray(Image.fromarray(part).resize((width, high - low), Image.Resampling.BILINEAR, box)))
+  found = np.concatenate(pieces)[rows[0] - start : rows[1] - start]
+  return found[:, ::-1] if crop.mirrored else found
