@@ -112,6 +112,29 @@ def test_one_prepares_the_data_for_all(tmp_path, video_folder):
 
 
 @long
+def test_each_process_has_its_own_strips(tmp_path, video_folder):
+  """And decodes their bands alone: two processes with a half of every frame train as one does."""
+  small = ['model.blocks=(1,)', 'model.width=4', 'model.stem=small', 'model.dtype=float32', 'data.image_size=19']
+  small += ['data.image_width=16', 'data.batch_size=8', 'data.bands=2', 'data.colour=0', 'data.frames=4', 'eval_every=2']
+  small += ['kfac.part=1.0', 'kfac.warmup_steps=0', 'recipe.cutmix=0', 'steps=4']
+  settings = [f'--config.{s}' for s in (*small, f'data.source={video_folder}', f'data.folder={tmp_path / "data"}')]
+  base = ['--config=experiments/configs/videos.py', *settings]
+  run(2, 1, 'space=2', tmp_path / 'group', base=base)
+  run(1, 1, 'data=1', tmp_path / 'one', base=base)
+  for key in ('loss', 'eval_loss'):
+    np.testing.assert_allclose(rows(tmp_path / 'group', key), rows(tmp_path / 'one', key), rtol=1e-4)
+  assert len(rows(tmp_path / 'group')) == 4
+
+
+@long
+def test_layers_over_processes(tmp_path):
+  base = ['--config=experiments/configs/noise.py:small_video', '--config.kfac.part=1.0', '--config.steps=4']
+  run(2, 2, 'pipe=2,data=2', tmp_path / 'group', base=base)
+  run(1, 1, 'data=1', tmp_path / 'one', base=base)
+  np.testing.assert_allclose(rows(tmp_path / 'group'), rows(tmp_path / 'one'), rtol=1e-5)
+
+
+@long
 def test_another_group_goes_on_from_the_checkpoint(tmp_path):
   """Three steps by 2 x 2 devices, three by one process of one device, against six at once."""
   run(2, 2, 'data=2,model=2', tmp_path / 'parts', '--config.steps=3')
