@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from ...program import Op, Ref, bind, has_mark, trace
+from ...program import Op, Ref, bind, has_mark, is_known, trace
 from ..mesh import MeshError
 from .halo import Strip, cleared
 from .values import Known, Value, on_device, whole
@@ -62,6 +62,7 @@ def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
       program.ops[inside:], program.outputs, {v.index for op in program.ops[:inside] for v in op.outputs}
     )
     lying = dict(zip((v.index for v in program.inputs), lie, strict=True))
+    lying |= {i: {} for i, c in program.consts.items() if not is_known(c)}  # of a function around this one
     env.update(_in_strips(program.ops[:inside], wanted, env, lying, mesh))
     for op in program.ops[inside:]:
       found = bind(op, *[read(env, v) for v in op.inputs])

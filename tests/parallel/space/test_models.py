@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kronmesh import models, parallel
@@ -89,6 +90,18 @@ def test_what_cannot_be_split_is_refused_by_name():
     with pytest.raises(parallel.SplitError, match=words) as error:
       parallel.split(fn, mesh, (own,))(x)
     assert 'test_models.py:' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_functions_that_close_over_values_of_others():
+  mesh = parallel.make_mesh('data=2,space=4')
+  x, w = normal(2, 8, 3), normal(3, 3)
+  own = {1: parallel.strip(mesh, 'space', 8)}
+  loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
+  closed = lambda w: parallel.split(lambda x: loss(w, x), mesh, (own,))(x)  # noqa: E731
+  for run in (lambda f: f, jax.jit):
+    np.testing.assert_allclose(run(jax.grad(closed))(w), jax.grad(loss)(w, x), rtol=1e-5)
+  several = jax.vmap(lambda w: parallel.split(loss, mesh, (None, own))(w, x))(jnp.stack([w, 2 * w]))
+  np.testing.assert_allclose(several, [loss(w, x), loss(2 * w, x)], rtol=1e-5)
 
 
 @jax.custom_vjp
