@@ -1,5 +1,6 @@
 """One video model from 112 pixels to 8K: R(2+1)D on clips of 16 frames of noise, to plan and to measure what they take.
 
+  python experiments/train.py --config=experiments/configs/resolution.py:small_112
   python scripts/resolution.py --out=docs/resolution
   python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
 
