@@ -27,6 +27,10 @@ LARGE = {
   'whole',
   'whole_small',
   'videos',
+  'video_b',
+  'hd',
+  '4k',
+  '8k',
 }
 
 

@@ -115,7 +115,14 @@ def test_one_prepares_the_data_for_all(tmp_path, video_folder):
 def test_each_process_has_its_own_strips(tmp_path, video_folder):
   """And decodes their bands alone: two processes with a half of every frame train as one does."""
   small = ['model.blocks=(1,)', 'model.width=4', 'model.stem=small', 'model.dtype=float32', 'data.image_size=19']
-  small += ['data.image_width=16', 'data.batch_size=8', 'data.bands=2', 'data.colour=0', 'data.frames=4', 'eval_every=2']
+  small += [
+    'data.image_width=16',
+    'data.batch_size=8',
+    'data.bands=2',
+    'data.colour=0',
+    'data.frames=4',
+    'eval_every=2',
+  ]
   small += ['kfac.part=1.0', 'kfac.warmup_steps=0', 'recipe.cutmix=0', 'steps=4']
   settings = [f'--config.{s}' for s in (*small, f'data.source={video_folder}', f'data.folder={tmp_path / "data"}')]
   base = ['--config=experiments/configs/videos.py', *settings]

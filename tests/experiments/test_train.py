@@ -260,6 +260,13 @@ CONFIGS = {
     'data.short_side': 24,
     'kfac.part': 1.0,
   },
+  'resolution': {
+    'mesh': 'space=8',
+    'model.blocks': (1,),
+    'model.width': 4,
+    'model.classes': 4,
+    'data.shape': (2, 36, 20, 3),
+  },
   'imagenet_resnet50': {
     'model.blocks': (1, 1),
     'model.width': 4,
