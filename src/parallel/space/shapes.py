@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from ...program import Op
 from .halo import Strip, moved
-from .values import Value, on_device, refuse
+from .values import Value, alike, common, laid, on_device, refuse
 
 
 def transpose(op: Op, inputs: list[Any]) -> list[Value]:
@@ -76,6 +77,21 @@ def reshape(op: Op, inputs: list[Any]) -> list[Value]:
   return [Value(x.reshape(local), tuple(strips))]
 
 
+def stack(op: Op, inputs: list[Any]) -> list[Value]:
+  """Values side by side along a new axis, as newer versions of JAX write it."""
+  values, axis = [on_device(v) for v in inputs], op.params['axis']
+  strips = common(values, op)
+  return [Value(jnp.stack(alike([laid(v, strips) for v in values]), axis), (*strips[:axis], None, *strips[axis:]))]
+
+
+def unstack(op: Op, inputs: list[Any]) -> list[Value]:
+  value, axis = on_device(inputs[0]), op.params['axis']
+  if value.strips[axis] is not None:
+    refuse(op, f'it takes axis {axis} apart, which lies over {value.strips[axis].axis!r}')
+  strips = (*value.strips[:axis], *value.strips[axis + 1 :])
+  return [Value(lax.index_in_dim(value.x, k, axis, keepdims=False), strips) for k in range(value.x.shape[axis])]
+
+
 def fitted(strip: Strip, unit: int) -> Strip:
   """Strips whose rows are a multiple of `unit`."""
   return strip._replace(rows=-(-strip.rows // unit) * unit)
@@ -106,4 +122,6 @@ RULES = {
   'squeeze': squeeze,
   'expand_dims': expand_dims,
   'reshape': reshape,
+  'stack': stack,
+  'unstack': unstack,
 }

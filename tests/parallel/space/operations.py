@@ -123,6 +123,7 @@ OPERATIONS = {
   'slice': Operation(lambda x, w: x[:, 1:-1:2] * w, ()),
   'mirrored': Operation(lambda x, w: x[:, ::-1] * w + x, ()),
   'rolled': Operation(lambda x, w: jnp.roll(x, 1, axis=1) * w * x, ()),
+  'apart and together': Operation(lambda x, w: jnp.stack([*jnp.moveaxis(x * w, 2, 0)], 1) * w, ()),
   'side by side': Operation(lambda x, w: jnp.concatenate([x * w, jnp.maximum(x, 0)], -1), ()),
   'loop': Operation(loop, (3, 3, 4, 4)),
   'branch': Operation(branch, (4,)),
