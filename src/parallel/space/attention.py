@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ...program import Op, vary, varying
-from .halo import Strip, own_part, there
+from .halo import Strip, own_part
 from .values import Value, index, laid, on_device, refuse
 
 
@@ -41,15 +41,10 @@ def attend(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-  logits, weights = _weights(q, k, mask)
-  del logits
-  return jnp.einsum('...hqk,...khd->...qhd', weights.astype(v.dtype), v)
-
-
-def _weights(q: Array, k: Array, mask: Array | None) -> tuple[Array, Array]:
+  """Where no tokens lie in strips."""
   logits = _logits(q, k)
   logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
-  return logits, jax.nn.softmax(logits)
+  return jnp.einsum('...hqk,...khd->...qhd', jax.nn.softmax(logits).astype(v.dtype), v)
 
 
 def _logits(q: Float[Array, '*b q h d'], k: Float[Array, '*b k h d']) -> Float[Array, '*b h q k']:
@@ -108,5 +103,3 @@ def _beside(x: Float[Array, '*b h q']) -> Float[Array, '*b q h 1']:
 
 
 RULES = {'attend': attend}
-
-__all__ = ['RULES', 'there']

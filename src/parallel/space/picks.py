@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from ...program import Op, bind
+from ...program import Op
 from .halo import Strip, along, fetch, own_part
 from .values import Value, common, index, laid, number, on_device, refuse
 
@@ -165,5 +165,3 @@ RULES = {
   'concatenate': concatenate,
   'gather': gather,
 }
-
-__all__ = ['RULES', 'bind']

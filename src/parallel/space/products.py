@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from ...program import Op
 from .convolutions import marked
-from .halo import MICROBATCH, Strip, cleared, fetch, own_part
+from .halo import MICROBATCH, Strip, cleared, fetch
 from .values import Value, alike, index, laid, number, on_device, refuse, summed
 
 
@@ -103,5 +103,3 @@ def _banded(op: Op, value: Value, k: int, strip: Strip, matrix: Float[np.ndarray
 
 
 RULES = {'dot_general': dot_general}
-
-__all__ = ['RULES', 'own_part']

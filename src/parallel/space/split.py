@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ...program import Op, Ref, bind, has_mark, is_known, trace
 from ..mesh import MeshError
 from .halo import Strip, cleared
-from .values import Known, Value, on_device, whole
+from .values import Known, Value, on_device
 from .walk import read, run_ops
 
 KEPT = ('attend',)  # jitted functions that have a rule of their own
@@ -171,6 +171,3 @@ def _dry(local, in_specs, arrays, mesh, axes, results) -> list[tuple]:
 
   jax.eval_shape(jax.shard_map(noted, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=(), axis_names=axes), arrays)
   return lies
-
-
-__all__ = ['split', 'strip', 'whole']
