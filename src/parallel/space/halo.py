@@ -77,11 +77,6 @@ def journeys(strip: Strip, first: Sequence[int], count: int) -> list[Journey]:
   ]
 
 
-def rows_moved(strip: Strip, first: Sequence[int], count: int) -> int:
-  """How many rows all devices together receive."""
-  return sum(j.length * len(j.receivers) for j in journeys(strip, first, count) if j.shift)
-
-
 def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], count: int) -> Array:
   """Rows first[i] to first[i] + count of the whole array along `dim` on device i; zeros where there are none."""
   x = cleared(x, dim, strip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,7 +30,9 @@ def reduce(op: Op, inputs: list[Any]) -> list[Value]:
     return [Value(_extreme(x, tuple(axes), names, op.name == 'reduce_max'), kept)]
   (y,) = bind(op, x)
   if names and op.name in ('reduce_sum', 'reduce_prod'):
-    y = summed(y, names) if op.name == 'reduce_sum' else _product(y, over, op)
+    if op.name == 'reduce_prod':
+      refuse(op, f'a product over an axis that lies over {names[0]!r} has no all-reduce')
+    y = summed(y, names)
   elif names:  # reduce_and, reduce_or
     counts = lax.psum(y.astype(jnp.int32), names)
     y = counts == int(np.prod([s.shards for _, s in over])) if op.name == 'reduce_and' else counts > 0
@@ -45,11 +46,6 @@ def neutral(name: str, dtype: Any) -> Any:
     infinite = jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else info.max
     return (-infinite if jnp.issubdtype(dtype, jnp.inexact) else info.min) if name == 'reduce_max' else infinite
   return {'reduce_sum': 0, 'reduce_prod': 1, 'reduce_and': True, 'reduce_or': False}[name]
-
-
-def _product(y: Array, over: Sequence, op: Op) -> Array:
-  refuse(op, f'a product over an axis that lies over {over[0][1].axis!r} has no all-reduce')
-  return y
 
 
 def _extreme(x: Array, axes: tuple[int, ...], names: tuple[str, ...], largest: bool) -> Array:
