@@ -58,3 +58,19 @@ def test_copies_explain_what_is_read_in_an_unknown_way():
   each = jax.vmap(jax.grad(lambda p, x: (((jnp.sort(p['table'], 0)[:3] * x).sum(0)) ** 2).mean()), (None, 0))(params, x)
   expected = (each['table'].reshape(4, -1) ** 2).mean(0)
   np.testing.assert_allclose(stats.means('table')['F'].reshape(-1), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(4,), (1, 4), (1, 1, 4)])
+def test_a_parameter_with_a_first_axis_of_one_beside_one_example(shape):
+  """That axis is no examples': the block is that of the same numbers in a vector."""
+  x, scale, shift = normal(1, 5, 4), normal(4, seed=2), normal(4, seed=3)
+
+  def loss(p, x):
+    z = kron.observe.gaussian((x * p['scale'] + p['shift']).sum(1))
+    return (z**2).mean()
+
+  params = {'scale': scale.reshape(shape), 'shift': shift.reshape(shape)}
+  stats = jax.jit(kron.curvature(loss, params, x, fisher='empirical').value_and_grad)(params, x)[2]
+  slope = 2 * (x * scale + shift).sum(1)[0] / 4
+  u = np.stack([np.asarray(x.sum(1)[0] * slope), np.asarray(5 * slope)], -1)
+  np.testing.assert_allclose(stats.means('scale')['F'], u[:, :, None] * u[:, None], rtol=1e-4)
