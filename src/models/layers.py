@@ -53,8 +53,19 @@ def remat(block: type[nn.Module], keep: str) -> type[nn.Module]:
   return nn.remat(block, policy=REMAT[keep])
 
 
-def stacked(block: nn.Module, x: Float[Array, 'b ...'], layers: int) -> Float[Array, 'b ...']:
-  """So many layers like `block`, one after another in a loop; their parameters lead with the logical axis 'layers'."""
+def blocks(
+  make: Callable[..., nn.Module], x: Float[Array, 'b ...'], layers: int, stacked: bool
+) -> Float[Array, 'b ...']:
+  """So many blocks, one after another: `block_0` and so on, or `blocks` in a loop.
+
+  Args:
+    make: (name=) -> a block.
+    stacked: in a loop; their parameters lead with the logical axis 'layers'.
+  """
+  if not stacked:
+    for i in range(layers):
+      x = make(name=f'block_{i}')(x)
+    return x
   run = nn.scan(
     lambda block, x, _: (block(x), None),
     variable_axes={'params': 0},
@@ -62,7 +73,7 @@ def stacked(block: nn.Module, x: Float[Array, 'b ...'], layers: int) -> Float[Ar
     length=layers,
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
-  return run(block, x, None)[0]
+  return run(make(name='blocks'), x, None)[0]
 
 
 def constrain(x: Float[Array, '...'], *names: str | None) -> Float[Array, '...']:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .attention import AttentionBlock, layer_norm
-from .layers import accurate, dense, named, remat, stacked
+from .layers import accurate, blocks, dense, named, remat
 
 
 class Transformer(nn.Module):
@@ -44,10 +44,6 @@ class Transformer(nn.Module):
     positions = self.param('positions', named(init, None, 'width'), (self.length, self.width))
     x = (table(tokens) + positions[:t]).astype(self.dtype)
     block = functools.partial(remat(AttentionBlock, self.keep), self.width, self.heads, self.dtype, causal=True)
-    if self.stacked:
-      x = stacked(block(name='blocks'), x, self.layers)
-    else:
-      for i in range(self.layers):
-        x = block(name=f'block_{i}')(x)
+    x = blocks(block, x, self.layers, self.stacked)
     x = layer_norm(self.dtype, 'norm')(x)
     return accurate(dense(self.vocabulary, ('width', None), init, use_bias=False, dtype=self.dtype, name='logits')(x))

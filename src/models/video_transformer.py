@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .attention import attend, feed_forward, layer_norm
-from .layers import accurate, constrain, dense, named, remat, stacked
+from .layers import accurate, blocks, constrain, dense, named, remat
 
 
 class VideoTransformer(nn.Module):
@@ -77,11 +77,7 @@ class VideoTransformer(nn.Module):
     block = functools.partial(
       remat(_Block, self.keep), self.width, self.heads, self.window, self.causal, stream, self.dtype
     )
-    if self.stacked:
-      x = stacked(block(name='blocks'), x, self.layers)
-    else:
-      for i in range(self.layers):
-        x = block(name=f'block_{i}')(x)
+    x = blocks(block, x, self.layers, self.stacked)
     x = layer_norm(self.dtype, 'norm')(x).mean(2)
     if not self.each_frame:
       x = x[:, -1] if self.causal else x.mean(1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .attention import AttentionBlock, layer_norm
-from .layers import accurate, dense, named, remat, stacked
+from .layers import accurate, blocks, dense, named, remat
 
 
 class ViT(nn.Module):
@@ -48,11 +48,7 @@ class ViT(nn.Module):
     x = x.reshape(x.shape[0], -1, self.width)
     x = x + self.param('positions', named(init, None, 'width'), x.shape[1:]).astype(self.dtype)
     block = functools.partial(remat(AttentionBlock, self.keep), self.width, self.heads, self.dtype, causal=False)
-    if self.stacked:
-      x = stacked(block(name='blocks'), x, self.layers)
-    else:
-      for i in range(self.layers):
-        x = block(name=f'block_{i}')(x)
+    x = blocks(block, x, self.layers, self.stacked)
     x = layer_norm(self.dtype, 'norm')(x).mean(1)
     init = nn.initializers.lecun_normal()
     return accurate(dense(self.classes, ('width', None), init, dtype=self.dtype, name='logits')(x))
