@@ -68,9 +68,10 @@ class Placement(NamedTuple):
 
   @property
   def axes(self) -> tuple[str, ...]:
-    """Those along which owners are numbered: the batch's first."""
+    """Those along which owners are numbered: the batch's first, then those whose devices share statistics (see `along`)."""
     first = batch_axes(self.mesh)
-    return (*first, *(a for a in self.mesh.axis_names if a not in first))
+    others = [a for a in self.mesh.axis_names if a not in first]
+    return (*first, *sorted(others, key=lambda a: a in APART))
 
   @property
   def spec(self) -> PartitionSpec:
