@@ -54,13 +54,14 @@ def make_data(
   rows = parallel.local_rows(images(train_size), like['image'].shape, strips)
 
   height = len(like['image'].shape) - 3
-  wanted = rows.get(height) if source.by_rows else None
-  if wanted not in (None, (0, parallel.padded_shape(like['image'].shape, strips)[height])) and own.colour:
+  there = rows[height][rows[height] >= 0] if height in rows and source.by_rows else None
+  wanted = None if there is None else (int(there[0]), int(there[-1]) + 1)
+  if wanted not in (None, (0, like['image'].shape[height])) and own.colour:
     raise ConfigError(
       f'config.data.colour={own.colour} changes whole clips, and a process loads some of their rows: set it to 0'
     )
   if wanted is not None:  # they come with these rows alone
-    rows[height] = (0, wanted[1] - wanted[0])
+    rows[height] = np.where(rows[height] < 0, -1, rows[height] - wanted[0])
 
   def own_strips(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**batch, 'image': parallel.cut(batch['image'], rows)}

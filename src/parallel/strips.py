@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from .mesh import STRIPS, MeshError
 from .rules import batch_sharding
@@ -51,7 +52,7 @@ def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
 
   def one(sharding: NamedSharding, x: Any) -> Strips | None:
     spread = bool(sharding.spec) and sharding.spec[0] == 'pipe'
-    return {0: Strip('pipe', stages, x.shape[0], x.shape[0] // stages)} if spread else None
+    return {0: Strip('pipe', stages, x.shape[0])} if spread else None
 
   found = jax.tree.map(one, shardings, shapes)
   if not jax.tree.leaves(found):
@@ -70,12 +71,12 @@ def image_sharding(mesh: Mesh, batch_size: int, strips: Strips, ndim: int, name:
 
 
 def padded_shape(shape: Sequence[int], strips: Strips) -> tuple[int, ...]:
-  """With the padding that makes strips equal."""
+  """With the padding that gives every strip as many rows."""
   return tuple(strips[dim].shards * strips[dim].rows if dim in strips else n for dim, n in enumerate(shape))
 
 
-def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) -> dict[int, tuple[int, int]]:
-  """By axis the rows (first, behind the last) that this process's devices hold of padded images."""
+def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) -> dict[int, Int[np.ndarray, ' rows']]:
+  """By axis which rows of images this process's devices hold, in order; -1 for padding."""
   slices = sharding.addressable_devices_indices_map(padded_shape(shape, strips)).values()
   whole = lambda s, n: (s.start or 0, n if s.stop is None else s.stop)  # noqa: E731
   found = {}
@@ -86,15 +87,14 @@ def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) ->
       raise MeshError(
         f'mesh {dict(sharding.mesh.shape)}: a process needs rows from several places; write {own.axis} last'
       )
-    found[dim] = low, high
+    found[dim] = own.places[low:high]
   return found
 
 
-def cut(image: np.ndarray, rows: dict[int, tuple[int, int]]) -> np.ndarray:
-  """These rows of images; zeros where they have none."""
-  for dim, (low, high) in rows.items():
-    image = image[(slice(None),) * dim + (slice(low, high),)]
-    missing = high - low - image.shape[dim]
-    if missing:
-      image = np.pad(image, [(0, missing if d == dim else 0) for d in range(image.ndim)])
+def cut(image: np.ndarray, rows: dict[int, Int[np.ndarray, ' rows']]) -> np.ndarray:
+  """These rows of images; where the number is none of theirs, zeros."""
+  for dim, wanted in rows.items():
+    there = (wanted >= 0) & (wanted < image.shape[dim])
+    image = np.take(image, np.where(there, wanted, 0), axis=dim)
+    image[(slice(None),) * dim + (~there,)] = 0
   return image

@@ -87,10 +87,7 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
     return jax.tree.unflatten(treedef, [x.astype(dtype) for x in drawn])
 
   strips = parallel.image_strips(mesh, problem.x.shape)
-  padded = jnp.pad(
-    problem.x,
-    [(0, n - m) for m, n in zip(problem.x.shape, parallel.padded_shape(problem.x.shape, strips), strict=True)],
-  )
+  padded = parallel.cut(np.asarray(problem.x), {dim: strip.places for dim, strip in strips.items()})
 
   def loss_fn(params, state, x, labels):
     with parallel.logical_axes(rules, mesh):

@@ -65,17 +65,16 @@ def ring(
   """
   n = strip.shards
   if mask is not None:
-    mask = own_part(mask, 0, strip)
-    mask = jnp.pad(mask, ((0, 0), (0, n * strip.rows - strip.size)))
+    mask = jnp.pad(own_part(mask, 0, strip), ((0, 0), (0, strip.rows)))  # so that no slice is shifted
+  firsts, counts = jnp.asarray(strip.firsts), jnp.asarray(strip.counts)
 
   @jax.checkpoint
   def turn(state, q, k, v, owner):
     best, total, found = state
     logits = _logits(q, k)
-    if mask is None:
-      sees = owner * strip.rows + jnp.arange(strip.rows) < strip.size
-    else:
-      sees = lax.dynamic_slice_in_dim(mask, owner * strip.rows, strip.rows, 1)
+    sees = jnp.arange(strip.rows) < counts[owner]
+    if mask is not None:
+      sees &= lax.dynamic_slice_in_dim(mask, firsts[owner], strip.rows, 1)
     logits = logits if mask is None and strip.even else jnp.where(sees, logits, -jnp.inf)
     new = lax.stop_gradient(jnp.maximum(best, logits.max(-1)))
     safe = jnp.where(jnp.isfinite(new), new, 0)

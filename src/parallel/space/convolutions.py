@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from ...program import Op, used
-from .halo import MICROBATCH, Strip, along, fetch, there
-from .values import Strips, Value, alike, index, on_device, refuse
+from .halo import MICROBATCH, Strip, along, fetch, own, there
+from .values import Strips, Value, alike, on_device, refuse
 from .windows import Need, Window, need
 
 
@@ -35,7 +36,7 @@ def convolution(op: Op, inputs: list[Any]) -> list[Value]:
     wanted = need(window, strip)
     if wanted.out.size == 0:
       refuse(op, f'nothing is left of axis {dim}')
-    x = fetch(x, dim, strip, wanted.first, wanted.count)
+    x = fetch(x, dim, strip, wanted.first, wanted.counts)
     x, padding[k], base[k] = _dilated(x, dim, strip, wanted, base[k])
     strips[numbers.out_spec[2 + k]] = wanted.out
   x, weights = alike([marked(x, tuple(strips)), kernel.x])
@@ -50,14 +51,14 @@ def _dilated(x: Array, dim: int, strip: Strip, wanted: Need, base: int) -> tuple
   """The rows, and how the convolution is to pad and dilate them: itself, where all devices begin alike."""
   if base == 1:
     return x, (0, 0), 1
-  length = (wanted.count - 1) * base + 1
+  length = (x.shape[dim] - 1) * base + 1
   if len(set(wanted.phases)) == 1 and wanted.phases[0] + length <= wanted.span:
     low = wanted.phases[0]
     return x, (low, wanted.span - low - length), base
   config = [(0, 0, 0)] * x.ndim
   config[dim] = (base - 1, wanted.span, base - 1)
   x = lax.pad(x, jnp.zeros((), x.dtype), config)
-  start = base - 1 - jnp.asarray(wanted.phases)[index(strip)]
+  start = base - 1 - own(np.asarray(wanted.phases), strip)
   return lax.dynamic_slice_in_dim(x, start, wanted.span, dim), (0, 0), 1
 
 

@@ -19,28 +19,52 @@ from ...program import vary, varying
 
 
 class Strip(NamedTuple):
-  """How an axis of length `size` lies over the `shards` devices of a mesh axis: `rows` on each, in order.
+  """How an axis of length `size` lies over the `shards` devices of a mesh axis, in order and as evenly as can be.
 
-  Where `shards * rows` is more than `size` the last devices have rows of padding, which hold anything.
+  Device i has the rows from ceil(i units / shards) units on, so that strips of an axis and of its half, which a stride of
+  two leaves, begin at the same places of the image: no window reads more of other devices' rows for it. Each has room for `rows`; what it does not use is padding,
+  at its end, which holds anything.
+
+  unit: a divisor of size; so many rows are never parted.
   """
 
   axis: str
   shards: int
   size: int
-  rows: int
+  unit: int = 1
+
+  @property
+  def bounds(self) -> Int[np.ndarray, ' shards+1']:
+    """The first row of each device, and the number of all."""
+    return -(-np.arange(self.shards + 1) * (self.size // self.unit) // self.shards) * self.unit
+
+  @property
+  def firsts(self) -> Int[np.ndarray, ' shards']:
+    return self.bounds[:-1]
+
+  @property
+  def counts(self) -> Int[np.ndarray, ' shards']:
+    """How many rows each device has."""
+    return np.diff(self.bounds)
+
+  @property
+  def rows(self) -> int:
+    """For how many each has room."""
+    return -(-self.size // self.unit // self.shards) * self.unit
 
   @property
   def even(self) -> bool:
     return self.shards * self.rows == self.size
 
   @property
-  def firsts(self) -> Int[np.ndarray, ' shards']:
-    """The first row of each device."""
-    return np.arange(self.shards) * self.rows
+  def places(self) -> Int[np.ndarray, ' shards*rows']:
+    """Which row lies at each place of all strips together; -1 where there is padding."""
+    at = np.arange(self.rows)
+    return np.where(at < self.counts[:, None], self.firsts[:, None] + at, -1).reshape(-1)
 
   def of(self, size: int) -> Strip:
-    """Another axis over the same devices, in equal strips."""
-    return self._replace(size=size, rows=-(-size // self.shards))
+    """Another axis over the same devices."""
+    return self if size == self.size else Strip(self.axis, self.shards, size)
 
 
 MICROBATCH = 'microbatch'  # the axis of strips that are no devices' but a pipeline's, one after another
@@ -59,49 +83,75 @@ class Journey(NamedTuple):
   places: tuple[int, ...]
 
 
-def journeys(strip: Strip, first: Sequence[int], count: int) -> list[Journey]:
-  """What must travel so that device i has rows first[i] to first[i] + count; none travels that is not needed.
+def journeys(strip: Strip, first: Sequence[int], counts: Sequence[int]) -> list[Journey]:
+  """What must travel so that device i has rows first[i] to first[i] + counts[i]; none travels that is not needed.
 
   Rows outside of the array come from nowhere. Those with shift 0 stay.
   """
-  own, found = strip.firsts, {}
+  bounds, found = strip.bounds, {}
   for i in range(strip.shards):
     for j in range(strip.shards):
-      low = max(first[i], own[j])
-      high = min(first[i] + count, own[j] + strip.rows, strip.size)
+      low = max(first[i], bounds[j])
+      high = min(first[i] + counts[i], bounds[j + 1])
       if high > low:
         key = (j - i, int(high - low))
-        found.setdefault(key, []).append((i, int(low - own[j]), int(low - first[i])))
+        found.setdefault(key, []).append((i, int(low - bounds[j]), int(low - first[i])))
   return [
     Journey(shift, length, *map(tuple, zip(*moves, strict=True))) for (shift, length), moves in sorted(found.items())
   ]
 
 
-def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], count: int) -> Array:
-  """Rows first[i] to first[i] + count of the whole array along `dim` on device i; zeros where there are none."""
-  x = cleared(x, dim, strip)
-  parts = [(_sent(x, dim, strip, j), j) for j in journeys(strip, first, count)]
-  here = lax.axis_index(strip.axis)
-  if _tile([j for _, j in parts]):
-    parts.sort(key=lambda part: part[1].places[0])
-    pieces, at = [], 0
-    for piece, j in parts:
-      pieces += [_zeros(x, dim, j.places[0] - at)] if j.places[0] > at else []
-      pieces.append(piece)
-      at = j.places[0] + j.length
-    pieces += [_zeros(x, dim, count - at)] if count > at else []
-    return lax.concatenate(pieces, dim) if len(pieces) > 1 else pieces[0]
-  total = _zeros(x, dim, count)
-  for piece, j in parts:
-    place = _by_device(j.places, j.receivers, strip.shards)[here]
-    placed = lax.dynamic_update_slice_in_dim(_zeros(x, dim, count), piece, place, dim)
-    total = total | placed if x.dtype == jnp.bool_ else total + placed
+def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], counts: Sequence[int]) -> Array:
+  """Rows first[i] to first[i] + counts[i] of the whole array along `dim` on device i; zeros where the array has none.
+
+  The result has as many rows as the largest count, and one at least; those behind a device's count hold anything finite.
+  """
+  x, length = cleared(x, dim, strip), max(*counts, 1)
+  moves = journeys(strip, first, counts)
+  if _tile(moves):
+    return _tiled(_zeros(x, dim, length), dim, [(_sent(x, dim, strip, j), j) for j in moves])
+  total = _kept(x, dim, strip, first, length)
+  for j in moves:
+    if j.shift:
+      total = _added(total, dim, _sent(x, dim, strip, j), _by_device(j.places, j.receivers, strip))
   return total
+
+
+def _tiled(nothing: Array, dim: int, parts: list[tuple[Array, Journey]]) -> Array:
+  """Parts beside each other, each at its one place."""
+  pieces, at = [], 0
+  for piece, j in sorted(parts, key=lambda part: part[1].places[0]):
+    pieces += [lax.slice_in_dim(nothing, at, j.places[0], axis=dim), piece]
+    at = j.places[0] + j.length
+  pieces.append(lax.slice_in_dim(nothing, at, None, axis=dim))
+  return lax.concatenate([p for p in pieces if p.shape[dim]], dim)
+
+
+def _kept(x: Array, dim: int, strip: Strip, first: Sequence[int], length: int) -> Array:
+  """A device's own rows where they belong in its result, which begins at first[i]; zeros elsewhere."""
+  at = np.clip(strip.firsts - first, -strip.rows, length)
+  low, high = max(int(at.max()), 0), max(length - strip.rows - int(at.min()), 0)
+  x = lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) if d == dim else (0, 0, 0) for d in range(x.ndim)])
+  if len(set(at)) == 1:
+    return lax.slice_in_dim(x, low - int(at[0]), low - int(at[0]) + length, axis=dim)
+  return lax.dynamic_slice_in_dim(x, own(low - at, strip), length, dim)
+
+
+def _added(total: Array, dim: int, piece: Array, place: Int[Array, '']) -> Array:
+  """The piece added to the rows from `place` on. A scatter is its own derivative; an update in place is not."""
+  if total.dtype == jnp.bool_:
+    return _added(total.astype(jnp.int8), dim, piece.astype(jnp.int8), place).astype(jnp.bool_)
+  numbers = lax.ScatterDimensionNumbers(tuple(range(total.ndim)), (), (dim,))
+  axes = varying(total) | varying(piece) | varying(place)
+  return lax.scatter_add(
+    vary(total, axes), vary(place[None], axes), vary(piece, axes), numbers, indices_are_sorted=True,
+    unique_indices=True, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+  )  # fmt: skip
 
 
 def _tile(parts: list[Journey]) -> bool:
   """Whether every part has one place, and no two of them the same rows."""
-  if any(len(set(j.places)) > 1 for j in parts):
+  if not parts or any(len(set(j.places)) > 1 for j in parts):
     return False
   ends = sorted((j.places[0], j.places[0] + j.length) for j in parts)
   return all(a[1] <= b[0] for a, b in itertools.pairwise(ends))
@@ -109,25 +159,25 @@ def _tile(parts: list[Journey]) -> bool:
 
 def _sent(x: Array, dim: int, strip: Strip, j: Journey) -> Array:
   """What arrives at each device; zeros at those that are no receivers."""
-  n, here = strip.shards, lax.axis_index(strip.axis)
+  n = strip.shards
   senders = [i + j.shift for i in j.receivers]
   if len(set(j.starts)) == 1:
     piece = lax.slice_in_dim(x, j.starts[0], j.starts[0] + j.length, axis=dim)
   else:
-    start = _by_device(j.starts, senders, n)[here]
-    piece = lax.dynamic_slice_in_dim(x, start, j.length, dim)
+    piece = lax.dynamic_slice_in_dim(x, _by_device(j.starts, senders, strip), j.length, dim)
   if j.shift:
     return lax.ppermute(piece, strip.axis, list(zip(senders, j.receivers, strict=True)))
   if len(j.receivers) == n:
     return piece
   receives = np.isin(np.arange(n), j.receivers)
-  return jnp.where(jnp.asarray(receives)[here], piece, jnp.zeros((), piece.dtype))
+  return jnp.where(own(receives, strip), piece, jnp.zeros((), piece.dtype))
 
 
-def _by_device(values: Sequence[int], devices: Sequence[int], n: int) -> Int[Array, ' n']:
-  table = np.zeros(n, np.int32)
+def _by_device(values: Sequence[int], devices: Sequence[int], strip: Strip) -> Int[Array, '']:
+  """This device's own; 0 at those that have none."""
+  table = np.zeros(strip.shards, np.int32)
   table[list(devices)] = values
-  return jnp.asarray(table)
+  return own(table, strip)
 
 
 def _zeros(x: Array, dim: int, count: int) -> Array:
@@ -135,9 +185,14 @@ def _zeros(x: Array, dim: int, count: int) -> Array:
   return vary(jnp.zeros(shape, x.dtype), varying(x))
 
 
+def own(table: np.ndarray, strip: Strip) -> Array:
+  """This device's entry of a table of all."""
+  return jnp.asarray(table)[lax.axis_index(strip.axis)]
+
+
 def there(strip: Strip) -> Bool[Array, ' rows']:
   """Which of this device's rows are no padding."""
-  return lax.axis_index(strip.axis) * strip.rows + jnp.arange(strip.rows) < strip.size
+  return jnp.arange(strip.rows) < own(strip.counts, strip)
 
 
 def along(rows: Array, dim: int, ndim: int) -> Array:
@@ -154,12 +209,19 @@ def cleared(x: Array, dim: int, strip: Strip, fill: float = 0.0) -> Array:
 
 def own_part(x: Array, dim: int, strip: Strip) -> Array:
   """This device's rows of an array that every device has."""
-  missing = strip.shards * strip.rows - strip.size
+  missing = int(strip.firsts[-1]) + strip.rows - strip.size
   if missing:
     x = jnp.pad(x, [(0, missing if a == dim else 0) for a in range(x.ndim)])
-  return lax.dynamic_slice_in_dim(x, lax.axis_index(strip.axis) * strip.rows, strip.rows, dim)
+  return lax.dynamic_slice_in_dim(x, own(strip.firsts, strip), strip.rows, dim)
 
 
 def moved(x: Array, dim: int, old: Strip, new: Strip) -> Array:
   """From one way to lie over the devices to another, of the same rows."""
-  return x if old.rows == new.rows else fetch(x, dim, old, new.firsts.tolist(), new.rows)
+  same = old.rows == new.rows and (old.bounds == new.bounds).all()
+  return x if same else fetch(x, dim, old, new.firsts, new.counts)
+
+
+def packed(x: Array, dim: int, strip: Strip) -> Array:
+  """With all padding behind the last row of all strips together."""
+  first = np.minimum(np.arange(strip.shards) * strip.rows, strip.size)
+  return x if strip.even else fetch(x, dim, strip, first, np.diff([*first, strip.size]))

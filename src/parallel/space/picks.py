@@ -10,32 +10,31 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from ...program import Op
-from .halo import Strip, along, fetch, own_part
-from .values import Value, common, index, laid, number, on_device, refuse
+from .halo import Strip, along, fetch, own, own_part
+from .values import Value, common, laid, number, on_device, refuse
 
 
 def picked(op: Op, x: Array, dim: int, strip: Strip, rows: Int[np.ndarray, ' k']) -> tuple[Array, Strip]:
   """These rows of an axis in strips; where a number is none of its rows, zeros."""
   out = strip.of(len(rows))
-  table = np.full(out.shards * out.rows, -1)
-  table[: len(rows)] = np.where((rows >= 0) & (rows < strip.size), rows, -1)
-  table = table.reshape(out.shards, out.rows)
+  rows = np.where((rows >= 0) & (rows < strip.size), rows, -1)
+  table = np.where(out.places >= 0, rows[out.places], -1).reshape(out.shards, out.rows)
   there = table >= 0
   first = np.where(there, table, strip.size).min(1, initial=strip.size)
   last = np.where(there, table, -1).max(1, initial=-1)
-  first = np.where(last < 0, 0, first)
-  count = int((last - first).max(initial=0)) + 1
+  counts = np.maximum(last - first + 1, 0)
+  first = np.where(counts, first, 0)
   needed = max(len(set(row[row >= 0])) for row in table)
-  if count > 2 * needed + 2:
+  if counts.max() > 2 * needed + 2:
     refuse(op, f'each device needs rows of axis {dim} that lie far apart over {strip.axis!r}')
-  x = fetch(x, dim, strip, first.tolist(), count)
+  x = fetch(x, dim, strip, first, counts)
   local = np.where(there, table - first[:, None], -1)
-  if (local == np.arange(out.rows)).all() and count == out.rows:
+  if (local == np.arange(out.rows)).all() and x.shape[dim] == out.rows:
     return x, out
-  own = jnp.asarray(local)[index(strip)]
-  x = jnp.take(x, jnp.maximum(own, 0), axis=dim)
+  places = own(local, strip)
+  x = jnp.take(x, jnp.maximum(places, 0), axis=dim)
   if not there.all():
-    x = jnp.where(along(own >= 0, dim, x.ndim), x, jnp.zeros((), x.dtype))
+    x = jnp.where(along(places >= 0, dim, x.ndim), x, jnp.zeros((), x.dtype))
   return x, out
 
 
@@ -85,7 +84,7 @@ def pad(op: Op, inputs: list[Any]) -> list[Value]:
     rows = np.arange(-low, strip.size + high)
     x, out = (x, strip) if not (low or high) else picked(op, x, dim, strip, rows)
     if low or high:
-      place = index(out) * out.rows + jnp.arange(out.rows)
+      place = own(out.firsts, out) + jnp.arange(out.rows)
       x = jnp.where(along((place >= low) & (place < low + strip.size), dim, x.ndim), x, filling.x)
     strips[dim], config[dim] = out, (0, 0, 0)
   return [Value(lax.pad(x, filling.x, config), tuple(strips))]
@@ -108,7 +107,7 @@ def concatenate(op: Op, inputs: list[Any]) -> list[Value]:
       room = [(offset, out.size - offset - v.shape[dim]) if a == dim else (0, 0) for a in range(x.ndim)]
       parts.append(own_part(jnp.pad(x, room), dim, out))
     else:
-      parts.append(fetch(x, dim, strip, (out.firsts - offset).tolist(), out.rows))
+      parts.append(fetch(x, dim, strip, out.firsts - offset, out.counts))
     offset += v.shape[dim]
   total = parts[0]
   for part in parts[1:]:

@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 
 from ...program import Op
-from .halo import along, fetch
+from .halo import along, fetch, own
 from .reductions import neutral
-from .values import Value, index, on_device, refuse
+from .values import Value, on_device, refuse
 from .windows import Window, need
 
 _JOIN = {'reduce_window_sum': lax.add, 'reduce_window_max': lax.max, 'reduce_window_min': lax.min}
@@ -26,9 +26,9 @@ def pool(op: Op, inputs: list[Any]) -> list[Value]:
       refuse(op, f'its input is dilated along axis {dim}, which lies over {strip.axis!r}')
     window = Window(p['window_dimensions'][dim], p['window_strides'][dim], *padding[dim], 1, p['window_dilation'][dim])
     wanted = need(window, strip)
-    x = fetch(x, dim, strip, wanted.first, wanted.count)
+    x = fetch(x, dim, strip, wanted.first, wanted.counts)
     if nothing:
-      rows = jnp.asarray(wanted.first)[index(strip)] + jnp.arange(wanted.count)
+      rows = own(np.asarray(wanted.first), strip) + jnp.arange(x.shape[dim])
       x = jnp.where(along((rows >= 0) & (rows < strip.size), dim, x.ndim), x, jnp.asarray(nothing, x.dtype))
     strips[dim], padding[dim] = wanted.out, (0, 0)
   y = lax.reduce_window(

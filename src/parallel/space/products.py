@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from ...program import Op
 from .convolutions import marked
-from .halo import MICROBATCH, Strip, cleared, fetch
-from .values import Value, alike, index, laid, number, on_device, refuse, summed
+from .halo import MICROBATCH, Strip, cleared, fetch, own
+from .values import Value, alike, laid, number, on_device, refuse, summed
 
 
 def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
@@ -77,24 +77,27 @@ def _banded(op: Op, value: Value, k: int, strip: Strip, matrix: Float[np.ndarray
   dim, side = contracted[k][0], contracted[1 - k][0]
   weights = np.moveaxis(matrix, side, 0)  # rows, rows of the result
   out = strip.of(weights.shape[1])
-  padded = np.pad(weights, ((0, 0), (0, out.shards * out.rows - out.size)))
-  by_device = padded.reshape(strip.size, out.shards, out.rows)
+  by_device = np.where(out.places >= 0, weights[:, out.places], 0).reshape(strip.size, out.shards, out.rows)
   reads = np.abs(by_device).sum(2) > 0
   first = np.where(reads.any(0), reads.argmax(0), 0)
   last = np.where(reads.any(0), strip.size - 1 - reads[::-1].argmax(0), 0)
-  count = int((last - first).max()) + 1
-  if count > max(2 * -(-strip.size // strip.shards), 2 * strip.rows) and strip.shards > 2:
+  counts = np.where(reads.any(0), last - first + 1, 0)
+  count = max(counts.max(), 1)
+  if count > 2 * strip.rows and strip.shards > 2:
     return None
   table = np.zeros((strip.shards, count, out.rows), matrix.dtype)
   for i in range(strip.shards):
     here = by_device[first[i] : first[i] + count, i]
     table[i, : len(here)] = here
-  own = jnp.asarray(table)[index(strip)]
-  x = fetch(value.x, dim, strip, first.tolist(), count)
+  x = fetch(value.x, dim, strip, first, counts)
   # The result's axes: those of x that stay, then the matrix's, or the other way round.
   p = op.params
   y = lax.dot_general(
-    x, own, (((dim,), (0,)), ((), ())), precision=p['precision'], preferred_element_type=p['preferred_element_type']
+    x,
+    own(table, strip),
+    (((dim,), (0,)), ((), ())),
+    precision=p['precision'],
+    preferred_element_type=p['preferred_element_type'],
   )
   strips = [s for d, s in enumerate(value.strips) if d != dim]
   if k == 0:

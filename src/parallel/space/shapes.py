@@ -70,10 +70,10 @@ def reshape(op: Op, inputs: list[Any]) -> list[Value]:
       math.prod(s[c] for c in cs) for s, cs in ((old, olds[olds.index(a) + 1 :]), (new, news[news.index(b) + 1 :]))
     )
     unit = rest_new // math.gcd(rest_old, rest_new)  # so many rows, at least, are whole ones of the result
-    better = fitted(strip, unit)
+    better = strip if strip.unit % unit == 0 else strip._replace(unit=unit)
     x = moved(x, a, strip, better)
-    rows = better.rows * rest_old // rest_new
-    strips[b], local[b] = Strip(strip.axis, strip.shards, new[b], rows), rows
+    strips[b] = Strip(strip.axis, strip.shards, new[b], better.unit * rest_old // rest_new)
+    local[b] = strips[b].rows
   return [Value(x.reshape(local), tuple(strips))]
 
 
@@ -90,11 +90,6 @@ def unstack(op: Op, inputs: list[Any]) -> list[Value]:
     refuse(op, f'it takes axis {axis} apart, which lies over {value.strips[axis].axis!r}')
   strips = (*value.strips[:axis], *value.strips[axis + 1 :])
   return [Value(lax.index_in_dim(value.x, k, axis, keepdims=False), strips) for k in range(value.x.shape[axis])]
-
-
-def fitted(strip: Strip, unit: int) -> Strip:
-  """Strips whose rows are a multiple of `unit`."""
-  return strip._replace(rows=-(-strip.rows // unit) * unit)
 
 
 def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

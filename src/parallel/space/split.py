@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ...program import Op, Ref, bind, has_mark, is_known, trace
 from ..mesh import MeshError
-from .halo import Strip, cleared
+from .halo import Strip, cleared, packed
 from .values import Known, Value, on_device
 from .walk import read, run_ops
 
@@ -19,14 +19,14 @@ KEPT = ('attend',)  # jitted functions that have a rule of their own
 
 
 def strip(mesh: Mesh, axis: str, size: int) -> Strip:
-  """An axis of this length in equal strips along a mesh axis.
+  """An axis of this length in strips along a mesh axis, as even as can be.
 
   Raises:
     MeshError: the mesh has no such axis.
   """
   if axis not in mesh.shape:
     raise MeshError(f'mesh {dict(mesh.shape)} has no axis {axis!r}')
-  return Strip(axis, mesh.shape[axis], size, -(-size // mesh.shape[axis]))
+  return Strip(axis, mesh.shape[axis], size)
 
 
 def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
@@ -43,7 +43,7 @@ def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
     fn: of pytrees of arrays, traceable.
     mesh: with Auto axes.
     strips: as the arguments, with a dict from axes to `Strip`s in place of an array that lies in strips, None of others (or
-      of whole trees). Such an array comes with `shards * rows` rows, those behind `size` are padding.
+      of whole trees). Such an array comes with `shards * rows` rows: `Strip.places` says which of them are padding.
 
   Raises, when called:
     SplitError: an operation for which there is no way without gathering; names it, its layer and its line.
@@ -130,7 +130,7 @@ def _in_strips(
     results.update(
       {v.index: own[v.index] if isinstance(own[v.index], Known) else on_device(own[v.index]) for v in wanted}
     )
-    return [v.x for v in results.values() if isinstance(v, Value)]
+    return [_packed(v) for v in results.values() if isinstance(v, Value)]
 
   if not axes:
     local([env[i] for i in given])
@@ -153,6 +153,14 @@ def _in_strips(
         x = jax.lax.slice_in_dim(x, 0, s.size, axis=dim)
     found[i] = x
   return found
+
+
+def _packed(value: Value) -> Any:
+  """A result as it leaves the devices."""
+  x = value.x
+  for dim, s in value.dims:
+    x = packed(x, dim, s)
+  return x
 
 
 def _mesh(mesh: Mesh) -> Any:

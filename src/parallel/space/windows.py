@@ -33,14 +33,14 @@ class Window(NamedTuple):
 class Need(NamedTuple):
   """What the devices need of an axis for their strips `out` of the result.
 
-  first: of device i; it needs `count` rows from there.
+  first: of device i; it needs counts[i] rows from there.
   phases: with a dilated input, how many zeros precede its first row.
   span: how long the dilated part under the windows is.
   """
 
   out: Strip
   first: tuple[int, ...]
-  count: int
+  counts: tuple[int, ...]
   phases: tuple[int, ...]
   span: int
 
@@ -51,9 +51,9 @@ def need(window: Window, strip: Strip) -> Need:
   span = (out.rows - 1) * window.stride + window.extent if out.rows else 0
   first = -(-starts // window.base)
   phases = first * window.base - starts
-  last = (starts + span - 1) // window.base
-  count = int((last - first).max()) + 1 if out.rows else 0
-  return Need(out, tuple(first.tolist()), count, tuple(phases.tolist()), span)
+  last = (starts + (out.counts - 1) * window.stride + window.extent - 1) // window.base
+  counts = np.where(out.counts, np.maximum(last - first + 1, 0), 0)
+  return Need(out, tuple(first.tolist()), tuple(counts.tolist()), tuple(phases.tolist()), span)
 
 
 def least_rows(window: Window, strip: Strip) -> int:
@@ -61,10 +61,10 @@ def least_rows(window: Window, strip: Strip) -> int:
   wanted = need(window, strip)
   total = 0
   for i in range(strip.shards):
-    places = range(i * wanted.out.rows, min((i + 1) * wanted.out.rows, wanted.out.size))
+    places = range(*wanted.out.bounds[i : i + 2])
     touched = {p * window.stride - window.low + k * window.dilation for p in places for k in range(window.size)}
     rows = {t // window.base for t in touched if t % window.base == 0}
-    own = range(i * strip.rows, (i + 1) * strip.rows)
+    own = range(*strip.bounds[i : i + 2])
     total += sum(0 <= r < strip.size and r not in own for r in rows)
   return total
 
@@ -72,5 +72,5 @@ def least_rows(window: Window, strip: Strip) -> int:
 def moved_rows(window: Window, strip: Strip) -> int:
   """How many rows travel."""
   wanted = need(window, strip)
-  found = journeys(strip, wanted.first, wanted.count)
+  found = journeys(strip, wanted.first, wanted.counts)
   return int(np.sum([j.length * len(j.receivers) for j in found if j.shift], initial=0))

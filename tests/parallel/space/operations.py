@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from kronmesh import models, parallel
@@ -15,7 +16,7 @@ WIDTH = 6
 
 
 class Operation(NamedTuple):
-  """weight: its shape. multiple, least: of the image's height."""
+  """weight: its shape; () of one for each channel, to multiply by. multiple, least: of the image's height."""
 
   fn: Callable
   weight: tuple[int, ...]
@@ -118,8 +119,8 @@ OPERATIONS = {
   'constant border': Operation(lambda x, w: jnp.pad(x * w, ((0, 0), (2, 1), (0, 0), (0, 0)), constant_values=3), ()),
   'space to depth': Operation(space_to_depth, (), multiple=2),
   'tokens': Operation(tokens, (4, 3)),
-  'attention': Operation(attention, ()),
-  'causal attention': Operation(causal, ()),
+  'attention': Operation(attention, (2,)),
+  'causal attention': Operation(causal, (2,)),
   'slice': Operation(lambda x, w: x[:, 1:-1:2] * w, ()),
   'mirrored': Operation(lambda x, w: x[:, ::-1] * w + x, ()),
   'rolled': Operation(lambda x, w: jnp.roll(x, 1, axis=1) * w * x, ()),
@@ -149,21 +150,27 @@ def errors(fn: Callable, x: Any, w: Any, mesh: Any, columns: bool = False) -> di
   def results(run, x):
     both = jax.jit(lambda x, w: (run(fn)(x, w), jax.value_and_grad(run(loss(fn)), (0, 1))(x, w)))
     y, (value, (dx, dw)) = both(x, w)
-    return {'result': y, 'value': value, 'dx': dx[:, : own[1].size, :x_width], 'dw': dw}
+    return {'result': y, 'value': value, 'dx': dx, 'dw': dw}
 
-  x_width = x.shape[2]
   whole = results(lambda f: f, x)
   strips = results(lambda f: parallel.split(f, mesh, (own, None)), padded(x, own))
-  apart = lambda a, b: float(jnp.linalg.norm(jnp.ravel(a - b)) / jnp.linalg.norm(jnp.ravel(b)))  # noqa: E731
+  for dim, strip in own.items():
+    strips['dx'] = jnp.compress(strip.places >= 0, strips['dx'], dim)
+
+  def apart(a, b):
+    """What is all zeros has no norm to be relative to."""
+    return float(jnp.linalg.norm(jnp.ravel(a - b)) / (jnp.linalg.norm(jnp.ravel(b)) or 1))
+
   return {k: apart(strips[k], whole[k]) for k in whole}
 
 
 def padded(x: Any, own: dict[int, Any]) -> Any:
-  room = [(0, own[d].shards * own[d].rows - own[d].size) if d in own else (0, 0) for d in range(x.ndim)]
-  return jnp.pad(x, room, constant_values=jnp.nan)
+  for dim, strip in own.items():
+    x = jnp.take(x, np.where(strip.places < 0, strip.size, strip.places), dim, mode='fill', fill_value=jnp.nan)
+  return x
 
 
 def case(name: str, height: int, dtype: Any) -> tuple[Callable, Any, Any]:
   operation = OPERATIONS[name]
-  weight = normal(*operation.weight, seed=1).astype(dtype) + (0 if operation.weight else 1)
+  weight = normal(*operation.weight, seed=1) if operation.weight else 1 + abs(normal(4, seed=1))
   return operation.fn, normal(2, height, WIDTH, 4).astype(dtype), jnp.asarray(weight, dtype)

@@ -81,7 +81,7 @@ def test_all_axes_together():
 def test_what_no_pipeline_can_run_is_refused():
   mesh = parallel.make_mesh('data=2,pipe=4')
   x, w = normal(8, 6), normal(4, 6, 6)
-  layers = {0: parallel.Strip('pipe', 4, 4, 1)}
+  layers = {0: parallel.Strip('pipe', 4, 4)}
 
   def over(step):
     return parallel.split(lambda w, x: jax.lax.scan(step, x, w)[0], mesh, (layers, None))(w, x)
@@ -109,10 +109,10 @@ def test_layers_that_are_used_outside_of_their_loop_are_refused():
     y = kron.observe.gaussian(y)
     return (y**2).mean()
 
-  spread = parallel.split(loss, mesh, ({'w': {0: parallel.Strip('pipe', 4, 4, 1)}}, None))
+  spread = parallel.split(loss, mesh, ({'w': {0: parallel.Strip('pipe', 4, 4)}}, None))
   whole, piped = (kron.curvature(f, params, x, fisher='empirical') for f in (loss, spread))
   a, b = (jax.jit(c.value_and_grad)(params, x)[2].means('w') for c in (whole, piped))
   jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=2e-5, atol=1e-7), a, b)
-  outside = parallel.split(lambda w, x: (x @ w[0]).sum(), mesh, ({0: parallel.Strip('pipe', 4, 4, 1)}, None))
+  outside = parallel.split(lambda w, x: (x @ w[0]).sum(), mesh, ({0: parallel.Strip('pipe', 4, 4)}, None))
   with pytest.raises(parallel.SplitError, match=r"lies over 'pipe'"):
     outside(params['w'], x)
