@@ -22,8 +22,8 @@ class Strip(NamedTuple):
   """How an axis of length `size` lies over the `shards` devices of a mesh axis, in order and as evenly as can be.
 
   Device i has the rows from ceil(i units / shards) units on, so that strips of an axis and of its half, which a stride of
-  two leaves, begin at the same places of the image: no window reads more of other devices' rows for it. Each has room for `rows`; what it does not use is padding,
-  at its end, which holds anything.
+  two leaves, begin at the same places of the image: no window reads more of other devices' rows for it. Each has room for
+  `rows`; what it does not use is padding, at its end, which holds anything.
 
   unit: a divisor of size; so many rows are never parted.
   """

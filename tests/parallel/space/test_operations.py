@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kronmesh import parallel
-from kronmesh.parallel.space.windows import Window, least_rows, moved_rows
+from kronmesh.parallel.space.windows import Window, least_rows, moved_rows, need
 from tests.draws import normal
 from tests.parallel.space.operations import OPERATIONS, case, conv, errors
 
@@ -73,6 +73,19 @@ def test_no_row_travels_that_is_not_read(window, size, shards):
   assert moved_rows(window, strip) >= least_rows(window, strip)
   if window.stride <= window.size and window.dilation == 1 and window.base == 1:
     assert moved_rows(window, strip) == least_rows(window, strip)
+
+
+@pytest.mark.parametrize('height', [720, 1080, 2160, 4320])
+@pytest.mark.parametrize('shards', [4, 16, 64])
+def test_halos_of_a_network_are_the_least(height, shards):
+  """Of a residual network's windows, whatever the height: no more than (window - stride) rows for each border."""
+  strip, moved, least = parallel.Strip('space', shards, height), 0, 0
+  stem, wide, skip, halving = Window(7, 2, 3, 3), Window(3, 1, 1, 1), Window(1, 2), Window(3, 2, 1, 1)
+  for window in (stem, *[wide] * 4, *[skip, halving, *[wide] * 3] * 3):
+    moved += moved_rows(window, strip)
+    least += max(window.size - window.stride, 0) * (shards - 1)
+    strip = strip if window is skip else need(window, strip).out
+  assert moved <= 1.02 * least
 
 
 def agrees(window, size, shards, groups, dtype, tolerance):
