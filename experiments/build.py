@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import guard, recipe, reduce, writers
+from experiments import graphs, guard, recipe, reduce, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
@@ -60,7 +60,7 @@ def build(config: Any, load: bool = True) -> Run:
   check_ranges(config)
   mesh = parallel.make_mesh(config.mesh)
   check(config, mesh)
-  task = make_task(config)
+  task = make_task(config, parallel.batch_shards(mesh))
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
   train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
@@ -139,7 +139,7 @@ def build(config: Any, load: bool = True) -> Run:
   shardings = TrainState(
     step=replicated,
     params=param_shardings,
-    model_state=all_of(like.model_state, replicated),
+    model_state=graphs.shardings(like.model_state, mesh),
     opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, placement=spread),
     key=replicated,
     guard=all_of(like.guard, replicated),

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from experiments import folder, processes
+from experiments import folder, graphs, processes
 from experiments.errors import ConfigError, RunError
 from kronmesh import kron, parallel
 
@@ -76,8 +76,9 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def _logical(run: Run, state: TrainState) -> TrainState:
-  """As a checkpoint holds it: factors by parameter, keys as numbers."""
-  state = state._replace(key=jax.random.key_data(state.key))
+  """As a checkpoint holds it: factors by parameter, keys as numbers, no graphs, which are constants of a mesh."""
+  own = {k: v for k, v in state.model_state.items() if k != graphs.COLLECTION}
+  state = state._replace(key=jax.random.key_data(state.key), model_state=own)
   return (
     state
     if run.curvature is None
@@ -211,7 +212,8 @@ def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int, values: list[
   like = jax.eval_shape(lambda: run.init(0)).opt_state
 
   def physical(found: TrainState) -> TrainState:
-    found = found._replace(key=jax.random.wrap_key_data(found.key))
+    constants = {k: v for k, v in run.init(0).model_state.items() if k == graphs.COLLECTION}
+    found = found._replace(key=jax.random.wrap_key_data(found.key), model_state={**found.model_state, **constants})
     if run.curvature is None:
       return found
     return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, like, run.placement))

@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 def outcome(member: Member, config: Any) -> Outcome:
   """What a member's folder says."""
   own, workdir = apply(config, member.overrides), Path(member.workdir)
-  _, metric, lower = TASKS[own.task]
+  _, metric, lower, *_ = TASKS[own.task]
   key, sign = f'eval_{metric}', 1 if lower else -1
   curve = [(row['step'], row['seconds'], row[key]) for row in folder.evaluations(workdir)]
   rows = folder.read_rows(workdir / 'metrics.jsonl')

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from experiments import processes
 from experiments.errors import ConfigError
+from experiments.graphs import known_graph
 from kronmesh import data, parallel
 
 
@@ -89,6 +90,8 @@ def _source(config: Any, load: bool) -> Source:
     return _videos(config, load)
   if name == 'noise':
     return _noise(config)
+  if name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
+    return _links(config)
   return (_in_memory if name in (*data.IN_MEMORY, *data.SCENES) else functools.partial(_records, load=load))(config)
 
 
@@ -154,6 +157,8 @@ def _in_memory(config: Any) -> Source:
   with processes.chief_first():
     arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
   augment = data.shift_and_flip if own.augment else None
+  if own.held_out:
+    arrays = data.Arrays(*(x[~np.isin(arrays.label, own.held_out)] for x in arrays))
   if own.eval_examples:
     split = data.Arrays(*(x[: own.eval_examples] for x in split))
   return Source(
@@ -161,6 +166,22 @@ def _in_memory(config: Any) -> Source:
     lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard),
     lambda shard, _: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
     1,  # more would wait for each other
+  )
+
+
+def _links(config: Any) -> Source:
+  own, graph = config.data, known_graph(config)
+  if own.eval_split not in data.SPLITS:
+    raise ConfigError(f'config.data.eval_split={own.eval_split!r} is unknown; choose from {", ".join(data.SPLITS)}')
+  arrays, held_out = data.queries(graph, 'train'), data.queries(graph, own.eval_split)
+  held_out = type(held_out)(*(x[: own.eval_examples or None] for x in held_out))
+  if not len(held_out.label):
+    raise ConfigError(f'{own.eval_split} of {own.name} has no triples to evaluate')
+  return Source(
+    {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items() if name != 'known'},
+    lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, shard=shard),
+    lambda shard, _: data.ordered_batches(held_out, own.eval_batch_size or own.batch_size, shard=shard),
+    1,
   )
 
 

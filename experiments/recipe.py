@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from experiments.errors import ConfigError
 from kronmesh import kron
@@ -74,6 +74,13 @@ def momentum(own: Any, rate: optax.Schedule, peak: float) -> optax.ScalarOrSched
   if not own.get('momentum_follows_rate'):
     return own.momentum
   return lambda count: own.momentum * rate(count) / peak
+
+
+def mean(values: Num[Array, 'b'], batch: dict[str, Array]) -> Float[Array, '']:
+  """Over the examples of the batch; what fills up a last batch has mask 0."""
+  if 'mask' not in batch:
+    return values.mean()
+  return (values * batch['mask']).sum() / batch['mask'].sum()
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:

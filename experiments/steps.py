@@ -172,8 +172,7 @@ def make_steps(
     metrics = task.loss(params, state.model_state, batch, train=False)[1][0]
     return {**metrics, 'examples': batch['mask'].sum()}
 
-  held_out = {**batch_sharding, 'mask': batch_sharding['label']}
-  return programs, step, jax.jit(evaluate, in_shardings=(shardings, held_out), out_shardings=replicated)
+  return programs, step, jax.jit(evaluate, in_shardings=(shardings, None), out_shardings=replicated)
 
 
 def phase(config: Any, step: int) -> tuple[bool, bool]:

@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num
 
-from experiments import recipe
+from experiments import graphs, recipe
 from experiments.errors import ConfigError
 from kronmesh import kron, models
 
@@ -22,12 +21,14 @@ class Task(NamedTuple):
   """`loss(params, model_state, batch, train)` -> (loss, (metrics, new model state)).
 
   target: the metric that the task is about, and whether less of it is better.
+  scores: of the means of metrics over an evaluation set, where they are not those.
   """
 
   model: nn.Module
   loss: Callable
   target: str
   lower_is_better: bool
+  scores: Callable[[dict[str, float]], dict[str, float]] = dict
 
 
 def first_at(target: float, task: Task, rows: list[dict[str, float]]) -> dict[str, float] | None:
@@ -36,40 +37,47 @@ def first_at(target: float, task: Task, rows: list[dict[str, float]]) -> dict[st
   return next((row for row in rows if sign * row[key] <= sign * target), None)
 
 
-def make_task(config: Any) -> Task:
+def make_task(config: Any, parts: int = 1) -> Task:
   """The config's task.
+
+  parts: into how many a graph is divided, if the model has one.
 
   Raises:
     ConfigError: an unknown task or model.
   """
-  model = _make_model(config)
   if config.task not in TASKS:
     raise ConfigError(f'config.task={config.task!r} is unknown; choose from {", ".join(TASKS)}')
   for name in ('mixup', 'cutmix'):
     if config.recipe[name] and config.task != 'classify':
       raise ConfigError(f"recipe.{name} mixes labels; config.task={config.task!r} has none, only 'classify' has")
-  loss, target, lower_is_better = TASKS[config.task]
-  return Task(model, loss(model, config), target, lower_is_better)
+  graphs.check(config)
+  model = _make_model(config, parts)
+  loss, target, lower_is_better, *scores = TASKS[config.task]
+  return Task(model, loss(model, config), target, lower_is_better, *scores)
 
 
-def _make_model(config: Any) -> nn.Module:
+def _make_model(config: Any, parts: int) -> nn.Module:
   settings = config.model.to_dict()
   name = settings.pop('name')
   classes = {
     'autoencoder': models.Autoencoder,
     'convnet': models.ConvNet,
+    'link_predictor': models.LinkPredictor,
     'mlp': models.MLP,
     'r2plus1d': models.R2Plus1D,
     'resnet': models.ResNet,
     'transformer': models.Transformer,
     'video_transformer': models.VideoTransformer,
     'vit': models.ViT,
+    'zero_shot': models.ZeroShot,
   }
   if name not in classes:
     raise ConfigError(f'config.model.name={name!r} is unknown; choose from {", ".join(classes)}')
   kind = settings.pop('dtype', 'float32')
   if kind not in DTYPES:
     raise ConfigError(f'config.model.dtype={kind!r} is unknown; choose from {", ".join(DTYPES)}')
+  if name in graphs.MODELS:
+    settings |= graphs.settings(config, parts)
   try:
     return classes[name](**settings, dtype=jnp.dtype(kind))
   except TypeError as error:
@@ -83,13 +91,6 @@ def _apply(model: nn.Module, params: Any, model_state: Any, images: jax.Array, t
   return model.apply(variables, images, train=train), model_state
 
 
-def _mean(values: Num[Array, 'b'], batch: dict[str, jax.Array]) -> Float[Array, '']:
-  """Over the examples of the batch; what fills up a last batch has mask 0."""
-  if 'mask' not in batch:
-    return values.mean()
-  return (values * batch['mask']).sum() / batch['mask'].sum()
-
-
 def _reconstruction(model: nn.Module, config: Any) -> Callable:
   del config
 
@@ -97,8 +98,8 @@ def _reconstruction(model: nn.Module, config: Any) -> Callable:
     pixels = batch['image'].reshape(batch['image'].shape[0], -1)
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
     logits = kron.observe.bernoulli(logits, pixels, mask=batch.get('mask'))
-    value = _mean(optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1), batch)
-    error = _mean(((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1), batch)
+    value = recipe.mean(optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1), batch)
+    error = recipe.mean(((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1), batch)
     return value, ({'loss': value, 'error': error}, model_state)
 
   return loss
@@ -112,10 +113,10 @@ def _classification(model: nn.Module, config: Any) -> Callable:
     logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
     if train and (smoothing or 'target' in batch):
       target = recipe.soft_labels(batch, logits.shape[-1], smoothing)
-      value = _mean(optax.softmax_cross_entropy(logits, target), batch)
+      value = recipe.mean(optax.softmax_cross_entropy(logits, target), batch)
     else:
-      value = _mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
-    accuracy = _mean(logits.argmax(-1) == batch['label'], batch)
+      value = recipe.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    accuracy = recipe.mean(logits.argmax(-1) == batch['label'], batch)
     return value, ({'loss': value, 'accuracy': accuracy}, model_state)
 
   return loss
@@ -131,7 +132,7 @@ def _next_token(model: nn.Module, config: Any) -> Callable:
     mask = None if 'mask' not in batch else jnp.broadcast_to(batch['mask'][:, None], tokens[:, 1:].shape)
     logits = kron.observe.categorical(logits, tokens[:, 1:], mask=mask)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    value = _mean(each.mean(-1), batch)
+    value = recipe.mean(each.mean(-1), batch)
     return value, ({'loss': value}, model_state)
 
   return loss
@@ -162,17 +163,19 @@ def _poisson(model: nn.Module, config: Any) -> Callable:
     scale = 5 * jnp.pi**2
     residual = jax.vmap(laplacian)(points) / scale + batch['label']
     residual = kron.observe.gaussian(residual[:, None], mask=batch.get('mask'))
-    value = _mean(0.5 * residual[:, 0] ** 2, batch)
-    error = _mean((jax.vmap(u)(points) - batch['label']) ** 2, batch) * 4
+    value = recipe.mean(0.5 * residual[:, 0] ** 2, batch)
+    error = recipe.mean((jax.vmap(u)(points) - batch['label']) ** 2, batch) * 4
     return value, ({'loss': value, 'error': error}, model_state)
 
   return loss
 
 
-# loss, the metric that the task is about, and whether less of it is better
+# loss, the metric that the task is about, whether less of it is better, and what becomes of an evaluation's means
 TASKS = {
   'reconstruct': (_reconstruction, 'error', True),
   'classify': (_classification, 'accuracy', False),
   'next_token': (_next_token, 'loss', True),
   'poisson': (_poisson, 'error', True),
+  'links': (graphs.links, 'mrr', False),
+  'zero_shot': (graphs.zero_shot, 'zero_shot', False, graphs.zero_shot_scores),
 }

@@ -242,7 +242,8 @@ def evaluate_all(run: Run, state: TrainState, beat: Callable[[], None] = lambda:
     parts.append(run.evaluate(state, batch))
   parts = jax.device_get(parts)
   counts = [part.pop('examples') for part in parts]
-  return {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
+  means = {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
+  return run.task.scores(means)
 
 
 def arrived(run: Run, rows: list[dict[str, float]]) -> bool:

@@ -59,7 +59,7 @@ def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] =
     first = step * batch_size
     positions = np.arange(first + shard[0] * batch_size // shard[1], first + (shard[0] + 1) * batch_size // shard[1])
     rows = np.minimum(positions, n - 1)
-    return {'image': arrays.image[rows], 'label': arrays.label[rows], 'mask': (positions < n).astype(np.float32)}
+    return {**{name: x[rows] for name, x in arrays._asdict().items()}, 'mask': (positions < n).astype(np.float32)}
 
   return grain.MapDataset.range(-(-n // batch_size)).map(make)
 

@@ -2,6 +2,7 @@
 
 from .autoencoder import Autoencoder
 from .convnet import ConvNet
+from .graphs import DECODERS, Graph, LinkPredictor, ZeroShot
 from .mlp import MLP
 from .r2plus1d import R2Plus1D
 from .resnet import ResNet
@@ -9,4 +10,17 @@ from .transformer import Transformer
 from .video_transformer import VideoTransformer
 from .vit import ViT
 
-__all__ = ['MLP', 'Autoencoder', 'ConvNet', 'R2Plus1D', 'ResNet', 'Transformer', 'ViT', 'VideoTransformer']
+__all__ = [
+  'DECODERS',
+  'MLP',
+  'Autoencoder',
+  'ConvNet',
+  'Graph',
+  'LinkPredictor',
+  'R2Plus1D',
+  'ResNet',
+  'Transformer',
+  'ViT',
+  'VideoTransformer',
+  'ZeroShot',
+]

@@ -23,6 +23,8 @@ Rules = Mapping[str, str | None]
 # Every other layer of a deep network is split by columns along `model`, the next by rows: one all-reduce for a pair. The
 # other side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both are optional.
 RULES: dict[str, Rules] = {
+  # A graph's nodes lie as the batch does; there is little else.
+  'link_predictor': {'nodes': None, 'in': None, 'width': 'model'},
   'mlp': {'in': 'fsdp', 'hidden': 'model', 'out': None},
   'autoencoder': {'even': 'fsdp', 'odd': 'model', 'pixels': None},
   'convnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
@@ -30,6 +32,7 @@ RULES: dict[str, Rules] = {
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
   'video_transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
+  'zero_shot': {'nodes': None, 'window': None, 'in': 'fsdp', 'mid': 'model', 'width': None, 'classes': None},
   'vit': {'layers': 'pipe', 'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }
 

@@ -1,0 +1,34 @@
+"""Which links a knowledge graph lacks: ComplEx and DistMult on UMLS and Kinships, by K-FAC on all of their tables.
+
+  python experiments/train.py --config=experiments/configs/links.py
+  python experiments/train.py --config=experiments/configs/links.py:kinships_distmult --config.optimizer=adam
+  python experiments/train.py --config=experiments/configs/links.py:umls_rgcn
+
+Presets behind a colon: `umls_complex`, `umls_distmult`, `kinships_complex`, `kinships_distmult`; `umls_rgcn`, where an
+R-GCN passes messages along the training links first. The sets come in pykeen's wheel, which pip fetches once; your own,
+a folder with train.txt, valid.txt and test.txt, by --config.data.name=triples --config.data.source=FOLDER.
+
+Measured (docs/graphs.md).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import choose, defaults, model
+
+PRESETS = ('umls_complex', 'umls_distmult', 'kinships_complex', 'kinships_distmult', 'umls_rgcn')
+
+
+def get_config(preset: str = 'umls_complex') -> ConfigDict:
+  choose(preset, PRESETS)
+  config = defaults()
+  name, _, decoder = preset.partition('_')
+  config.task = 'links'
+  config.model = model('link_predictor', width=64, decoder=decoder, layers=0, bases=0)
+  if decoder == 'rgcn':
+    config.model.update({'decoder': 'distmult', 'layers': 2, 'bases': 8})
+  config.data.update({'name': name, 'batch_size': 512, 'eval_batch_size': 512})
+  config.steps = 600
+  config.eval_every = 100
+  config.kfac.update({'learning_rate': 0.3, 'damping': 0.03})
+  config.adam.update({'learning_rate': 0.1})
+  return config

@@ -1,0 +1,138 @@
+"""Tasks whose input is a graph: the graph itself, the model's settings that follow from it, and the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int
+
+from experiments import recipe
+from experiments.errors import ConfigError
+from kronmesh import data, kron, models, parallel
+
+MODELS = ('link_predictor', 'zero_shot')
+COLLECTION = 'graph'  # of the model's state: constants, which no checkpoint holds
+
+
+def known_graph(config: Any) -> data.KnowledgeGraph:
+  """The triples that links are predicted of."""
+  own = config.data
+  if own.name == 'wordnet':
+    return data.noun_graph(own.source)
+  return data.load_triples(own.name, folder=own.folder, source=own.source)
+
+
+def settings(config: Any, parts: int) -> dict[str, Any]:
+  """What a model takes beside `config.model`: its graph in so many parts, and numbers that follow from it."""
+  if config.model.name == 'link_predictor':
+    graph = known_graph(config)
+    relations = len(graph.relations)
+    links = data.both_directions(graph.splits['train'], relations)
+    return {'graph': _in_parts(config, len(graph.entities), links, 2 * relations, parts), 'relations': 2 * relations}
+  nouns = data.read_nouns(config.data.graph_source)
+  nodes, links = data.above(nouns, data.synsets(nouns))
+  links = data.both_directions(links, 2)
+  return {'graph': _in_parts(config, len(nodes), links, 4, 1), 'nodes': tuple(range(len(data.GARMENTS)))}
+
+
+def _in_parts(config: Any, nodes: int, links: Int[np.ndarray, 'n 3'], relations: int, parts: int) -> models.Graph:
+  if config.data.graph_shuffled:
+    links = data.permuted(links, nodes, config.seed)
+  return models.Graph(*data.partitioned(nodes, links, parts), relations=relations)
+
+
+def shardings(model_state: Any, mesh: Any) -> Any:
+  """Of a model's state: a graph's parts lie as a batch does, all else is everywhere."""
+  parts = parallel.batch_shards(mesh)
+
+  def one(path: Any, x: Any) -> NamedSharding:
+    keys = [k.key for k in path]
+    apart = keys[0] == COLLECTION and keys[-1] not in ('part', 'place') and parts > 1 and x.shape[0] == parts
+    return parallel.batch_sharding(mesh, parts) if apart else parallel.replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(one, model_state)
+
+
+def links(model: nn.Module, config: Any) -> Callable:
+  """The other end of a link among all nodes: cross-entropy; at evaluation mean reciprocal ranks and hits, filtered."""
+  del config
+
+  def loss(params, model_state, batch, train=True):
+    logits = model.apply({'params': params, **model_state}, batch['image'], train=train)
+    logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    value = recipe.mean(each, batch)
+    metrics = {'loss': value}
+    if 'known' in batch:
+      rank = ranks(logits, batch['label'], batch['known'])
+      metrics['mrr'] = recipe.mean(1 / rank, batch)
+      metrics |= {f'hits{k}': recipe.mean(rank <= k, batch) for k in (1, 10)}
+    return value, (metrics, model_state)
+
+  return loss
+
+
+def ranks(logits: Float[Array, 'b nodes'], label: Int[Array, ' b'], known: Int[Array, 'b k']) -> Float[Array, ' b']:
+  """The rank of the label among nodes that are not known to be right too (Bordes et al. 2013, 'filtered').
+
+  Nodes of the same score count half (pykeen's 'realistic' rank): a model that gives all the same is not the best.
+  """
+  score = jnp.take_along_axis(logits, label[:, None], 1)
+  other = jnp.where((known >= 0) & (known != label[:, None]), known, logits.shape[1])  # out of range: dropped
+  rows = jnp.arange(len(logits))[:, None]
+  against = logits.at[rows, other].set(-jnp.inf, mode='drop')
+  return 1 + (against > score).sum(1) + ((against == score).sum(1) - 1) / 2
+
+
+def zero_shot(model: nn.Module, config: Any) -> Callable:
+  """Classes of which some have no images in training; see `zero_shot_scores`."""
+  classes = len(data.GARMENTS)
+  unseen = np.isin(np.arange(classes), config.data.held_out)
+  among = np.cumsum(~unseen) - 1  # the place of a seen class among those
+
+  def loss(params, model_state, batch, train=True):
+    logits = model.apply({'params': params, **model_state}, batch['image'], train=train)
+    label, seen = batch['label'], jnp.asarray(~unseen)[batch['label']]
+    trained = kron.observe.categorical(logits[:, ~unseen], jnp.asarray(among)[label], mask=batch.get('mask'))
+    each = optax.softmax_cross_entropy_with_integer_labels(trained, jnp.where(seen, jnp.asarray(among)[label], 0))
+    value = recipe.mean(each * seen, batch)
+    if train:
+      return value, ({'loss': value}, model_state)
+    right = logits.argmax(-1) == label
+    best_unseen = jnp.where(jnp.asarray(unseen), logits, -jnp.inf).argmax(-1) == label
+    parts = {'loss': each * seen, 'seen': right & seen, 'unseen': right & ~seen, 'zero_shot': best_unseen & ~seen}
+    parts['share_seen'] = seen
+    return value, ({k: recipe.mean(v, batch) for k, v in parts.items()}, model_state)
+
+  return loss
+
+
+def zero_shot_scores(means: dict[str, float]) -> dict[str, float]:
+  """zero_shot: accuracy on unseen classes among those alone. seen, unseen: among all classes. harmonic: their harmonic mean
+  (Xian et al. 2018, arXiv:1707.00600, eq. 15).
+  """
+  share = means.pop('share_seen')
+  found = {k: v / max(share if k in ('loss', 'seen') else 1 - share, 1e-9) for k, v in means.items()}
+  total = found['seen'] + found['unseen']
+  return {**found, 'harmonic': 2 * found['seen'] * found['unseen'] / total if total else 0.0}
+
+
+def check(config: Any) -> None:
+  """Raises ConfigError for a model without its task, or unless some classes, and not all, are held out."""
+  own, classes = tuple(config.data.held_out), len(data.GARMENTS)
+  wanted = {'links': 'link_predictor', 'zero_shot': 'zero_shot'}
+  for task, model in wanted.items():
+    if (config.task == task) != (config.model.name == model):
+      raise ConfigError(
+        f'config.task={config.task!r} does not go with config.model.name={config.model.name!r}: '
+        f'{task!r} and {model!r} belong together'
+      )
+  if config.task == 'zero_shot' and not (0 < len(set(own)) < classes and set(own) <= set(range(classes))):
+    raise ConfigError(f'config.data.held_out={own}: name some of the classes 0 to {classes - 1}, not all')

@@ -1,0 +1,103 @@
+"""A graph in parts, for message passing: who has which nodes and links, and which nodes' features the others read.
+
+Parts are METIS's (Karypis and Kumar 1998, by pymetis): of nearly equal size, with few links between them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .datasets import DataError
+
+
+class Parts(NamedTuple):
+  """Arrays that lead with the part; `models.Graph` is made of them.
+
+  nodes: of each place of a part, -1 where there is none. part, place: of each node.
+  shared: places of a part's nodes that other parts read (its first one, where there are no more).
+  source: of a link: a place of the part's own, or behind those one of all that is shared, part after part.
+  target: own; relation; weight: 1 / how many links of that relation the target has, 0 where there is no link.
+  """
+
+  nodes: Int[np.ndarray, 'p n']
+  part: Int[np.ndarray, ' nodes']
+  place: Int[np.ndarray, ' nodes']
+  shared: Int[np.ndarray, 'p k']
+  source: Int[np.ndarray, 'p links']
+  target: Int[np.ndarray, 'p links']
+  relation: Int[np.ndarray, 'p links']
+  weight: Float[np.ndarray, 'p links']
+
+
+def both_directions(triples: Int[np.ndarray, 'n 3'], relations: int) -> Int[np.ndarray, '2n 3']:
+  """Links with their inverses, whose relations follow: what messages go along."""
+  return np.concatenate([triples, triples[:, ::-1] + np.array([0, relations, 0], triples.dtype)])
+
+
+def partitioned(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int = 1) -> Parts:
+  """The graph in so many parts.
+
+  Raises:
+    DataError: fewer nodes than parts, or a triple of a node that is none.
+  """
+  if nodes < parts:
+    raise DataError(f'a graph of {nodes} nodes has no {parts} parts; make the mesh smaller')
+  if len(triples) and not (triples[:, [0, 2]].min() >= 0 and triples[:, [0, 2]].max() < nodes):
+    raise DataError(f'a triple has a node that is none of the {nodes}')
+  source, relation, target = triples.T
+  part = _metis(nodes, triples, parts)
+  sizes = np.bincount(part, minlength=parts)
+  order = np.argsort(part, kind='stable')
+  place = np.empty(nodes, np.int64)
+  place[order] = np.concatenate([np.arange(n) for n in sizes])
+  table = np.full((parts, sizes.max()), -1)
+  table[part, place] = np.arange(nodes)
+
+  read = np.unique(source[part[source] != part[target]])
+  counts = np.bincount(part[read], minlength=parts)
+  order = read[np.argsort(part[read], kind='stable')]
+  rank = np.zeros(nodes, np.int64)
+  rank[order] = np.concatenate([np.arange(n) for n in counts])
+  shared = np.zeros((parts, max(counts.max(), 1)), np.int64)
+  shared[part[order], rank[order]] = place[order]
+
+  at = np.where(
+    part[source] == part[target], place[source], sizes.max() + part[source] * shared.shape[1] + rank[source]
+  )
+  kinds, group = relation.max(initial=0) + 1, target.astype(np.int64)
+  _, group, many = np.unique(group * kinds + relation, return_inverse=True, return_counts=True)
+  order = np.argsort(part[target], kind='stable')
+  lengths = np.bincount(part[target], minlength=parts)
+  row, column = part[target][order], np.concatenate([np.arange(n) for n in lengths])
+
+  def by_part(values: np.ndarray) -> np.ndarray:
+    found = np.zeros((parts, lengths.max()), values.dtype)
+    found[row, column] = values[order]
+    return found
+
+  whole = lambda x: x.astype(np.int32)  # noqa: E731
+  links = (whole(at), whole(place[target]), whole(relation), (1 / many[group.reshape(-1)]).astype(np.float32))
+  return Parts(whole(table), whole(part), whole(place), whole(shared), *map(by_part, links))
+
+
+def _metis(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int) -> Int[np.ndarray, ' nodes']:
+  if parts == 1:
+    return np.zeros(nodes, np.int64)
+  try:
+    import pymetis
+  except ImportError as error:
+    raise DataError("graphs are divided by pymetis; pip install 'kronmesh[graphs]', or train on one device") from error
+  ends = triples[triples[:, 0] != triples[:, 2]][:, [0, 2]]
+  ends = np.unique(np.concatenate([ends, ends[:, ::-1]]), axis=0)
+  starts = np.concatenate([[0], np.cumsum(np.bincount(ends[:, 0], minlength=nodes))])
+  _, part = pymetis.part_graph(parts, adjacency=pymetis.CSRAdjacency(starts, ends[:, 1]))
+  return np.asarray(part)
+
+
+def permuted(triples: Int[np.ndarray, 'n 3'], nodes: int, seed: int) -> Int[np.ndarray, 'n 3']:
+  """The same graph with its nodes' names exchanged: what a model learns of it says nothing of them."""
+  order = np.random.default_rng(seed).permutation(nodes).astype(triples.dtype)
+  return np.stack([order[triples[:, 0]], triples[:, 1], order[triples[:, 2]]], 1)

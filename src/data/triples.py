@@ -1,0 +1,186 @@
+"""Knowledge graphs as triples (source, relation, target): read from files, checked, and as queries of links.
+
+Files have one triple a line, three names between tabs (`.txt`, `.tsv`), or are N-Triples (`.nt`, read by rdflib).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from .datasets import DataError, data_dir
+
+SPLITS = ('train', 'valid', 'test')
+_FILES = ('.txt', '.tsv', '.nt')
+PYKEEN = 'pykeen==1.11.1'  # whose wheel brings these sets; nothing of it is installed
+OF_PYKEEN = ('umls', 'kinships', 'nations')
+
+Triples = Int[np.ndarray, 'n 3']
+
+
+class KnowledgeGraph(NamedTuple):
+  """entities, relations: their names in order. splits: triples (source, relation, target) as numbers, by name."""
+
+  entities: tuple[str, ...]
+  relations: tuple[str, ...]
+  splits: dict[str, Triples]
+
+
+class Queries(NamedTuple):
+  """Links with one end left out.
+
+  image: (entity, relation); relations from `len(relations)` on are those of links read from target to source.
+  label: the other end.
+  known: all ends that are known to be right, in any split, and -1 where there are no more.
+  """
+
+  image: Int[np.ndarray, 'n 2']
+  label: Int[np.ndarray, ' n']
+  known: Int[np.ndarray, 'n k']
+
+
+def load_triples(name: str, *, folder: str = '', source: str = '') -> KnowledgeGraph:
+  """A knowledge graph with the splits train, valid and test.
+
+  Args:
+    name: 'umls', 'kinships' or 'nations' (fetched once, from pykeen's wheel, by pip), or 'triples'.
+    folder: where prepared data is kept, see `data_dir`.
+    source: the folder with `train.txt` and so on; of 'triples', and of the others where they are not to be fetched.
+
+  Raises:
+    DataError: no such set or files, a line that is no triple, a triple twice, a relation or an entity of another split that
+      train does not have.
+  """
+  if name not in (*OF_PYKEEN, 'triples'):
+    raise DataError(f'knowledge graph {name!r} is unknown; choose from {", ".join(OF_PYKEEN)}, triples')
+  if name == 'triples' and not source:
+    raise DataError(
+      "data set 'triples' is a folder with train.txt, valid.txt, test.txt: name it by --config.data.source"
+    )
+  where = Path(source) if source else _fetched(name, data_dir(folder))
+  named = {split: read_triples(_file_of(where, split)) for split in SPLITS}
+  return numbered(named, where)
+
+
+def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> KnowledgeGraph:
+  """Names as numbers, in the order of the alphabet.
+
+  Raises:
+    DataError: see `load_triples`.
+  """
+  train = named['train']
+  if not train:
+    raise DataError(f'{where}: train has no triples')
+  entities = {e: i for i, e in enumerate(sorted({t[0] for t in train} | {t[2] for t in train}))}
+  relations = {r: i for i, r in enumerate(sorted({t[1] for t in train}))}
+  seen: dict[tuple[str, str, str], str] = {}
+  splits = {}
+  for split, triples in named.items():
+    for s, r, t in triples:
+      for what, name, known in (('entity', s, entities), ('relation', r, relations), ('entity', t, entities)):
+        if name not in known:
+          raise DataError(f'{where}: {what} {name!r} of {split} is in no triple of train; leave its triples out')
+      if (s, r, t) in seen:
+        raise DataError(f'{where}: ({s}, {r}, {t}) of {split} is in {seen[s, r, t]} already; leave one out')
+      seen[s, r, t] = split
+    splits[split] = np.array([(entities[s], relations[r], entities[t]) for s, r, t in triples], np.int32).reshape(-1, 3)
+  return KnowledgeGraph(tuple(entities), tuple(relations), splits)
+
+
+def read_triples(path: Path) -> list[tuple[str, str, str]]:
+  """The triples of a file, as names.
+
+  Raises:
+    DataError: a line that is none.
+  """
+  if path.suffix == '.nt':
+    return _n_triples(path)
+  found = []
+  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+    parts = tuple(part.strip() for part in line.split('\t'))
+    if not line.strip():
+      continue
+    if len(parts) != 3 or not all(parts):
+      raise DataError(f'{path}, line {number}: {line[:80]!r} is no triple: source, relation, target with tabs between')
+    found.append(parts)
+  return found
+
+
+def _n_triples(path: Path) -> list[tuple[str, str, str]]:
+  try:
+    import rdflib
+    from rdflib.plugins.parsers.ntriples import NTGraphSink, W3CNTriplesParser
+  except ImportError as error:
+    raise DataError(f"{path}: N-Triples are read by rdflib; pip install 'kronmesh[graphs]'") from error
+  found: list[tuple[str, str, str]] = []
+
+  class Sink(NTGraphSink):  # in the file's order, and with triples that are there twice
+    def triple(self, s, p, o):
+      found.append((str(s), str(p), str(o)))
+
+  try:
+    with path.open('rb') as file:
+      W3CNTriplesParser(Sink(rdflib.Graph())).parse(file)
+  except Exception as error:
+    raise DataError(f'{path}, after {len(found)} triples: {(str(error).splitlines() or [""])[0][:150]}') from error
+  return found
+
+
+def queries(graph: KnowledgeGraph, split: str) -> Queries:
+  """Both ends of every link of a split: (source, r) -> target, and (target, r + relations) -> source."""
+  both = {name: _both_ways(triples, len(graph.relations)) for name, triples in graph.splits.items()}
+  everything = np.concatenate(list(both.values()))
+  key = everything[:, 0].astype(np.int64) * 2 * len(graph.relations) + everything[:, 1]
+  order = np.argsort(key, kind='stable')
+  keys, firsts, counts = np.unique(key[order], return_index=True, return_counts=True)
+  wanted = both[split]
+  place = np.searchsorted(keys, wanted[:, 0].astype(np.int64) * 2 * len(graph.relations) + wanted[:, 1])
+  at = np.arange(counts[place].max(initial=1))
+  rows = firsts[place][:, None] + at
+  there = at < counts[place][:, None]
+  known = np.where(there, everything[order][np.where(there, rows, 0), 2], -1)
+  return Queries(wanted[:, :2], wanted[:, 2], known.astype(np.int32))
+
+
+def _both_ways(triples: Triples, relations: int) -> Triples:
+  """Every link also from its target, as a relation of its own (Lacroix et al. 2018, arXiv:1806.07297, section 2)."""
+  return np.concatenate([triples, triples[:, ::-1] + np.array([0, relations, 0], np.int32)])
+
+
+def _file_of(where: Path, split: str) -> Path:
+  found = [where / (split + end) for end in _FILES if (where / (split + end)).is_file()]
+  if len(found) != 1:
+    what = 'several' if found else 'none'
+    raise DataError(f'{where}: of {", ".join(split + end for end in _FILES)} one must be there, and there are {what}')
+  return found[0]
+
+
+def _fetched(name: str, where: Path) -> Path:
+  folder = where / 'triples' / name
+  if all((folder / f'{split}.txt').is_file() for split in SPLITS):
+    return folder
+  with tempfile.TemporaryDirectory() as temporary:
+    command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', temporary, PYKEEN]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(Path(temporary).glob('*.whl'))
+    if not wheels:
+      why = (done.stderr.strip().splitlines() or ['no wheel'])[-1][:150]
+      raise DataError(
+        f'{name} is in the wheel of {PYKEEN}, which pip cannot fetch ({why}); name a folder with its train.txt, valid.txt '
+        'and test.txt by --config.data.source'
+      )
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+      for split in SPLITS:
+        text = wheel.read(f'pykeen/datasets/{name}/{split}.txt')
+        part = folder / f'{split}.part'
+        part.write_bytes(text)
+        part.rename(folder / f'{split}.txt')  # whole or not at all
+  return folder

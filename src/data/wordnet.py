@@ -1,0 +1,115 @@
+"""WordNet's nouns (Fellbaum 1998) as a graph: which is a kind of which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from .datasets import DataError
+from .triples import SPLITS, KnowledgeGraph
+
+WORDNET_DEBIAN = '/usr/share/wordnet'
+_POINTERS = {'@': 'kind of', '@i': 'instance of'}
+# Fashion-MNIST's classes in their order: a noun, and which of its senses.
+GARMENTS = (
+  ('t-shirt', 1), ('trouser', 1), ('pullover', 1), ('dress', 1), ('coat', 1),
+  ('sandal', 1), ('shirt', 1), ('sneaker', 1), ('bag', 4), ('boot', 1),
+)  # fmt: skip
+
+
+class Nouns(NamedTuple):
+  """names: of each synset its first noun and its offset. links: (synset, relation, its hypernym). senses: by noun."""
+
+  names: tuple[str, ...]
+  links: Int[np.ndarray, 'n 3']
+  senses: dict[str, tuple[int, ...]]
+
+
+def read_nouns(source: str = '') -> Nouns:
+  """All noun synsets of WordNet 3.0: 82,115, with 84,427 links to what they are kinds or instances of.
+
+  source: a folder with `data.noun` and `index.noun`; Debian's wordnet-base by default.
+
+  Raises:
+    DataError: there are no such files, or not as they should be.
+  """
+  where = Path(source or WORDNET_DEBIAN)
+  try:
+    lines = _lines(where / 'data.noun')
+    index = _lines(where / 'index.noun')
+  except OSError as error:
+    raise DataError(
+      f'wordnet: no data.noun and index.noun in {where}; install the Debian package wordnet-base, or name their folder by '
+      '--config.data.source'
+    ) from error
+  numbers = {line[:8]: i for i, line in enumerate(lines)}
+  names, links = [], []
+  try:
+    for i, line in enumerate(lines):
+      fields = line.partition('|')[0].split()
+      words = int(fields[3], 16)
+      names.append(f'{fields[4]}.{fields[0]}')
+      pointers = fields[5 + 2 * words :]
+      for symbol, offset, kind, _ in (pointers[k : k + 4] for k in range(0, 4 * int(fields[4 + 2 * words]), 4)):
+        if symbol in _POINTERS and kind == 'n':
+          links.append((i, list(_POINTERS).index(symbol), numbers[offset]))
+    senses = {}
+    for line in index:
+      fields = line.split()
+      senses[fields[0]] = tuple(numbers[offset] for offset in fields[-int(fields[2]) :])
+  except (IndexError, KeyError, ValueError) as error:
+    raise DataError(f"wordnet: {where} cannot be read as WordNet's data.noun and index.noun ({error!r})") from error
+  return Nouns(tuple(names), np.array(links, np.int32), senses)
+
+
+def _lines(path: Path) -> list[str]:
+  return [line for line in path.read_text(encoding='utf-8').splitlines() if not line.startswith(' ')]  # a licence
+
+
+def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int[np.ndarray, ' n']:
+  """The synsets of nouns and the numbers of their senses, from 1.
+
+  Raises:
+    DataError: there is no such noun or sense.
+  """
+  found = []
+  for noun, sense in wanted:
+    there = nouns.senses.get(noun.lower().replace(' ', '_'), ())
+    if not 0 < sense <= len(there):
+      raise DataError(f'wordnet: {noun!r} has {len(there)} senses, and number {sense} is wanted')
+    found.append(there[sense - 1])
+  return np.array(found)
+
+
+def above(nouns: Nouns, nodes: Int[np.ndarray, ' n']) -> tuple[Int[np.ndarray, ' m'], Int[np.ndarray, 'k 3']]:
+  """All that these are kinds of, themselves first, and the links between them by their places among those."""
+  over: dict[int, list[int]] = {}
+  for source, _, target in nouns.links.tolist():
+    over.setdefault(source, []).append(target)
+  order = list(dict.fromkeys(int(n) for n in nodes))
+  for node in order:  # which grows
+    order += [t for t in over.get(node, ()) if t not in order]
+  place = {n: i for i, n in enumerate(order)}
+  links = [(place[s], r, place[t]) for s, r, t in nouns.links.tolist() if s in place]
+  return np.array(order), np.array(links, np.int32)
+
+
+def noun_graph(source: str = '', held_out: int = 2000) -> KnowledgeGraph:
+  """All nouns, with so many links apart for valid and for test each: of synsets that have others, so that none dangles."""
+  nouns = read_nouns(source)
+  rng = np.random.default_rng(0)
+  left = np.bincount(nouns.links[:, [0, 2]].reshape(-1), minlength=len(nouns.names))
+  apart = []
+  for k in rng.permutation(len(nouns.links)):
+    source_, _, target = nouns.links[k]
+    if len(apart) == 2 * held_out:
+      break
+    if left[source_] > 1 and left[target] > 1:
+      apart.append(k)
+      left[[source_, target]] -= 1
+  train = np.setdiff1d(np.arange(len(nouns.links)), apart)
+  parts = dict(zip(SPLITS, (train, apart[:held_out], apart[held_out:]), strict=True))
+  return KnowledgeGraph(nouns.names, tuple(_POINTERS.values()), {s: nouns.links[p] for s, p in parts.items()})

@@ -1,0 +1,170 @@
+"""Knowledge graphs as inputs: message passing along typed links, link prediction, and classes that are nodes.
+
+A graph comes in parts, one for each shard of the batch (`data.partitioned`), and lies over the batch's axes as that does:
+features of nodes that other parts read are gathered, all else stays. One part is the whole graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ..program import used
+from .convnet import ConvNet
+from .layers import accurate, constrain, dense, named
+
+DECODERS = ('distmult', 'complex')
+
+
+class Graph(NamedTuple):
+  """Arrays by part; see `data.Parts`, whose fields these are. relations: how many kinds of links there are."""
+
+  nodes: Int[np.ndarray, 'p n']
+  part: Int[np.ndarray, ' nodes']
+  place: Int[np.ndarray, ' nodes']
+  shared: Int[np.ndarray, 'p k']
+  source: Int[np.ndarray, 'p links']
+  target: Int[np.ndarray, 'p links']
+  relation: Int[np.ndarray, 'p links']
+  weight: Float[np.ndarray, 'p links']
+  relations: int
+
+  @property
+  def size(self) -> int:
+    """How many nodes there are."""
+    return len(self.part)
+
+
+def neighbours(x: Float[Array, 'p n d'], graph: Graph) -> Float[Array, 'p n r d']:
+  """The mean of each node's neighbours' features, for each relation: the sums of R-GCN's eq. 2 before its matrices."""
+  shared = jnp.take_along_axis(x, graph.shared[..., None], 1).reshape(-1, x.shape[-1])
+  shared = constrain(shared, None, None)  # all parts read it
+  n, r = x.shape[1], graph.relations
+
+  def one(x, source, target, relation, weight):
+    sent = jnp.concatenate([x, shared])[source] * weight[:, None].astype(x.dtype)
+    return jax.ops.segment_sum(sent, target * r + relation, n * r)
+
+  sums = jax.vmap(one)(x, graph.source, graph.target, graph.relation, graph.weight)
+  return constrain(sums, 'batch', None, None).reshape(*x.shape[:2], r, -1)
+
+
+class GraphEncoder(nn.Module):
+  """Features of all nodes, (nodes, width): embeddings, then layers of an R-GCN (Schlichtkrull et al. 2018, eq. 2 and 3).
+
+  Attributes:
+    graph: in parts.
+    width: of embeddings and layers.
+    layers: 0 for embeddings alone.
+    bases: of the relations' matrices, eq. 3; 0 for a matrix for each relation.
+  """
+
+  graph: Graph
+  width: int
+  layers: int
+  bases: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self) -> Float[Array, 'nodes d']:
+    init = named(nn.initializers.normal(0.1), 'nodes', 'width')
+    table = nn.Embed(self.graph.size, self.width, embedding_init=init, dtype=self.dtype, name='entities')
+    arrays = [k for k in Graph._fields if k != 'relations']
+    held = {k: self.variable('graph', k, jnp.asarray, getattr(self.graph, k)).value for k in arrays}
+    graph = self.graph._replace(**held)
+    there = (graph.nodes >= 0)[..., None]
+    outside = jnp.where(graph.nodes < 0, self.graph.size, graph.nodes)  # where there is no node no row is looked up
+    x = constrain(jnp.where(there, table(outside), 0), 'batch', None, None)
+    for i in range(self.layers):
+      x = self.layer(x, graph, there, i)
+    # In the nodes' own order, for whoever reads some or all of them.
+    return x.reshape(-1, self.width)[graph.part * x.shape[1] + graph.place]
+
+  def layer(
+    self, x: Float[Array, 'p n d'], graph: Graph, there: Bool[Array, 'p n 1'], number: int
+  ) -> Float[Array, 'p n d']:
+    init = nn.initializers.lecun_normal()
+    sums = neighbours(x, graph)
+    if self.bases:
+      kernel = named(init, None, None)
+      sums = used(jnp.swapaxes(sums, -1, -2), there[..., None])
+      mix = nn.Dense(self.bases, use_bias=False, kernel_init=kernel, dtype=self.dtype, name=f'bases_{number}')
+      sums = mix(sums)
+    sums = used(sums.reshape(*x.shape[:2], -1), there)
+    related = dense(self.width, ('in', 'width'), init, use_bias=False, dtype=self.dtype, name=f'related_{number}')
+    own = dense(self.width, ('in', 'width'), init, dtype=self.dtype, name=f'own_{number}')
+    y = related(sums) + own(used(x, there))
+    last = number == self.layers - 1
+    return constrain(jnp.where(there, y if last else nn.relu(y), 0), 'batch', None, None)
+
+
+class LinkPredictor(nn.Module):
+  """Logits over all nodes, of the other end of links (node, relation) (b, 2); relations count both directions.
+
+  DistMult (Yang et al. 2015) or ComplEx (Trouillon et al. 2016), of embeddings or of what an R-GCN makes of them.
+
+  Attributes:
+    graph: what messages go along, training links alone.
+    width: of features, as real numbers; ComplEx takes pairs of them as complex ones.
+    relations: how many a query may have.
+    decoder: one of `DECODERS`.
+  """
+
+  graph: Graph
+  width: int
+  relations: int
+  decoder: str = 'complex'
+  layers: int = 0
+  bases: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Int[Array, 'b 2'], train: bool = False) -> Float[Array, 'b nodes']:
+    del train
+    if self.decoder not in DECODERS:
+      raise ValueError(f'decoder={self.decoder!r} is unknown; choose from {", ".join(DECODERS)}')
+    if self.decoder == 'complex' and self.width % 2:
+      raise ValueError(f'width={self.width} of complex features must be even')
+    nodes = GraphEncoder(self.graph, self.width, self.layers, self.bases, self.dtype, name='encoder')()
+    init = named(nn.initializers.normal(0.1), None, 'width')
+    relation = nn.Embed(self.relations, self.width, embedding_init=init, dtype=self.dtype, name='relations')(x[:, 1])
+    query = DECODE[self.decoder](nodes[x[:, 0]], relation)
+    return accurate(constrain(query, 'batch', None) @ nodes.T)
+
+
+def _complex(e: Float[Array, 'b d'], r: Float[Array, 'b d']) -> Float[Array, 'b d']:
+  """Re<e, r, conj(o)> is the product of this with o: real parts, then imaginary ones."""
+  (er, ei), (rr, ri) = jnp.split(e, 2, -1), jnp.split(r, 2, -1)
+  return jnp.concatenate([er * rr - ei * ri, er * ri + ei * rr], -1)
+
+
+DECODE = {'distmult': jnp.multiply, 'complex': _complex}
+
+
+class ZeroShot(nn.Module):
+  """Logits of images over classes that are nodes of a graph: products of an image's features with the nodes'
+  (Wang et al. 2018, arXiv:1803.08035). A class without images has features too.
+
+  Attributes:
+    nodes: of the classes.
+    widths: of the convolutional network.
+  """
+
+  graph: Graph
+  nodes: Sequence[int]
+  widths: Sequence[int]
+  width: int
+  layers: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b classes']:
+    classes = GraphEncoder(self.graph, self.width, self.layers, dtype=self.dtype, name='encoder')()
+    features = ConvNet(self.widths, self.width, dtype=self.dtype, name='images')(x, train)
+    return accurate(features @ classes[jnp.asarray(self.nodes)].T / self.width**0.5)
