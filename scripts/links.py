@@ -30,7 +30,7 @@ from kronmesh import data
 
 PYKEEN = flags.DEFINE_string('pykeen', None, 'A Python that has pykeen; without one its rows are left out.')
 OUT = flags.DEFINE_string('out', 'runs/links', 'Folder for links.json and links.txt.')
-PRESETS = flags.DEFINE_list('presets', links.PRESETS[:4], 'Of experiments/configs/links.py.')
+PRESETS = flags.DEFINE_list('presets', list(links.PRESETS[:4]), 'Of experiments/configs/links.py.')
 STEPS = flags.DEFINE_integer('steps', 600, 'Of every training.', lower_bound=10)
 SEEDS = flags.DEFINE_integer('seeds', 3, 'Trainings with the settings chosen.', lower_bound=1)
 SETTINGS = {
