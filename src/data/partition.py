@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from .datasets import DataError
 
@@ -19,7 +19,7 @@ class Parts(NamedTuple):
   nodes: of each place of a part, -1 where there is none. part, place: of each node.
   shared: places of a part's nodes that other parts read (its first one, where there are no more).
   source: of a link: a place of the part's own, or behind those one of all that is shared, part after part.
-  target: own; relation; weight: 1 / how many links of that relation the target has, 0 where there is no link.
+  target: own; relation; count: how many links of that relation the target has, 0 where there is no link.
   """
 
   nodes: Int[np.ndarray, 'p n']
@@ -29,7 +29,7 @@ class Parts(NamedTuple):
   source: Int[np.ndarray, 'p links']
   target: Int[np.ndarray, 'p links']
   relation: Int[np.ndarray, 'p links']
-  weight: Float[np.ndarray, 'p links']
+  count: Int[np.ndarray, 'p links']
 
 
 def both_directions(triples: Int[np.ndarray, 'n 3'], relations: int) -> Int[np.ndarray, '2n 3']:
@@ -79,7 +79,7 @@ def partitioned(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int = 1) -> 
     return found
 
   whole = lambda x: x.astype(np.int32)  # noqa: E731
-  links = (whole(at), whole(place[target]), whole(relation), (1 / many[group.reshape(-1)]).astype(np.float32))
+  links = (whole(at), whole(place[target]), whole(relation), whole(many[group.reshape(-1)]))
   return Parts(whole(table), whole(part), whole(place), whole(shared), *map(by_part, links))
 
 

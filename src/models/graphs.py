@@ -32,7 +32,7 @@ class Graph(NamedTuple):
   source: Int[np.ndarray, 'p links']
   target: Int[np.ndarray, 'p links']
   relation: Int[np.ndarray, 'p links']
-  weight: Float[np.ndarray, 'p links']
+  count: Int[np.ndarray, 'p links']
   relations: int
 
   @property
@@ -47,11 +47,12 @@ def neighbours(x: Float[Array, 'p n d'], graph: Graph) -> Float[Array, 'p n r d'
   shared = constrain(shared, None, None)  # all parts read it
   n, r = x.shape[1], graph.relations
 
-  def one(x, source, target, relation, weight):
-    sent = jnp.concatenate([x, shared])[source] * weight[:, None].astype(x.dtype)
+  def one(x, source, target, relation, count):
+    share = jnp.where(count > 0, 1 / jnp.maximum(count, 1).astype(x.dtype), 0)
+    sent = jnp.concatenate([x, shared])[source] * share[:, None]
     return jax.ops.segment_sum(sent, target * r + relation, n * r)
 
-  sums = jax.vmap(one)(x, graph.source, graph.target, graph.relation, graph.weight)
+  sums = jax.vmap(one)(x, graph.source, graph.target, graph.relation, graph.count)
   return constrain(sums, 'batch', None, None).reshape(*x.shape[:2], r, -1)
 
 
