@@ -107,6 +107,29 @@ def video_folder(tmp_path_factory):
   return str(folder)
 
 
+@pytest.fixture(scope='session')
+def wordnet_folder(tmp_path_factory):
+  """Files of WordNet's form, with Fashion-MNIST's classes as garments or shoes."""
+  from kronmesh import data
+  from tests.data.wordnet_files import write_wordnet
+
+  return write_wordnet(tmp_path_factory.mktemp('wordnet'), [noun for noun, _ in data.GARMENTS])
+
+
+@pytest.fixture(scope='session')
+def triples_folder(tmp_path_factory):
+  """A knowledge graph of 40 entities and 3 relations."""
+  import numpy as np
+
+  folder, rng = tmp_path_factory.mktemp('triples'), np.random.default_rng(0)
+  found = [(f'e{i}', 'next', f'e{(i + 1) % 40}') for i in range(40)]  # so that train has all
+  found += [(f'e{i}', f'r{j}', f'e{rng.integers(40)}') for i in range(40) for j in range(2)]
+  parts = found[:80] + found[90:100], found[80:90], found[100:]
+  for name, triples in zip(('train', 'valid', 'test'), parts, strict=True):
+    (folder / f'{name}.txt').write_text(''.join('\t'.join(t) + '\n' for t in triples))
+  return str(folder)
+
+
 def pytest_addoption(parser):
   parser.addoption('--all', action='store_true', help='run the long tests too')
 

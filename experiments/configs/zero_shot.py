@@ -5,8 +5,8 @@
 
 Fashion-MNIST without the images of two classes (`config.data.held_out`). The input beside an image is the graph of all that the
 ten classes are kinds of; an R-GCN makes a vector of every class, seen or not, and a convolutional network one of the image.
-Presets behind a colon: `small` (minutes on two cores). `zero_shot` is the accuracy on unseen classes among those alone,
-`harmonic` that among all ten. Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by
+Reported: the accuracy on unseen classes among those alone (zero_shot), and the harmonic mean of seen and unseen ones' among all
+ten (harmonic). Presets behind a colon: `small` (minutes on two cores). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by
 --config.data.source and --config.data.graph_source.
 
 Measured (docs/graphs.md).
