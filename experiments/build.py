@@ -5,50 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import graphs, guard, recipe, reduce, writers
+from experiments import adversarial, graphs, guard, recipe, reduce, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
 from experiments.ranges import check_ranges, check_whole
+from experiments.run import Run
 from experiments.steps import TrainState, make_steps
-from experiments.tasks import Task, make_task
+from experiments.tasks import make_task
 from kronmesh import kron, parallel
-
-
-class Run(NamedTuple):
-  """A config made real on a mesh.
-
-  step: (state, batch, number) -> (state, metrics), by the programs below that the number asks for.
-  programs: what is compiled: 'step' of (state, batch, statistics, refresh), the last two static; with an upkeep 'gradient'
-    of (state, batch, statistics) and 'update' of (state, gradients) in its place.
-  upkeep: of K-FAC's factors and inverses, between the two; None for other optimisers.
-  evaluate: (state, batch) -> metrics.
-  batch: shapes and shardings of a training batch, with the padding of its strips.
-  strips: in which images lie, by axis.
-  """
-
-  config: Any
-  task: Task
-  mesh: Mesh
-  curvature: kron.Curvature | None
-  placement: kron.Placement
-  shardings: TrainState
-  init: Callable[[int], TrainState]  # of the seed
-  step: Callable
-  programs: dict[str, Callable]
-  upkeep: kron.Upkeep | None
-  evaluate: Callable
-  train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # of the seed and the first batch's number
-  eval_batches: Callable[[], Iterator[dict[str, Any]]]
-  batch: dict[str, jax.ShapeDtypeStruct]
-  strips: parallel.Strips
 
 
 def build(config: Any, load: bool = True) -> Run:
@@ -60,6 +32,8 @@ def build(config: Any, load: bool = True) -> Run:
   check_ranges(config)
   mesh = parallel.make_mesh(config.mesh)
   check(config, mesh)
+  if config.task == adversarial.TASK:
+    return adversarial.build(config, mesh, load)
   task = make_task(config, parallel.batch_shards(mesh))
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]

@@ -19,10 +19,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from experiments import folder, graphs, processes
 from experiments.errors import ConfigError, RunError
+from experiments.players import of_each
 from kronmesh import kron, parallel
 
 if TYPE_CHECKING:
-  from experiments.build import Run
+  from experiments.run import Run
   from experiments.steps import TrainState
 
 
@@ -82,7 +83,7 @@ def _logical(run: Run, state: TrainState) -> TrainState:
   return (
     state
     if run.curvature is None
-    else state._replace(opt_state=kron.to_logical(state.opt_state, run.curvature, run.placement))
+    else state._replace(opt_state=of_each(kron.to_logical, run.curvature, state.opt_state, run.placement))
   )
 
 
@@ -216,7 +217,7 @@ def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int, values: list[
     found = found._replace(key=jax.random.wrap_key_data(found.key), model_state={**found.model_state, **constants})
     if run.curvature is None:
       return found
-    return found._replace(opt_state=kron.from_logical(found.opt_state, run.curvature, like, run.placement))
+    return found._replace(opt_state=of_each(kron.from_logical, run.curvature, found.opt_state, like, run.placement))
 
   return jax.jit(physical, out_shardings=run.shardings)(found)
 

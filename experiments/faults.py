@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.build import Run
 from experiments.checkpoints import Saver, restore, set_aside
 from experiments.errors import RunError
 from experiments.folder import Events, Rows
+from experiments.run import Run
 from experiments.steps import TrainState
 from kronmesh import kron, parallel
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.build import Run
 from experiments.folder import Rows
 from experiments.guard import norms
+from experiments.players import Players
+from experiments.run import Run
 from experiments.steps import TrainState
 from experiments.writers import Writers
 from kronmesh import kron, parallel
@@ -56,7 +57,7 @@ class Layers:
 
 def make_health(run: Run) -> Callable[[TrainState], Any] | None:
   """Of a state with factors and inverses, else None: their health as it is on the devices, to be fetched."""
-  if run.config.optimizer not in ('kfac', 'stale_kfac', 'adaptive_kfac'):
+  if run.config.optimizer not in ('kfac', 'stale_kfac', 'adaptive_kfac') or isinstance(run.curvature, Players):
     return None
   own = run.config[run.config.optimizer]
 

@@ -25,6 +25,11 @@ def _kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placeme
   return kron.kfac(rate, curvature, placement=placement, **_descent(own, momentum))
 
 
+def _kfac_inside(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  settings = {'damping': own.damping, 'decay': own.decay}
+  return kron.kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
+
+
 def _stale_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   settings = {name: own[name] for name in ('damping', 'decay', 'threshold', 'smallest', 'largest')}
   return kron.stale_kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
@@ -83,9 +88,11 @@ OPTIMIZERS = (*SECOND_ORDER, *FIRST_ORDER)
 
 
 def make_optimizer(
-  config: Any, curvature: kron.Curvature | None, placement: Placement
+  config: Any, curvature: kron.Curvature | None, placement: Placement, inside: bool = False
 ) -> optax.GradientTransformationExtraArgs:
   """The optimiser `config.optimizer`; `curvature` is needed by those of `SECOND_ORDER` only.
+
+  inside: whether K-FAC renews its factors and inverses itself, where there is no upkeep.
 
   Raises:
     ConfigError: an unknown name, or a schedule that is unknown or longer than the run.
@@ -101,7 +108,8 @@ def make_optimizer(
   if name in FIRST_ORDER:
     tx = FIRST_ORDER[name](own, rate, momentum)
   else:
-    tx = SECOND_ORDER[name](own, rate, momentum, curvature, placement)
+    make = _kfac_inside if inside and name == 'kfac' else SECOND_ORDER[name]
+    tx = make(own, rate, momentum, curvature, placement)
   patterns = config.recipe.rescale_weights
   tx = optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
   return recipe.clipped(tx, config.recipe.clip_norm)

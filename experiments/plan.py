@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from experiments import folder
-from experiments.build import Run
+from experiments.run import Run
 
 
 def plan(run: Run, workdir: Path) -> str:

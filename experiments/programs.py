@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.build import Run
+from experiments.run import Run
 from experiments.steps import TrainState
 
 Programs = dict[str, tuple[Callable, tuple]]

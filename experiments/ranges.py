@@ -40,6 +40,9 @@ RANGES = {
   'faults.deviations': '> 0',
   'faults.limit': '>= 1',
   'faults.damping_factor': '> 1',
+  'gan.discriminator_steps': '>= 1',
+  'gan.r1': '>= 0',
+  'gan.generator_rate': '> 0',
   'recipe.reference_batch': '>= 1',
   'recipe.label_smoothing': '[0, 1)',
   'recipe.mixup': '>= 0',
@@ -94,7 +97,16 @@ def check_ranges(config: Any) -> None:
   """
   if any(not isinstance(n, int) or n < 1 for n in config.data.shape):
     raise ConfigError(f'config.data.shape={config.data.shape!r} must be a tuple of whole numbers of at least 1')
-  sections = ('', 'data', 'gradients', 'faults', 'recipe', 'placement', config.optimizer)  # an unknown one has none
+  sections = (
+    '',
+    'data',
+    'gradients',
+    'faults',
+    'gan',
+    'recipe',
+    'placement',
+    config.optimizer,
+  )  # an unknown one has none
   for section in sections:
     own = config.get(section, {}) if section else config
     for name, value in own.items():

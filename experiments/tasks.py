@@ -45,6 +45,10 @@ def make_task(config: Any, parts: int = 1) -> Task:
   Raises:
     ConfigError: an unknown task or model.
   """
+  if config.task == 'generate':
+    from experiments import adversarial  # which builds upon tasks
+
+    return adversarial.make_task(config)
   if config.task not in TASKS:
     raise ConfigError(f'config.task={config.task!r} is unknown; choose from {", ".join(TASKS)}')
   for name in ('mixup', 'cutmix'):
@@ -177,5 +181,6 @@ TASKS = {
   'next_token': (_next_token, 'loss', True),
   'poisson': (_poisson, 'error', True),
   'links': (graphs.links, 'mrr', False),
+  'generate': (None, 'agreement', False),
   'zero_shot': (graphs.zero_shot, 'zero_shot', False, graphs.zero_shot_scores),
 }

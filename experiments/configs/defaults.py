@@ -83,6 +83,12 @@ def defaults() -> ConfigDict:
   config.data.eval_examples = 0  # only the first so many; 0: all
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted
 
+  # Of two players (config.task 'generate'): steps of the discriminator for one of the generator, each on its part of the
+  # batch; DiffAugment's policy (models/diffaugment.py); the weight of R1; optimisers, '' for config.optimizer; what the
+  # generator's learning rate is times the section's; the work folder of a finished classifier that scores images, or ''.
+  config.gan = ConfigDict({'discriminator_steps': 1, 'augment': (), 'r1': 0.0, 'generator': '', 'discriminator': ''})
+  config.gan.update({'generator_rate': 1.0, 'judge': ''})
+
   # What large batches need; see experiments/recipe.py.
   config.recipe = ConfigDict({'rate_scaling': 'none', 'reference_batch': 256, 'label_smoothing': 0.0, 'mixup': 0.0})
   config.recipe.running_mixup = False

@@ -3,11 +3,11 @@
   python experiments/train.py --config=experiments/configs/zero_shot.py
   python experiments/train.py --config=experiments/configs/zero_shot.py --config.data.graph_shuffled=True
 
-Fashion-MNIST without the images of two classes (`config.data.held_out`). The input beside an image is the graph of all that the
-ten classes are kinds of; an R-GCN makes a vector of every class, seen or not, and a convolutional network one of the image.
-Reported: the accuracy on unseen classes among those alone (zero_shot), and the harmonic mean of seen and unseen ones' among all
-ten (harmonic). Presets behind a colon: `small` (minutes on two cores). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by
---config.data.source and --config.data.graph_source.
+Fashion-MNIST without the images of two classes (`config.data.held_out`). The input beside an image is the graph of all that
+the ten classes are kinds of; an R-GCN makes a vector of every class, seen or not, a convolutional network one of the image.
+Reported: the accuracy on unseen classes among those alone (zero_shot), and the harmonic mean of seen and unseen ones' among
+all ten (harmonic). Presets behind a colon: `small` (minutes on two cores). Needs Debian's dataset-fashion-mnist and
+wordnet-base, or folders named by --config.data.source and --config.data.graph_source.
 
 Measured (docs/graphs.md).
 """

@@ -2,6 +2,8 @@
 
 from .autoencoder import Autoencoder
 from .convnet import ConvNet
+from .diffaugment import POLICIES, augment
+from .gan import Discriminator, Generator
 from .graphs import DECODERS, Graph, LinkPredictor, ZeroShot
 from .mlp import MLP
 from .r2plus1d import R2Plus1D
@@ -13,8 +15,11 @@ from .vit import ViT
 __all__ = [
   'DECODERS',
   'MLP',
+  'POLICIES',
   'Autoencoder',
   'ConvNet',
+  'Discriminator',
+  'Generator',
   'Graph',
   'LinkPredictor',
   'R2Plus1D',
@@ -23,4 +28,5 @@ __all__ = [
   'ViT',
   'VideoTransformer',
   'ZeroShot',
+  'augment',
 ]

@@ -23,6 +23,7 @@ Rules = Mapping[str, str | None]
 # Every other layer of a deep network is split by columns along `model`, the next by rows: one all-reduce for a pair. The
 # other side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both are optional.
 RULES: dict[str, Rules] = {
+  'gan': {'in': 'fsdp', 'mid': 'model'},
   # A graph's nodes lie as the batch does; there is little else.
   'link_predictor': {'nodes': None, 'in': None, 'width': 'model'},
   'mlp': {'in': 'fsdp', 'hidden': 'model', 'out': None},

@@ -1,0 +1,36 @@
+"""Garments that nobody has made: a class-conditional BigGAN on Fashion-MNIST, with an optimiser for each player.
+
+  python experiments/train.py --config=experiments/configs/fashion_mnist_resnet.py:small --workdir=runs/judge
+  python experiments/train.py --config=experiments/configs/fashion_mnist_gan.py --config.gan.judge=runs/judge
+  python experiments/train.py --config=experiments/configs/fashion_mnist_gan.py --config.gan.generator=adam
+
+The report shows samples, a row for each class. With a judge (a finished run of a classifier) the score is the share of
+images that it gives the class they were asked for. Presets behind a colon: `small` (minutes on two cores), `full` (hours on
+two cores, minutes on a GPU). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
+--config.data.source.
+
+Measured (docs/gan.md).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import choose, defaults, model
+
+
+def get_config(preset: str = 'small') -> ConfigDict:
+  choose(preset, ('small', 'full'))
+  config = defaults()
+  config.task = 'generate'
+  small = preset == 'small'
+  config.model = model('gan', size=28, channels=1, classes=10, width=8 if small else 32, latent=48, embedding=32)
+  config.model.attention = not small
+  config.data.update({'name': 'fashion_mnist', 'batch_size': 64, 'eval_batch_size': 500, 'eval_examples': 2000})
+  config.steps = 1000 if small else 20000
+  config.eval_every = 250 if small else 1000
+  config.recipe.average = 0.99 if small else 0.999
+  config.optimizer = 'adam'
+  config.adam.update({'learning_rate': 1e-3, 'b1': 0.0, 'b2': 0.99, 'schedule': 'constant'})
+  config.kfac.update({'learning_rate': 0.01, 'damping': 0.1, 'momentum': 0.0, 'schedule': 'constant', 'kl_clip': 0.0})
+  config.kfac.update({'statistics_every': 10, 'inverses_every': 10})
+  config.health_every = 0
+  return config

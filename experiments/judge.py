@@ -1,0 +1,73 @@
+"""A trained classifier as the judge of images: what it takes them for, and its features of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+from scipy import linalg
+
+from experiments.checkpoints import load_export
+from experiments.errors import ConfigError
+
+Features = Float[np.ndarray, 'n d']
+
+
+class Judge(NamedTuple):
+  """name: of the network and its run, which scores are named after. logits, features: of images."""
+
+  name: str
+  logits: Callable[[Float[Array, 'b h w c']], Float[Array, 'b classes']]
+  features: Callable[[Float[Array, 'b h w c']], Float[Array, 'b d']]
+
+
+def read_judge(run: str | Path) -> Judge:
+  """The network of a finished run of a classifier.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  from experiments.tasks import make_task
+
+  variables, about = load_export(Path(run) / 'export')
+  config = ConfigDict(about['config'])
+  if config.task != 'classify':
+    raise ConfigError(f'{run} is a run of {config.task!r}; a judge is one of a classifier')
+  model = make_task(config).model
+
+  def logits(images):
+    return model.apply(variables, images, train=False)
+
+  def features(images):
+    """What the network has before its logits."""
+    seen = []
+
+    def look(call, args, kwargs, context):
+      if context.module.name == 'logits':
+        seen.append(args[0])
+      return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+      model.apply(variables, images, train=False)
+    return seen[0].reshape(len(images), -1).astype('float32')
+
+  return Judge(f'{config.model.name} of {Path(run).name}', logits, features)
+
+
+def frechet(a: Features, b: Features) -> float:
+  """The Frechet distance of two Gaussians with the features' means and covariances (Heusel et al. 2017, eq. 6)."""
+  covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+  root = linalg.sqrtm(covariances[0] @ covariances[1])
+  away = ((a.mean(0) - b.mean(0)) ** 2).sum()
+  return float(away + np.trace(covariances[0] + covariances[1] - 2 * np.real(root)))
+
+
+def in_batches(fn: Callable, images: np.ndarray, size: int = 1000) -> np.ndarray:
+  run = jax.jit(fn)
+  return np.concatenate([np.asarray(run(images[i : i + size])) for i in range(0, len(images), size)])

@@ -1,0 +1,65 @@
+"""Augmentation through which gradients flow, of what a discriminator sees, real or not (DiffAugment, Zhao et al. 2020,
+arXiv:2006.10738): each function is of (images, key).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Images = Float[Array, 'b h w c']
+
+
+def colour(x: Images, key: PRNGKeyArray) -> Images:
+  """Brightness, then, where there are colours, saturation, then contrast."""
+  brightness, saturation, contrast = jax.random.uniform(key, (3, len(x), 1, 1, 1))
+  x = x + (brightness - 0.5)
+  grey = x.mean(3, keepdims=True)
+  x = (x - grey) * (2 * saturation) + grey if x.shape[3] > 1 else x
+  mean = x.mean((1, 2, 3), keepdims=True)
+  return (x - mean) * (contrast + 0.5) + mean
+
+
+def translation(x: Images, key: PRNGKeyArray) -> Images:
+  """By up to an eighth of the side; zeros come in."""
+  b, h, w, _ = x.shape
+  far = jnp.array([h, w]) // 8
+  move = jax.random.randint(key, (2, b, 1), -far[:, None, None], far[:, None, None] + 1)
+  rows, columns = jnp.arange(h) + move[0], jnp.arange(w) + move[1]
+  inside = lambda at, n: (at >= 0) & (at < n)  # noqa: E731
+  there = inside(rows, h)[:, :, None, None] & inside(columns, w)[:, None, :, None]
+  found = jnp.take_along_axis(x, jnp.clip(rows, 0, h - 1)[:, :, None, None], 1)
+  found = jnp.take_along_axis(found, jnp.clip(columns, 0, w - 1)[:, None, :, None], 2)
+  return jnp.where(there, found, 0)
+
+
+def cutout(x: Images, key: PRNGKeyArray) -> Images:
+  """A square of half the side is zeros; its centre is anywhere."""
+  b, h, w, _ = x.shape
+  centre = jax.random.uniform(key, (2, b, 1)) * jnp.array([h, w])[:, None, None]
+  cut = lambda at, n: jnp.abs(jnp.arange(n) + 0.5 - at) < n / 4  # noqa: E731
+  hidden = cut(centre[0], h)[:, :, None, None] & cut(centre[1], w)[:, None, :, None]
+  return jnp.where(hidden, 0, x)
+
+
+POLICIES: dict[str, Callable[[Images, PRNGKeyArray], Images]] = {
+  'colour': colour,
+  'translation': translation,
+  'cutout': cutout,
+}
+
+
+def augment(x: Images, key: PRNGKeyArray, policy: tuple[str, ...]) -> Images:
+  """All of the policy, one after another.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  for number, name in enumerate(policy):
+    if name not in POLICIES:
+      raise ValueError(f'augmentation {name!r} is unknown; choose from {", ".join(POLICIES)}')
+    x = POLICIES[name](x, jax.random.fold_in(key, number))
+  return x

@@ -1,0 +1,209 @@
+"""Class-conditional generators and discriminators of images, after BigGAN (Brock et al. 2019, arXiv:1809.11096)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .layers import accurate, constrain, dense, named
+
+SIZES = {28: (7, (4, 2)), 32: (4, (4, 4, 2)), 64: (4, (8, 4, 2, 1)), 128: (4, (16, 8, 4, 2, 1))}
+ATTENTION = 2  # how many blocks before the image's own size self-attention stands
+
+
+def _plan(size: int, width: int) -> tuple[int, list[int]]:
+  """The side of the smallest features, and the channels of the generator's blocks; the discriminator's are the reverse.
+
+  Raises:
+    ValueError: a size that is not known.
+  """
+  if size not in SIZES:
+    raise ValueError(f'size={size} is unknown; choose from {", ".join(map(str, SIZES))}')
+  side, widths = SIZES[size]
+  return side, [width * k for k in widths]
+
+
+def _conv(features: int, kernel: int, dtype: Any, name: str, out: str = 'mid', rows: str = 'in') -> nn.Conv:
+  init = named(nn.initializers.orthogonal(), None, None, rows, out)
+  bias = named(nn.initializers.zeros_init(), out)
+  return nn.Conv(features, (kernel, kernel), kernel_init=init, bias_init=bias, dtype=dtype, name=name)
+
+
+class SpectralNorm(nn.Module):
+  """A layer whose kernel is divided by its largest singular value (Miyato et al. 2018, arXiv:1802.05957, eq. 8).
+
+  That is found by one power iteration a step; gradients flow through the value. (flax's takes no kernels with named axes.)
+  """
+
+  layer: nn.Module
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    def one(kernel: Array) -> Array:
+      if kernel.ndim < 2:
+        return kernel
+      matrix = kernel.reshape(-1, kernel.shape[-1])
+      draw = lambda: jax.random.normal(self.make_rng('params'), matrix.shape[-1:])  # noqa: E731
+      u = self.variable('spectral', 'u', draw)
+      left = _unit(matrix @ u.value.astype(kernel.dtype))
+      right = _unit(left @ matrix)
+      left, right = jax.lax.stop_gradient((left, right))
+      if train and not self.is_initializing():
+        u.value = right.astype(u.value.dtype)
+      return kernel / (left @ matrix @ right)
+
+    of_kernels = lambda variables: jax.tree.map(one, variables)  # noqa: E731
+    run = nn.map_variables(lambda layer: layer(x), 'params', of_kernels, init=self.is_initializing(), mutable=True)
+    return run(self.layer)
+
+
+def _unit(x: Float[Array, ' n']) -> Float[Array, ' n']:
+  return x / (jnp.linalg.norm(x) + 1e-12)
+
+
+def normalised(layer: nn.Module, x: Array, train: bool) -> Array:
+  return SpectralNorm(layer, name=f'{layer.name}_norm')(x, train)
+
+
+class SelfAttention(nn.Module):
+  """Positions attend to each other, keys and values at half resolution (Zhang et al. 2019, arXiv:1805.08318)."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b h w c']:
+    b, h, w, c = x.shape
+    small, wide = max(c // 8, 1), max(c // 2, 1)
+    one = lambda features, name: normalised(_conv(features, 1, self.dtype, name), x, train)  # noqa: E731
+    query = one(small, 'query').reshape(b, h * w, small)
+    halved = lambda y: nn.max_pool(y, (2, 2), (2, 2)).reshape(b, -1, y.shape[-1])  # noqa: E731
+    key, value = halved(one(small, 'key')), halved(one(wide, 'value'))
+    weights = jax.nn.softmax(accurate(query @ jnp.swapaxes(key, 1, 2)))
+    found = (weights.astype(self.dtype) @ value).reshape(b, h, w, wide)
+    found = normalised(_conv(c, 1, self.dtype, 'out', 'in', 'mid'), found, train)
+    return x + self.param('gain', nn.initializers.zeros_init(), ()).astype(self.dtype) * found
+
+
+class ConditionalNorm(nn.Module):
+  """Batch norm whose scale and shift are linear in a condition. Means are over the whole batch, on any mesh."""
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], condition: Float[Array, 'b k'], train: bool
+  ) -> Float[Array, 'b h w c']:
+    norm = nn.BatchNorm(not train, momentum=0.9, use_bias=False, use_scale=False, dtype=self.dtype, name='batch')
+    init = nn.initializers.orthogonal()
+    linear = lambda name: dense(x.shape[-1], ('in', 'mid'), init, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
+    scale, shift = (normalised(linear(name), condition, train)[:, None, None] for name in ('scale', 'shift'))
+    return norm(x) * (1 + scale) + shift
+
+
+class GeneratorBlock(nn.Module):
+  """Twice the resolution; a residual block whose norms have the condition."""
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], condition: Float[Array, 'b k'], train: bool
+  ) -> Float[Array, 'b h2 w2 d']:
+    up = lambda x: jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)  # noqa: E731
+    y = up(nn.relu(ConditionalNorm(self.dtype, name='norm_first')(x, condition, train)))
+    y = normalised(_conv(self.features, 3, self.dtype, 'first'), y, train)
+    y = nn.relu(ConditionalNorm(self.dtype, name='norm_second')(y, condition, train))
+    y = normalised(_conv(self.features, 3, self.dtype, 'second', 'in', 'mid'), y, train)
+    return y + normalised(_conv(self.features, 1, self.dtype, 'skip'), up(x), train)
+
+
+class Generator(nn.Module):
+  """Images in [0, 1] of the classes asked for.
+
+  Attributes:
+    size: side of the images, one of `SIZES`.
+    width: channels of the last block, times a factor for each before.
+    latent: length of the noise; every block has a part of it beside the class.
+    embedding: length of a class's features.
+  """
+
+  size: int
+  channels: int
+  classes: int
+  width: int
+  latent: int = 64
+  embedding: int = 32
+  attention: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, noise: Float[Array, 'b latent'], label: Int[Array, ' b'], train: bool = False
+  ) -> Float[Array, 'b h w c']:
+    side, widths = _plan(self.size, self.width)
+    if self.latent % (len(widths) + 1):
+      raise ValueError(f'latent={self.latent} does not divide by the {len(widths) + 1} parts that blocks take')
+    first, *parts = jnp.split(noise.astype(self.dtype), len(widths) + 1, axis=1)
+    init = named(nn.initializers.orthogonal(), None, 'in')
+    shared = nn.Embed(self.classes, self.embedding, embedding_init=init, dtype=self.dtype, name='classes')(label)
+    start = dense(side * side * widths[0], ('in', 'mid'), nn.initializers.orthogonal(), dtype=self.dtype, name='start')
+    x = normalised(start, first, train).reshape(-1, side, side, widths[0])
+    for i, (features, part) in enumerate(zip(widths, parts, strict=True)):
+      x = GeneratorBlock(features, self.dtype, name=f'block_{i}')(x, jnp.concatenate([shared, part], 1), train)
+      x = constrain(x, 'batch', None, None, None)
+      if self.attention and i == len(widths) - ATTENTION:
+        x = SelfAttention(self.dtype, name='attention')(x, train)
+    x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name='norm')(x))
+    x = normalised(_conv(self.channels, 3, self.dtype, 'pixels', None), x, train)
+    return jax.nn.sigmoid(accurate(x))
+
+
+class DiscriminatorBlock(nn.Module):
+  """A residual block that halves the resolution, if asked to."""
+
+  features: int
+  halves: bool
+  first: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b h2 w2 d']:
+    half = (lambda x: nn.avg_pool(x, (2, 2), (2, 2))) if self.halves else (lambda x: x)
+    y = x if self.first else nn.relu(x)
+    y = nn.relu(normalised(_conv(self.features, 3, self.dtype, 'first'), y, train))
+    y = half(normalised(_conv(self.features, 3, self.dtype, 'second', 'in', 'mid'), y, train))
+    return y + normalised(_conv(self.features, 1, self.dtype, 'skip'), half(x), train)
+
+
+class Discriminator(nn.Module):
+  """How real an image of a class looks: a linear function of its features, plus their product with the class's
+  (Miyato and Koyama 2018, arXiv:1802.05637, eq. 5). Attributes as the generator's.
+  """
+
+  size: int
+  classes: int
+  width: int
+  attention: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], label: Int[Array, ' b'], train: bool = False) -> Float[Array, ' b']:
+    _, widths = _plan(self.size, self.width)
+    x = (2 * x - 1).astype(self.dtype)
+    for i, features in enumerate(widths[::-1]):
+      x = DiscriminatorBlock(features, True, i == 0, self.dtype, name=f'block_{i}')(x, train)
+      x = constrain(x, 'batch', None, None, None)
+      if self.attention and i == ATTENTION - 2:
+        x = SelfAttention(self.dtype, name='attention')(x, train)
+    x = nn.relu(DiscriminatorBlock(widths[0], False, dtype=self.dtype, name='last')(x, train)).sum((1, 2))
+    init = nn.initializers.orthogonal()
+    linear = dense(1, ('in', None), init, dtype=self.dtype, name='real')
+    table = named(init, None, 'in')
+    classes = nn.Embed(self.classes, widths[0], embedding_init=table, dtype=self.dtype, name='classes')
+    product = (normalised(classes, label, train) * x).sum(1)
+    return accurate(normalised(linear, x, train)[:, 0] + product)
