@@ -250,7 +250,7 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
     eval_batches=eval_batches,
     batch=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, batch_sharding),
     strips=strips,
-    draw=lambda state: grid(np.asarray(pictures(state)), config.model.classes),
+    draw=lambda state: (255 * grid(np.asarray(pictures(state)), config.model.classes)).round().astype(np.uint8),
   )
 
 

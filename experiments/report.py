@@ -7,6 +7,7 @@ A run writes it when it ends, by itself or by a fault; this makes it anew at any
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ def write_report(workdir: Path) -> Path:
     status=_status(config, rows, events),
     cards=_cards(config, about, rows, scores, times),
     learning=_learning(config, about, rows, scores, times),
+    samples=_samples(workdir),
     times=_times(times),
     health=_health(layers),
     layers=_layer_table(layers),
@@ -114,6 +116,14 @@ def _learning(config: dict, about: dict, rows: list, scores: list, times: list) 
   for name in ('clip', 'damping', 'learning_rate', 'loss_scale'):
     charts.append(chart(name.replace('_', ' '), {name: of(rows, name)}))
   return [c for c in charts if c]
+
+
+def _samples(workdir: Path) -> list[dict[str, str]]:
+  """The first, a middle and the last picture, inside of the page."""
+  files = sorted((workdir / 'samples').glob('*.png'))
+  chosen = dict.fromkeys((files[0], files[len(files) // 2], files[-1])) if files else ()
+  data = lambda f: f'data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}'  # noqa: E731
+  return [{'step': f'{int(f.stem):,}', 'data': data(f)} for f in chosen]
 
 
 def _times(times: list) -> list[dict[str, Any]]:

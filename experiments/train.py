@@ -199,6 +199,8 @@ def _loop(
         row = {'step': step, 'seconds': trained, **{f'eval_{k}': v for k, v in scores.items()}}
         writers.row('eval', row)
         bar.note(scores)
+        if run.draw is not None:
+          writers.picture(step, run.draw(state))
         reached = arrived(run, [row])
       ends = reached or step == config.steps
       with meter.of('checkpoint'), watchdog.paused():

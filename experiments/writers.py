@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from experiments import folder
 from experiments.errors import ConfigError
@@ -67,6 +69,19 @@ class Writers:
     """Numbers of layers, to the others alone; they have a file of their own."""
     flat = {f'{name}/{key}': value for name, numbers in layers.items() for key, value in numbers.items()}
     self._show('layers', {'step': step, **flat})
+
+  def picture(self, step: int, image: UInt8[np.ndarray, 'h w c']) -> None:
+    """What a run makes: `samples/` has one after each evaluation."""
+    if not self.log.chief:
+      return
+    where = self.log.path.parent / 'samples'
+    where.mkdir(exist_ok=True)
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    part = where / 'part'
+    Image.fromarray(image).save(part, 'PNG')
+    part.replace(where / f'{step:08}.png')
+    if self.board is not None:
+      self.board.add_image('samples', image, step, dataformats='HWC' if image.ndim == 3 else 'HW')
 
   def _show(self, kind: str, row: dict[str, Any]) -> None:
     values = {f'{kind}/{k.removeprefix("eval_")}': v for k, v in row.items() if k not in _NOT_SHOWN}

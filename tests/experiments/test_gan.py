@@ -1,0 +1,154 @@
+"""Two players in one run: one checkpoint, every mesh, K-FAC on every layer, samples in the report."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.build import build
+from experiments.configs import digits_classifier, fashion_mnist_gan
+from experiments.errors import ConfigError
+from experiments.judge import frechet, in_batches, read_judge
+from experiments.train import train
+from tests.data.idx import write_idx
+from tests.experiments.small import build_on, losses
+from tests.experiments.test_resume import parts_of
+
+long = pytest.mark.long
+
+
+def small_gan(tmp_path, optimizer='adam', mesh='data=4,model=2', steps=6):
+  if not (tmp_path / 'idx').exists():
+    write_idx(tmp_path / 'idx', packed=True, train=128, test=64)
+  config = fashion_mnist_gan.get_config()
+  config.data.update({'folder': str(tmp_path / 'data'), 'source': str(tmp_path / 'idx')})
+  config.data.update({'batch_size': 16, 'eval_batch_size': 32, 'eval_examples': 40})
+  config.model.update({'width': 4, 'latent': 6, 'embedding': 4})
+  config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
+  config.eval_every = config.checkpoint_every = 3
+  config.kfac.update({'statistics_every': 2, 'inverses_every': 2})
+  return config
+
+
+@pytest.mark.parametrize(
+  'optimizer, extras', [('adam', False), *(pytest.param(o, True, marks=long) for o in ('adam', 'kfac'))]
+)
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer, extras):
+  """Bit for bit, of both players; extras: R1, augmentation, attention and two steps of the discriminator."""
+  config = small_gan(tmp_path, optimizer, 'data=4,model=2')
+  if extras:
+    config.gan.update({'r1': 0.1, 'augment': ('translation', 'cutout'), 'discriminator_steps': 2})
+    config.model.attention = True
+  train(config, tmp_path / 'whole', quiet=True)
+  parts_of(config, tmp_path / 'parts', 2, 4)
+  assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
+  pictures = [(tmp_path / name / 'samples/00000006.png').read_bytes() for name in ('whole', 'parts')]
+  assert pictures[0] == pictures[1]
+  report = (tmp_path / 'whole/report.html').read_text()
+  assert report.count('data:image/png;base64,') == 2 and 'samples after 6 steps' in report
+
+
+def after_steps(config, devices, count=3):
+  run = build_on(config, jax.devices()[:devices])
+  state = run.init(0)
+  for number, batch in zip(range(count), run.train_batches(0, 0), strict=False):
+    state, metrics = run.step(state, batch, number)
+  return {k: float(metrics[k]) for k in ('loss', 'generator_loss')}, jax.device_get(state.params)
+
+
+@long
+@pytest.mark.parametrize('optimizer, mesh', [('sgd', 'data=8'), ('kfac', 'data=4,model=2'), ('kfac', 'fsdp=4,data=2')])
+def test_meshes_agree(tmp_path, optimizer, mesh):
+  """Losses and parameters; means of batch norms are those of the whole batch."""
+  config = small_gan(tmp_path, optimizer, mesh)
+  config.sgd.update({'learning_rate': 0.01, 'momentum': 0.0})
+  expected, params = after_steps(_with(config, 'data=1'), 1)
+  found, own = after_steps(config, 8)
+  assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-2, atol=5e-3), own, params)
+
+
+def _with(config, mesh):
+  other = config.copy_and_resolve_references()
+  other.mesh = mesh
+  return other
+
+
+def test_kfac_covers_every_layer_of_both(tmp_path):
+  config = small_gan(tmp_path, 'kfac')
+  config.model.attention = True
+  run = build(config)
+  for curvature in run.curvature:
+    assert not curvature.gradient_only
+    kinds = {b.name: b.operator.name for b in curvature.blocks}
+    assert all(
+      kinds[name] in ('conv', 'dense', 'embedding') for name in kinds if name.endswith(('kernel', 'embedding'))
+    )
+  assert 'generator' in str(run.curvature) and 'discriminator' in str(run.curvature)
+
+
+def test_each_player_has_its_own_optimiser(tmp_path):
+  config = small_gan(tmp_path, 'kfac', 'data=8')
+  config.gan.update({'generator': 'muon', 'discriminator': 'adam'})
+  run = build(config)
+  assert run.curvature is None
+  state, metrics = run.step(run.init(0), next(run.train_batches(0, 0)), 0)
+  assert not metrics['held'] and set(state.opt_state) == {'generator', 'discriminator'}
+
+
+def test_a_step_that_is_not_sound_changes_neither_player(tmp_path):
+  run = build(small_gan(tmp_path))
+  batch = next(run.train_batches(0, 0))
+  broken = {**batch, 'image': jnp.full_like(batch['image'], jnp.nan)}
+  before = jax.device_get(run.init(0).params)
+  state, metrics = run.step(run.init(0), broken, 0)
+  assert metrics['held'] and int(state.step) == 0
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+
+
+def test_a_judge_scores_what_is_made(tmp_path):
+  judge = small_gan(tmp_path)
+  judge = digits_classifier.get_config()
+  judge.data.update({'name': 'fashion_mnist', 'folder': str(tmp_path / 'data'), 'source': str(tmp_path / 'idx')})
+  judge.data.update({'batch_size': 32, 'eval_batch_size': 32})
+  judge.steps, judge.model.hidden = 2, (8,)
+  train(judge, tmp_path / 'judge', quiet=True)
+  config = small_gan(tmp_path, steps=3)
+  config.gan.judge = str(tmp_path / 'judge')
+  rows = train(config, tmp_path / 'run', quiet=True)
+  assert 0 <= rows[-1]['eval_agreement'] <= 1
+  own = read_judge(tmp_path / 'judge')
+  images = np.random.default_rng(0).random((50, 28, 28, 1), np.float32)
+  features = in_batches(own.features, images, 20)
+  assert features.shape == (50, 8) and own.name == 'mlp of judge'
+  with pytest.raises(ConfigError, match="is a run of 'generate'; a judge is one of a classifier"):
+    read_judge(tmp_path / 'run')
+
+
+def test_frechet_distance_of_gaussians():
+  """Of diagonal ones in closed form: |m - n|^2 + sum of (s - t)^2."""
+  rng = np.random.default_rng(0)
+  a, b = rng.standard_normal((200000, 3)) * [1, 2, 3], rng.standard_normal((200000, 3)) * [2, 2, 1] + [1, 0, 0]
+  assert frechet(a, b) == pytest.approx(1 + 1 + 4, rel=0.02)
+  assert abs(frechet(a, a)) < 1e-6
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'gan.generator': 'stale_kfac'}, "config.gan.generator='stale_kfac' .* made for one network"),
+    ({'gan.discriminator': 'adm'}, "config.gan.discriminator='adm' is unknown"),
+    ({'gan.augment': ('flip',)}, "config.gan.augment has 'flip'; choose from colour"),
+    ({'model.size': 32}, r'images of fashion_mnist are \(28, 28, 1\); config.model makes \(32, 32, 1\)'),
+    ({'gan.discriminator_steps': 3}, 'two players take batches that divide'),
+    ({'microbatches': 2}, r"config.microbatches=2 does not go with config.task='generate'"),
+    ({'gan.judge': '/nowhere'}, 'no export in /nowhere/export'),
+    ({'gan.r1': -1.0}, 'config.gan.r1=-1 must be'),
+  ],
+)
+def test_mistakes_are_one_line(tmp_path, change, words):
+  config = small_gan(tmp_path)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ConfigError, match=words) as error:
+    build(config)
+  assert '\n' not in str(error.value)
