@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,39 +18,14 @@ from experiments import guard, recipe
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.judge import read_judge
+from experiments.networks import TASK, Networks, grid, networks
 from experiments.players import NAMES, Players, config_of, make_player, second_order
 from experiments.run import Run
 from experiments.steps import TrainState, phase
 from experiments.tasks import Task
 from kronmesh import kron, models, parallel
 
-TASK = 'generate'
 Batch = dict[str, Array]
-
-
-class Networks(NamedTuple):
-  """Both players; their fields are `players.NAMES`."""
-
-  generator: models.Generator
-  discriminator: models.Discriminator
-
-
-def networks(config: Any) -> Networks:
-  """The config's two.
-
-  Raises:
-    ConfigError: settings that they do not have.
-  """
-  own = config.model.to_dict()
-  if own.pop('name') != 'gan':
-    raise ConfigError(f"config.task={TASK!r} needs config.model.name='gan'; it is {config.model.name!r}")
-  kind = jnp.dtype(own.pop('dtype', 'float32'))
-  of_generator = ('size', 'channels', 'classes', 'width', 'latent', 'embedding', 'attention')
-  unknown = set(own) - set(of_generator)
-  if unknown:
-    raise ConfigError(f'config.model of {config.model.name!r} has no {", ".join(sorted(unknown))}')
-  both = {k: own[k] for k in ('size', 'classes', 'width', 'attention')}
-  return Networks(models.Generator(**own, dtype=kind), models.Discriminator(**both, dtype=kind))
 
 
 def make_task(config: Any) -> Task:
@@ -336,12 +311,6 @@ def _generate(net: models.Generator, averaged: bool, state: TrainState, key: Arr
   params = (state.average if averaged else state.params)['generator']
   noise = jax.random.normal(key, (len(label), net.latent))
   return net.apply({'params': params, **state.model_state['generator']}, noise, label, train=False)
-
-
-def grid(images: Float[np.ndarray, 'n h w c'], columns: int) -> Float[np.ndarray, 'H W c']:
-  """Images in rows of so many."""
-  n, h, w, c = images.shape
-  return images.reshape(n // columns, columns, h, w, c).transpose(0, 2, 1, 3, 4).reshape(n // columns * h, -1, c)
 
 
 def _on_mesh(fn: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:

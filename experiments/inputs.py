@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from experiments import processes
 from experiments.errors import ConfigError
+from experiments.generated import fill
 from experiments.graphs import known_graph
 from kronmesh import data, parallel
 
@@ -78,10 +79,24 @@ def make_data(
         for name, x in batch.items()
       }
 
+  filled = fill(config, mesh) if load and config.task == 'classify' else None
+
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
-    return streamed(source.train(seed, shard, wanted), start, train_sharding, train_size)
+    batches = streamed(source.train(seed, shard, wanted), start, train_sharding, train_size)
+    if filled is None:
+      return batches
+    return ahead(filled(batch, np.uint32(number)) for number, batch in enumerate(batches, start))
 
   return train_batches, lambda: streamed(source.held_out(eval_shard, wanted), 0, eval_sharding, eval_size), like, strips
+
+
+def ahead(batches: Iterator[Any]) -> Iterator[Any]:
+  """The same, each asked for when the one before it is taken."""
+  waiting = next(batches)
+  for following in batches:
+    yield waiting
+    waiting = following
+  yield waiting
 
 
 def _source(config: Any, load: bool) -> Source:
@@ -159,6 +174,8 @@ def _in_memory(config: Any) -> Source:
   augment = data.shift_and_flip if own.augment else None
   if own.held_out:
     arrays = data.Arrays(*(x[~np.isin(arrays.label, own.held_out)] for x in arrays))
+  if own.train_examples:
+    arrays = data.some_of_each(arrays, own.train_examples, config.seed)
   if own.eval_examples:
     split = data.Arrays(*(x[: own.eval_examples] for x in split))
   return Source(

@@ -103,6 +103,7 @@ def check_ranges(config: Any) -> None:
     'gradients',
     'faults',
     'gan',
+    'generated',
     'recipe',
     'placement',
     config.optimizer,

@@ -79,6 +79,7 @@ def defaults() -> ConfigDict:
   # Of graphs: the folder of WordNet's files (Debian's by default), whether nodes' names are exchanged (a control), and the
   # classes without images in training.
   config.data.update({'graph_source': '', 'graph_shuffled': False, 'held_out': ()})
+  config.data.train_examples = 0  # only so many, as many of every class, drawn by the seed; 0: all
   config.data.eval_batch_size = 0  # 0: batch_size
   config.data.eval_examples = 0  # only the first so many; 0: all
   config.data.eval_split = 'test'  # 'train' evaluates how well the training set is fitted
@@ -88,6 +89,10 @@ def defaults() -> ConfigDict:
   # generator's learning rate is times the section's; the work folder of a finished classifier that scores images, or ''.
   config.gan = ConfigDict({'discriminator_steps': 1, 'augment': (), 'r1': 0.0, 'generator': '', 'discriminator': ''})
   config.gan.update({'generator_rate': 1.0, 'judge': ''})
+
+  # Of the share of every training batch that a generator makes: its run (a work folder; '' for none), and whether a judge
+  # (another) must give an image's own class at least the probability `keep`, in at most so many tries.
+  config.generated = ConfigDict({'run': '', 'share': 0.5, 'judge': '', 'keep': 0.5, 'tries': 4})
 
   # What large batches need; see experiments/recipe.py.
   config.recipe = ConfigDict({'rate_scaling': 'none', 'reference_batch': 256, 'label_smoothing': 0.0, 'mixup': 0.0})

@@ -2,7 +2,18 @@
 
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
 from .clips import clip_batches, prepared
-from .datasets import IN_MEMORY, Arrays, DataError, class_count, data_dir, load_arrays, noise, record_source
+from .datasets import (
+  IN_MEMORY,
+  Arrays,
+  DataError,
+  class_count,
+  data_dir,
+  load_arrays,
+  noise,
+  record_source,
+  some_of_each,
+  write_arrays,
+)
 from .layouts import LAYOUTS
 from .partition import Parts, both_directions, partitioned, permuted
 from .scene_sets import SCENES, load_scenes
@@ -49,8 +60,10 @@ __all__ = [
   'record_source',
   'shift_and_flip',
   'shrunken',
+  'some_of_each',
   'stream',
   'synsets',
   'windows',
+  'write_arrays',
   'write_video',
 ]

@@ -59,7 +59,7 @@ class ImageFolder:
     return {'image': path.read_bytes(), 'label': label}
 
 
-IN_MEMORY = ('digits', 'fashion_mnist', 'moving_fashion_mnist', *MADE)
+IN_MEMORY = ('digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays', *MADE)
 _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255, 'moving_fashion_mnist': 255}
 
 
@@ -72,10 +72,11 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   """A small data set as arrays.
 
   Args:
-    name: 'digits', 'fashion_mnist', 'moving_fashion_mnist' or one of `made.MADE`.
+    name: 'digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays' or one of `made.MADE`.
     split: 'train' or 'test'.
     folder: where prepared data is kept, see `data_dir`.
-    source: for the two of Fashion-MNIST: the folder with its IDX files; Debian's dataset-fashion-mnist by default.
+    source: for the two of Fashion-MNIST: the folder with its IDX files; Debian's dataset-fashion-mnist by default. For
+      'arrays' the folder with train.npz and test.npz, of `image` in [0, 1] and `label` (`write_arrays` makes them).
 
   Raises:
     DataError: unknown name or split, or source files that are missing.
@@ -86,6 +87,8 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
     raise DataError(f"split {split!r} is unknown; choose 'train' or 'test'")
   if name in MADE:
     return Arrays(*MADE[name](split))
+  if name == 'arrays':
+    return _read_arrays(Path(source or '.') / f'{split}.npz')
   try:
     records = _prepared(name, folder, source).as_data_source(split=split)
     examples = records.__getitems__(range(len(records)))
@@ -98,6 +101,46 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
     ) from error
   images = np.stack([e['image'] for e in examples]).astype(np.float32) / _BRIGHTEST[name]
   return Arrays(images, np.asarray([e['label'] for e in examples], np.int32))
+
+
+def write_arrays(arrays: Arrays, path: str | Path) -> None:
+  """As 'arrays' reads them."""
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  np.savez(path, image=arrays.image, label=arrays.label)
+
+
+def _read_arrays(path: Path) -> Arrays:
+  try:
+    with np.load(path) as found:
+      image, label = found['image'].astype(np.float32), found['label'].astype(np.int32)
+  except (OSError, KeyError, ValueError) as error:
+    raise DataError(
+      f'arrays: {path} is no file of np.savez(image=, label=) ({type(error).__name__}); name their folder by '
+      '--config.data.source'
+    ) from error
+  if not len(label) or len(image) != len(label):
+    raise DataError(f'arrays: {path} has {len(image)} images and {len(label)} labels')
+  return Arrays(image, label)
+
+
+def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
+  """So many examples, as many of every class as of any other, drawn by the seed and in the set's order.
+
+  Raises:
+    DataError: fewer than there are classes, or more of one than there are.
+  """
+  classes = np.unique(arrays.label)
+  if count < len(classes):
+    raise DataError(f'{count} examples leave some of {len(classes)} classes without any; take {len(classes)} at least')
+  rng, chosen = np.random.default_rng((seed, 2)), []
+  for place, label in enumerate(classes):
+    own = np.flatnonzero(arrays.label == label)
+    wanted = count // len(classes) + (place < count % len(classes))
+    if wanted > len(own):
+      raise DataError(f'{count} examples are {wanted} of class {label}, which has {len(own)}; take fewer')
+    chosen.append(rng.choice(own, wanted, replace=False))
+  rows = np.sort(np.concatenate(chosen))
+  return Arrays(*(x[rows] for x in arrays))
 
 
 def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:

@@ -1,0 +1,81 @@
+"""What a generator's images are worth: agreement, distance, and a classifier trained on them alone.
+
+python scripts/gan.py --run=runs/gan --judge=runs/judge --out=docs/gan
+
+- agreement: the share of images that the judge, a classifier trained on real ones, gives the class asked for;
+- Frechet distance in the judge's features, of as many generated as real test images (no FID: the network is the judge), and
+  of the training images beside it, which is the least that can be hoped for;
+- CAS (Ravuri and Vinyals 2019, arXiv:1905.10887): the accuracy on real test images of a classifier trained on generated
+  ones, beside that of the same classifier trained on real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+
+import jax
+from absl import app, flags, logging
+from PIL import Image
+
+from experiments import generated
+from experiments.errors import MISTAKE, ConfigError
+from experiments.judge import frechet, in_batches, read_judge
+from experiments.tables import columns
+from kronmesh import data
+
+RUN = flags.DEFINE_string('run', None, 'Work folder of a finished run of two players.', required=True)
+JUDGE = flags.DEFINE_string('judge', None, 'Work folder of a finished classifier.', required=True)
+OUT = flags.DEFINE_string('out', 'runs/gan_scores', 'Folder for scores.json, scores.txt and samples.png.')
+COUNT = flags.DEFINE_integer('count', 10000, 'How many images are made.', lower_bound=100)
+STEPS = flags.DEFINE_integer('steps', 600, 'Of the classifiers of CAS.', lower_bound=1)
+
+
+def measure() -> None:
+  generator, judge = generated.read_generator(RUN.value), read_judge(JUDGE.value)
+  own = generator.config.data
+  real = {s: data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', 'test')}
+  made = generated.images(generator, COUNT.value, seed=0)
+  agreement = float((in_batches(judge.logits, made.image).argmax(-1) == made.label).mean())
+  on_test = float((in_batches(judge.logits, real['test'].image).argmax(-1) == real['test'].label).mean())
+  features = {k: in_batches(judge.features, x.image[: COUNT.value]) for k, x in {**real, 'made': made}.items()}
+  away = {k: frechet(features[k], features['test']) for k in ('made', 'train')}
+  with tempfile.TemporaryDirectory() as folder:
+    scores = {
+      name: generated.classified(arrays, real['test'], Path(folder) / name, STEPS.value)
+      for name, arrays in (('made', made), ('real', data.Arrays(*(x[: COUNT.value] for x in real['train']))))
+    }
+  rows = [
+    [f'agreement with {judge.name}', f'{agreement:.3f}', f'real test images: {on_test:.3f}'],
+    [f'Frechet distance, features of {judge.name}', f'{away["made"]:.2f}', f'training images: {away["train"]:.2f}'],
+    ['CAS: trained on generated alone', f'{scores["made"]:.3f}', f'on as many real ones: {scores["real"]:.3f}'],
+  ]
+  table = columns(['', 'generated', 'beside'], rows)
+  print(table)
+  out = Path(OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+  found = {'agreement': agreement, 'judge on test': on_test, 'frechet': away, 'cas': scores, 'step': generator.step}
+  (out / 'scores.json').write_text(json.dumps({**found, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
+  (out / 'scores.txt').write_text(f'{COUNT.value} images after {generator.step} steps\n\n{table}\n')
+  Image.fromarray(generated.sheet(generator)).save(out / 'samples.png')
+
+
+def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.ERROR)
+  try:
+    if len(argv) > 1:
+      raise ConfigError(f'{argv[1]!r} is no flag; write --run=...')
+    measure()
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(MISTAKE)
+
+
+if __name__ == '__main__':
+  app.run(main)
