@@ -140,7 +140,8 @@ def fill(config: Any, mesh: Mesh) -> Callable[[dict[str, Any], Any], dict[str, A
   @functools.partial(jax.jit, out_shardings=lying)
   def filled(batch: dict[str, Any], number: Any) -> dict[str, Any]:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _MADE), number)
-    label = jax.random.randint(jax.random.fold_in(key, tries), (shards * made,), 0, model.classes)
+    key, of_labels = jax.random.split(key)
+    label = jax.random.randint(of_labels, (shards * made,), 0, model.classes)
     label = jax.lax.with_sharding_constraint(label, parallel.batch_sharding(mesh, shards * made))
     image, chance = one(jax.random.fold_in(key, 0), label)
     for attempt in range(1, tries):

@@ -173,3 +173,30 @@ def test_sources_that_cannot_be_read(tmp_path):
   images.write_bytes(images.read_bytes()[:100])
   with pytest.raises(DataError, match=r'fashion_mnist: .+ cannot be read'):
     data.load_arrays('fashion_mnist', 'train', folder=str(tmp_path / 'data'), source=str(tmp_path / 'idx'))
+
+
+def test_some_examples_of_each_class():
+  """As many of each as of any other, the same for a seed; fewer than classes, or more than there are, is one clear line."""
+  arrays = data.Arrays(np.arange(60.0).reshape(60, 1), np.arange(60) % 4)
+  some = data.some_of_each(arrays, 10, seed=3)
+  assert sorted(np.bincount(some.label)) == [2, 2, 3, 3]
+  assert all(some.label == some.image[:, 0] % 4) and (np.diff(some.image[:, 0]) > 0).all()
+  np.testing.assert_array_equal(some.image, data.some_of_each(arrays, 10, seed=3).image)
+  assert (some.image != data.some_of_each(arrays, 10, seed=4).image).any()
+  with pytest.raises(data.DataError, match='3 examples leave some of 4 classes without any; take 4 at least'):
+    data.some_of_each(arrays, 3, seed=0)
+  with pytest.raises(data.DataError, match='64 examples are 16 of class 0, which has 15; take fewer'):
+    data.some_of_each(arrays, 64, seed=0)
+
+
+def test_arrays_of_the_users_own(tmp_path):
+  own = data.Arrays(np.random.default_rng(0).random((5, 4, 4, 1), np.float32), np.arange(5, dtype=np.int32))
+  data.write_arrays(own, tmp_path / 'set' / 'train.npz')
+  read = data.load_arrays('arrays', 'train', source=str(tmp_path / 'set'))
+  for a, b in zip(read, own, strict=True):
+    np.testing.assert_array_equal(a, b)
+  with pytest.raises(data.DataError, match=r'test\.npz is no file of np\.savez'):
+    data.load_arrays('arrays', 'test', source=str(tmp_path / 'set'))
+  np.savez(tmp_path / 'set' / 'test.npz', image=own.image, label=own.label[:3])
+  with pytest.raises(data.DataError, match='has 5 images and 3 labels'):
+    data.load_arrays('arrays', 'test', source=str(tmp_path / 'set'))

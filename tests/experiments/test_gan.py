@@ -152,3 +152,55 @@ def test_mistakes_are_one_line(tmp_path, change, words):
   with pytest.raises(ConfigError, match=words) as error:
     build(config)
   assert '\n' not in str(error.value)
+
+
+def classifier_of(tmp_path, run, mesh='data=4,model=2'):
+  config = digits_classifier.get_config()
+  config.data.update({'name': 'fashion_mnist', 'folder': str(tmp_path / 'data'), 'source': str(tmp_path / 'idx')})
+  config.data.update({'batch_size': 32, 'eval_batch_size': 32})
+  config.generated.update({'run': str(run), 'share': 0.25})
+  config.steps, config.model.hidden, config.mesh = 4, (8,), mesh
+  config.eval_every = config.checkpoint_every = 2
+  return config
+
+
+@long
+def test_a_share_of_a_batch_is_made_and_filtered(tmp_path):
+  """Of every shard; the same when a run resumes; surer images where there are some."""
+  train(small_gan(tmp_path, steps=1), tmp_path / 'gan', quiet=True)
+  config = classifier_of(tmp_path, tmp_path / 'gan')
+  plain = config.copy_and_resolve_references()
+  plain.generated.run = ''
+  run = build(config)
+  real, mixed = (next(iter(b.train_batches(0, 3))) for b in (build(plain), run))
+  assert mixed['image'].sharding.is_equivalent_to(real['image'].sharding, 4)
+  same = (np.asarray(real['image']) == np.asarray(mixed['image'])).all((1, 2, 3)).reshape(4, 8)
+  assert (same == ([False] * 2 + [True] * 6)).all()
+  again = next(iter(run.train_batches(0, 3)))
+  np.testing.assert_array_equal(again['image'], mixed['image'])
+  other = next(iter(run.train_batches(0, 4)))
+  assert not (np.asarray(other['image'])[::8] == np.asarray(mixed['image'])[::8]).all()
+  train(config, tmp_path / 'whole', quiet=True)
+  parts_of(config, tmp_path / 'parts', 3)
+  assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
+
+  judged = config.copy_and_resolve_references()
+  judged.generated.update({'judge': str(tmp_path / 'whole'), 'keep': 0.99, 'tries': 6})
+  judge = read_judge(tmp_path / 'whole')
+  chances = []
+  for own in (config, judged):
+    batch = next(iter(build(own).train_batches(0, 0)))
+    made = np.asarray(batch['image']).reshape(4, 8, 28, 28, 1)[:, :2].reshape(8, 28, 28, 1)
+    label = np.asarray(batch['label']).reshape(4, 8)[:, :2].reshape(8)
+    chances.append(np.asarray(jax.nn.softmax(judge.logits(made)))[np.arange(8), label])
+  assert (chances[1] >= chances[0]).all() and (chances[1] > chances[0]).any()
+
+  for change, words in (
+    ({'generated.share': 0.01}, 'config.generated.share=0.01 of 32 examples on 4 shards is none'),
+    ({'model.classes': 7}, 'makes images of 10 classes; config.model.classes=7'),
+    ({'generated.run': str(tmp_path / 'whole')}, "is a run of 'classify'; a generator is one of 'generate'"),
+  ):
+    wrong = config.copy_and_resolve_references()
+    wrong.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=words):
+      build(wrong)
