@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from experiments import recipe
 from experiments.errors import ConfigError
 from kronmesh import data, kron, models, parallel
 
-MODELS = ('link_predictor', 'zero_shot')
+MODELS = ('directed_video', 'link_predictor', 'zero_shot')
 COLLECTION = 'graph'  # of the model's state: constants, which no checkpoint holds
 
 
@@ -39,7 +39,19 @@ def settings(config: Any, parts: int) -> dict[str, Any]:
   nouns = data.read_nouns(config.data.graph_source)
   nodes, links = data.above(nouns, data.synsets(nouns))
   links = data.both_directions(links, 2)
-  return {'graph': _in_parts(config, len(nodes), links, 4, 1), 'nodes': tuple(range(len(data.GARMENTS)))}
+  found: dict[str, Any] = {'graph': _in_parts(config, len(nodes), links, 4, 1)}
+  return found if config.model.name == 'directed_video' else {**found, 'nodes': tuple(range(len(data.GARMENTS)))}
+
+
+def kinds(config: Any) -> Bool[np.ndarray, 'classes nodes']:
+  """Whether each class of Fashion-MNIST is a kind of each node of the graph above them (or is it)."""
+  nouns = data.read_nouns(config.data.graph_source)
+  nodes, links = data.above(nouns, data.synsets(nouns))
+  found = np.eye(len(nodes), dtype=bool)
+  for _ in nodes:  # paths of any length
+    for source, _, target in links:
+      found[:, target] |= found[:, source]
+  return found[: len(data.GARMENTS)]
 
 
 def _in_parts(config: Any, nodes: int, links: Int[np.ndarray, 'n 3'], relations: int, parts: int) -> models.Graph:
@@ -124,10 +136,34 @@ def zero_shot_scores(means: dict[str, float]) -> dict[str, float]:
   return {**found, 'harmonic': 2 * found['seen'] * found['unseen'] / total if total else 0.0}
 
 
+def directed(model: nn.Module, config: Any) -> Callable:
+  """What the garment of the noun does; at evaluation also for nouns that training has not used."""
+  new = jnp.asarray(tuple(config.data.held_out) or (-1,))
+
+  def loss(params, model_state, batch, train=True):
+    logits = model.apply({'params': params, **model_state}, batch['image'], batch['query'], train=train)
+    logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
+    value = recipe.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    right = logits.argmax(-1) == batch['label']
+    metrics = {'loss': value, 'accuracy': recipe.mean(right, batch)}
+    if not train:
+      unasked = jnp.isin(batch['query'], new)
+      metrics |= {'new_nouns': recipe.mean(right & unasked, batch), 'share_new': recipe.mean(unasked, batch)}
+    return value, (metrics, model_state)
+
+  return loss
+
+
+def directed_scores(means: dict[str, float]) -> dict[str, float]:
+  """new_nouns: the accuracy on nouns that training has not used."""
+  share, right = means.pop('share_new'), means.pop('new_nouns')
+  return {**means, 'new_nouns': right / share} if share else means
+
+
 def check(config: Any) -> None:
   """Raises ConfigError for a model without its task, or unless some classes, and not all, are held out."""
   own, classes = tuple(config.data.held_out), len(data.GARMENTS)
-  wanted = {'links': 'link_predictor', 'zero_shot': 'zero_shot'}
+  wanted = {'directed': 'directed_video', 'links': 'link_predictor', 'zero_shot': 'zero_shot'}
   for task, model in wanted.items():
     if (config.task == task) != (config.model.name == model):
       raise ConfigError(

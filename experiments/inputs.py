@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from experiments import processes
 from experiments.errors import ConfigError
 from experiments.generated import fill
-from experiments.graphs import known_graph
+from experiments.graphs import kinds, known_graph
 from kronmesh import data, parallel
 
 
@@ -107,7 +107,9 @@ def _source(config: Any, load: bool) -> Source:
     return _noise(config)
   if name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
     return _links(config)
-  return (_in_memory if name in (*data.IN_MEMORY, *data.SCENES) else functools.partial(_records, load=load))(config)
+  if name in (*data.IN_MEMORY, *data.SCENES, 'directed_motion'):
+    return _in_memory(config)
+  return _records(config, load)
 
 
 def _videos(config: Any, load: bool) -> Source:
@@ -172,12 +174,12 @@ def _in_memory(config: Any) -> Source:
   with processes.chief_first():
     arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
   augment = data.shift_and_flip if own.augment else None
-  if own.held_out:
+  if own.held_out and config.task == 'zero_shot':
     arrays = data.Arrays(*(x[~np.isin(arrays.label, own.held_out)] for x in arrays))
   if own.train_examples:
     arrays = data.some_of_each(arrays, own.train_examples, config.seed)
   if own.eval_examples:
-    split = data.Arrays(*(x[: own.eval_examples] for x in split))
+    split = type(split)(*(x[: own.eval_examples] for x in split))
   return Source(
     {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
     lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard),
@@ -194,8 +196,9 @@ def _links(config: Any) -> Source:
   held_out = type(held_out)(*(x[: own.eval_examples or None] for x in held_out))
   if not len(held_out.label):
     raise ConfigError(f'{own.eval_split} of {own.name} has no triples to evaluate')
+  arrays = data.Arrays(arrays.image, arrays.label)
   return Source(
-    {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items() if name != 'known'},
+    {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
     lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, shard=shard),
     lambda shard, _: data.ordered_batches(held_out, own.eval_batch_size or own.batch_size, shard=shard),
     1,
@@ -212,8 +215,10 @@ def _check_classes(source: Any, config: Any) -> None:
     raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
 
 
-def _arrays(config: Any, split: str) -> data.Arrays:
+def _arrays(config: Any, split: str) -> data.Arrays | data.Directed:
   own = config.data
+  if own.name == 'directed_motion':
+    return data.load_directed(split, kinds(config), tuple(own.held_out), folder=own.folder, source=own.source)
   if own.name in data.SCENES:
     scenes = data.shrunken(data.load_scenes(own.name, split, folder=own.folder, source=own.source), own.short_side)
     return data.windows(scenes, own.frames or 8, own.every, balanced=split == 'train')

@@ -66,6 +66,7 @@ def _make_model(config: Any, parts: int) -> nn.Module:
   classes = {
     'autoencoder': models.Autoencoder,
     'convnet': models.ConvNet,
+    'directed_video': models.DirectedVideo,
     'link_predictor': models.LinkPredictor,
     'mlp': models.MLP,
     'r2plus1d': models.R2Plus1D,
@@ -180,6 +181,7 @@ TASKS = {
   'classify': (_classification, 'accuracy', False),
   'next_token': (_next_token, 'loss', True),
   'poisson': (_poisson, 'error', True),
+  'directed': (graphs.directed, 'accuracy', False, graphs.directed_scores),
   'links': (graphs.links, 'mrr', False),
   'generate': (None, 'agreement', False),
   'zero_shot': (graphs.zero_shot, 'zero_shot', False, graphs.zero_shot_scores),

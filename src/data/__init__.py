@@ -14,6 +14,7 @@ from .datasets import (
   some_of_each,
   write_arrays,
 )
+from .directed import Directed, load_directed
 from .layouts import LAYOUTS
 from .partition import Parts, both_directions, partitioned, permuted
 from .scene_sets import SCENES, load_scenes
@@ -31,6 +32,7 @@ __all__ = [
   'SPLITS',
   'Arrays',
   'DataError',
+  'Directed',
   'KnowledgeGraph',
   'Parts',
   'Queries',
@@ -44,6 +46,7 @@ __all__ = [
   'clip_batches',
   'data_dir',
   'load_arrays',
+  'load_directed',
   'load_scenes',
   'load_triples',
   'noise',

@@ -46,7 +46,7 @@ def array_batches(
       # On the whole batch, before the shard is cut: augmentation must not change with the number of hosts.
       images = augment(images, np.random.default_rng((seed, 1, step)))
     part = slice(shard[0] * batch_size // shard[1], (shard[0] + 1) * batch_size // shard[1])
-    return {'image': images[part], 'label': arrays.label[rows][part]}
+    return {**{name: x[rows][part] for name, x in arrays._asdict().items() if name != 'image'}, 'image': images[part]}
 
   return grain.MapDataset.range(2**40).map(make)
 

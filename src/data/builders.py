@@ -65,6 +65,11 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
     """The name of the file with the images of 'train' or 'test', not packed."""
     return _IDX[split][0]
 
+  @staticmethod
+  def files_of(split: str) -> tuple[str, str]:
+    """The names of the files with its images and labels."""
+    return _IDX[split]
+
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(features=_features((28, 28, 1)), description=type(self).__doc__)
 

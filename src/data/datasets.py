@@ -158,14 +158,20 @@ def _prepared(name: str, folder: str, source: str) -> Any:
     source = source or builders.FASHION_MNIST_DEBIAN
     kind = MovingFashionMnist if name == 'moving_fashion_mnist' else builders.FashionMnistIdx
     builder = kind(source=source, data_dir=where, file_format='array_record')
-    if not Path(builder.data_path).is_dir() and not builders.idx_files_in(source):
-      raise DataError(
-        f'{name}: no IDX files in {source}; install the Debian package dataset-fashion-mnist, '
-        'or name their folder by --config.data.source'
-      )
+    if not Path(builder.data_path).is_dir():
+      idx_missing(name, source)
   if not Path(builder.data_path).is_dir():
     builders.prepare(builder)
   return builder
+
+
+def idx_missing(name: str, source: str) -> None:
+  """Raises DataError unless the folder has Fashion-MNIST's files."""
+  if not builders.idx_files_in(source):
+    raise DataError(
+      f'{name}: no IDX files in {source}; install the Debian package dataset-fashion-mnist, '
+      'or name their folder by --config.data.source'
+    )
 
 
 def class_count(source: Any) -> int:

@@ -3,6 +3,7 @@
 from .autoencoder import Autoencoder
 from .convnet import ConvNet
 from .diffaugment import POLICIES, augment
+from .directed import DirectedVideo
 from .gan import Discriminator, Generator
 from .graphs import DECODERS, Graph, LinkPredictor, ZeroShot
 from .mlp import MLP
@@ -18,6 +19,7 @@ __all__ = [
   'POLICIES',
   'Autoencoder',
   'ConvNet',
+  'DirectedVideo',
   'Discriminator',
   'Generator',
   'Graph',

@@ -168,4 +168,6 @@ class ZeroShot(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b classes']:
     classes = GraphEncoder(self.graph, self.width, self.layers, dtype=self.dtype, name='encoder')()
     features = ConvNet(self.widths, self.width, dtype=self.dtype, name='images')(x, train)
-    return accurate(features @ classes[jnp.asarray(self.nodes)].T / self.width**0.5)
+    # Of one length: else classes without images, which nothing has made longer, never win.
+    unit = lambda v: v / (jnp.linalg.norm(v, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
+    return accurate(features @ unit(classes[jnp.asarray(self.nodes)]).T)

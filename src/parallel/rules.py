@@ -33,6 +33,7 @@ RULES: dict[str, Rules] = {
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
   'video_transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
+  'directed_video': {'nodes': None, 'in': 'fsdp', 'mid': 'model', 'width': None, 'classes': None},
   'zero_shot': {'nodes': None, 'window': None, 'in': 'fsdp', 'mid': 'model', 'width': None, 'classes': None},
   'vit': {'layers': 'pipe', 'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }

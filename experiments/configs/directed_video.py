@@ -1,0 +1,30 @@
+"""What does the shoe do? Clips of two garments, directed by a noun whose place in WordNet's graph is the second input.
+
+  python experiments/train.py --config=experiments/configs/directed_video.py
+  python experiments/train.py --config=experiments/configs/directed_video.py --config.data.graph_shuffled=True
+
+Two garments move, each in its own way; a noun is given of which one of them is a kind ("boot", "shoe", "footwear"), and its
+motion is asked for, one of ten. An R-GCN over the nouns makes features that scale and shift every layer of the network of
+clips. Nouns in `config.data.held_out` are not used in training: their score is `new_nouns`. Presets behind a colon: `small`
+(minutes on two cores). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by --config.data.source and
+--config.data.graph_source.
+
+Measured (docs/graphs.md).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.defaults import choose, defaults, model
+
+
+def get_config(preset: str = 'small') -> ConfigDict:
+  choose(preset, ('small',))
+  config = defaults()
+  config.task = 'directed'
+  config.model = model('directed_video', classes=10, widths=(8, 16, 32), width=32, layers=2)
+  config.data.update({'name': 'directed_motion', 'batch_size': 128, 'eval_batch_size': 500})
+  config.data.held_out = (14, 16)  # "shoe" and "footwear" of WordNet 3.0
+  config.steps = 600
+  config.eval_every = 100
+  config.kfac.update({'learning_rate': 0.3, 'damping': 0.03, 'part': 0.5})
+  return config

@@ -1,0 +1,96 @@
+"""Two garments in motion in each clip, and a noun for one of them: what the noun's garment does is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, Int
+
+from .builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, prepare, read_idx
+from .datasets import DataError, data_dir, idx_missing
+from .moving import FRAMES, MOTIONS, SIDE, moving
+
+_COUNT = {'train': 12000, 'test': 2000}
+
+
+class Directed(NamedTuple):
+  """image: clips of two garments. query: the node of a noun of which one of both is a kind. label: that one's motion."""
+
+  image: Float[np.ndarray, 'n t h w 1']
+  label: Int[np.ndarray, ' n']
+  query: Int[np.ndarray, ' n']
+
+
+class DirectedMotion(tfds.core.GeneratorBasedBuilder):
+  """12,000 and 2,000 clips of 8 frames of 32x32: two garments of different classes, each with a motion of its own."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  pkg_dir_path = Path(__file__).parent
+
+  def __init__(self, *, source: str = FASHION_MNIST_DEBIAN, **kwargs: Any):
+    self.source = Path(source)
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    pair = tfds.features.Tensor(shape=(2,), dtype=np.int32)
+    image = tfds.features.Tensor(shape=(FRAMES, SIDE, SIDE, 1), dtype=np.uint8)
+    features = tfds.features.FeaturesDict({'image': image, 'motions': pair, 'classes': pair})
+    return self.dataset_info_from_configs(features=features, description=type(self).__doc__)
+
+  def _split_generators(self, dl_manager) -> dict[str, Any]:
+    return {split: self._generate_examples(split) for split in _COUNT}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    garments, labels = (read_idx(self.source / name) for name in FashionMnistIdx.files_of(split))
+    for i in range(_COUNT[split]):
+      rng = np.random.default_rng((1, split == 'test', i))
+      motions = rng.choice(len(MOTIONS), 2, replace=False)
+      classes = rng.choice(np.unique(labels), 2, replace=False)
+      own = [garments[rng.choice(np.flatnonzero(labels == c))] for c in classes]
+      clips = [moving(g, int(m), rng) for g, m in zip(own, motions, strict=True)]
+      yield i, {'image': np.maximum(*clips), 'motions': motions.astype(np.int32), 'classes': classes.astype(np.int32)}
+
+
+def load_directed(
+  split: str,
+  over: Int[np.ndarray, 'classes nodes'],
+  unasked: tuple[int, ...] = (),
+  *,
+  folder: str = '',
+  source: str = '',
+) -> Directed:
+  """The split, each clip with a noun that fits one of its garments and not the other.
+
+  Args:
+    split: 'train' or 'test'.
+    over: whether each class is a kind of each node.
+    unasked: nodes whose nouns training does not use.
+    folder, source: see `load_arrays`.
+
+  Raises:
+    DataError: there are no images, or no noun for a clip.
+  """
+  source = source or FASHION_MNIST_DEBIAN
+  builder = DirectedMotion(source=source, data_dir=data_dir(folder), file_format='array_record')
+  if not Path(builder.data_path).is_dir():
+    idx_missing('directed_motion', source)
+    prepare(builder)
+  records = builder.as_data_source(split=split)
+  found = records.__getitems__(range(len(records)))
+  queries, labels = [], []
+  for i, own in enumerate(found):
+    rng = np.random.default_rng((2, split == 'test', i))
+    ways = rng.permutation(2)  # one class may be a kind of the other: then that one is asked for
+    nouns = [over[own['classes'][k]] & ~over[own['classes'][1 - k]] for k in ways]
+    fits = [[n for n in np.flatnonzero(own_nouns) if split != 'train' or n not in unasked] for own_nouns in nouns]
+    if not any(fits):
+      raise DataError(f'directed_motion: no noun is left for a clip of classes {own["classes"]}; hold fewer nodes out')
+    chosen = 0 if fits[0] else 1
+    queries.append(rng.choice(fits[chosen]))
+    labels.append(own['motions'][ways[chosen]])
+  images = np.stack([own['image'] for own in found]).astype(np.float32) / 255
+  return Directed(images, np.array(labels, np.int32), np.array(queries, np.int32))
