@@ -69,6 +69,23 @@ def moving_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def directed_folder(tmp_path_factory, wordnet_folder):
+  """A folder with some clips of directed_motion."""
+  from unittest import mock
+
+  import numpy as np
+
+  from kronmesh import data
+  from tests.data.idx import write_idx
+
+  folder = tmp_path_factory.mktemp('directed')
+  write_idx(folder / 'idx', packed=True, train=200, test=100)
+  with mock.patch('kronmesh.data.directed._COUNT', {'train': 256, 'test': 64}):
+    data.load_directed('test', np.eye(10, dtype=bool), folder=str(folder), source=str(folder / 'idx'))
+  return str(folder)
+
+
+@pytest.fixture(scope='session')
 def scene_folder(tmp_path_factory):
   """A folder with some of the scenes of dashcam and surveillance, the latter of a made film."""
   from unittest import mock

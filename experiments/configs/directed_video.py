@@ -22,7 +22,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config = defaults()
   config.task = 'directed'
   config.model = model('directed_video', classes=10, widths=(8, 16, 32), width=32, layers=2)
-  config.data.update({'name': 'directed_motion', 'batch_size': 128, 'eval_batch_size': 500})
+  config.data.update({'name': 'directed_motion', 'batch_size': 128, 'eval_batch_size': 400})
   config.data.held_out = (14, 16)  # "shoe" and "footwear" of WordNet 3.0
   config.steps = 600
   config.eval_every = 100

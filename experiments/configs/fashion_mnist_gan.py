@@ -24,7 +24,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
   small = preset == 'small'
   config.model = model('gan', size=28, channels=1, classes=10, width=8 if small else 32, latent=48, embedding=32)
   config.model.attention = not small
-  config.data.update({'name': 'fashion_mnist', 'batch_size': 64, 'eval_batch_size': 500, 'eval_examples': 2000})
+  config.data.update({'name': 'fashion_mnist', 'batch_size': 64, 'eval_batch_size': 400, 'eval_examples': 2000})
   config.steps = 1000 if small else 20000
   config.eval_every = 250 if small else 1000
   config.recipe.average = 0.99 if small else 0.999

@@ -70,7 +70,16 @@ def test_a_config_says_what_it_trains_its_command_and_what_was_measured(path):
   ids=[f'{p.stem}:{n}' if n else p.stem for p, n in CASES],
 )
 def test_a_config_is_built_and_traced_as_it_is(
-  tmp_path, path, preset, imagenet_folder, moving_folder, video_folder, scene_folder, triples_folder, wordnet_folder
+  tmp_path,
+  path,
+  preset,
+  imagenet_folder,
+  moving_folder,
+  video_folder,
+  scene_folder,
+  triples_folder,
+  wordnet_folder,
+  directed_folder,
 ):
   scope = load(path)
   config = scope['get_config'](*([preset] if preset else []))
@@ -83,6 +92,11 @@ def test_a_config_is_built_and_traced_as_it_is(
   if path.stem == 'videos':
     config.data.update({'name': 'video_folder', 'source': video_folder, 'folder': str(tmp_path / 'data')})
     config.model.classes = 2
+  if path.stem == 'directed_video':
+    config.data.update({'folder': directed_folder, 'held_out': ()})
+  if path.stem == 'wordnet':
+    config.data.source = wordnet_folder
+    config.data.eval_split = 'train'  # none of so few links can be held out
   if path.stem == 'links':
     config.data.source = triples_folder
   config.data.graph_source = wordnet_folder

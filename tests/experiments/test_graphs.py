@@ -7,10 +7,11 @@ import pytest
 
 from experiments import graphs
 from experiments.build import build
-from experiments.configs import links, zero_shot
+from experiments.configs import directed_video, links, zero_shot
 from experiments.errors import ConfigError
 from experiments.train import evaluate_all, train
-from kronmesh import kron
+from kronmesh import data, kron
+from kronmesh.data.directed import DirectedMotion
 from tests.data.idx import write_idx
 from tests.draws import integers, normal
 from tests.experiments.small import build_on, losses
@@ -148,3 +149,44 @@ def test_kfac_covers_every_layer(tmp_path, wordnet_folder):
   run = build(small_images(tmp_path, wordnet_folder))
   names = {b.operator.name for b in run.curvature.blocks}
   assert names >= {'conv', 'dense', 'embedding'} and isinstance(run.curvature, kron.Curvature)
+
+
+def small_clips(folder, wordnet, mesh='data=4,model=2'):
+  config = directed_video.get_config()
+  config.data.update({'folder': folder, 'graph_source': wordnet, 'batch_size': 16, 'eval_batch_size': 32})
+  config.data.held_out = (11,)  # 'shoe' of the small graph
+  config.model.update({'widths': (4, 8), 'width': 4, 'groups': 2})
+  config.mesh, config.steps, config.eval_every, config.checkpoint_every = mesh, 4, 4, 2
+  config.kfac.update({'inverses_every': 2, 'statistics_every': 1})
+  return config
+
+
+def test_a_noun_fits_one_garment_of_both(directed_folder, wordnet_folder):
+  config = small_clips(directed_folder, wordnet_folder)
+  over = graphs.kinds(config)
+  assert over[1].sum() == 3 and over[0, 10] and not over[0, 11]  # itself, its kind, entity
+  for split in ('train', 'test'):
+    records = DirectedMotion(data_dir=directed_folder, file_format='array_record').as_data_source(split=split)
+    loaded = data.load_directed(split, over, config.data.held_out, folder=directed_folder)
+    for own, query, label in zip(records, loaded.query, loaded.label, strict=True):
+      asked = list(own['motions']).index(label)
+      assert over[own['classes'][asked], query] and not over[own['classes'][1 - asked], query]
+    assert (11 in loaded.query) == (split == 'test')
+  with pytest.raises(data.DataError, match='no noun is left for a clip of classes'):
+    data.load_directed('train', over, tuple(range(13)), folder=directed_folder)
+
+
+def test_a_noun_directs_a_network_of_clips(tmp_path, directed_folder, wordnet_folder):
+  """Trained and resumed; every layer has factors; another noun gives other logits."""
+  config = small_clips(directed_folder, wordnet_folder)
+  rows = train(config, tmp_path / 'whole', quiet=True)
+  assert set(rows[-1]) >= {'eval_accuracy', 'eval_new_nouns'}
+  parts_of(config, tmp_path / 'parts', 3)
+  assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
+  run = build(config)
+  kinds = {b.name: b.operator.name for b in run.curvature.blocks}
+  assert all(kinds[name] in ('conv', 'dense', 'embedding') for name in kinds if name.endswith(('kernel', 'embedding')))
+  state, batch = run.init(0), next(run.train_batches(0, 0))
+  variables = {'params': state.params, **state.model_state}
+  one, other = (run.task.model.apply(variables, batch['image'], jnp.full(16, k)) for k in (0, 1))
+  assert np.abs(one - other).max() > 1e-4
