@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from experiments import guard, recipe
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
-from experiments.judge import read_judge
+from experiments.judge import Judge, read_judge
 from experiments.networks import TASK, Networks, grid, networks
 from experiments.players import NAMES, Players, config_of, make_player, second_order
 from experiments.run import Run
@@ -84,67 +84,40 @@ def penalty(net: models.Discriminator, variables: Any, batch: Batch, policy: tup
   return 0.5 * (jax.grad(total)(batch['image']) ** 2).sum((1, 2, 3)).mean()
 
 
+OTHER = {'generator': 'discriminator', 'discriminator': 'generator'}
+
+
 def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
   """As `build.build`, of a config with two players."""
   check(config)
   nets, rules = networks(config), parallel.RULES['gan']
-  task = make_task(config)
   judge = read_judge(config.gan.judge) if config.gan.judge else None
   train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
-  shape = batch['image'].shape[1:]
-  wanted = (config.model.size, config.model.size, config.model.channels)
-  if shape != wanted:
-    raise ConfigError(f'images of {config.data.name} are {shape}; config.model makes {wanted}')
-  steps = config.gan.discriminator_steps
-  each = config.data.batch_size // steps
-  if strips or config.data.batch_size % (steps * parallel.batch_shards(mesh)):
-    raise ConfigError(
-      f'two players take batches that divide over data and fsdp: batch_size={config.data.batch_size} in {steps} parts '
-      f'(gan.discriminator_steps) on {config.mesh}'
-    )
-  like = {
-    'image': jax.ShapeDtypeStruct((each, *shape), jnp.float32),
-    'made': jax.ShapeDtypeStruct((each, *shape), jnp.float32),
-    'label': jax.ShapeDtypeStruct((each,), jnp.int32),
-    'noise': jax.ShapeDtypeStruct((each, config.model.latent), jnp.float32),
-  }
-
-  def init_of(name: str, key: Array) -> Any:
-    first = jnp.zeros(like['noise' if name == 'generator' else 'image'].shape)
-    return getattr(nets, name).init(key, first, jnp.zeros((each,), jnp.int32), train=True)
-
-  boxed = {name: jax.eval_shape(functools.partial(init_of, name), jax.random.key(0)) for name in NAMES}
+  check_batch(config, mesh, batch['image'].shape[1:], strips)
+  like = examples(config)
+  boxed = {name: jax.eval_shape(functools.partial(_variables, nets, name, like), jax.random.key(0)) for name in NAMES}
   shapes = {name: dict(nn.meta.unbox(b)) for name, b in boxed.items()}
   params = {name: own.pop('params') for name, own in shapes.items()}
-  param_shardings = {
+  lying = {
     name: parallel.param_shardings(params[name], nn.get_partition_spec(boxed[name])['params'], rules, mesh)
     for name in NAMES
   }
   placement, spread = kron.Local(), None
   if mesh.size > 1:
-    placement = spread = parallel.Placement(
-      mesh, **{k: v for k, v in config.placement.items() if k != 'blocks'}
-    ).check()
-  on_mesh = lambda fn: _on_mesh(fn, rules, mesh)  # noqa: E731
-  policy = tuple(config.gan.augment)
-  loss = {name: on_mesh(fn) for name, fn in losses(nets, policy).items()}
+    settings = {k: v for k, v in config.placement.items() if k != 'blocks'}
+    placement = spread = parallel.Placement(mesh, **settings).check()
+  on_mesh = functools.partial(_on_mesh, rules=rules, mesh=mesh)
+  loss = {name: on_mesh(fn) for name, fn in losses(nets, tuple(config.gan.augment)).items()}
   own = {name: config_of(config, name) for name in NAMES}
-  other = {'generator': 'discriminator', 'discriminator': 'generator'}
-  seen = {**like, 'key': jax.eval_shape(lambda: jax.random.key(0))}
-
-  def curvature_of(name: str) -> kron.Curvature | None:
-    if not second_order(own[name]):
-      return None
-    context = shapes[name], {'params': params[other[name]], **shapes[other[name]]}
-    settings = {'fisher': own[name][own[name].optimizer].fisher, 'part': own[name][own[name].optimizer].part}
-    return kron.curvature(loss[name], params[name], context, seen, has_aux=True, placement=placement, **settings)
-
-  curvature = Players(**{name: curvature_of(name) for name in NAMES})
+  curvature = curvatures(own, loss, params, shapes, like, placement)
   tx = {name: make_player(own[name], getattr(curvature, name), placement) for name in NAMES}
 
   def init(seed: int) -> TrainState:
     key = jax.random.key(seed)
-    made = {name: dict(nn.meta.unbox(init_of(name, jax.random.fold_in(key, i)))) for i, name in enumerate(NAMES)}
+    made = {
+      name: dict(nn.meta.unbox(_variables(nets, name, like, jax.random.fold_in(key, i))))
+      for i, name in enumerate(NAMES)
+    }
     params = {name: m.pop('params') for name, m in made.items()}
     return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -156,62 +129,27 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
       average=jax.tree.map(jnp.copy, params) if config.recipe.average else (),
     )
 
-  start = jax.eval_shape(init, 0)
-  everywhere = lambda tree: jax.tree.map(lambda _: parallel.replicated(mesh), tree)  # noqa: E731
-  shardings = TrainState(
-    step=parallel.replicated(mesh),
-    params=param_shardings,
-    model_state=everywhere(start.model_state),
-    opt_state={
-      name: parallel.state_shardings(start.opt_state[name], param_shardings[name], mesh, placement=spread)
-      for name in NAMES
-    },
-    key=parallel.replicated(mesh),
-    guard=everywhere(start.guard),
-    average=param_shardings if config.recipe.average else (),
-  )
-  lying = parallel.batch_sharding(mesh, config.data.batch_size)
-  batch_sharding = dict.fromkeys(batch, lying)
-  step = make_step(config, nets, loss, curvature, tx, shardings, batch_sharding)
+  everywhere = parallel.replicated(mesh)
+  shardings = state_shardings(jax.eval_shape(init, 0), lying, mesh, spread)
+  batch_sharding = dict.fromkeys(batch, parallel.batch_sharding(mesh, config.data.batch_size))
   compiled = jax.jit(
-    step,
+    make_step(config, nets, loss, curvature, tx, shardings, batch_sharding),
     in_shardings=(shardings, batch_sharding),
-    out_shardings=(shardings, parallel.replicated(mesh)),
+    out_shardings=(shardings, everywhere),
     static_argnums=(2, 3),
     donate_argnums=0,
   )
   leader = next((own[name] for name in NAMES[::-1] if second_order(own[name])), own['generator'])
   generate = on_mesh(functools.partial(_generate, nets.generator, bool(config.recipe.average)))
-
-  def evaluate(state: TrainState, batch: Batch) -> dict[str, Array]:
-    # Noise of its own for every batch: of one key and what is in it.
-    key = jax.random.fold_in(jax.random.key(config.seed), (1e3 * batch['image'].mean()).astype(jnp.uint32))
-    made = generate(state, key, batch['label'])
-    variables = {'params': state.params['discriminator'], **state.model_state['discriminator']}
-    score = lambda images: nets.discriminator.apply(variables, images, batch['label'], train=False)  # noqa: E731
-    real, fake = score(batch['image']), score(made)
-    means = {'loss': nn.relu(1 - real) + nn.relu(1 + fake), 'real': real, 'made': fake}
-    if judge is not None:
-      means['agreement'] = judge.logits(made).argmax(-1) == batch['label']
-    return {**{k: recipe.mean(v, batch) for k, v in means.items()}, 'examples': batch['mask'].sum()}
-
-  def whole_loss(params: Any, model_state: Any, batch: Batch, train: bool = True) -> Any:
-    """Of both, for whoever looks for a fault."""
-    del train
-    noise, made, key = _drawn(config, nets, params, model_state, batch['label'], jax.random.key(0))
-    full = {**batch, 'noise': noise, 'made': made, 'key': key}
-    context = lambda name: (model_state[name], {'params': params[other[name]], **model_state[other[name]]})  # noqa: E731
-    values = [loss[name](params[name], context(name), full)[0] for name in NAMES]
-    return sum(values), ({'loss': sum(values)}, model_state)
-
   pictures = jax.jit(
     lambda state: generate(state, jax.random.key(0), jnp.arange(config.model.classes).repeat(config.model.classes)),
     in_shardings=(shardings,),
-    out_shardings=parallel.replicated(mesh),
+    out_shardings=everywhere,
   )
+  evaluate = functools.partial(_evaluate, config, nets.discriminator, generate, judge)
   return Run(
     config=config,
-    task=task._replace(loss=whole_loss),
+    task=make_task(config)._replace(loss=functools.partial(_both_losses, config, nets, loss)),
     mesh=mesh,
     curvature=curvature if any(c is not None for c in curvature) else None,
     placement=placement,
@@ -220,13 +158,101 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
     step=lambda state, batch, number: compiled(state, batch, *phase(leader, number)),
     programs={'step': compiled},
     upkeep=None,
-    evaluate=jax.jit(evaluate, in_shardings=(shardings, None), out_shardings=parallel.replicated(mesh)),
+    evaluate=jax.jit(evaluate, in_shardings=(shardings, None), out_shardings=everywhere),
     train_batches=train_batches,
     eval_batches=eval_batches,
     batch=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, batch_sharding),
     strips=strips,
     draw=lambda state: (255 * grid(np.asarray(pictures(state)), config.model.classes)).round().astype(np.uint8),
   )
+
+
+def examples(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """What one step of a player sees: a part of the batch, images made for its labels, the noise that they are made of."""
+  own, each = config.model, config.data.batch_size // config.gan.discriminator_steps
+  image = jax.ShapeDtypeStruct((each, own.size, own.size, own.channels), jnp.float32)
+  return {
+    'image': image,
+    'made': image,
+    'label': jax.ShapeDtypeStruct((each,), jnp.int32),
+    'noise': jax.ShapeDtypeStruct((each, own.latent), jnp.float32),
+    'key': jax.eval_shape(lambda: jax.random.key(0)),
+  }
+
+
+def _variables(nets: Networks, name: str, like: dict[str, jax.ShapeDtypeStruct], key: Array) -> Any:
+  first = jnp.zeros(like['noise' if name == 'generator' else 'image'].shape)
+  return getattr(nets, name).init(key, first, jnp.zeros(like['label'].shape, jnp.int32), train=True)
+
+
+def curvatures(
+  own: dict[str, Any], loss: dict[str, Callable], params: Any, shapes: Any, like: Any, placement: kron.Placement
+) -> Players:
+  """Of those players whose optimiser (`own` has each one's config) is of second order."""
+
+  def one(name: str) -> kron.Curvature | None:
+    if not second_order(own[name]):
+      return None
+    context = shapes[name], {'params': params[OTHER[name]], **shapes[OTHER[name]]}
+    section = own[name][own[name].optimizer]
+    settings = {'fisher': section.fisher, 'part': section.part, 'placement': placement}
+    return kron.curvature(loss[name], params[name], context, like, has_aux=True, **settings)
+
+  return Players(**{name: one(name) for name in NAMES})
+
+
+def state_shardings(like: TrainState, params: Any, mesh: Mesh, placement: parallel.Placement | None) -> TrainState:
+  """Of a state of these shapes."""
+  everywhere = lambda tree: jax.tree.map(lambda _: parallel.replicated(mesh), tree)  # noqa: E731
+  of_optimizer = lambda name: parallel.state_shardings(  # noqa: E731
+    like.opt_state[name], params[name], mesh, placement=placement
+  )
+  return TrainState(
+    step=parallel.replicated(mesh),
+    params=params,
+    model_state=everywhere(like.model_state),
+    opt_state={name: of_optimizer(name) for name in NAMES},
+    key=parallel.replicated(mesh),
+    guard=everywhere(like.guard),
+    average=params if like.average else (),
+  )
+
+
+def _evaluate(
+  config: Any,
+  net: models.Discriminator,
+  generate: Callable,
+  judge: Judge | None,
+  state: TrainState,
+  batch: Batch,
+) -> dict[str, Array]:
+  # Noise of its own for every batch: of one key and what is in it.
+  key = jax.random.fold_in(jax.random.key(config.seed), (1e3 * batch['image'].mean()).astype(jnp.uint32))
+  made = generate(state, key, batch['label'])
+  variables = {'params': state.params['discriminator'], **state.model_state['discriminator']}
+  real, fake = (net.apply(variables, images, batch['label'], train=False) for images in (batch['image'], made))
+  found = {'loss': nn.relu(1 - real) + nn.relu(1 + fake), 'real': real, 'made': fake}
+  if judge is not None:
+    found['agreement'] = judge.logits(made).argmax(-1) == batch['label']
+  return {**{k: recipe.mean(v, batch) for k, v in found.items()}, 'examples': batch['mask'].sum()}
+
+
+def _both_losses(
+  config: Any,
+  nets: Networks,
+  loss: dict[str, Callable],
+  params: Any,
+  model_state: Any,
+  batch: Batch,
+  train: bool = True,
+) -> Any:
+  """Their sum, for whoever looks for a fault."""
+  del train
+  noise, made, key = _drawn(config, nets, params, model_state, batch['label'], jax.random.key(0))
+  full = {**batch, 'noise': noise, 'made': made, 'key': key}
+  context = lambda name: (model_state[name], {'params': params[OTHER[name]], **model_state[OTHER[name]]})  # noqa: E731
+  total = sum(loss[name](params[name], context(name), full)[0] for name in NAMES)
+  return total, ({'loss': total}, model_state)
 
 
 def make_step(
@@ -241,12 +267,11 @@ def make_step(
   """(state, batch, statistics, refresh) -> (state, metrics): the discriminator's steps, each on its part of the batch, then
   the generator's. A step that is not sound changes nothing.
   """
-  other = {'generator': 'discriminator', 'discriminator': 'generator'}
   count, policy = config.gan.discriminator_steps, tuple(config.gan.augment)
 
   def moved(name, params, model_state, opt_state, batch, key, statistics, refresh):
     """One step of a player: all of the new state, its gradient and metrics."""
-    context = model_state[name], {'params': params[other[name]], **model_state[other[name]]}
+    context = model_state[name], {'params': params[OTHER[name]], **model_state[OTHER[name]]}
     own, extra = getattr(curvature, name), {}
     if own is None:
       (_, aux), grads = jax.value_and_grad(loss[name], has_aux=True)(params[name], context, batch)
@@ -320,6 +345,19 @@ def _on_mesh(fn: Callable, rules: parallel.Rules, mesh: Mesh) -> Callable:
       return fn(*args)
 
   return sharded
+
+
+def check_batch(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strips) -> None:
+  """Raises ConfigError for images of another shape than the config's, or a batch that does not divide."""
+  wanted = (config.model.size, config.model.size, config.model.channels)
+  if shape != wanted:
+    raise ConfigError(f'images of {config.data.name} are {shape}; config.model makes {wanted}')
+  steps = config.gan.discriminator_steps
+  if strips or config.data.batch_size % (steps * parallel.batch_shards(mesh)):
+    raise ConfigError(
+      f'two players take batches that divide over data and fsdp: batch_size={config.data.batch_size} in {steps} parts '
+      f'(gan.discriminator_steps) on {config.mesh}'
+    )
 
 
 def check(config: Any) -> None:
