@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs.defaults import defaults
 from experiments.errors import ConfigError
+from kronmesh import models
 
 # By path, or by name for the sections of optimisers. '>= 0', '> 0', '[0, 1)', '(0, 1]'; all numbers must be finite.
 RANGES = {
@@ -97,6 +98,11 @@ def check_ranges(config: Any) -> None:
   """
   if any(not isinstance(n, int) or n < 1 for n in config.data.shape):
     raise ConfigError(f'config.data.shape={config.data.shape!r} must be a tuple of whole numbers of at least 1')
+  if any(not isinstance(n, int) or n < 0 for n in config.data.held_out):
+    raise ConfigError(f'config.data.held_out={config.data.held_out!r} must be a tuple of whole numbers of at least 0')
+  unknown = [name for name in config.gan.augment if name not in models.POLICIES]
+  if unknown:
+    raise ConfigError(f'config.gan.augment has {unknown[0]!r}; choose from {", ".join(models.POLICIES)}')
   sections = (
     '',
     'data',
