@@ -9,7 +9,7 @@ clips. Nouns in `config.data.held_out` are not used in training: their score is 
 (minutes on two cores). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by --config.data.source and
 --config.data.graph_source.
 
-Measured (docs/graphs.md).
+Measured: nothing yet; its scores are open (docs/graphs.md).
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ images that it gives the class they were asked for. Presets behind a colon: `sma
 two cores, minutes on a GPU). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
 --config.data.source.
 
-Measured (docs/gan.md).
+Measured (`small`, Adam, four minutes on two cores; docs/gan.md): agreement 0.82. `full` and K-FAC are open.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ Links to what a synset is a kind or an instance of, 4,000 of them held out. Ever
 part of the graph sends the features of those nodes alone that other parts read. Presets behind a colon: `small` (minutes on
 two cores). Needs Debian's wordnet-base, or a folder named by --config.data.source.
 
-Measured (docs/graphs.md).
+Measured (docs/graphs.md): a step equals that of the whole graph; its scores are open.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ Reported: the accuracy on unseen classes among those alone (zero_shot), and the 
 all ten (harmonic). Presets behind a colon: `small` (minutes on two cores). Needs Debian's dataset-fashion-mnist and
 wordnet-base, or folders named by --config.data.source and --config.data.graph_source.
 
-Measured (docs/graphs.md).
+Measured (five sets of three classes; docs/graphs.md): zero_shot 0.587, 0.337 with nodes exchanged, chance 0.333.
 """
 
 from ml_collections import ConfigDict
