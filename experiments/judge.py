@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,20 +45,22 @@ def read_judge(run: str | Path) -> Judge:
   def logits(images):
     return model.apply(variables, images, train=False)
 
-  def features(images):
-    """What the network has before its logits."""
-    seen = []
-
-    def look(call, args, kwargs, context):
-      if context.module.name == 'logits':
-        seen.append(args[0])
-      return call(*args, **kwargs)
-
-    with nn.intercept_methods(look):
-      model.apply(variables, images, train=False)
-    return seen[0].reshape(len(images), -1).astype('float32')
-
+  features = functools.partial(before_logits, model, variables)
   return Judge(f'{config.model.name} of {Path(run).name}', logits, features)
+
+
+def before_logits(model: nn.Module, variables: Any, images: Float[Array, 'b ...']) -> Float[Array, 'b d']:
+  """What a network has before its layer 'logits'."""
+  seen = []
+
+  def look(call, args, kwargs, context):
+    if context.module.name == 'logits':
+      seen.append(args[0])
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(look):
+    model.apply(variables, images, train=False)
+  return seen[0].reshape(len(images), -1).astype('float32')
 
 
 def frechet(a: Features, b: Features) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,6 +20,7 @@ from PIL import Image
 from experiments import folder as files
 from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
+from experiments.judge import before_logits
 from experiments.tasks import make_task
 from kronmesh import data
 from kronmesh.data import clips, video
@@ -88,18 +89,7 @@ def network(run: str | Path) -> Embedding:
     grey = [Image.fromarray(f).convert('L').resize((width, height), Image.Resampling.BILINEAR) for f in clip]
     return np.stack(grey)[..., None].astype(np.float32) / 255
 
-  @jax.jit
-  def features(images):
-    seen = []
-
-    def look(call, args, kwargs, context):
-      if context.module.name == 'logits':
-        seen.append(args[0])
-      return call(*args, **kwargs)
-
-    with nn.intercept_methods(look):
-      task.model.apply(variables, images)
-    return seen[0].reshape(len(images), -1).astype('float32')
+  features = jax.jit(functools.partial(before_logits, task.model, variables))
 
   def of(found: list[Pixels]) -> Vectors:
     return unit(np.concatenate([np.asarray(features(input_of(clip)[None])) for clip in found]))

@@ -33,7 +33,9 @@ class Parts(NamedTuple):
 
 
 def both_directions(triples: Int[np.ndarray, 'n 3'], relations: int) -> Int[np.ndarray, '2n 3']:
-  """Links with their inverses, whose relations follow: what messages go along."""
+  """Every link also from its target, as a relation of its own behind the others (Lacroix et al. 2018, arXiv:1806.07297,
+  section 2): what messages go along, and what is asked for.
+  """
   return np.concatenate([triples, triples[:, ::-1] + np.array([0, relations, 0], triples.dtype)])
 
 

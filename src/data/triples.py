@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .datasets import DataError, data_dir
+from .partition import both_directions
 
 SPLITS = ('train', 'valid', 'test')
 _FILES = ('.txt', '.tsv', '.nt')
@@ -135,7 +136,7 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
 
 def queries(graph: KnowledgeGraph, split: str) -> Queries:
   """Both ends of every link of a split: (source, r) -> target, and (target, r + relations) -> source."""
-  both = {name: _both_ways(triples, len(graph.relations)) for name, triples in graph.splits.items()}
+  both = {name: both_directions(triples, len(graph.relations)) for name, triples in graph.splits.items()}
   everything = np.concatenate(list(both.values()))
   key = everything[:, 0].astype(np.int64) * 2 * len(graph.relations) + everything[:, 1]
   order = np.argsort(key, kind='stable')
@@ -147,11 +148,6 @@ def queries(graph: KnowledgeGraph, split: str) -> Queries:
   there = at < counts[place][:, None]
   known = np.where(there, everything[order][np.where(there, rows, 0), 2], -1)
   return Queries(wanted[:, :2], wanted[:, 2], known.astype(np.int32))
-
-
-def _both_ways(triples: Triples, relations: int) -> Triples:
-  """Every link also from its target, as a relation of its own (Lacroix et al. 2018, arXiv:1806.07297, section 2)."""
-  return np.concatenate([triples, triples[:, ::-1] + np.array([0, relations, 0], np.int32)])
 
 
 def _file_of(where: Path, split: str) -> Path:
