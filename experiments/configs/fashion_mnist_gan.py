@@ -34,3 +34,14 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.kfac.update({'statistics_every': 10, 'inverses_every': 10})
   config.health_every = 0
   return config
+
+
+def spaces() -> dict[str, dict[str, tuple[float, float]]]:
+  """Where scripts/compare.py tries settings, as many for each: rates of two players are smaller than a classifier's."""
+  second_order = {'learning_rate': (3e-3, 0.3), 'damping': (0.01, 1.0)}
+  return {
+    'kfac': second_order,
+    'ekfac': second_order,
+    'adam': {'learning_rate': (3e-4, 5e-3), '1-b2': (3e-3, 0.1)},
+    'muon': {'learning_rate': (1e-3, 0.05), '1-momentum': (0.03, 0.3)},
+  }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import io
 import struct
@@ -82,12 +83,26 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
       yield i, {'image': image[..., None], 'label': int(label)}
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> None:
-  """Makes the set's records, once: TFDS speaks of downloading, which is not done here."""
-  print(f'preparing {builder.name} in {builder.data_path}, once', file=sys.stderr)
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare()
+def prepare(builder: tfds.core.DatasetBuilder) -> bool:
+  """Makes the set's records, once: TFDS speaks of downloading, which is not done here.
+
+  Of several processes that come at the same time one makes them, and the others wait for it.
+
+  Returns:
+    Whether this process made them.
+  """
+  path = Path(builder.data_path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with (path.parent / f'{path.name}.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if path.is_dir():
+      builder.info.read_from_directory(path)
+      return False
+    print(f'preparing {builder.name} in {path}, once', file=sys.stderr)
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  return True
 
 
 def idx_files_in(folder: str) -> bool:

@@ -102,7 +102,8 @@ def prepared(
     return tfds.builder_from_directory(path)
   options = {'rate': rate, 'short_side': short_side, 'bands': bands}
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
-  prepare(builder)
+  if not prepare(builder):
+    return tfds.builder_from_directory(path)
   Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
   if builder.skipped:
     words = '%s: %d of %d videos are left out; %s lists them'

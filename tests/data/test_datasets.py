@@ -38,6 +38,17 @@ def test_fashion_mnist_from_idx_files(tmp_path, packed):
     assert {(bytes(i), int(n)) for i, n in zip(pixels, arrays.label, strict=True)} == pairs
 
 
+def test_processes_that_prepare_a_set_at_once_wait_for_one_of_them(tmp_path):
+  write_idx(tmp_path / 'idx', False, train=3000, test=5)
+  where = {'folder': str(tmp_path), 'source': str(tmp_path / 'idx')}
+  code = f"from kronmesh import data; print(len(data.load_arrays('fashion_mnist', 'train', **{where}).label))"
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  start = lambda: subprocess.Popen([sys.executable, '-c', code], **pipes)  # noqa: E731
+  told = [process.communicate(timeout=300) for process in [start() for _ in range(3)]]
+  assert [out for out, _ in told] == ['3000\n'] * 3, told
+  assert sum('preparing fashion_mnist_idx' in err for _, err in told) == 1
+
+
 def test_what_is_missing_is_named(tmp_path):
   with pytest.raises(DataError, match='no IDX files in /nowhere; install'):
     data.load_arrays('fashion_mnist', 'train', folder=str(tmp_path), source='/nowhere')
