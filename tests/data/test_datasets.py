@@ -1,5 +1,6 @@
 """Data sets are prepared once, as array_record, without TensorFlow, and a missing one is named."""
 
+import shutil
 import subprocess
 import sys
 
@@ -211,3 +212,17 @@ def test_arrays_of_the_users_own(tmp_path):
   np.savez(tmp_path / 'set' / 'test.npz', image=own.image, label=own.label[:3])
   with pytest.raises(data.DataError, match='has 5 images and 3 labels'):
     data.load_arrays('arrays', 'test', source=str(tmp_path / 'set'))
+
+
+def test_arrays_are_decoded_once_while_their_files_stay_the_same(tmp_path):
+  where = {'folder': str(tmp_path / 'data'), 'source': str(tmp_path / 'idx')}
+  write_idx(tmp_path / 'idx', False, train=12, test=5)
+  train = data.load_arrays('fashion_mnist', 'train', **where)
+  assert data.load_arrays('fashion_mnist', 'train', **where) is train
+  with pytest.raises(ValueError, match='read-only'):
+    train.image[0] = 0
+  shutil.rmtree(tmp_path / 'data')
+  shutil.rmtree(tmp_path / 'idx')
+  written = write_idx(tmp_path / 'idx', False, train=9, test=5)
+  again = data.load_arrays('fashion_mnist', 'train', **where)
+  assert len(again.label) == len(written['train'][1]) == 9
