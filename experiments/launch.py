@@ -78,14 +78,15 @@ def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -
   if not isinstance(config, ConfigDict):
     name = config_flags.get_config_filename(settings.values['config'])
     raise ConfigError(f'get_config() of {name!r} returns no ConfigDict')
-  use_cache(_CACHE.value)
+  use_cache()
   use_devices(config)
   processes.join()
   main(config, settings.workdir.value)
 
 
-def use_cache(folder: str) -> None:
+def use_cache() -> None:
   """Keeps compiled programs for the next run; JAX's own environment variable comes first."""
+  folder = _CACHE.value
   if folder and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

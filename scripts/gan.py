@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 from absl import app, flags, logging
@@ -68,6 +68,7 @@ def measure() -> None:
 
 def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)
+  experiments.launch.use_cache()
   try:
     if len(argv) > 1:
       raise ConfigError(f'{argv[1]!r} is no flag; write --run=...')

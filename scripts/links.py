@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import app, flags, logging
@@ -92,6 +92,7 @@ def measured(preset: str, methods: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.ERROR)
+  experiments.launch.use_cache()
   methods: dict[str, Any] = {
     name: lambda preset, setting, seed, split, name=name: ours(preset, name, setting, seed, split)
     for name in ('kfac', 'adam')

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import app, flags, logging
@@ -50,6 +50,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.ERROR)
+  experiments.launch.use_cache()
   found = []
   for held_out in HELD_OUT:
     for seed in range(SEEDS.value):

@@ -9,8 +9,8 @@ from importlib.metadata import version
 # What one test has compiled serves the others, on all workers and in the commands they start.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='kronmesh-tests-')
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 # Most of a test's time is XLA compiling small programs, two to four times as fast like this.
 # `XLA_FLAGS= make test` compiles as users do.

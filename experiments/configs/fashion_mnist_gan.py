@@ -30,15 +30,15 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.recipe.average = 0.99 if small else 0.999
   config.optimizer = 'adam'
   config.adam.update({'learning_rate': 1e-3, 'b1': 0.0, 'b2': 0.99, 'schedule': 'constant'})
-  config.kfac.update({'learning_rate': 0.01, 'damping': 0.1, 'momentum': 0.0, 'schedule': 'constant', 'kl_clip': 0.0})
-  config.kfac.update({'statistics_every': 10, 'inverses_every': 10})
+  config.kfac.update({'learning_rate': 0.1, 'damping': 0.1, 'momentum': 0.0, 'schedule': 'constant'})
+  config.kfac.update({'kl_clip': 0.01, 'part': 0.25, 'statistics_every': 10, 'inverses_every': 10})
   config.health_every = 0
   return config
 
 
 def spaces() -> dict[str, dict[str, tuple[float, float]]]:
   """Where scripts/compare.py tries settings, as many for each: rates of two players are smaller than a classifier's."""
-  second_order = {'learning_rate': (3e-3, 0.3), 'damping': (0.01, 1.0)}
+  second_order = {'damping': (0.01, 1.0), 'kl_clip': (1e-3, 0.1)}
   return {
     'kfac': second_order,
     'ekfac': second_order,

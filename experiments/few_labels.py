@@ -1,0 +1,125 @@
+"""Few labels: what classical augmentation, a GAN's images, and a GAN trained with DiffAugment are worth to a classifier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from experiments import folder, generated
+from experiments.checkpoints import load_export
+from experiments.configs import fashion_mnist_gan, fashion_mnist_resnet
+from experiments.errors import ConfigError
+from experiments.tables import columns
+from experiments.train import train
+from kronmesh import data
+
+ARMS = ('none', 'classical', 'GAN', 'GAN + DiffAugment')
+POLICY = ('translation', 'cutout')
+
+Arms = dict[str, dict[str, float]]  # by arm: 'accuracy', and 'CAS' of those with a GAN
+Found = dict[tuple[int, int], Arms]  # by labels and seed
+
+
+class Settings(NamedTuple):
+  """Of a protocol: the steps of classifiers and of GANs, and Fashion-MNIST's folder ('' for Debian's)."""
+
+  steps: int
+  gan_steps: int
+  source: str = ''
+
+  def told(self) -> dict[str, int]:
+    return {'steps': self.steps, 'gan_steps': self.gan_steps}
+
+
+def classifier(labels: int, seed: int, arm: str, settings: Settings) -> Any:
+  """The config of a classifier of so many labelled images."""
+  config, batch = fashion_mnist_resnet.get_config('small'), min(max(labels // 32 * 32, 8), 128)  # on up to 8 devices
+  config.model.width = 16
+  config.data.update({'source': settings.source, 'train_examples': labels, 'batch_size': batch})
+  config.data.update({'eval_batch_size': 1000, 'eval_examples': 0, 'augment': arm == 'classical'})
+  config.update({'seed': seed, 'steps': settings.steps, 'eval_every': settings.steps, 'keep_checkpoints': 1})
+  config.health_every = 0
+  return config
+
+
+def gan(labels: int, seed: int, policy: tuple[str, ...], settings: Settings) -> Any:
+  """The config of a GAN that sees the same images as the classifiers."""
+  config = fashion_mnist_gan.get_config('small')
+  config.data.update({'source': settings.source, 'train_examples': labels})
+  config.update({'seed': seed, 'steps': settings.gan_steps, 'eval_every': settings.gan_steps, 'keep_checkpoints': 1})
+  config.gan.augment = policy
+  return config
+
+
+def trained(config: Any, where: Path) -> float | None:
+  """Of a run that is there already, or of a new one: its accuracy, if it is a classifier's."""
+  rows = folder.evaluations(where) if (where / 'export').exists() else train(config, where, quiet=True)
+  return rows[-1].get('eval_accuracy')
+
+
+def run(labels: int, seed: int, where: Path, settings: Settings) -> Arms:
+  """All arms, with the same labelled images: accuracies, and CAS of those with a GAN. Runs of the folder go on."""
+  found = {arm: {'accuracy': trained(classifier(labels, seed, arm, settings), where / arm)} for arm in ARMS[:2]}
+  test = data.load_arrays('fashion_mnist', 'test', source=settings.source)
+  for arm, policy in zip(ARMS[2:], ((), POLICY), strict=True):
+    made_by = where / f'network of {arm}'
+    trained(gan(labels, seed, policy, settings), made_by)
+    config = classifier(labels, seed, arm, settings)
+    config.generated.update({'run': str(made_by), 'judge': str(where / 'none'), 'share': 0.5, 'keep': 0.5})
+    found[arm] = {'accuracy': trained(config, where / arm)}
+    alone = where / f'alone of {arm}'
+    if not (alone / 'run/export').exists():
+      images = generated.images(generated.read_generator(made_by), 10000, seed)
+      generated.classified(images, test, alone, settings.steps, seed)
+    found[arm]['CAS'] = load_export(alone / 'run/export')[1]['scores']['accuracy']
+  return found
+
+
+def read(path: Path, settings: Settings) -> Found:
+  """What was measured before, with these settings.
+
+  Raises:
+    ConfigError: the file holds what was measured with others.
+  """
+  if not path.exists():
+    return {}
+  before = json.loads(path.read_text())
+  if before['settings'] != settings.told():
+    raise ConfigError(
+      f'{path} holds what was measured with {before["settings"]}, not {settings.told()}; name another --out'
+    )
+  return {(one['labels'], one['seed']): one['arms'] for one in before['runs']}
+
+
+def add(path: Path, settings: Settings, labels: int, seed: int, arms: Arms) -> None:
+  """To what the file has now: another call, of other labels, may have written since it was read."""
+  found = {**read(path, settings), (labels, seed): arms}
+  runs = [{'labels': labels, 'seed': seed, 'arms': own} for (labels, seed), own in sorted(found.items())]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps({'settings': settings.told(), 'runs': runs}, indent=1) + '\n')
+
+
+def interval(values: np.ndarray) -> str:
+  """Mean and the 95 % interval of it, in percent, by Student's t."""
+  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+  return f'{100 * values.mean():.1f} +- {100 * half:.1f}'
+
+
+def table(found: Found) -> str:
+  """Of those numbers of labels that have two seeds at least; differences are within a seed."""
+  rows = []
+  for labels in sorted({labels for labels, _ in found}):
+    own = [arms for (number, _), arms in sorted(found.items()) if number == labels]
+    if len(own) < 2:
+      continue
+    classical = np.array([o['classical']['accuracy'] for o in own])
+    for arm in ARMS:
+      accuracy = np.array([o[arm]['accuracy'] for o in own])
+      cas = interval(np.array([o[arm]['CAS'] for o in own])) if 'CAS' in own[0][arm] else ''
+      beside = interval(accuracy - classical) if arm != 'classical' else ''
+      rows.append([labels, len(own), arm, interval(accuracy), beside, cas])
+  return columns(['labels', 'seeds', 'images', 'accuracy, percent', 'less classical', 'CAS'], rows)
