@@ -96,6 +96,7 @@ TABLES['docs/convergence.md'] = [
 
 
 TABLES['docs/performance.md'] = [f'performance/{n}' for n in ('autoencoder', 'text', 'resnet', 'mlp', 'digits')]
+TABLES['docs/gan.md'] = ['gan/players']
 OVERHEAD = sorted((ROOT / 'docs' / 'overhead').glob('*.json'))
 
 
