@@ -85,22 +85,21 @@ def read(path: Path, settings: Settings) -> Found:
   Raises:
     ConfigError: the file holds what was measured with others.
   """
-  if not path.exists():
-    return {}
-  before = json.loads(path.read_text())
-  if before['settings'] != settings.told():
-    raise ConfigError(
-      f'{path} holds what was measured with {before["settings"]}, not {settings.told()}; name another --out'
-    )
-  return {(one['labels'], one['seed']): one['arms'] for one in before['runs']}
+  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  for row in rows:
+    if row['settings'] != settings.told():
+      raise ConfigError(
+        f'{path} holds what was measured with {row["settings"]}, not {settings.told()}; name another --out'
+      )
+  return {(row['labels'], row['seed']): row['arms'] for row in rows}
 
 
 def add(path: Path, settings: Settings, labels: int, seed: int, arms: Arms) -> None:
-  """To what the file has now: another call, of other labels, may have written since it was read."""
-  found = {**read(path, settings), (labels, seed): arms}
-  runs = [{'labels': labels, 'seed': seed, 'arms': own} for (labels, seed), own in sorted(found.items())]
+  """One line, in one write: calls of other labels may write to the same file."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({'settings': settings.told(), 'runs': runs}, indent=1) + '\n')
+  row = {'settings': settings.told(), 'labels': labels, 'seed': seed, 'arms': arms}
+  with path.open('a') as file:
+    file.write(json.dumps(row) + '\n')
 
 
 def interval(values: np.ndarray) -> str:

@@ -5,7 +5,7 @@ python scripts/augmentation.py --workdir=runs/augmentation --out=docs/augmentati
 Of Fashion-MNIST 100, 500 and 1,000 images have labels, and there are no others. With each number and seed a classifier is
 trained on them ('none'), with shifts and mirrors ('classical'), and with half of every batch made by a GAN that has seen
 the same labels alone, without DiffAugment or with it; its images are filtered by the classifier of 'none'. CAS is the
-accuracy of a classifier of made images alone. All are on the 10,000 real test images. What augmentation.json in --out has
+accuracy of a classifier of made images alone. All are on the 10,000 real test images. What augmentation.jsonl in --out has
 of the same settings is not made again: a second call goes on where the first ended, there or on another machine.
 """
 
@@ -26,7 +26,7 @@ from experiments.errors import MISTAKE, ConfigError
 from kronmesh import data
 
 WORKDIR = flags.DEFINE_string('workdir', 'runs/augmentation', 'Folder for all runs.')
-OUT = flags.DEFINE_string('out', 'runs/augmentation', 'Folder for augmentation.json and augmentation.txt.')
+OUT = flags.DEFINE_string('out', 'runs/augmentation', 'Folder for augmentation.jsonl and augmentation.txt.')
 LABELS = flags.DEFINE_multi_integer('labels', [100, 500, 1000], 'How many images have labels.')
 SEEDS = flags.DEFINE_integer('seeds', 5, 'Of labels, networks and noise.', lower_bound=2)
 STEPS = flags.DEFINE_integer('steps', 300, 'Of a classifier.', lower_bound=1)
@@ -37,7 +37,7 @@ SOURCE = flags.DEFINE_string('source', '', "Fashion-MNIST's folder, see --config
 def measure() -> None:
   settings = few_labels.Settings(STEPS.value, GAN_STEPS.value, SOURCE.value)
   out = Path(OUT.value)
-  path = out / 'augmentation.json'
+  path = out / 'augmentation.jsonl'
   for labels, seed in itertools.product(LABELS.value, range(SEEDS.value)):
     if (labels, seed) not in few_labels.read(path, settings):
       arms = few_labels.run(labels, seed, Path(WORKDIR.value) / f'{labels}_{seed}', settings)

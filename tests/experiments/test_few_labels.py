@@ -22,7 +22,7 @@ def test_the_table_has_means_and_intervals_of_differences_within_a_seed():
 
 
 def test_what_was_measured_is_kept_for_the_next_call_of_the_same_settings(tmp_path):
-  path, settings = tmp_path / 'out/augmentation.json', Settings(200, 500)
+  path, settings = tmp_path / 'out/augmentation.jsonl', Settings(200, 500)
   assert few_labels.read(path, settings) == {}
   few_labels.add(path, settings, 500, 1, arms(0.7, 0.8, 0.5))
   few_labels.add(path, settings, 100, 0, arms(0.6, 0.6, 0.4))
