@@ -56,13 +56,21 @@ def gan(labels: int, seed: int, policy: tuple[str, ...], settings: Settings) -> 
 
 
 def trained(config: Any, where: Path) -> float | None:
-  """Of a run that is there already, or of a new one: its accuracy, if it is a classifier's."""
+  """Of a run that is there already, or of a new one: its accuracy, if it is a classifier's.
+
+  Raises:
+    ConfigError: what is there is another config's.
+  """
+  folder.check_same(config, where)
   rows = folder.evaluations(where) if (where / 'export').exists() else train(config, where, quiet=True)
   return rows[-1].get('eval_accuracy')
 
 
 def run(labels: int, seed: int, where: Path, settings: Settings) -> Arms:
   """All arms, with the same labelled images: accuracies, and CAS of those with a GAN. Runs of the folder go on."""
+  where = where / '_'.join(
+    f'{name}={n}' for name, n in settings.told().items()
+  )  # a finished run does not tell its length
   found = {arm: {'accuracy': trained(classifier(labels, seed, arm, settings), where / arm)} for arm in ARMS[:2]}
   test = data.load_arrays('fashion_mnist', 'test', source=settings.source)
   for arm, policy in zip(ARMS[2:], ((), POLICY), strict=True):

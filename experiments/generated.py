@@ -18,7 +18,7 @@ from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
 from experiments.judge import Judge, in_batches, read_judge
 from experiments.networks import TASK, grid, networks
-from kronmesh import data, parallel
+from kronmesh import data, models, parallel
 
 _MADE = 0x6D616465  # folded into the keys of made images
 
@@ -32,7 +32,10 @@ class Generator(NamedTuple):
 
 
 def read_generator(run: str | Path) -> Generator:
-  """The generator of a finished run.
+  """The generator of a finished run, its norms' means and variances renewed.
+
+  Those that the run ends with are of its last parameters; the exported ones are an average over many steps. So they are
+  taken anew from images of these, with the norms of batches (Brock et al. 2019, appendix C: standing statistics).
 
   Raises:
     ConfigError: there is none.
@@ -42,8 +45,21 @@ def read_generator(run: str | Path) -> Generator:
   if config.task != TASK:
     raise ConfigError(f'{run} is a run of {config.task!r}; a generator is one of {TASK!r}')
   net = networks(config).generator
-  own = {'params': variables['params']['generator'], **variables['generator']}
+  own = standing(net, {'params': variables['params']['generator'], **variables['generator']})
   return Generator(config, jax.jit(functools.partial(net.apply, own)), about['step'])
+
+
+def standing(net: models.Generator, variables: dict[str, Any], passes: int = 48) -> dict[str, Any]:
+  """The variables, with means and variances of norms, and vectors of spectral norms, of their own parameters."""
+  params, state = variables['params'], {k: v for k, v in variables.items() if k != 'params'}
+  label = jnp.arange(20 * net.classes) % net.classes
+
+  def again(state: dict[str, Any], key: Any) -> tuple[dict[str, Any], None]:
+    noise = jax.random.normal(key, (len(label), net.latent))
+    return net.apply({'params': params, **state}, noise, label, train=True, mutable=list(state))[1], None
+
+  keys = jax.random.split(jax.random.key(_MADE), passes)
+  return {'params': params, **jax.jit(lambda state: jax.lax.scan(again, state, keys)[0])(state)}
 
 
 def images(
