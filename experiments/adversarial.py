@@ -226,8 +226,8 @@ def _evaluate(
   state: TrainState,
   batch: Batch,
 ) -> dict[str, Array]:
-  # Noise of its own for every batch: of one key and what is in it.
-  key = jax.random.fold_in(jax.random.key(config.seed), (1e3 * batch['image'].mean()).astype(jnp.uint32))
+  # Noise of its own for every batch: of one key (a built run may be trained with several seeds) and what is in it.
+  key = jax.random.fold_in(jax.random.key(0), (1e3 * batch['image'].mean()).astype(jnp.uint32))
   made = generate(state, key, batch['label'])
   variables = {'params': state.params['discriminator'], **state.model_state['discriminator']}
   real, fake = (net.apply(variables, images, batch['label'], train=False) for images in (batch['image'], made))
@@ -371,3 +371,12 @@ def check(config: Any) -> None:
   ):
     if value != none:
       raise ConfigError(f'config.{name}={value!r} does not go with config.task={TASK!r}; set it to {none!r}')
+  for name in ('not_finite', 'spike'):
+    if config.faults[name] == 'damp':
+      raise ConfigError(f"config.faults.{name}='damp' does not go with config.task={TASK!r}; set it to 'skip'")
+  for name in ('target', 'keep_best'):
+    if config[name] and not config.gan.judge:
+      raise ConfigError(
+        f"config.{name}={config[name]} needs a score, and the discriminator's loss is none: name a finished classifier by "
+        'config.gan.judge'
+      )

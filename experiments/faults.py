@@ -97,7 +97,7 @@ def _outputs(run: Run, state: TrainState, batch: Any) -> tuple[list[str], dict[s
 
   def intercept(call, args, kwargs, context):
     out = call(*args, **kwargs)
-    path = '/'.join(context.module.path)
+    path = _path(context.module)
     if path and context.method_name == '__call__':
       if path not in order:
         order.append(path)
@@ -113,6 +113,16 @@ def _outputs(run: Run, state: TrainState, batch: Any) -> tuple[list[str], dict[s
   jax.block_until_ready(jax.jit(forward)(state.params, state.model_state, batch))
   jax.effects_barrier()
   return order, finite
+
+
+def _path(module: nn.Module) -> str:
+  """As its parameters are named; a network that is one of several has a name itself. '' for a network, and for what a
+  transformation has taken out of it: the module around it is seen too.
+  """
+  root = module
+  while isinstance(root.parent, nn.Module):
+    root = root.parent
+  return '' if root.path else '/'.join(([root.name] if root.name and module.path else []) + list(module.path))
 
 
 class Policy:

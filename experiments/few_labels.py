@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from experiments import folder, generated
 from experiments.checkpoints import load_export
 from experiments.configs import fashion_mnist_gan, fashion_mnist_resnet
 from experiments.errors import ConfigError
-from experiments.tables import columns
+from experiments.tables import columns, interval
 from experiments.train import train
 from kronmesh import data
 
@@ -108,12 +107,6 @@ def add(path: Path, settings: Settings, labels: int, seed: int, arms: Arms) -> N
   row = {'settings': settings.told(), 'labels': labels, 'seed': seed, 'arms': arms}
   with path.open('a') as file:
     file.write(json.dumps(row) + '\n')
-
-
-def interval(values: np.ndarray) -> str:
-  """Mean and the 95 % interval of it, in percent, by Student's t."""
-  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-  return f'{100 * values.mean():.1f} +- {100 * half:.1f}'
 
 
 def table(found: Found) -> str:

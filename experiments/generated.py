@@ -19,6 +19,7 @@ from experiments.errors import ConfigError
 from experiments.judge import Judge, in_batches, read_judge
 from experiments.networks import TASK, grid, networks
 from kronmesh import data, models, parallel
+from kronmesh.models.gan import MOMENTUM
 
 _MADE = 0x6D616465  # folded into the keys of made images
 
@@ -52,6 +53,7 @@ def read_generator(run: str | Path) -> Generator:
 def standing(net: models.Generator, variables: dict[str, Any], passes: int = 48) -> dict[str, Any]:
   """The variables, with means and variances of norms, and vectors of spectral norms, of their own parameters."""
   params, state = variables['params'], {k: v for k, v in variables.items() if k != 'params'}
+  state['batch_stats'] = jax.tree.map(jnp.zeros_like, state['batch_stats'])  # passes do not read them
   label = jnp.arange(20 * net.classes) % net.classes
 
   def again(state: dict[str, Any], key: Any) -> tuple[dict[str, Any], None]:
@@ -59,7 +61,9 @@ def standing(net: models.Generator, variables: dict[str, Any], passes: int = 48)
     return net.apply({'params': params, **state}, noise, label, train=True, mutable=list(state))[1], None
 
   keys = jax.random.split(jax.random.key(_MADE), passes)
-  return {'params': params, **jax.jit(lambda state: jax.lax.scan(again, state, keys)[0])(state)}
+  found = jax.jit(lambda state: jax.lax.scan(again, state, keys)[0])(state)
+  found['batch_stats'] = jax.tree.map(lambda x: x / (1 - MOMENTUM**passes), found['batch_stats'])
+  return {'params': params, **found}
 
 
 def images(
@@ -122,29 +126,40 @@ def classified(train: data.Arrays, test: data.Arrays, folder: Path, steps: int, 
   return train_run(config, folder / 'run', quiet=True)[-1]['eval_accuracy']
 
 
-def fill(config: Any, mesh: Mesh) -> Callable[[dict[str, Any], Any], dict[str, Any]] | None:
-  """(a batch on the mesh, its number) -> the batch with a share of made images, or None where the config wants none.
+def fill(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strips) -> Callable | None:
+  """(a batch on the mesh, the seed, its number) -> the batch with a share of made images; None where none are wanted.
 
   It is dispatched when the batch is made, ahead of the step that trains on it, and runs sharded as the batch is: each shard
   makes its own. Where a judge is named, an image is made anew until the judge gives its own class the probability `keep`;
   after so many `tries` the one that it takes for its class most is kept.
 
   Raises:
-    ConfigError: no such runs, or another number of classes or shape of images.
+    ConfigError: no such runs, another number of classes or shape of images, or what they do not go with.
   """
   own, size = config.generated, config.data.batch_size
   if not own.run:
     return None
+  if config.task != 'classify' or strips:
+    what = (
+      f'--config.mesh={config.mesh}, which divides images'
+      if strips
+      else f"config.task={config.task!r}: 'classify' does"
+    )
+    raise ConfigError(f'config.generated.run does not go with {what}')
   generator = read_generator(own.run)
   judge = read_judge(own.judge) if own.judge else None
   model, shards = generator.config.model, parallel.batch_shards(mesh)
   made = round(own.share * size / shards)  # of each shard
   if not 0 < made <= size // shards:
-    raise ConfigError(f'config.generated.share={own.share:g} of {size} examples on {shards} shards is none; raise it')
+    what = 'none; raise it' if made <= 0 else 'more than all; it is at most 1'
+    raise ConfigError(f'config.generated.share={own.share:g} of {size} examples on {shards} shards is {what}')
   if config.model.get('classes', 0) != model.classes:
     raise ConfigError(
       f'{own.run} makes images of {model.classes} classes; config.model.classes={config.model.get("classes", 0)}'
     )
+  of_generator = (model.size, model.size, model.channels)
+  if shape != of_generator:
+    raise ConfigError(f'{own.run} makes images of {of_generator}; those of {config.data.name} are {shape}')
   lying, tries = parallel.batch_sharding(mesh, size), max(own.tries, 1) if judge is not None else 1
 
   def one(key: Any, label: Any) -> tuple[Any, Any]:
@@ -154,8 +169,8 @@ def fill(config: Any, mesh: Mesh) -> Callable[[dict[str, Any], Any], dict[str, A
     return images, jnp.take_along_axis(chance, label[:, None], 1)[:, 0]
 
   @functools.partial(jax.jit, out_shardings=lying)
-  def filled(batch: dict[str, Any], number: Any) -> dict[str, Any]:
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _MADE), number)
+  def filled(batch: dict[str, Any], seed: Any, number: Any) -> dict[str, Any]:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _MADE), number)
     key, of_labels = jax.random.split(key)
     label = jax.random.randint(of_labels, (shards * made,), 0, model.classes)
     label = jax.lax.with_sharding_constraint(label, parallel.batch_sharding(mesh, shards * made))

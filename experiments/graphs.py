@@ -56,7 +56,7 @@ def kinds(config: Any) -> Bool[np.ndarray, 'classes nodes']:
 
 def _in_parts(config: Any, nodes: int, links: Int[np.ndarray, 'n 3'], relations: int, parts: int) -> models.Graph:
   if config.data.graph_shuffled:
-    links = data.permuted(links, nodes, config.seed)
+    links = data.permuted(links, nodes, config.data.graph_seed)
   return models.Graph(*data.partitioned(nodes, links, parts), relations=relations)
 
 
@@ -94,13 +94,15 @@ def links(model: nn.Module, config: Any) -> Callable:
 def ranks(logits: Float[Array, 'b nodes'], label: Int[Array, ' b'], known: Int[Array, 'b k']) -> Float[Array, ' b']:
   """The rank of the label among nodes that are not known to be right too (Bordes et al. 2013, 'filtered').
 
-  Nodes of the same score count half (pykeen's 'realistic' rank): a model that gives all the same is not the best.
+  Nodes of the same score count half (pykeen's 'realistic' rank): a model that gives all the same is not the best. Nor is
+  one whose scores are not numbers: its rank is the last.
   """
   score = jnp.take_along_axis(logits, label[:, None], 1)
   other = jnp.where((known >= 0) & (known != label[:, None]), known, logits.shape[1])  # out of range: dropped
   rows = jnp.arange(len(logits))[:, None]
   against = logits.at[rows, other].set(-jnp.inf, mode='drop')
-  return 1 + (against > score).sum(1) + ((against == score).sum(1) - 1) / 2
+  found = 1 + (against > score).sum(1) + ((against == score).sum(1) - 1) / 2
+  return jnp.where(jnp.isnan(logits).any(1), logits.shape[1], found)
 
 
 def zero_shot(model: nn.Module, config: Any) -> Callable:

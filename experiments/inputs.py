@@ -16,6 +16,8 @@ from experiments.generated import fill
 from experiments.graphs import kinds, known_graph
 from kronmesh import data, parallel
 
+DIRECTIONS = ('moving_fashion_mnist', 'directed_motion')  # sets whose clips are of another class in a mirror
+
 
 class Source(NamedTuple):
   """A config's data, on no mesh yet.
@@ -79,13 +81,13 @@ def make_data(
         for name, x in batch.items()
       }
 
-  filled = fill(config, mesh) if load and config.task == 'classify' else None
+  filled = fill(config, mesh, example, strips) if load else None
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
     batches = streamed(source.train(seed, shard, wanted), start, train_sharding, train_size)
     if filled is None:
       return batches
-    return ahead(filled(batch, np.uint32(number)) for number, batch in enumerate(batches, start))
+    return ahead(filled(batch, seed, np.uint32(number)) for number, batch in enumerate(batches, start))
 
   return train_batches, lambda: streamed(source.held_out(eval_shard, wanted), 0, eval_sharding, eval_size), like, strips
 
@@ -173,27 +175,35 @@ def _in_memory(config: Any) -> Source:
   own = config.data
   with processes.chief_first():
     arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
+  if own.augment and own.name in DIRECTIONS:
+    raise ConfigError(f'config.data.augment mirrors clips, and classes of {own.name} are directions; set it to False')
   augment = data.shift_and_flip if own.augment else None
   if own.held_out and config.task == 'zero_shot':
     arrays = data.Arrays(*(x[~np.isin(arrays.label, own.held_out)] for x in arrays))
-  if own.train_examples:
-    arrays = data.some_of_each(arrays, own.train_examples, config.seed)
+  part = functools.cache(  # a built run may be trained with several seeds
+    lambda seed: data.some_of_each(arrays, own.train_examples, seed) if own.train_examples else arrays
+  )
+  part(config.seed)  # a number of examples that cannot be shows now
   if own.eval_examples:
     split = type(split)(*(x[: own.eval_examples] for x in split))
   return Source(
     {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
-    lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, augment=augment, shard=shard),
+    lambda seed, shard, _: data.array_batches(part(seed), own.batch_size, seed=seed, augment=augment, shard=shard),
     lambda shard, _: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
     1,  # more would wait for each other
   )
 
 
 def _links(config: Any) -> Source:
-  own, graph = config.data, known_graph(config)
+  own = config.data
+  with processes.chief_first():
+    graph = known_graph(config)
   if own.eval_split not in data.SPLITS:
     raise ConfigError(f'config.data.eval_split={own.eval_split!r} is unknown; choose from {", ".join(data.SPLITS)}')
   arrays, held_out = data.queries(graph, 'train'), data.queries(graph, own.eval_split)
-  held_out = type(held_out)(*(x[: own.eval_examples or None] for x in held_out))
+  # The first links both ways, whose halves follow each other: one end may be much harder to tell than the other.
+  first = np.arange(len(held_out.label)).reshape(2, -1).T.reshape(-1)[: own.eval_examples or None]
+  held_out = type(held_out)(*(x[first] for x in held_out))
   if not len(held_out.label):
     raise ConfigError(f'{own.eval_split} of {own.name} has no triples to evaluate')
   arrays = data.Arrays(arrays.image, arrays.label)

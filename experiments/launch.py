@@ -45,6 +45,22 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
     sys.exit(INTERRUPTED)
 
 
+def command(work: Callable[[], None], example: str) -> None:
+  """Parses the flags of a script that has no config, and runs `work`; ends as `launch` does."""
+
+  def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise ConfigError(f'{argv[1]!r} is no flag; write {example}')
+    use_cache()
+    work()
+
+  logging.set_verbosity(logging.ERROR)
+  try:
+    app.run(guarded(main), flags_parser=parse)
+  except KeyboardInterrupt:
+    sys.exit(INTERRUPTED)
+
+
 class Settings(NamedTuple):
   """The flags that all commands have, once they are parsed."""
 

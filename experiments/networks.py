@@ -36,7 +36,12 @@ def networks(config: Any) -> Networks:
   if unknown:
     raise ConfigError(f'config.model of {config.model.name!r} has no {", ".join(sorted(unknown))}')
   both = {k: own[k] for k in ('size', 'classes', 'width', 'attention')}
-  return Networks(models.Generator(**own, dtype=kind), models.Discriminator(**both, dtype=kind))
+  # Their names are in what is said of faults.
+  made = (
+    models.Generator(**own, dtype=kind, name='generator'),
+    models.Discriminator(**both, dtype=kind, name='discriminator'),
+  )
+  return Networks(*made)
 
 
 def grid(images: Float[np.ndarray, 'n h w c'], columns: int) -> Float[np.ndarray, 'H W c']:

@@ -10,7 +10,7 @@ from experiments.optimizers import FIRST_ORDER, OPTIMIZERS, SECOND_ORDER, make_o
 from kronmesh import kron
 
 NAMES = ('generator', 'discriminator')
-ALLOWED = ('kfac', 'ekfac', *FIRST_ORDER)
+ALLOWED = ('kfac', *FIRST_ORDER)
 
 
 class Players(NamedTuple):
@@ -51,6 +51,10 @@ def config_of(config: Any, player: str) -> Any:
   own.optimizer = name
   ratio = config.gan.generator_rate if player == 'generator' else 1.0
   own[name].learning_rate = own[name].learning_rate * ratio
+  if player == 'discriminator':  # its schedule counts its own steps
+    own.steps, own[name].warmup_steps = (
+      n * config.gan.discriminator_steps for n in (own.steps, own[name].warmup_steps)
+    )
   return own
 
 

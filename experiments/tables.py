@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """Left-aligned columns under their headings; floats with two decimals."""
@@ -12,3 +16,9 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
   lines = ['  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
   return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def interval(values: Float[np.ndarray, ' n']) -> str:
+  """The mean of two values at least and its 95 % interval, in percent, by Student's t."""
+  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+  return f'{100 * values.mean():.1f} +- {100 * half:.1f}'

@@ -19,11 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
-from absl import app, flags, logging
+from absl import flags
 
 from experiments import few_labels
-from experiments.errors import MISTAKE, ConfigError
-from kronmesh import data
 
 WORKDIR = flags.DEFINE_string('workdir', 'runs/augmentation', 'Folder for all runs.')
 OUT = flags.DEFINE_string('out', 'runs/augmentation', 'Folder for augmentation.jsonl and augmentation.txt.')
@@ -49,17 +47,5 @@ def measure() -> None:
   print(table)
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --labels=...')
-    experiments.launch.use_cache()
-    measure()
-  except (ConfigError, data.DataError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(MISTAKE)
-
-
 if __name__ == '__main__':
-  app.run(main)
+  experiments.launch.command(measure, '--labels=...')

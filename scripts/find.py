@@ -17,15 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 from experiments import folder, retrieval, trec
 from experiments.charts import render
-from experiments.errors import MISTAKE, ConfigError
-from kronmesh.data import DataError
+from experiments.errors import ConfigError
 
 VIDEOS = flags.DEFINE_string('videos', None, 'The folder that is searched, with all folders in it.', required=True)
 EXAMPLE = flags.DEFINE_string('example', None, 'A video: what is looked for.', required=True)
@@ -110,18 +109,5 @@ def find() -> None:
   print(f'run file  {workdir / "run.txt"}')
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --example=...')
-    find()
-  except (ConfigError, DataError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(MISTAKE)
-  except KeyboardInterrupt:
-    sys.exit(130)
-
-
 if __name__ == '__main__':
-  app.run(main)
+  experiments.launch.command(find, '--example=...')

@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from PIL import Image
 
 from experiments import generated
-from experiments.errors import MISTAKE, ConfigError
 from experiments.judge import frechet, in_batches, read_judge
 from experiments.tables import columns
 from kronmesh import data
@@ -66,17 +65,5 @@ def measure() -> None:
   Image.fromarray(generated.sheet(generator)).save(out / 'samples.png')
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.ERROR)
-  experiments.launch.use_cache()
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --run=...')
-    measure()
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(MISTAKE)
-
-
 if __name__ == '__main__':
-  app.run(main)
+  experiments.launch.command(measure, '--run=...')

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 from experiments.configs import links
+from experiments.errors import ConfigError
 from experiments.tables import columns
 from experiments.train import train
 from kronmesh import data
@@ -74,7 +75,7 @@ class Pykeen:
     self.process.stdin.flush()
     answer = self.process.stdout.readline()
     if not answer:
-      raise app.UsageError(f'--pykeen={PYKEEN.value} ended; does it have pykeen?')
+      raise ConfigError(f'--pykeen={PYKEEN.value} ended; does it have pykeen?')
     return json.loads(answer)
 
 
@@ -89,10 +90,7 @@ def measured(preset: str, methods: dict[str, Any]) -> dict[str, Any]:
   return found
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  logging.set_verbosity(logging.ERROR)
-  experiments.launch.use_cache()
+def measure() -> None:
   methods: dict[str, Any] = {
     name: lambda preset, setting, seed, split, name=name: ours(preset, name, setting, seed, split)
     for name in ('kfac', 'adam')
@@ -117,4 +115,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  experiments.launch.command(measure, '--presets=...')

@@ -15,13 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+import experiments.launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 from experiments import retrieval, trec
-from experiments.errors import MISTAKE, ConfigError
+from experiments.errors import ConfigError
 from experiments.tables import columns
 from kronmesh import data
 from kronmesh.data.builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, idx_files_in, read_idx
@@ -150,16 +150,5 @@ def measure() -> None:
   print(f'{text}\n{sum(map(len, truth.values()))} shots of {len(truth)} films, {len(MOTIONS)} topics; {workdir}/*.run')
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --run=...')
-    measure()
-  except (ConfigError, data.DataError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(MISTAKE)
-
-
 if __name__ == '__main__':
-  app.run(main)
+  experiments.launch.command(measure, '--run=...')

@@ -76,9 +76,9 @@ def defaults() -> ConfigDict:
   # decodes its own rows alone; whether half are mirrored, and how far colours change.
   config.data.update({'frames': 0, 'every': 1, 'rate': 10.0, 'short_side': 128, 'bands': 1})
   config.data.update({'flip': True, 'colour': 0.0})
-  # Of graphs: the folder of WordNet's files (Debian's by default), whether nodes' names are exchanged (a control), and the
-  # classes without images in training.
-  config.data.update({'graph_source': '', 'graph_shuffled': False, 'held_out': ()})
+  # Of graphs: the folder of WordNet's files (Debian's by default), whether nodes' names are exchanged (a control), by which
+  # seed (not the run's: the graph is a part of what is built once), and the classes without images in training.
+  config.data.update({'graph_source': '', 'graph_shuffled': False, 'graph_seed': 0, 'held_out': ()})
   config.data.train_examples = 0  # only so many, as many of every class, drawn by the seed; 0: all
   config.data.eval_batch_size = 0  # 0: batch_size
   config.data.eval_examples = 0  # only the first so many; 0: all

@@ -39,10 +39,8 @@ def get_config(preset: str = 'small') -> ConfigDict:
 
 def spaces() -> dict[str, dict[str, tuple[float, float]]]:
   """Where scripts/compare.py tries settings, as many for each: rates of two players are smaller than a classifier's."""
-  second_order = {'damping': (0.01, 1.0), 'kl_clip': (1e-3, 0.1)}
   return {
-    'kfac': second_order,
-    'ekfac': second_order,
+    'kfac': {'damping': (0.01, 1.0), 'kl_clip': (1e-3, 0.1)},
     'adam': {'learning_rate': (3e-4, 5e-3), '1-b2': (3e-3, 0.1)},
     'muon': {'learning_rate': (1e-3, 0.05), '1-momentum': (0.03, 0.3)},
   }

@@ -157,7 +157,7 @@ def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
       raise DataError(f'{count} examples are {wanted} of class {label}, which has {len(own)}; take fewer')
     chosen.append(rng.choice(own, wanted, replace=False))
   rows = np.sort(np.concatenate(chosen))
-  return Arrays(*(x[rows] for x in arrays))
+  return type(arrays)(*(x[rows] for x in arrays))
 
 
 def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:

@@ -162,7 +162,8 @@ def _fetched(name: str, where: Path) -> Path:
   folder = where / 'triples' / name
   if all((folder / f'{split}.txt').is_file() for split in SPLITS):
     return folder
-  with tempfile.TemporaryDirectory() as temporary:
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder) as temporary:
     command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', temporary, PYKEEN]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(Path(temporary).glob('*.whl'))
@@ -172,11 +173,10 @@ def _fetched(name: str, where: Path) -> Path:
         f'{name} is in the wheel of {PYKEEN}, which pip cannot fetch ({why}); name a folder with its train.txt, valid.txt '
         'and test.txt by --config.data.source'
       )
-    folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheels[0]) as wheel:
       for split in SPLITS:
         text = wheel.read(f'pykeen/datasets/{name}/{split}.txt')
-        part = folder / f'{split}.part'
+        part = Path(temporary) / f'{split}.part'  # another process may be fetching them too
         part.write_bytes(text)
         part.rename(folder / f'{split}.txt')  # whole or not at all
   return folder

@@ -43,7 +43,7 @@ def read_nouns(source: str = '') -> Nouns:
   except OSError as error:
     raise DataError(
       f'wordnet: no data.noun and index.noun in {where}; install the Debian package wordnet-base, or name their folder by '
-      '--config.data.source'
+      '--config.data.source where the graph is the data, by --config.data.graph_source beside others'
     ) from error
   numbers = {line[:8]: i for i, line in enumerate(lines)}
   names, links = [], []

@@ -14,9 +14,11 @@ Images = Float[Array, 'b h w c']
 
 
 def colour(x: Images, key: PRNGKeyArray) -> Images:
-  """Brightness, then, where there are colours, saturation, then contrast."""
+  """Brightness by up to a quarter of what is between black and white, then, where there are colours, saturation, then
+  contrast. (Theirs moves images in [-1, 1] by up to a half; these are in [0, 1].)
+  """
   brightness, saturation, contrast = jax.random.uniform(key, (3, len(x), 1, 1, 1))
-  x = x + (brightness - 0.5)
+  x = x + (brightness - 0.5) / 2
   grey = x.mean(3, keepdims=True)
   x = (x - grey) * (2 * saturation) + grey if x.shape[3] > 1 else x
   mean = x.mean((1, 2, 3), keepdims=True)

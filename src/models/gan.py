@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from .layers import accurate, constrain, dense, named
 
 SIZES = {28: (7, (4, 2)), 32: (4, (4, 4, 2)), 64: (4, (8, 4, 2, 1)), 128: (4, (16, 8, 4, 2, 1))}
+MOMENTUM = 0.9  # of the means and variances of batch norms
 ATTENTION = 2  # how many blocks before the image's own size self-attention stands
 
 
@@ -97,7 +98,7 @@ class ConditionalNorm(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w c'], condition: Float[Array, 'b k'], train: bool
   ) -> Float[Array, 'b h w c']:
-    norm = nn.BatchNorm(not train, momentum=0.9, use_bias=False, use_scale=False, dtype=self.dtype, name='batch')
+    norm = nn.BatchNorm(not train, momentum=MOMENTUM, use_bias=False, use_scale=False, dtype=self.dtype, name='batch')
     init = nn.initializers.orthogonal()
     linear = lambda name: dense(x.shape[-1], ('in', 'mid'), init, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
     scale, shift = (normalised(linear(name), condition, train)[:, None, None] for name in ('scale', 'shift'))
@@ -158,7 +159,7 @@ class Generator(nn.Module):
       x = constrain(x, 'batch', None, None, None)
       if self.attention and i == len(widths) - ATTENTION:
         x = SelfAttention(self.dtype, name='attention')(x, train)
-    x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name='norm')(x))
+    x = nn.relu(nn.BatchNorm(not train, momentum=MOMENTUM, dtype=self.dtype, name='norm')(x))
     x = normalised(_conv(self.channels, 3, self.dtype, 'pixels', None), x, train)
     return jax.nn.sigmoid(accurate(x))
 

@@ -1,16 +1,22 @@
 """Two players in one run: one checkpoint, every mesh, K-FAC on every layer, samples in the report."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import faults, generated
 from experiments.build import build
 from experiments.configs import digits_classifier, fashion_mnist_gan
 from experiments.errors import ConfigError
 from experiments.judge import frechet, in_batches, read_judge
+from experiments.networks import networks
+from experiments.players import NAMES, config_of
+from experiments.recipe import learning_rate
 from experiments.train import train
 from tests.data.idx import write_idx
+from tests.draws import normal
 from tests.experiments.small import build_on, losses
 from tests.experiments.test_resume import parts_of
 
@@ -125,6 +131,52 @@ def test_a_judge_scores_what_is_made(tmp_path):
     read_judge(tmp_path / 'run')
 
 
+def test_a_generator_in_use_has_the_means_of_its_own_parameters():
+  """However far off those are that it was saved with: images are those that the norms of a large batch make."""
+  net = networks(fashion_mnist_gan.get_config()).generator
+  label, noise = jnp.arange(2000) % 10, normal(2000, net.latent)
+  found = net.init(jax.random.key(0), noise[:20], label[:20], train=True)
+  variables = nn.meta.unbox(dict(found))
+  variables['batch_stats'] = jax.tree.map(lambda x: 3 * x + 2, variables['batch_stats'])
+  own = generated.standing(net, variables)
+  expected, _ = net.apply(own, noise, label, train=True, mutable=['batch_stats', 'spectral'])
+  made, before = (net.apply(v, noise, label) for v in (own, variables))
+  # Of 2,000 images and of about as many: a few percent of the difference that there was.
+  assert jnp.abs(made - expected).mean() < 0.05 * jnp.abs(before - expected).mean()
+  jax.tree.map(np.testing.assert_array_equal, own['params'], variables['params'])
+
+
+def test_schedules_of_a_discriminator_count_its_own_steps(tmp_path):
+  config = small_gan(tmp_path)
+  config.gan.discriminator_steps = 4
+  config.adam.update({'schedule': 'cosine', 'warmup_steps': 2})
+  own = {name: config_of(config, name) for name in NAMES}
+  rate = {name: learning_rate(c.adam, c) for name, c in own.items()}
+  for step in range(config.steps):
+    assert rate['generator'](step) == pytest.approx(float(rate['discriminator'](4 * step)))
+
+
+def test_layers_of_both_players_have_their_names_in_faults(tmp_path):
+  run = build(small_gan(tmp_path))
+  order, finite = faults._outputs(run, run.init(0), next(run.train_batches(0, 0)))
+  assert {path.split('/')[0] for path in order} == {'generator', 'discriminator'} and all(finite.values())
+  assert {'generator/classes', 'generator/block_1', 'discriminator/block_0/first_norm'} < set(order)
+
+
+def test_labelled_images_and_made_ones_are_those_of_the_seed_that_trains(tmp_path):
+  """One built run serves several."""
+  config = classifier_of(tmp_path, '')
+  small_gan(tmp_path)  # writes the images
+  config.data.train_examples = 32
+  run = build(config)
+  batches = [next(run.train_batches(seed, 0)) for seed in (0, 1)]
+  assert not np.isin(
+    np.asarray(batches[1]['image']).sum((1, 2, 3)), np.asarray(batches[0]['image']).sum((1, 2, 3))
+  ).all()
+  config.seed = 1
+  np.testing.assert_array_equal(next(build(config).train_batches(1, 0))['image'], batches[1]['image'])
+
+
 def test_frechet_distance_of_gaussians():
   """Of diagonal ones in closed form: |m - n|^2 + sum of (s - t)^2."""
   rng = np.random.default_rng(0)
@@ -144,6 +196,11 @@ def test_frechet_distance_of_gaussians():
     ({'microbatches': 2}, r"config.microbatches=2 does not go with config.task='generate'"),
     ({'gan.judge': '/nowhere'}, 'no export in /nowhere/export'),
     ({'gan.r1': -1.0}, 'config.gan.r1=-1 must be'),
+    ({'gan.generator': 'ekfac'}, "config.gan.generator='ekfac' .* made for one network"),
+    ({'optimizer': 'kfac', 'faults.spike': 'damp'}, "config.faults.spike='damp' does not go with .* set it to 'skip'"),
+    ({'keep_best': 1}, 'config.keep_best=1 needs a score'),
+    ({'target': 0.5}, 'config.target=0.5 needs a score, .* name a finished classifier by config.gan.judge'),
+    ({'generated.run': '/nowhere'}, "config.generated.run does not go with config.task='generate': 'classify' does"),
   ],
 )
 def test_mistakes_are_one_line(tmp_path, change, words):
@@ -197,7 +254,12 @@ def test_a_share_of_a_batch_is_made_and_filtered(tmp_path):
 
   for change, words in (
     ({'generated.share': 0.01}, 'config.generated.share=0.01 of 32 examples on 4 shards is none'),
+    (
+      {'generated.share': 1.5},
+      'config.generated.share=1.5 of 32 examples on 4 shards is more than all; it is at most 1',
+    ),
     ({'model.classes': 7}, 'makes images of 10 classes; config.model.classes=7'),
+    ({'data.name': 'digits'}, r'makes images of \(28, 28, 1\); those of digits are \(8, 8, 1\)'),
     ({'generated.run': str(tmp_path / 'whole')}, "is a run of 'classify'; a generator is one of 'generate'"),
   ):
     wrong = config.copy_and_resolve_references()

@@ -48,6 +48,38 @@ def test_ranks_are_among_what_is_not_known():
     assert rank == 1 + sum(v > row[own] for v in left) + (sum(v == row[own] for v in left) - 1) / 2
 
 
+def test_scores_that_are_no_numbers_rank_last():
+  assert graphs.ranks(jnp.array([[0.0, jnp.nan, 1.0]]), jnp.array([2]), jnp.array([[-1]])) == 3
+
+
+def test_the_first_links_are_evaluated_both_ways(triples_folder):
+  config = small_links(triples_folder, mesh='data=1')
+  config.data.update({'eval_examples': 4, 'eval_batch_size': 4})
+  batch = next(build_on(config, jax.devices()[:1]).eval_batches())
+  (one, other, *_), ends = np.asarray(batch['image']), np.asarray(batch['label'])
+  relations = len(graphs.known_graph(config).relations)
+  assert (one[0], ends[0], one[1] + relations) == (ends[1], other[0], other[1])
+
+
+def test_nodes_are_exchanged_by_a_seed_of_the_graph(tmp_path, wordnet_folder):
+  config = small_images(tmp_path, wordnet_folder)
+  config.data.graph_shuffled = True
+  source = lambda **changes: [config.update(changes), graphs.settings(config, 1)['graph']][1]  # noqa: E731
+  one, same = source(), source(seed=5)
+  jax.tree.map(np.testing.assert_array_equal, one.source, same.source)
+  config.data.graph_seed = 5
+  assert any(np.any(a != b) for a, b in zip(one.source, source().source, strict=True))
+
+
+def test_clips_whose_classes_are_directions_are_not_mirrored(tmp_path, directed_folder, wordnet_folder):
+  config = small_clips(directed_folder, wordnet_folder)
+  config.data.augment = True
+  with pytest.raises(ConfigError, match='classes of directed_motion are directions; set it to False'):
+    build(config)
+  config.data.update({'augment': False, 'train_examples': 10})
+  assert {'query'} < set(next(build(config).train_batches(0, 0)))
+
+
 def test_scores_of_classes_without_images():
   """Of means over 10 examples, 6 of them of seen classes."""
   means = {'loss': 0.3, 'seen': 0.3, 'unseen': 0.1, 'zero_shot': 0.2, 'share_seen': 0.6}

@@ -63,6 +63,11 @@ def test_unknown_settings_are_named():
     models.augment(normal(2, 8, 8, 1), jax.random.key(0), ('mirror',))
 
 
+def test_brightness_moves_by_a_quarter_at_most():
+  moved = models.augment(jnp.full((500, 4, 4, 1), 0.5), jax.random.key(0), ('colour',))
+  assert 0.24 < np.abs(moved - 0.5).max() <= 0.25
+
+
 @pytest.mark.parametrize('name', models.POLICIES)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_augmentation_is_of_each_image_and_differentiable(name, channels):

@@ -116,6 +116,17 @@ def test_pages_show_the_tables_as_printed(page):
     assert (ROOT / 'docs' / name / 'table.txt').read_text().rstrip() in (ROOT / page).read_text()
 
 
+def test_the_page_on_graphs_shows_what_was_measured():
+  own = (
+    "import json; from scripts import zero_shot; print(zero_shot.table(json.load(open('docs/graphs/zero_shot.json'))))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', own], cwd=ROOT, capture_output=True, text=True, check=True
+  )  # its own flags
+  pages = [(ROOT / name).read_text() for name in ('docs/graphs.md', 'docs/graphs/zero_shot.txt')]
+  assert done.stdout.strip() and all(done.stdout.strip() in page for page in pages)
+
+
 def test_unequal_sweeps_are_refused():
   with pytest.raises(ConfigError, match='equally often'):
     check_trials([{'optimizer': 'sgd'}, {'optimizer': 'adam'}, {'optimizer': 'adam'}])
