@@ -28,7 +28,7 @@ OUT = flags.DEFINE_string('out', 'runs/augmentation', 'Folder for augmentation.j
 LABELS = flags.DEFINE_multi_integer('labels', [100, 500, 1000], 'How many images have labels.')
 SEEDS = flags.DEFINE_integer('seeds', 5, 'Of labels, networks and noise.', lower_bound=2)
 STEPS = flags.DEFINE_integer('steps', 300, 'Of a classifier.', lower_bound=1)
-GAN_STEPS = flags.DEFINE_integer('gan_steps', 1000, 'Of a GAN.', lower_bound=1)
+GAN_STEPS = flags.DEFINE_integer('gan_steps', 600, 'Of a GAN.', lower_bound=1)
 SOURCE = flags.DEFINE_string('source', '', "Fashion-MNIST's folder, see --config.data.source.")
 
 
