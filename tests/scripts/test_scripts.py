@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import few_labels
 from experiments.build import build
 from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
@@ -114,6 +115,14 @@ def test_the_page_on_performance_shows_what_was_measured():
 def test_pages_show_the_tables_as_printed(page):
   for name in TABLES[page]:
     assert (ROOT / 'docs' / name / 'table.txt').read_text().rstrip() in (ROOT / page).read_text()
+
+
+def test_the_page_on_generators_shows_what_was_measured():
+  page, where = (ROOT / 'docs/gan.md').read_text(), ROOT / 'docs/augmentation'
+  found = few_labels.read(where / 'augmentation.jsonl', few_labels.Settings(300, 600))
+  assert len(found) == 15 and few_labels.table(found) in (where / 'augmentation.txt').read_text()
+  for text in (where / 'augmentation.txt', ROOT / 'docs/gan/scores.txt'):
+    assert text.read_text().rstrip() in page
 
 
 def test_the_page_on_graphs_shows_what_was_measured():
