@@ -21,10 +21,10 @@ def get_config(preset: str = 'small') -> ConfigDict:
   choose(preset, ('small',))
   config = defaults()
   config.task = 'directed'
-  config.model = model('directed_video', classes=10, widths=(8, 16, 32), width=32, layers=2)
-  config.data.update({'name': 'directed_motion', 'batch_size': 128, 'eval_batch_size': 400})
+  config.model = model('directed_video', classes=10, widths=(16, 32, 64), width=32, layers=2)
+  config.data.update({'name': 'directed_motion', 'batch_size': 64, 'eval_batch_size': 400})
   config.data.held_out = (14, 16)  # "shoe" and "footwear" of WordNet 3.0
   config.steps = 600
-  config.eval_every = 100
-  config.kfac.update({'learning_rate': 0.3, 'damping': 0.03, 'part': 0.5})
+  config.eval_every = 150
+  config.kfac.update({'learning_rate': 0.05, 'damping': 0.03, 'part': 0.5, 'weight_decay': 1e-3})
   return config

@@ -23,5 +23,6 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.data.update({'name': 'wordnet', 'batch_size': 1024, 'eval_batch_size': 200, 'eval_examples': 1000})
   config.steps = 100
   config.eval_every = 50
-  config.kfac.update({'learning_rate': 0.3, 'damping': 0.03})
+  config.optimizer = 'adam'
+  config.adam.update({'learning_rate': 0.03})
   return config

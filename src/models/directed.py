@@ -18,7 +18,8 @@ class DirectedVideo(nn.Module):
   et al. 2018, arXiv:1709.07871, eq. 1).
 
   Attributes:
-    widths: channels after each convolution over time and space, which halves space.
+    widths: channels after each convolution over time and space; the first takes patches of 4x4 pixels, each after the second
+      halves all three.
     width, layers: of the graph's encoder.
   """
 
@@ -42,9 +43,9 @@ class DirectedVideo(nn.Module):
       rows, columns = ('in', 'mid') if i % 2 == 0 else ('mid', 'in')
       kernel = named(nn.initializers.he_normal(), *(None,) * 3, rows, columns)
       bias = named(nn.initializers.zeros_init(), columns)
-      x = nn.Conv(
-        features, (3, 3, 3), (1, 2, 2), kernel_init=kernel, bias_init=bias, dtype=self.dtype, name=f'conv_{i}'
-      )(x)
+      window, strides = ((4,) * 3, (1, 4, 4)) if i == 0 else ((3,) * 3, (1 if i == 1 else 2,) * 3)
+      own = {'kernel_init': kernel, 'bias_init': bias, 'dtype': self.dtype}
+      x = nn.Conv(features, window, strides, name=f'conv_{i}', **own)(x)
       x = nn.GroupNorm(self.groups, dtype=self.dtype, name=f'norm_{i}')(x)
       film = dense(2 * features, (None, columns), nn.initializers.lecun_normal(), dtype=self.dtype, name=f'film_{i}')
       scale, shift = jnp.split(film(node)[:, None, None, None], 2, -1)
