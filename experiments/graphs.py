@@ -139,7 +139,9 @@ def zero_shot_scores(means: dict[str, float]) -> dict[str, float]:
 
 
 def directed(model: nn.Module, config: Any) -> Callable:
-  """What the garment of the noun does; at evaluation also for nouns that training has not used."""
+  """What the garment of the noun does; at evaluation also for nouns that training has not used, and how often the answer is
+  what the other garment does: as often, where the noun is not heard.
+  """
   new = jnp.asarray(tuple(config.data.held_out) or (-1,))
 
   def loss(params, model_state, batch, train=True):
@@ -151,6 +153,7 @@ def directed(model: nn.Module, config: Any) -> Callable:
     if not train:
       unasked = jnp.isin(batch['query'], new)
       metrics |= {'new_nouns': recipe.mean(right & unasked, batch), 'share_new': recipe.mean(unasked, batch)}
+      metrics['other'] = recipe.mean(logits.argmax(-1) == batch['other'], batch)
     return value, (metrics, model_state)
 
   return loss

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from einops import reduce
 from jaxtyping import Float, Int
 
 from .builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, prepare, read_idx
@@ -18,17 +19,22 @@ _COUNT = {'train': 12000, 'test': 2000}
 
 
 class Directed(NamedTuple):
-  """image: clips of two garments. query: the node of a noun of which one of both is a kind. label: that one's motion."""
+  """image: clips of two garments. query: the node of a noun of which one of both is a kind. label: that one's motion.
+  other: the other one's.
+  """
 
   image: Float[np.ndarray, 'n t h w 1']
   label: Int[np.ndarray, ' n']
   query: Int[np.ndarray, ' n']
+  other: Int[np.ndarray, ' n']
 
 
 class DirectedMotion(tfds.core.GeneratorBasedBuilder):
-  """12,000 and 2,000 clips of 8 frames of 32x32: two garments of different classes, each with a motion of its own."""
+  """12,000 and 2,000 clips of 8 frames of 16x32: two garments of different classes beside each other, each in a field of
+  16x16 and with a motion of its own.
+  """
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('2.0.0')
   pkg_dir_path = Path(__file__).parent
 
   def __init__(self, *, source: str = FASHION_MNIST_DEBIAN, **kwargs: Any):
@@ -37,7 +43,7 @@ class DirectedMotion(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     pair = tfds.features.Tensor(shape=(2,), dtype=np.int32)
-    image = tfds.features.Tensor(shape=(FRAMES, SIDE, SIDE, 1), dtype=np.uint8)
+    image = tfds.features.Tensor(shape=(FRAMES, SIDE // 2, SIDE, 1), dtype=np.uint8)
     features = tfds.features.FeaturesDict({'image': image, 'motions': pair, 'classes': pair})
     return self.dataset_info_from_configs(features=features, description=type(self).__doc__)
 
@@ -51,8 +57,9 @@ class DirectedMotion(tfds.core.GeneratorBasedBuilder):
       motions = rng.choice(len(MOTIONS), 2, replace=False)
       classes = rng.choice(np.unique(labels), 2, replace=False)
       own = [garments[rng.choice(np.flatnonzero(labels == c))] for c in classes]
-      clips = [moving(g, int(m), rng) for g, m in zip(own, motions, strict=True)]
-      yield i, {'image': np.maximum(*clips), 'motions': motions.astype(np.int32), 'classes': classes.astype(np.int32)}
+      clips = np.concatenate([moving(g, int(m), rng, upright=True) for g, m in zip(own, motions, strict=True)], 2)
+      image = reduce(clips.astype(np.float32), 't (h 2) (w 2) c -> t h w c', 'mean').round().astype(np.uint8)
+      yield i, {'image': image, 'motions': motions.astype(np.int32), 'classes': classes.astype(np.int32)}
 
 
 def load_directed(
@@ -81,7 +88,7 @@ def load_directed(
     prepare(builder)
   records = builder.as_data_source(split=split)
   found = records.__getitems__(range(len(records)))
-  queries, labels = [], []
+  queries, labels, others = [], [], []
   for i, own in enumerate(found):
     rng = np.random.default_rng((2, split == 'test', i))
     ways = rng.permutation(2)  # one class may be a kind of the other: then that one is asked for
@@ -92,5 +99,6 @@ def load_directed(
     chosen = 0 if fits[0] else 1
     queries.append(rng.choice(fits[chosen]))
     labels.append(own['motions'][ways[chosen]])
+    others.append(own['motions'][ways[1 - chosen]])
   images = np.stack([own['image'] for own in found]).astype(np.float32) / 255
-  return Directed(images, np.array(labels, np.int32), np.array(queries, np.int32))
+  return Directed(images, *(np.array(x, np.int32) for x in (labels, queries, others)))

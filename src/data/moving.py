@@ -53,10 +53,14 @@ class MovingFashionMnist(tfds.core.GeneratorBasedBuilder):
 
 
 def moving(
-  garment: UInt8[np.ndarray, 'h w'], label: int, rng: np.random.Generator, frames: int = FRAMES
+  garment: UInt8[np.ndarray, 'h w'], label: int, rng: np.random.Generator, frames: int = FRAMES, upright: bool = False
 ) -> UInt8[np.ndarray, 't h w 1']:
-  """A clip of the motion `MOTIONS[label]`: where it starts, how far and how fast it goes are drawn."""
+  """A clip of the motion `MOTIONS[label]`: where it starts, how far and how fast it goes are drawn.
+
+  upright: what does not turn is not turned either.
+  """
   place, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, 2 * np.pi)
+  angle = 0.0 if upright and label < len(DIRECTIONS) else angle
   speed, turn = rng.uniform(*_SPEED), np.deg2rad(rng.uniform(*_TURN))
   step, turns = np.zeros(2), 0.0
   if label < len(DIRECTIONS):

@@ -18,8 +18,8 @@ class DirectedVideo(nn.Module):
   et al. 2018, arXiv:1709.07871, eq. 1).
 
   Attributes:
-    widths: channels after each convolution over time and space; the first takes patches of 4x4 pixels, each after the second
-      halves all three.
+    widths: channels after each convolution over time and space; the first halves all three by windows of 4, and so does
+      each after the second by windows of 3.
     width, layers: of the graph's encoder.
   """
 
@@ -43,7 +43,7 @@ class DirectedVideo(nn.Module):
       rows, columns = ('in', 'mid') if i % 2 == 0 else ('mid', 'in')
       kernel = named(nn.initializers.he_normal(), *(None,) * 3, rows, columns)
       bias = named(nn.initializers.zeros_init(), columns)
-      window, strides = ((4,) * 3, (1, 4, 4)) if i == 0 else ((3,) * 3, (1 if i == 1 else 2,) * 3)
+      window, strides = ((4,) * 3, (2,) * 3) if i == 0 else ((3,) * 3, (1 if i == 1 else 2,) * 3)
       own = {'kernel_init': kernel, 'bias_init': bias, 'dtype': self.dtype}
       x = nn.Conv(features, window, strides, name=f'conv_{i}', **own)(x)
       x = nn.GroupNorm(self.groups, dtype=self.dtype, name=f'norm_{i}')(x)

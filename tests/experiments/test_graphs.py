@@ -77,7 +77,7 @@ def test_clips_whose_classes_are_directions_are_not_mirrored(tmp_path, directed_
   with pytest.raises(ConfigError, match='classes of directed_motion are directions; set it to False'):
     build(config)
   config.data.update({'augment': False, 'train_examples': 10})
-  assert {'query'} < set(next(build(config).train_batches(0, 0)))
+  assert {'query', 'other'} < set(next(build(config).train_batches(0, 0)))
 
 
 def test_scores_of_classes_without_images():
@@ -200,8 +200,9 @@ def test_a_noun_fits_one_garment_of_both(directed_folder, wordnet_folder):
   for split in ('train', 'test'):
     records = DirectedMotion(data_dir=directed_folder, file_format='array_record').as_data_source(split=split)
     loaded = data.load_directed(split, over, config.data.held_out, folder=directed_folder)
-    for own, query, label in zip(records, loaded.query, loaded.label, strict=True):
+    for own, query, label, other in zip(records, loaded.query, loaded.label, loaded.other, strict=True):
       asked = list(own['motions']).index(label)
+      assert other == own['motions'][1 - asked] != label
       assert over[own['classes'][asked], query] and not over[own['classes'][1 - asked], query]
     assert (11 in loaded.query) == (split == 'test')
   with pytest.raises(data.DataError, match='no noun is left for a clip of classes'):
@@ -212,7 +213,7 @@ def test_a_noun_directs_a_network_of_clips(tmp_path, directed_folder, wordnet_fo
   """Trained and resumed; every layer has factors; another noun gives other logits."""
   config = small_clips(directed_folder, wordnet_folder)
   rows = train(config, tmp_path / 'whole', quiet=True)
-  assert set(rows[-1]) >= {'eval_accuracy', 'eval_new_nouns'}
+  assert set(rows[-1]) >= {'eval_accuracy', 'eval_new_nouns', 'eval_other'}
   parts_of(config, tmp_path / 'parts', 3)
   assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
   run = build(config)
