@@ -7,7 +7,8 @@ Links to what a synset is a kind or an instance of, 4,000 of them held out. Ever
 part of the graph sends the features of those nodes alone that other parts read. Presets behind a colon: `small` (minutes on
 two cores). Needs Debian's wordnet-base, or a folder named by --config.data.source.
 
-Measured (docs/graphs.md): a step equals that of the whole graph; its scores are open.
+Measured (docs/graphs.md): a step equals that of the whole graph; MRR 0.021 and hits@10 0.032 on 1,000 held-out queries,
+0.011 and 0.020 by how often nodes are an end. K-FAC diverges here.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.task = 'links'
   config.model = model('link_predictor', width=32, decoder='distmult', layers=2, bases=0)
   config.data.update({'name': 'wordnet', 'batch_size': 1024, 'eval_batch_size': 200, 'eval_examples': 1000})
-  config.steps = 100
+  config.steps = 250
   config.eval_every = 50
   config.optimizer = 'adam'
   config.adam.update({'learning_rate': 0.03})
