@@ -9,7 +9,7 @@ clips. Nouns in `config.data.held_out` are not used in training: their score is 
 (minutes on two cores). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by --config.data.source and
 --config.data.graph_source.
 
-Measured: nothing yet; its scores are open (docs/graphs.md).
+Measured (docs/graphs.md): 0.36 after 300 steps, and as often the other garment's motion (0.38): the noun is not heard yet.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.model = model('directed_video', classes=10, widths=(16, 32, 64), width=32, layers=2)
   config.data.update({'name': 'directed_motion', 'batch_size': 64, 'eval_batch_size': 400})
   config.data.held_out = (14, 16)  # "shoe" and "footwear" of WordNet 3.0
-  config.steps = 600
-  config.eval_every = 150
+  config.steps = 300
+  config.eval_every = 50
   config.kfac.update({'learning_rate': 0.05, 'damping': 0.03, 'part': 0.5, 'weight_decay': 1e-3})
   return config
