@@ -5,6 +5,7 @@ import pytest
 from experiments import few_labels
 from experiments.errors import ConfigError
 from experiments.few_labels import Settings
+from experiments.folder import check_config
 from tests.data.idx import write_idx
 
 
@@ -39,6 +40,14 @@ def test_arms_differ_in_nothing_but_their_images():
   gans = [few_labels.gan(100, 3, policy, Settings(200, 500)).to_dict() for policy in ((), few_labels.POLICY)]
   assert [g['gan'].pop('augment') for g in gans] == [(), few_labels.POLICY] and gans[0] == gans[1]
   assert gans[0]['data']['train_examples'] == 100 and gans[0]['seed'] == 3, "the classifiers' images"
+
+
+def test_a_finished_run_of_another_config_is_not_taken(tmp_path):
+  settings = Settings(200, 500)
+  (tmp_path / 'export').mkdir()
+  check_config(few_labels.classifier(100, 3, 'none', settings), tmp_path)
+  with pytest.raises(ConfigError, match='holds a run with another .*data.augment'):
+    few_labels.trained(few_labels.classifier(100, 3, 'classical', settings), tmp_path)
 
 
 def with_adam(config):
