@@ -67,7 +67,7 @@ def trained(config: Any, where: Path) -> float | None:
 
 def run(labels: int, seed: int, where: Path, settings: Settings) -> Arms:
   """All arms, with the same labelled images: accuracies, and CAS of those with a GAN. Runs of the folder go on."""
-  where = where / f'{settings.steps}_{settings.gan_steps}'  # a finished run is of any length to `check_same`
+  where = where / f'{settings.steps}_{settings.gan_steps}'  # to `check_same` a run is of any length
   found = {arm: {'accuracy': trained(classifier(labels, seed, arm, settings), where / arm)} for arm in ARMS[:2]}
   test = data.load_arrays('fashion_mnist', 'test', source=settings.source)
   for arm, policy in zip(ARMS[2:], ((), POLICY), strict=True):

@@ -46,7 +46,7 @@ def test_a_finished_run_of_another_config_is_not_taken(tmp_path):
   settings = Settings(200, 500)
   (tmp_path / 'export').mkdir()
   check_config(few_labels.classifier(100, 3, 'none', settings), tmp_path)
-  with pytest.raises(ConfigError, match='holds a run with another .*data.augment'):
+  with pytest.raises(ConfigError, match=r'holds a run with another .*data\.augment'):
     few_labels.trained(few_labels.classifier(100, 3, 'classical', settings), tmp_path)
 
 
