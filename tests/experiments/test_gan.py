@@ -45,6 +45,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer, extras)
   if extras:
     config.gan.update({'r1': 0.1, 'augment': ('translation', 'cutout'), 'discriminator_steps': 2})
     config.model.attention = True
+    config.kfac.part = 1.0  # a shard has one example of a discriminator's step
   train(config, tmp_path / 'whole', quiet=True)
   parts_of(config, tmp_path / 'parts', 2, 4)
   assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
@@ -68,6 +69,7 @@ def test_meshes_agree(tmp_path, optimizer, mesh):
   """Losses and parameters; means of batch norms are those of the whole batch."""
   config = small_gan(tmp_path, optimizer, mesh)
   config.sgd.update({'learning_rate': 0.01, 'momentum': 0.0})
+  config.kfac.part = 1.0  # parts of a batch are taken by shard: of other meshes they are other examples
   expected, params = after_steps(_with(config, 'data=1'), 1)
   found, own = after_steps(config, 8)
   assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)
