@@ -4,12 +4,13 @@
   python experiments/train.py --config=experiments/configs/directed_video.py --config.data.graph_shuffled=True
 
 Two garments move, each in its own way; a noun is given of which one of them is a kind ("boot", "shoe", "footwear"), and its
-motion is asked for, one of ten. An R-GCN over the nouns makes features that scale and shift every layer of the network of
-clips. Nouns in `config.data.held_out` are not used in training: their score is `new_nouns`. Presets behind a colon: `small`
-(minutes on two cores). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by --config.data.source and
+motion is asked for, one of ten. The network of clips takes the mean over the places that fit the noun's features, which an
+R-GCN over the nouns makes. Nouns in `config.data.held_out` are not used in training: their score is `new_nouns`. Presets behind a colon: `small`
+(a quarter of an hour on one core). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders named by --config.data.source and
 --config.data.graph_source.
 
-Measured (docs/graphs.md): 0.36 after 300 steps, and as often the other garment's motion (0.38): the noun is not heard yet.
+Measured (docs/graphs.md): 0.56 after 600 steps, the other garment's motion 0.32; of nouns that training has not used 0.33 are
+right, with the graph's nodes exchanged 0.16.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.model = model('directed_video', classes=10, widths=(16, 32, 64), width=32, layers=2)
   config.data.update({'name': 'directed_motion', 'batch_size': 64, 'eval_batch_size': 400})
   config.data.held_out = (14, 16)  # "shoe" and "footwear" of WordNet 3.0
-  config.steps = 300
+  config.steps = 600
   config.eval_every = 50
   config.kfac.update({'learning_rate': 0.05, 'damping': 0.03, 'part': 0.5, 'weight_decay': 1e-3})
   return config

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from .graphs import Graph, GraphEncoder
@@ -14,13 +15,15 @@ from .layers import accurate, constrain, dense, named
 
 
 class DirectedVideo(nn.Module):
-  """Logits of clips, after a node each: its features, of an R-GCN, scale and shift the channels of every layer (FiLM, Perez
-  et al. 2018, arXiv:1709.07871, eq. 1).
+  """Logits of clips, by a node each: of the mean over places, weighted by how they fit the node's features, of an R-GCN.
+
+  One head of attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1) with one query, the node, whose features are first
+  brought to unit size: an encoder's are a hundredth of that when training starts.
 
   Attributes:
     widths: channels after each convolution over time and space; the first halves all three by windows of 4, and so does
       each after the second by windows of 3.
-    width, layers: of the graph's encoder.
+    width, layers: of the graph's encoder; the width of keys and queries too.
   """
 
   graph: Graph
@@ -37,7 +40,6 @@ class DirectedVideo(nn.Module):
   ) -> Float[Array, 'b classes']:
     del train
     query = jnp.zeros(len(x), jnp.int32) if query is None else query
-    node = GraphEncoder(self.graph, self.width, self.layers, dtype=self.dtype, name='encoder')()[query]
     x = x.astype(self.dtype)
     for i, features in enumerate(self.widths):
       rows, columns = ('in', 'mid') if i % 2 == 0 else ('mid', 'in')
@@ -47,12 +49,13 @@ class DirectedVideo(nn.Module):
       own = {'kernel_init': kernel, 'bias_init': bias, 'dtype': self.dtype}
       x = nn.Conv(features, window, strides, name=f'conv_{i}', **own)(x)
       x = nn.GroupNorm(self.groups, dtype=self.dtype, name=f'norm_{i}')(x)
-      film = dense(2 * features, (None, columns), nn.initializers.lecun_normal(), dtype=self.dtype, name=f'film_{i}')
-      scale, shift = jnp.split(film(node)[:, None, None, None], 2, -1)
-      x = nn.gelu(x * (1 + scale) + shift)
-      x = constrain(x, 'batch', None, None, None, columns)
-    x = x.mean((1, 2, 3))
-    rows = 'mid' if len(self.widths) % 2 else 'in'
-    return accurate(
-      dense(self.classes, (rows, 'classes'), nn.initializers.lecun_normal(), dtype=self.dtype, name='logits')(x)
-    )
+      x = constrain(nn.gelu(x), 'batch', None, None, None, columns)
+    x = rearrange(x, 'b t h w c -> b (t h w) c')
+    node = GraphEncoder(self.graph, self.width, self.layers, dtype=self.dtype, name='encoder')()[query]
+    node = nn.RMSNorm(use_scale=False, dtype=self.dtype)(node)
+    own, rows = {'init': nn.initializers.lecun_normal(), 'dtype': self.dtype}, 'mid' if len(self.widths) % 2 else 'in'
+    asked = dense(self.width, (None, 'width'), name='asked', **own)(node)
+    keys = dense(self.width, (rows, 'width'), name='keys', **own)(x)
+    fit = nn.softmax(accurate(jnp.einsum('bkd,bd->bk', keys, asked)) / self.width**0.5)
+    x = jnp.einsum('bk,bkc->bc', fit.astype(x.dtype), x)
+    return accurate(dense(self.classes, (rows, 'classes'), name='logits', **own)(x))
