@@ -58,6 +58,23 @@ def test_an_encoder_is_the_formula(x64, parts, bases):
   np.testing.assert_allclose(found, h, rtol=1e-9, atol=1e-12)
 
 
+def test_a_noun_takes_the_places_that_fit_it(x64):
+  """softmax(keys q / sqrt(d)) over places and times, of the features before logits; q of a node of unit size."""
+  model = models.DirectedVideo(graph(1), 5, (4, 8), WIDTH, groups=2, dtype=jnp.float64)
+  clips, nodes = normal(3, 4, 8, 16, 1), jnp.array([2, 0, 11])
+  variables = nn.meta.unbox(model.init(jax.random.key(0), clips))
+  params = drawn(variables.pop('params'), jnp.float64)
+  found, state = model.apply({'params': params, **variables}, clips, nodes, capture_intermediates=True)
+  made = {name: own['__call__'][0] for name, own in state['intermediates'].items() if name != '__call__'}
+  node = np.asarray(made['encoder'])[nodes]
+  node = node / np.sqrt((node**2).mean(-1, keepdims=True) + 1e-6)
+  x = np.asarray(nn.gelu(made['norm_1'])).reshape(3, -1, 8)
+  layer = lambda name, x: x @ params[name]['kernel'] + params[name]['bias']  # noqa: E731
+  for clip in range(3):
+    fit = np.exp(layer('keys', x[clip]) @ layer('asked', node[clip]) / 2)  # sqrt(4)
+    np.testing.assert_allclose(found[clip], layer('logits', fit @ x[clip] / fit.sum()), rtol=1e-9)
+
+
 def test_complex_products_are_those_of_complex_numbers():
   e, r, o = (normal(5, 6, seed=i) for i in range(3))
   as_complex = lambda x: x[:, :3] + 1j * x[:, 3:]  # noqa: E731
