@@ -6,8 +6,8 @@
 Two garments move, each in its own way; a noun is given of which one of them is a kind ("boot", "shoe", "footwear"), and its
 motion is asked for, one of ten. The network of clips takes the mean over the places that fit the noun's features, which an
 R-GCN over the nouns makes. Nouns in `config.data.held_out` are not used in training: their score is `new_nouns`. Presets
-behind a colon: `small` (a quarter of an hour on one core). Needs Debian's dataset-fashion-mnist and wordnet-base, or folders
-named by --config.data.source and --config.data.graph_source.
+behind a colon: `small` (a quarter of an hour on one core). Needs dataset-fashion-mnist and wordnet-base of Debian, or their
+folders in --config.data.source and --config.data.graph_source.
 
 Measured (docs/graphs.md, two seeds): 0.56 and 0.59 after 600 steps, the other garment's motion 0.32 and 0.34; with the
 graph's nodes exchanged 0.51 and 0.52. Of nouns that training has not used 0.33 and 0.19 are right.
