@@ -39,11 +39,7 @@ CASES = [(m, s) for s in (*AXES, *PAIRS) for m in MODELS]
 CASES += [(m, ALL) for m in ('transformer', 'r2plus1d', 'video_transformer')]
 
 
-# Every case is in float64, below; in float32 each family is on one mesh of two axes, or of three.
-FLOAT32 = [c for c in CASES if c in BRIEF or c[1] in ('fsdp=4,model=2', ALL)]
-
-
-@pytest.mark.parametrize('model, spec', [pytest.param(*c, marks=[] if c in BRIEF else [long]) for c in FLOAT32])
+@pytest.mark.parametrize('model, spec', [pytest.param(*c, marks=[] if c in BRIEF else [long]) for c in CASES])
 def test_eight_devices_equal_one(model, spec):
   assert max(errors(model, spec, jnp.float32).values()) <= 1e-5
 
