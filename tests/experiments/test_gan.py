@@ -64,7 +64,7 @@ def after_steps(config, devices, count=3):
 
 
 @long
-@pytest.mark.parametrize('optimizer, mesh', [('sgd', 'data=8'), ('kfac', 'data=2,fsdp=2,model=2')])
+@pytest.mark.parametrize('optimizer, mesh', [('sgd', 'data=8'), ('kfac', 'data=4,model=2'), ('kfac', 'fsdp=4,data=2')])
 def test_meshes_agree(tmp_path, optimizer, mesh):
   """Losses and parameters; means of batch norms are those of the whole batch."""
   config = small_gan(tmp_path, optimizer, mesh)
