@@ -48,9 +48,9 @@ def feed_forward(x: Float[Array, 'b *t d'], width: int, dtype: Any) -> Float[Arr
 def attend(
   q: Float[Array, '*b q h d'],
   k: Float[Array, '*b k h d'],
-  v: Float[Array, '*b k h d'],
+  v: Float[Array, '*b k h e'],
   mask: Bool[Array, 'q k'] | None = None,
-) -> Float[Array, '*b q h d']:
+) -> Float[Array, '*b q h e']:
   """softmax(q k^T / sqrt(d)) v for each head, over the keys that the mask lets a query see.
 
   Not `jax.nn.dot_product_attention`, whose softmax is in float32 even where all else is in float64.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from .attention import attend
 from .graphs import Graph, GraphEncoder
 from .layers import accurate, constrain, dense, named
 
@@ -18,7 +19,7 @@ class DirectedVideo(nn.Module):
   """Logits of clips, by a node each: of the mean over places, weighted by how they fit the node's features, of an R-GCN.
 
   One head of attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1) with one query, the node, whose features are first
-  brought to unit size: an encoder's are a hundredth of that when training starts.
+  brought to unit size: an encoder's are a tenth of that when training starts.
 
   Attributes:
     widths: channels after each convolution over time and space; the first halves all three by windows of 4, and so does
@@ -56,6 +57,5 @@ class DirectedVideo(nn.Module):
     own, rows = {'init': nn.initializers.lecun_normal(), 'dtype': self.dtype}, 'mid' if len(self.widths) % 2 else 'in'
     asked = dense(self.width, (None, 'width'), name='asked', **own)(node)
     keys = dense(self.width, (rows, 'width'), name='keys', **own)(x)
-    fit = nn.softmax(accurate(jnp.einsum('bkd,bd->bk', keys, asked)) / self.width**0.5)
-    x = jnp.einsum('bk,bkc->bc', fit.astype(x.dtype), x)
+    x = attend(asked[:, None, None], keys[:, :, None], x[:, :, None])[:, 0, 0]
     return accurate(dense(self.classes, (rows, 'classes'), name='logits', **own)(x))
