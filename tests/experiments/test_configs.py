@@ -45,7 +45,7 @@ def presets(path):
   default = load(path)['get_config'].__defaults__
   if not default:
     return [None]
-  text = ast.get_docstring(ast.parse(path.read_text()))
+  text = ' '.join(ast.get_docstring(ast.parse(path.read_text())).split())  # wherever lines end
   named = re.findall('`(\\w+)`', text.partition('Presets behind a colon')[2].partition('Measured')[0])
   assert default[0] in named
   return named
