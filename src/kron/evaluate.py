@@ -23,6 +23,7 @@ from ..program import (
   Ref,
   batch_axes,
   bind,
+  context,
   has_mark,
   observe_p,
   rematerialise,
@@ -84,7 +85,8 @@ def evaluate(
       marks.append(tuple(values))
       results = values[:1]
     elif op.bodies and (has_mark(op) or any(taps.inside(body) for body in op.bodies)):
-      results, inner = _region(op, taps, values, probes, scaled, depth, constants)
+      with context(op):
+        results, inner = _region(op, taps, values, probes, scaled, depth, constants)
       marks += inner
     elif here:
       knows = [_known(tap, scaled, constants)._replace(where=_where(op, tap, wheres)) for tap in here]

@@ -45,13 +45,17 @@ class Ref(NamedTuple):
 
 
 class Op(NamedTuple):
-  """One operation; `inputs` are `Ref`s, or literals by value. A `region` ('remat', 'scan', 'cond'...) has `bodies`."""
+  """One operation; `inputs` are `Ref`s, or literals by value. A `region` ('remat', 'scan', 'cond'...) has `bodies`.
+
+  own_mesh: whether it was traced under another mesh than the program around it.
+  """
 
   eqn: Any
   inputs: tuple[Any, ...]
   outputs: tuple[Ref, ...]
   region: str | None
   bodies: tuple[Program, ...]
+  own_mesh: bool = False
 
   @property
   def name(self) -> str:
@@ -90,6 +94,7 @@ def _flatten(
   table: dict[Any, Any] = {}
   values: dict[int, Any] = {}
   ops: list[Op] = []
+  mesh = jax.sharding.get_abstract_mesh()
 
   def define(var: Any) -> Ref:
     table[var] = Ref(next(fresh), tuple(var.aval.shape), var.aval.dtype)
@@ -118,7 +123,8 @@ def _flatten(
       bodies = tuple(
         _flatten(*_open(j), fresh, operators, kept) for j in (inner if isinstance(inner, tuple) else (inner,))
       )
-      ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies))
+      own_mesh = eqn.ctx.cur_abstract_mesh != mesh
+      ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies, own_mesh))
 
   def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
     for var, value in zip(jaxpr.constvars, consts, strict=True):
@@ -171,9 +177,21 @@ def bind(op: Op, *values: Any, **changed: Any) -> list[Any]:
   subfuns: Sequence[Any] = ()
   if isinstance(params, tuple):  # before jax 0.10: (functions, params)
     subfuns, params = params
-  with at(op):
+  with at(op), context(op):
     out = op.eqn.primitive.bind(*subfuns, *values, **params)
   return list(out) if op.eqn.primitive.multiple_results else [out]
+
+
+@contextlib.contextmanager
+def context(op: Op) -> Iterator[None]:
+  """Restores what JAX keeps of the contexts in which an operation was traced: compute_on, threefry, XLA metadata.
+
+  The mesh is restored only where it is not the one of the program around the operation: a program may run inside of a
+  shard_map that it was not traced in.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  with op.eqn.ctx.manager, contextlib.nullcontext() if op.own_mesh else jax.sharding.use_abstract_mesh(mesh):
+    yield
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...program import Op, Program, Ref, at, used
+from ...program import Op, Program, Ref, at, context, used
 from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
 from .values import Known, Value, anywhere, on_device, refuse, whole
 
@@ -44,7 +44,7 @@ def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
   """Runs operations one after another on the values in `env`, which gets their results."""
   for op in ops:
     inputs = [read(env, v) for v in op.inputs]
-    with at(op):
+    with at(op), context(op):
       found = results(op, inputs)
     env.update({v.index: result for v, result in zip(op.outputs, found, strict=True)})
 
