@@ -1,7 +1,6 @@
 """Second-order optimisation as functions: curvature of a loss, and optax transformations that use it."""
 
 from . import observe
-from .blocks import param_names
 from .control import AdaptDampingState, QuadraticStepState, adapt_damping, adaptive_kfac, quadratic_step
 from .curvature import Curvature, curvature
 from .dealing import Deal, lay_out, least, load
@@ -21,6 +20,7 @@ from .newton import (
   scale_by_curvature,
 )
 from .operators import SHARING
+from .param_trees import param_names
 from .placing import Local, Placement
 from .precondition import ScaleByKfacState, factors, find_state, replace_state, scale_by_kfac
 from .products import Products

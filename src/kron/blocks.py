@@ -62,12 +62,6 @@ class Plan(NamedTuple):
   aux_tree: Any = None
 
 
-def param_names(params: Any) -> list[str]:
-  """'path/to/kernel' for each leaf, in the order of jax.tree.leaves."""
-  paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-  return [jax.tree_util.keystr(path, simple=True, separator='/') for path in paths]
-
-
 def key_of(block: str) -> str:
   """A block's name as checkpoints write it."""
   return block.replace('/', '.')

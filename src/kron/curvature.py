@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ..program import Op, Program, has_mark, observation_marks, trace, vary, varying
-from .blocks import Block, Plan, param_names, plan_blocks
+from .blocks import Block, Plan, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
 from .explicit import typed_as
 from .fishers import exact, prepared, random_key, weighted
 from .operators.factor import accurate
 from .options import Options
+from .param_trees import Parameters, param_names
 from .parts import WHOLE, Split
 from .placing import Placement
 from .probes import BASIS, DUE, due_probes, moment_probes, where_due
@@ -100,19 +101,17 @@ class Curvature:
   def __init__(self, loss_fn, params, args, fisher, has_aux, options, examples, operators):
     self.loss_fn, self.fisher, self.has_aux = loss_fn, fisher, has_aux
     self._options, self._examples, self._operators = options, examples, operators
-    names = param_names(params)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    self._sizes = {name: math.prod(shape) for name, shape in zip(names, shapes, strict=True)}
+    self.parameters = Parameters.of(params)
     _, plan, _ = self._read(params, args)
     self.blocks: tuple[Block, ...] = plan.blocks
     self.gradient_only: dict[str, str] = plan.gradient_only
     self.regularised: tuple[str, ...] = plan.regularised
 
   def __str__(self) -> str:
-    return table(self.blocks, self.gradient_only, self.regularised, self._sizes)
+    return table(self.blocks, self.gradient_only, self.regularised, self.parameters.sizes)
 
   def __repr__(self) -> str:
-    return f'<Curvature of {len(self._sizes)} parameters, {len(self.blocks)} blocks, {self.fisher} Fisher>'
+    return f'<Curvature of {len(self.parameters.names)} parameters, {len(self.blocks)} blocks, {self.fisher} Fisher>'
 
   def value_and_grad(
     self,

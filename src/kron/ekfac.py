@@ -16,8 +16,9 @@ from .errors import CurvatureError
 from .explicit import typed_update
 from .kfac import descend
 from .operators import Kronecker
+from .param_trees import match
 from .placing import Local, Placement
-from .precondition import Phase, averaged, by_block, check_phase, when
+from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
 from .schedule import at, is_due
 from .statistics import Statistics
 
@@ -64,7 +65,7 @@ def scale_by_ekfac(
   layout = lay_out(blocks, undivided(placement))
 
   def init(params):
-    del params
+    match(params, curvature.parameters)
     moments = {key_of(b.name): jnp.ones(matrix_shape(b), b.dtype) for b in blocks}
     return ScaleByEkfacState(Eigenbasis.of_nothing(layout), moments)
 
@@ -99,9 +100,9 @@ def scale_by_ekfac(
       moments[key_of(b.name)] = jnp.where(take, share * old + (1 - share) * new, old)
     return state._replace(moments=moments)
 
-  def update(updates, state, params=None, *, stats=None, phase: Phase | None = None, **extra):
+  def update(updates, state, params=None, *, stats=NOT_GIVEN, phase: Phase | None = None, **extra):
     del params
-    check_phase(phase)
+    stats = given(stats, phase)
     count = state.eigenbasis.count
     if stats is not None:
       # The moments first: they were taken in the basis as it was.
@@ -118,7 +119,8 @@ def scale_by_ekfac(
       s = state.moments[key_of(block.name)]
       return rotated_back(block, rotated(block, v, vectors) / (s + jnp.asarray(strength, s.dtype)), vectors)
 
-    updates = by_block(updates, blocks, placement, precondition)
+    tree = match(updates, curvature.parameters)
+    updates = tree.rebuilt(by_block(tree.leaves, blocks, placement, precondition))
     eigenbasis = state.eigenbasis._replace(count=optax.safe_increment(count))
     return updates, state._replace(eigenbasis=eigenbasis)
 

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from .blocks import Block, key_of, param_names
+from .blocks import Block, key_of
 from .curvature import Curvature
 from .dealing import lay_out, undivided
 from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
 from .explicit import typed_update
 from .operators.factor import accurate
+from .param_trees import match
 from .placing import Local, Placement
-from .precondition import Phase, averaged, by_block, check_phase, when
+from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
 from .schedule import at, is_due
 
 
@@ -64,27 +65,28 @@ def scale_by_kfac_adam(
 
   whole = {name for b in blocks if not b.partial for name in b.params}
 
-  def of_rest(tree: PyTree) -> dict[str, Array]:
-    named = zip(param_names(tree), jax.tree.leaves(tree), strict=True)
-    return {key_of(name): x for name, x in named if name not in whole}
+  def of_rest(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {key_of(name): x for name, x in leaves.items() if name not in whole}
 
   def init(params):
     mu = jax.tree.map(lambda p: jnp.zeros_like(accurate(p)), params)
     nu = {key_of(b.name): jnp.zeros(matrix_shape(b), b.dtype) for b in blocks}
-    rest = {name: jnp.zeros_like(accurate(p)) for name, p in of_rest(params).items()}
+    own = match(params, curvature.parameters).leaves
+    rest = {name: jnp.zeros_like(accurate(p)) for name, p in of_rest(own).items()}
     return ScaleByKfacAdamState(Eigenbasis.of_nothing(layout), mu, nu, rest)
 
-  def update(updates, state, params=None, *, stats=None, phase: Phase | None = None, **extra):
+  def update(updates, state, params=None, *, stats=NOT_GIVEN, phase: Phase | None = None, **extra):
     del params, extra
-    check_phase(phase)
+    stats = given(stats, phase)
     eigenbasis, count = state.eigenbasis, state.eigenbasis.count
     averages = averaged(eigenbasis, stats, phase, layout, blocks, decay, statistics_every, placement)
     eigenbasis = eigenbasis._replace(averages=averages)
     due = is_due(count, basis_every) if phase is None else phase == 'refresh'
     eigenbasis = when(due, lambda e: e.refreshed(layout, blocks, placement), eigenbasis)
     first, second = at(b1, count), at(b2, count)
-    gradients = jax.tree.map(accurate, updates)
-    mu = jax.tree.map(lambda m, g: first * m + (1 - first) * g, state.mu, gradients)
+    mu = jax.tree.map(lambda m, g: first * m + (1 - first) * accurate(g), state.mu, updates)
+    tree = match(updates, curvature.parameters)
+    gradients = {name: accurate(g) for name, g in tree.leaves.items()}
     second_of = lambda old, g: second * old + (1 - second) * g.astype(old.dtype) ** 2  # noqa: E731
     rest = {name: second_of(state.rest[name], g) for name, g in of_rest(gradients).items()}
     nu = dict(state.nu)
@@ -103,9 +105,9 @@ def scale_by_kfac_adam(
       return rotated_back(block, divided(rotated(block, m, vectors), nu[key_of(block.name)]), vectors)
 
     by_block(gradients, blocks, placement, square)
-    own = [rest.get(key_of(name)) for name in param_names(mu)]
-    plain = [m if n is None else divided(m, n) for m, n in zip(jax.tree.leaves(mu), own, strict=True)]
-    new = by_block(mu, blocks, placement, adam, otherwise=jax.tree.unflatten(jax.tree.structure(mu), plain))
+    means = tree.named(mu)
+    plain = {name: divided(m, rest[key_of(name)]) if key_of(name) in rest else m for name, m in means.items()}
+    new = tree.rebuilt(by_block(means, blocks, placement, adam, otherwise=plain))
     new = jax.tree.map(lambda x, u: x.astype(u.dtype), new, updates)
     eigenbasis = eigenbasis._replace(count=optax.safe_increment(count))
     return new, ScaleByKfacAdamState(eigenbasis, mu, nu, rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -12,13 +13,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from .averages import Averages
-from .blocks import Block, param_names
+from .blocks import Block
 from .curvature import Curvature
 from .dealing import Deal, deal_of, lay_out
 from .errors import CurvatureError
 from .explicit import typed_update
 from .grouped import precondition_by_group
 from .inverse import INVERSES, slot_damping, split_inverse, sure_inverse
+from .param_trees import match
 from .placing import Local, Placement
 from .schedule import Interval, at, is_due
 from .stacks import Layout
@@ -74,14 +76,15 @@ def scale_by_kfac(
 
   Returns:
     A transformation whose `update` takes, beside optax's own arguments,
-    stats: `Statistics`, or None for none at this step;
+    stats: `Statistics`, or None for a step without; it must be given unless phase='plain';
     phase: static; 'plain' leaves the factors' inverses as they are, 'refresh' recomputes them, None asks the counter.
       Then `statistics_every` does not apply either: what is given is taken;
     damping: in place of the transformation's own, as `adapt_damping` gives it.
 
   Raises:
-    CurvatureError: the gradient lacks a part of a block (parameters that share a block must not be separated by
-      optax.partition or optax.masked), or the phase is unknown.
+    CurvatureError: the gradient lacks a parameter that is not masked, or a part of a block (optax.partition and
+      optax.masked must not separate parameters that share one), or has another one; stats= is left out; the phase is
+      unknown.
 
   References:
     Martens and Grosse, 2015 (arXiv:1503.05671); Grosse and Martens, 2016 (arXiv:1602.01407); for scale and shift Osawa
@@ -94,26 +97,63 @@ def scale_by_kfac(
   layout = lay_out(blocks, deal if inverse == 'cholesky' else deal._replace(split=False))
 
   def init(params):
-    del params
+    match(params, curvature.parameters)
     return ScaleByKfacState.of_nothing(layout)
 
-  def update(updates, state, params=None, *, stats=None, phase: Phase | None = None, **extra):
+  def update(updates, state, params=None, *, stats=NOT_GIVEN, phase: Phase | None = None, **extra):
     del params
-    check_phase(phase)
+    stats = given(stats, phase)
     count = state.count
     strength = at(damping, count) if extra.get('damping') is None else extra['damping']
     state = state._replace(averages=averaged(state, stats, phase, layout, blocks, decay, statistics_every, placement))
     due = is_due(count, inverses_every) if phase is None else phase == 'refresh'
     state = when(due, lambda s: refreshed(s, layout, strength, inverse, placement), state)
-    updates = apply_inverses(updates, state.inverses, blocks, layout, placement)
+    updates = apply_inverses(updates, state.inverses, curvature, layout, placement)
     return updates, state._replace(count=optax.safe_increment(count))
 
   return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
-def check_phase(phase: Any) -> None:
+class NotGiven(NamedTuple):
+  """Stands for statistics that an update was not given at all, which is not the same as None."""
+
+
+NOT_GIVEN = NotGiven()
+
+
+def given(stats: Statistics | NotGiven | None, phase: Any) -> Statistics | None:
+  """Returns the statistics of an update, None for a step without.
+
+  Raises:
+    CurvatureError: nothing was said of statistics, so that the step would be plain descent; optax.MultiSteps would drop
+      all but the last; the phase is unknown.
+  """
   if phase not in (None, 'plain', 'refresh'):
     raise CurvatureError(f"phase={phase!r} is unknown; choose 'plain', 'refresh' or None")
+  if not isinstance(stats, NotGiven):
+    if stats is not None and _inside_multisteps():
+      raise CurvatureError(
+        'optax.MultiSteps hands over the statistics of the last microbatch alone; add gradients and statistics '
+        '(kron.accumulate) up in the loop and call update once'
+      )
+    return stats
+  if phase is None:
+    raise CurvatureError(
+      'update was given no stats=: pass those of value_and_grad, or stats=None for a step without; what hands over '
+      "gradients alone (flax's TrainState.apply_gradients, optax.lookahead) makes plain descent of it: call update "
+      'yourself'
+    )
+  return None
+
+
+def _inside_multisteps() -> bool:
+  """Whether optax.MultiSteps makes this call; it says so nowhere but in its own frame."""
+  frame = sys._getframe(1)
+  while frame is not None:
+    if frame.f_code.co_name == 'update' and isinstance(frame.f_locals.get('self'), optax.MultiSteps):
+      return True
+    frame = frame.f_back
+  return False
 
 
 def when(due: Any, fn: Callable, state: Any) -> Any:
@@ -207,61 +247,65 @@ def renewed(
 
 
 def apply_inverses(
-  updates: Any, inverses: dict[str, Array], blocks: Sequence[Block], layout: Layout, placement: Placement
+  updates: Any, inverses: dict[str, Array], curvature: Curvature, layout: Layout, placement: Placement
 ) -> Any:
-  """The gradient tree times the inverse of every block."""
+  """Multiplies the gradient tree by the inverse of every block."""
+  blocks, tree = curvature.blocks, match(updates, curvature.parameters)
   if layout.grouped:
-    return on_matrices(updates, blocks, placement, precondition_by_group(inverses, blocks, layout, placement))
+    product = precondition_by_group(inverses, blocks, layout, placement)
+    return tree.rebuilt(on_matrices(tree.leaves, blocks, placement, product))
   own = {b.name: {f: layout.read(inverses, b.name, f) for f in b.operator.factors} for b in blocks}
-  return by_block(updates, blocks, placement, lambda b, v: b.operator.precondition(v, own[b.name]))
+  return tree.rebuilt(by_block(tree.leaves, blocks, placement, lambda b, v: b.operator.precondition(v, own[b.name])))
 
 
 def by_block(
-  updates: Any,
+  leaves: Mapping[str, Array],
   blocks: Sequence[Block],
   placement: Placement,
   fn: Callable[[Block, Array], Array],
-  otherwise: Any = None,
-) -> Any:
-  """The gradient tree with `fn` applied to the matrix of every block; what has no block passes, or is `otherwise`'s."""
+  otherwise: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+  """Applies `fn` to the gradient matrix of every block; what has no block stays, or is taken from `otherwise`."""
 
   def one_by_one(matrices: Mapping[str, Array]) -> dict[str, Array]:
     return {b.name: fn(b, matrices[b.name]) for b in blocks if b.name in matrices}
 
-  return on_matrices(updates, blocks, placement, one_by_one, otherwise)
+  return on_matrices(leaves, blocks, placement, one_by_one, otherwise)
 
 
 def on_matrices(
-  updates: Any,
+  leaves: Mapping[str, Array],
   blocks: Sequence[Block],
   placement: Placement,
   fn: Callable[[Mapping[str, Array]], dict[str, Array]],
-  otherwise: Any = None,
-) -> Any:
-  """As `by_block`, `fn` of all matrices by the names of their blocks."""
-  leaves, treedef = jax.tree.flatten(updates)
-  by_name = dict(zip(param_names(updates), leaves, strict=True))
-  result = dict(by_name) if otherwise is None else dict(zip(by_name, jax.tree.leaves(otherwise), strict=True))
+  otherwise: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+  """As `by_block`, with `fn` of all matrices by the names of their blocks.
+
+  Args:
+    leaves: gradients by the names of their parameters, from `match`: those that are masked are not among them.
+  """
+  result = dict(leaves if otherwise is None else otherwise)
   matrices = {}
   for block in blocks:
-    present = [name for name in block.params if name in by_name]
+    present = [name for name in block.params if name in leaves]
     if not present:
-      continue  # another transformation's, under optax.partition or optax.masked
+      continue  # masked: another transformation's
     if len(present) < len(block.params):
-      missing = next(name for name in block.params if name not in by_name)
+      missing = next(name for name in block.params if name not in leaves)
       raise CurvatureError(f'{missing!r} shares a block with {present[0]!r} but is not among the gradients; give both')
     # Whole on every device, as the inverses are: one gather here, where products of shards cost several collectives.
-    matrices[block.name] = block.operator.to_matrix(*placement.replicate([by_name[name] for name in block.params]))
+    matrices[block.name] = block.operator.to_matrix(*placement.replicate([leaves[name] for name in block.params]))
   products = fn(matrices)
   for block in (b for b in blocks if b.name in matrices):
     u = placement.replicate(block.operator.from_matrix(products[block.name]))
     ones = jnp.ones_like(matrices[block.name])
     mine = block.operator.from_matrix(ones) if block.partial else [None] * len(u)
     for name, new, mask in zip(block.params, u, mine, strict=True):
-      new = new.astype(by_name[name].dtype)
+      new = new.astype(leaves[name].dtype)
       # The pieces of a parameter leave one another's entries, and those that no piece holds, as they are.
       result[name] = new if mask is None else jnp.where(mask != 0, new, result[name])
-  return jax.tree.unflatten(treedef, list(result.values()))
+  return result
 
 
 def factors(

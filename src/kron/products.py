@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .errors import CurvatureError
 from .operators.factor import accurate
+from .param_trees import Parameters, match
 
 
 class Products(NamedTuple):
@@ -53,7 +54,7 @@ class Outputs(NamedTuple):
 
 def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outputs | None) -> Products:
   """The products of a loss (parameters -> number); without marked outputs that of the Hessian alone."""
-  leaves, treedef = jax.tree.flatten(params)
+  leaves, parameters = jax.tree.leaves(params), Parameters.of(params)
 
   def hessian(v):
     primals = jax.tree.map(lambda x, p: x.astype(p.dtype), v, params)
@@ -66,11 +67,16 @@ def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outp
   transpose = jax.linear_transpose(lambda c: pull(c)[0], z)
 
   def push(v: PyTree) -> list[Array]:
-    return transpose([x.astype(p.dtype) for x, p in zip(jax.tree.leaves(v), leaves, strict=True)])[0]
+    own = match(v, parameters).leaves
+    # What is masked does not move.
+    along = [own.get(name, jnp.zeros_like(p)).astype(p.dtype) for name, p in zip(parameters.names, leaves, strict=True)]
+    return transpose(along)[0]
 
   def back(cotangents: Sequence[Array], v: PyTree) -> PyTree:
     result = pull([c.astype(x.dtype) for c, x in zip(cotangents, z, strict=True)])[0]
-    return jax.tree.unflatten(treedef, [r.astype(x.dtype) for r, x in zip(result, jax.tree.leaves(v), strict=True)])
+    tree = match(v, parameters)
+    named = dict(zip(parameters.names, result, strict=True))
+    return tree.rebuilt({name: named[name].astype(x.dtype) for name, x in tree.leaves.items()})
 
   def gauss_newton(v):
     nothing = [jnp.zeros_like(x) for x in z]

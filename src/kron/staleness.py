@@ -23,8 +23,9 @@ from .errors import CurvatureError
 from .explicit import typed_update
 from .inverse import INVERSES
 from .kfac import descend
+from .param_trees import match
 from .placing import Local, Placement
-from .precondition import ScaleByKfacState, apply_inverses, check_phase, find_state, refreshed
+from .precondition import NOT_GIVEN, ScaleByKfacState, apply_inverses, find_state, given, refreshed
 from .schedule import at
 from .stacks import Layout
 
@@ -96,16 +97,16 @@ def scale_by_stale_kfac(
   names = _names(curvature)
 
   def init(params):
-    del params
+    match(params, curvature.parameters)
     number = jnp.zeros(len(names), jnp.int32)
     empty = layout.zeros()
     staleness = Staleness(number, number, number, number, empty, empty)
     kfac = ScaleByKfacState.of_nothing(layout)
     return ScaleByStaleKfacState(kfac, staleness, jnp.zeros((), jnp.float32))
 
-  def update(updates, state, params=None, *, stats=None, phase=None, **extra):
+  def update(updates, state, params=None, *, stats=NOT_GIVEN, phase=None, **extra):
     del params
-    check_phase(phase)
+    stats = given(stats, phase)
     count = state.kfac.count
     if stats is not None:
       strength = at(damping, count) if extra.get('damping') is None else extra['damping']
@@ -115,7 +116,7 @@ def scale_by_stale_kfac(
         return _take(state, stats, now, strength, at(decay, count))
 
       state = jax.lax.cond(now.any(), take, lambda s: s, state)
-    updates = apply_inverses(updates, state.kfac.inverses, blocks, layout, placement)
+    updates = apply_inverses(updates, state.kfac.inverses, curvature, layout, placement)
     count = optax.safe_increment(count)
     saved = 1 - state.staleness.refreshes.sum() / (len(names) * count)
     return updates, ScaleByStaleKfacState(state.kfac._replace(count=count), state.staleness, saved.astype(jnp.float32))

@@ -134,7 +134,7 @@ def test_steps_without_statistics_change_nothing(phase):
   tx = kron.scale_by_stale_kfac(CURVATURE)
   state = tx.init(PARAMS)
   grads, _ = statistics(state, normal(N, 4), 1.0)
-  _, state = tx.update(grads, state, phase=phase)
+  _, state = tx.update(grads, state, stats=None, phase=phase)
   assert kron.due(state, CURVATURE)['w']['A'] and state.kfac.count == 1 and state.refreshes_saved == 1
 
 
