@@ -78,7 +78,7 @@ def links(model: nn.Module, config: Any) -> Callable:
 
   def loss(params, model_state, batch, train=True):
     logits = model.apply({'params': params, **model_state}, batch['image'], train=train)
-    logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
+    logits = kron.observe.categorical(logits, batch['label'], mask=recipe.counted(batch))
     each = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     value = recipe.mean(each, batch)
     metrics = {'loss': value}
@@ -114,7 +114,7 @@ def zero_shot(model: nn.Module, config: Any) -> Callable:
   def loss(params, model_state, batch, train=True):
     logits = model.apply({'params': params, **model_state}, batch['image'], train=train)
     label, seen = batch['label'], jnp.asarray(~unseen)[batch['label']]
-    trained = kron.observe.categorical(logits[:, ~unseen], jnp.asarray(among)[label], mask=batch.get('mask'))
+    trained = kron.observe.categorical(logits[:, ~unseen], jnp.asarray(among)[label], mask=recipe.counted(batch))
     each = optax.softmax_cross_entropy_with_integer_labels(trained, jnp.where(seen, jnp.asarray(among)[label], 0))
     value = recipe.mean(each * seen, batch)
     if train:
@@ -146,7 +146,7 @@ def directed(model: nn.Module, config: Any) -> Callable:
 
   def loss(params, model_state, batch, train=True):
     logits = model.apply({'params': params, **model_state}, batch['image'], batch['query'], train=train)
-    logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
+    logits = kron.observe.categorical(logits, batch['label'], mask=recipe.counted(batch))
     value = recipe.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
     right = logits.argmax(-1) == batch['label']
     metrics = {'loss': value, 'accuracy': recipe.mean(right, batch)}

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from experiments.errors import ConfigError
 from kronmesh import kron
@@ -81,6 +81,11 @@ def mean(values: Num[Array, 'b'], batch: dict[str, Array]) -> Float[Array, '']:
   if 'mask' not in batch:
     return values.mean()
   return (values * batch['mask']).sum() / batch['mask'].sum()
+
+
+def counted(batch: dict[str, Array]) -> Bool[Array, ' b'] | None:
+  """Which examples of the batch count, for the mark of the outputs; None where all do."""
+  return batch['mask'] > 0 if 'mask' in batch else None
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:

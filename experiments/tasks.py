@@ -102,7 +102,7 @@ def _reconstruction(model: nn.Module, config: Any) -> Callable:
   def loss(params, model_state, batch, train=True):
     pixels = batch['image'].reshape(batch['image'].shape[0], -1)
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
-    logits = kron.observe.bernoulli(logits, pixels, mask=batch.get('mask'))
+    logits = kron.observe.bernoulli(logits, pixels, mask=recipe.counted(batch))
     value = recipe.mean(optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1), batch)
     error = recipe.mean(((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1), batch)
     return value, ({'loss': value, 'error': error}, model_state)
@@ -115,7 +115,7 @@ def _classification(model: nn.Module, config: Any) -> Callable:
 
   def loss(params, model_state, batch, train=True):
     logits, model_state = _apply(model, params, model_state, batch['image'], train)
-    logits = kron.observe.categorical(logits, batch['label'], mask=batch.get('mask'))
+    logits = kron.observe.categorical(logits, batch['label'], mask=recipe.counted(batch))
     if train and (smoothing or 'target' in batch):
       target = recipe.soft_labels(batch, logits.shape[-1], smoothing)
       value = recipe.mean(optax.softmax_cross_entropy(logits, target), batch)
@@ -134,7 +134,7 @@ def _next_token(model: nn.Module, config: Any) -> Callable:
   def loss(params, model_state, batch, train=True):
     tokens = batch['image']
     logits, model_state = _apply(model, params, model_state, tokens[:, :-1], train)
-    mask = None if 'mask' not in batch else jnp.broadcast_to(batch['mask'][:, None], tokens[:, 1:].shape)
+    mask = None if 'mask' not in batch else jnp.broadcast_to(recipe.counted(batch)[:, None], tokens[:, 1:].shape)
     logits = kron.observe.categorical(logits, tokens[:, 1:], mask=mask)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     value = recipe.mean(each.mean(-1), batch)
@@ -167,7 +167,7 @@ def _poisson(model: nn.Module, config: Any) -> Callable:
     # The right side is 5 pi^2 times the solution; divided by that, residuals are of the solution's own size.
     scale = 5 * jnp.pi**2
     residual = jax.vmap(laplacian)(points) / scale + batch['label']
-    residual = kron.observe.gaussian(residual[:, None], mask=batch.get('mask'))
+    residual = kron.observe.gaussian(residual[:, None], mask=recipe.counted(batch))
     value = recipe.mean(0.5 * residual[:, 0] ** 2, batch)
     error = recipe.mean((jax.vmap(u)(points) - batch['label']) ** 2, batch) * 4
     return value, ({'loss': value, 'error': error}, model_state)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .blocks import Block
 from .placing import Placement
@@ -37,8 +37,8 @@ class Averages(NamedTuple):
   def add(
     self, stats: Statistics, layout: Layout, blocks: Sequence[Block], decay: Any, placement: Placement
   ) -> Averages:
-    """Takes the batch's means in, but for matrices that are not finite."""
-    return self.add_means(batch_means(stats, layout, blocks, placement), stats.examples > 0, decay, layout)
+    """Takes the batch's means in, but for matrices that are not finite and those that the batch says nothing of."""
+    return self.add_means(batch_means(stats, layout, blocks, placement), seen(stats, layout, blocks), decay, layout)
 
   def add_means(self, new: dict[str, Float[Array, 'o s r n']], due: Any, decay: Any, layout: Layout) -> Averages:
     """Takes means in where they are due and finite.
@@ -67,6 +67,23 @@ class Averages(NamedTuple):
       stack: x / jnp.where(self.weights[stack] > 0, self.weights[stack], 1)[..., None, None]
       for stack, x in self.factors.items()
     }
+
+
+def seen(stats: Statistics, layout: Layout, blocks: Sequence[Block]) -> dict[str, Bool[Array, 'o s']]:
+  """Which matrices the batch has observed, (owner, slot) by stack.
+
+  A factor of inputs is a mean over the uses of its kernel: an expert without tokens, or a head that this batch does not
+  use, tells nothing of it. A factor of gradients is a mean over the examples, which zeros belong to: so the product of the
+  two averages is the mean of the products.
+  """
+  flags = {}
+  for block in blocks:
+    flags[block.name] = {}
+    for name, factor in block.operator.factors.items():
+      count = stats.used(block.name) if name == 'A' else stats.examples
+      every = jnp.broadcast_to(count > 0, (factor.slots,)) & (stats.examples > 0)
+      flags[block.name][name] = jnp.repeat(every, factor.parts)
+  return {name: x > 0 for name, x in layout.gather_numbers(flags).items()}
 
 
 def batch_means(

@@ -13,12 +13,13 @@ import numpy as np
 from ..program import Program, source_line
 from .errors import CurvatureError
 from .kernel_blocks import Use, flops, kernel_block
-from .operators import Kronecker, Unit, Unitwise
+from .operators import Embedding, Kronecker, Unit, Unitwise
 from .operators.unit import diagonal
 from .options import Options, chosen
 from .parts import Split
 from .reach import biases, reaching
 from .sites import Site, Survey
+from .statistics import COUNTS
 from .tapped import Tap, Taps
 from .weights import Arrangement
 
@@ -74,13 +75,13 @@ def plan_blocks(
   shapes: Sequence[tuple[int, ...]],
   options: Options,
   from_loss: bool,
-  observations: int | None,
+  observations: tuple[int, ...],
 ) -> Plan:
   """The blocks of a survey.
 
   Args:
     from_loss: whether the loss's own gradients make the curvature (the empirical Fisher), or the observed outputs.
-    observations: the length of the axis that counts examples, where it is known.
+    observations: the lengths of the axes that count examples, where they are known.
 
   Raises:
     CurvatureError: a parameter is refused or unused and no fallback was chosen for it, or a choice does not fit.
@@ -90,11 +91,12 @@ def plan_blocks(
   if double is not None:
     raise CurvatureError(f'two parameters are called {double!r}; rename one')
   live = reaching(program, survey, from_loss)
+  observed = reaching(program, survey, False) if from_loss else live
   sites = [s for group in survey.sites.values() for s in group if s.key in live]
   refused: dict[int, str] = {}
   for param, refusals in survey.refusals.items():
     for refusal in refusals:
-      if refusal.key in live:
+      if refusal.key in (observed if refusal.before_marks else live):
         refused.setdefault(param, f'used by {refusal.reason} at {refusal.line}, which is not understood')
   own = lambda site: survey.owners(site.weight)  # noqa: E731
   empty = {p for p, shape in enumerate(shapes) if not math.prod(shape)}
@@ -138,12 +140,13 @@ def plan_blocks(
       _complain(name, refused.get(param), param, survey, in_loss)
   reduced = next((b.name for b in blocks.values() if b.operator.reduced is not None), None)
   for b in blocks.values():
-    if b.operator.reduced is not None and observations and b.operator.reduced != observations:
+    if b.operator.reduced is not None and observations and b.operator.reduced not in observations:
       raise CurvatureError(
-        f"sharing={{{b.name!r}: 'reduce'}}: its uses lead with {b.operator.reduced}, the observations with {observations}; "
+        f"sharing={{{b.name!r}: 'reduce'}}: its uses lead with {b.operator.reduced}, the observations with "
+        f'{" or ".join(map(str, observations))}; '
         "examples must lead both, or use 'expand'"
       )
-  if reduced is not None and any(depth for _, depth in survey.marks):
+  if reduced is not None and any(depth for _, depth, _ in survey.marks):
     raise CurvatureError(
       f"sharing={{{reduced!r}: 'reduce'}}: outputs are observed inside of a loop, so its iterations are examples of their "
       "own; use 'expand', or accumulate microbatches outside by kron.accumulate"
@@ -157,19 +160,21 @@ def plan_blocks(
     # The rows that *reduce* keeps are split at the end; counts are of all shards.
     lead = options.split.lead if block.operator.reduced is None else ()
     shapes_of = block.operator.probes().items()
-    probes[name] = {k: (*loops[name], *(lead if shape else ()), *shape) for k, shape in shapes_of}
+    probes[name] = {k: (*loops[name], *(() if k.startswith(COUNTS) else lead), *shape) for k, shape in shapes_of}
   return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, loops, gradient_only, regularised, options.split)
 
 
-def _without_examples(site: Site, observations: int | None) -> str | None:
+def _without_examples(site: Site, observations: tuple[int, ...]) -> str | None:
   """Why a site cannot tell examples apart, if it cannot."""
-  if site.kind in ('linear', 'gain'):
+  if site.kind in ('linear', 'gain') and not isinstance(site.linear, Embedding):
     return None
   shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
-  if not shape or 0 in site.weight.axes:
+  alone = site.kind == 'free' and shape[:1] == (1,) and observations and 1 not in observations
+  if not shape or alone or (site.linear is None and 0 in site.weight.axes):
     return f'{site.op.name} (with no leading axis that counts examples)'
-  if observations and shape[0] % observations and observations % shape[0]:
-    return f'{site.op.name} (whose leading axis has length {shape[0]}, which does not fit {observations} observations)'
+  if observations and all(shape[0] % n and n % shape[0] for n in observations):
+    counts = ' or '.join(map(str, observations))
+    return f'{site.op.name} (whose leading axis has length {shape[0]}, which does not fit {counts} observations)'
   return None
 
 
@@ -279,7 +284,7 @@ def _block(
   shapes: Sequence[tuple[int, ...]],
   options: Options,
   pieces: int,
-  observations: int | None,
+  observations: tuple[int, ...],
 ) -> tuple[Block, list[Tap]]:
   first = group[0]
   layout, linear = first.layout, first.linear
@@ -312,7 +317,7 @@ def _block(
   return block, taps
 
 
-def _splits(tap: Tap, observations: int | None) -> bool:
+def _splits(tap: Tap, observations: tuple[int, ...]) -> bool:
   """Whether a site's rows lead with examples that divide into shards."""
   site = tap.site
   if tap.operator.reduced is not None:
@@ -324,7 +329,7 @@ def _splits(tap: Tap, observations: int | None) -> bool:
   axis = site.linear.examples[1] if site.linear is not None else 0
   shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
   length = shape[axis]
-  led = not observations or length % observations == 0
+  led = not observations or any(length % n == 0 for n in observations)
   return led and tap.split.fits(length)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,9 @@ from .blocks import Block, Plan, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
 from .explicit import typed_as
-from .fishers import exact, prepared, random_key, weighted
+from .fishers import exact, random_key
+from .masks import check_used
+from .observations import Number, Observed, check_marks, largest, shares
 from .operators.factor import accurate
 from .options import Options
 from .param_trees import Parameters, param_names
@@ -63,7 +64,8 @@ def curvature(
       the plain gradient) or 'diagonal' (squares of the batch's summed sampled gradient, which estimate the Fisher's
       diagonal without bias: Liu et al. 2023, eq. 12; with the empirical Fisher they are biased by the mean). One
       string stands for all parameters.
-    examples: the number of observations, or a function of the loss's arguments that counts them, where no mark does.
+    examples: the number of observations that the loss is a mean over, or a function of its arguments that counts them,
+      where no mark does.
     sharing: how a kernel that each example uses several times (positions, time steps, siamese branches) is treated, by
       name or pattern: 'expand' takes the uses for independent, 'reduce' sums over them first (Eschenhagen et al. 2023).
     approximation: of a kernel's block, by name or pattern: 'kronecker' (factors A and G), 'unit' (one matrix for each
@@ -162,7 +164,6 @@ class Curvature:
     program, _, marks = self._read(params, args)
     fisher = _known(fisher or self.fisher)
     data = jax.tree.leaves(args)
-    likelihoods = [mark.params['likelihood'] for mark in marks]
 
     def run(leaves, offsets=None):
       outputs, found = evaluate(program, NOTHING, [*leaves, *data], {}, offsets=offsets)
@@ -175,11 +176,9 @@ class Curvature:
     if not marks:
       return make_products(loss, params, None)
     leaves = jax.tree.leaves(params)
-    found = run(leaves)[1]
-    outputs, extras = [mark[0] for mark in found], [mark[1:] for mark in found]
-    weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
-    count = self._count(params, args, outputs, weights, likelihoods)
-    observed = prepared(likelihoods, outputs, weights, extras)
+    observed = [Observed.of(mark, found[0], found[1:]) for mark, found in zip(marks, run(leaves)[1], strict=True)]
+    numbers = self._numbers(observed, params, args)
+    read = [o.prepared() for o in observed]
 
     def tail(offsets):
       if any(op.bodies and has_mark(op) for op in program.ops):
@@ -187,24 +186,28 @@ class Curvature:
       return run(leaves, offsets)[0]
 
     def information(along):
+      """F_z times a vector, divided by the numbers of observations."""
       if fisher == 'exact':
-        products = [information_product(p, z, u) for p, z, u in zip(likelihoods, observed, along, strict=True)]
+        products = [information_product(o.likelihood, z, u) for o, z, u in zip(observed, read, along, strict=True)]
       else:
         if fisher == 'sampled':
-          keys = jax.random.split(random_key(key, args), len(outputs))
-          slopes = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
+          keys = jax.random.split(random_key(key, args, program), len(observed))
+          slopes = [o.likelihood.draw(k, z) for o, k, z in zip(observed, keys, read, strict=True)]
         else:
-          # The loss is a mean; an observation's own gradient is `count` times larger.
-          slopes = [g * count for g in jax.grad(tail)([jnp.zeros_like(z) for z in outputs])]
-        products = [rank_one_product(c, u, p.event_ndims) for c, u, p in zip(slopes, along, likelihoods, strict=True)]
-      if fisher == 'empirical':
-        return products  # the loss has its weights in it
-      return [
-        u * w[0].reshape(*w[0].shape, *(1,) * p.event_ndims).astype(u.dtype) if w else u
-        for u, w, p in zip(products, weights, likelihoods, strict=True)
+          # A term is a mean; an observation's own gradient is as many times larger.
+          slopes = jax.grad(tail)([jnp.zeros_like(o.outputs) for o in observed])
+          slopes = [g * n for g, n in zip(slopes, numbers, strict=True)]
+        events = [o.likelihood.event_ndims for o in observed]
+        products = [rank_one_product(c, u, n) for c, u, n in zip(slopes, along, events, strict=True)]
+      each = [
+        1 / max(n, 1) if isinstance(n, int) else 1 / jnp.maximum(jnp.asarray(n, o.outputs.real.dtype), 1)
+        for o, n in zip(observed, numbers, strict=True)
       ]
+      if fisher == 'empirical':  # the loss has masks and weights in it
+        return [u * jnp.asarray(share, u.real.dtype) for u, share in zip(products, each, strict=True)]
+      return [o.times_share(u, share) for o, u, share in zip(observed, products, each, strict=True)]
 
-    return make_products(loss, params, Outputs(lambda leaves: [m[0] for m in run(leaves)[1]], information, tail, count))
+    return make_products(loss, params, Outputs(lambda leaves: [m[0] for m in run(leaves)[1]], information, tail))
 
   def _plain(self, params: Any, args: tuple) -> tuple[Any, Any]:
     return jax.value_and_grad(self.loss_fn, has_aux=self.has_aux)(params, *args)
@@ -219,13 +222,14 @@ class Curvature:
     data = jax.tree.leaves(args)
     names = param_names(params)
 
-    def run(leaves, probes):
-      outputs, marks = evaluate(program, plan.taps, [*leaves, *data], probes)
+    def run(leaves, probes, factors=None):
+      taps = plan.taps._replace(factors=factors)
+      outputs, marks = evaluate(program, taps, [*leaves, *data], probes)
       return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
 
     dtypes, split = {b.name: b.dtype for b in plan.blocks}, plan.split
     probes = {
-      name: {k: jnp.zeros(shape, jnp.float32 if k.startswith('uses') else dtypes[name]) for k, shape in shapes.items()}
+      name: {k: jnp.zeros(shape, jnp.float32 if k.startswith(COUNTS) else dtypes[name]) for k, shape in shapes.items()}
       for name, shapes in plan.probes.items()
     }
     for b in plan.blocks:
@@ -241,10 +245,13 @@ class Curvature:
         axes = frozenset().union(*(varying(by_name[name]) for name in b.params))
         probes[b.name] = {k: vary(z, axes) for k, z in probes[b.name].items()}
     (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
-    likelihoods = [mark.params['likelihood'] for mark in marks]
-    weights = [extra[:1] if mark.params['weighted'] else () for mark, extra in zip(marks, extras, strict=True)]
-    count = self._count(params, args, outputs, weights, likelihoods)
-    observed = prepared(likelihoods, outputs, weights, extras)
+    observed = [Observed.of(mark, z, extra) for mark, z, extra in zip(marks, outputs, extras, strict=True)]
+    # Inside of a shard_map: the loss is a mean over the axes along which it is the same, statistics are summed over those
+    # along which parameters are.
+    apart = functools.reduce(frozenset.intersection, (varying(leaf) for leaf in leaves))
+    numbers = self._numbers(observed, params, args, without=varying(loss))
+    kept = self._numbers(observed, params, args, split, apart)
+    share = shares(kept)
     nothing = [jnp.zeros_like(z) for z in outputs]
 
     def finished(slopes, sums):
@@ -270,17 +277,28 @@ class Curvature:
 
     grads, sums = pull((jnp.ones_like(loss), nothing))
     if self.fisher == 'empirical':
-      sums = of_loss_times(finished(grads, sums), count)  # of the sum over observations, not of the mean
+      count = largest(numbers)
+      if any(not isinstance(s, int) for s in (*share, *shares(numbers))):  # marks of several sizes
+        factors = {
+          mark.outputs[0].index: jnp.sqrt(jnp.asarray(s, jnp.float32)) * n / jnp.maximum(count, 1)
+          for mark, s, n in zip(marks, share, numbers, strict=True)
+        }
+        _, again, _ = jax.vjp(functools.partial(run, factors=factors), leaves, probes, has_aux=True)
+        sums = finished(*again((jnp.ones_like(loss), nothing)))
+      else:
+        sums = finished(grads, sums)
+      sums = of_loss_times(sums, count)  # of the sum over observations, not of the mean
     elif self.fisher == 'sampled':
-      keys = jax.random.split(random_key(key, args), len(outputs))
-      drawn = [p.draw(k, z) for p, k, z in zip(likelihoods, keys, observed, strict=True)]
-      sums = statistics_from(weighted(drawn, outputs, weights, likelihoods))
+      keys = jax.random.split(random_key(key, args, program), len(outputs))
+      drawn = [
+        o.scaled(o.likelihood.draw(_apart(k, o), o.prepared()), s)
+        for o, k, s in zip(observed, keys, share, strict=True)
+      ]
+      sums = statistics_from(drawn)
     else:
-      key = random_key(key, args, otherwise=0)
-      marked = list(zip(likelihoods, outputs, observed, strict=True))
-      sums = exact(statistics_from, marked, weights, key)
-    seen = self._count(params, args, outputs, weights, likelihoods, split)
-    examples = jnp.asarray(seen, jnp.promote_types(loss.dtype, jnp.float32))
+      key = random_key(key, args, program, otherwise=0)
+      sums = exact(statistics_from, observed, share, [_apart(key, o) for o in observed])
+    examples = jnp.asarray(largest(kept), jnp.promote_types(loss.dtype, jnp.float32))
     stats = Statistics.of(sums, examples)
     value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
     return value, jax.tree.unflatten(treedef, grads), stats
@@ -288,6 +306,7 @@ class Curvature:
   def _read(self, params: Any, args: tuple) -> tuple[Program, Plan, list[Op]]:
     """Traces the loss anew (as JAX does with any function) and plans its blocks; also the marks."""
     program, shapes = trace(self.loss_fn, params, *args, operators=self._operators)
+    check_used(program)
     loss_shape = shapes[0] if self.has_aux else shapes
     if getattr(loss_shape, 'shape', None) != ():
       raise CurvatureError(
@@ -310,36 +329,47 @@ class Curvature:
       raise CurvatureError('an output is observed twice, which would count its curvature twice; mark it once')
     if not marks and self._examples is None:
       raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
-    if self._examples is None and len({mark.inputs[1] for mark in marks if mark.params['weighted']}) > 1:
-      raise CurvatureError('the marks have masks of their own, which may count different numbers; pass examples=')
     sizes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    examples = self._examples if isinstance(self._examples, int) else None
-    if marks:
-      z, likelihood = marks[0].outputs[0], marks[0].params['likelihood']
-      examples = z.shape[0] if len(z.shape) > likelihood.event_ndims else None
+    lengths = tuple(dict.fromkeys(mark.outputs[0].shape[0] for mark in marks if _leads(mark)))
+    if not marks and isinstance(self._examples, int):
+      lengths = (self._examples,)
+    split = self._options.split.fitted(lengths)
+    split.check(lengths)
     from_loss = self.fisher == 'empirical'
-    options = self._options._replace(split=self._options.split.fitted(examples))
-    options.split.check(examples)
-    found = survey(program, len(names), from_loss, examples)
-    plan = plan_blocks(program, found, names, sizes, options, from_loss, examples)
+    found = survey(program, len(names), from_loss, lengths)
+    check_marks(found.marks, self._examples is not None)
+    plan = plan_blocks(program, found, names, sizes, self._options._replace(split=split), from_loss, lengths)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
 
-  def _count(self, params, args, outputs, weights, likelihoods, split: Split = WHOLE) -> Any:
-    """The number of observations, or of those among them that statistics are taken of."""
-    if callable(self._examples):
-      return self._examples(params, *args) * split.part
-    if self._examples is not None:
-      return self._examples * split.part
-    kept = lambda w: w.sum() if split.part == 1 else split.cut(w, 0).sum()  # noqa: E731
-    counts = [
-      kept(weight[0]) if weight else round(math.prod(z.shape[: z.ndim - p.event_ndims]) * split.part)
-      for z, weight, p in zip(outputs, weights, likelihoods, strict=True)
-    ]
-    plain = {c for c in counts if isinstance(c, int)}
-    if len(plain) > 1:
-      raise CurvatureError(f'the marks count different numbers of observations ({sorted(plain)}); pass examples=')
-    return counts[0]
+  def _numbers(
+    self,
+    observed: Sequence[Observed],
+    params: Any,
+    args: tuple,
+    split: Split = WHOLE,
+    without: frozenset[str] = frozenset(),
+  ) -> list[Number]:
+    """The number of observations of each mark, or of those among them that statistics are taken of.
+
+    without: mesh axes of a shard_map over which they are not counted together.
+    """
+    given = self._examples(params, *args) if callable(self._examples) else self._examples
+    if given is not None:
+      return [given * split.part if split.part != 1 else given] * max(1, len(observed))
+    return [o.number(split, varying(o.outputs) - without) for o in observed]
+
+
+def _leads(mark: Op) -> bool:
+  """Whether the marked outputs have an axis of observations."""
+  return len(mark.outputs[0].shape) > mark.params['likelihood'].event_ndims
+
+
+def _apart(key: PRNGKeyArray, observed: Observed) -> PRNGKeyArray:
+  """A key of its own for each device of a shard_map that has observations of its own."""
+  for axis in sorted(varying(observed.outputs)):
+    key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+  return key
 
 
 def _by_slot(s: Array, plan: Plan, block: Block, split: Split) -> Array:

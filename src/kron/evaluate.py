@@ -8,8 +8,9 @@ slices a parameter, it slices the probe too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ..program import (
-  CASTS,
   Op,
   Program,
   Ref,
@@ -25,13 +25,17 @@ from ..program import (
   bind,
   context,
   has_mark,
+  observation_marks,
   observe_p,
   rematerialise,
   scan_split,
   shard,
   used_p,
   vary,
+  varying,
 )
+from .errors import CurvatureError
+from .masks import fits, inside, moved
 from .probes import Probes
 from .tapped import Known, Tap, Taps, copied, floats, tapped, with_floats
 
@@ -39,24 +43,38 @@ NOTHING = Taps({}, {}, False)
 Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
 
 
+class About(NamedTuple):
+  """What is known of a program's inputs besides their values, by position.
+
+  coefficients: of scaled weights. masks: of inputs that `kron.used` marks.
+  """
+
+  coefficients: Mapping[int, Coefficients] = MappingProxyType({})
+  masks: Mapping[int, Array] = MappingProxyType({})
+
+  def only(self, keep: Callable[[int], bool], shift: int = 0) -> About:
+    """What is known of the inputs at these positions, counted from `shift` on."""
+    return About(*({i - shift: x for i, x in known.items() if keep(i)} for known in self))
+
+
 def evaluate(
   program: Program,
   taps: Taps,
   inputs: Sequence[Array],
   probes: Probes,
-  coefficients: Mapping[int, Coefficients] | None = None,
+  about: About = About(),  # noqa: B008  (immutable)
   depth: int = 0,
   constants: Mapping[int, Array] | None = None,
   offsets: Sequence[Array] | None = None,
 ) -> tuple[list[Array], list[tuple[Array, ...]]]:
-  """The program's outputs, and the operands of its observation marks in order.
+  """Returns the program's outputs, and the operands of its observation marks in order.
 
   Args:
     program: as traced.
     taps: where the probes go.
     inputs: values for the program's inputs.
     probes: zeros, by block and statistic.
-    coefficients: of those inputs that are scaled weights, by position.
+    about: what is known of the inputs besides.
     depth: how many loops are around it.
     constants: what lifted kernels met, by their site's key.
     offsets: added to the observed outputs of the marks, which must not be inside of bodies then.
@@ -65,12 +83,13 @@ def evaluate(
   lifted = {t.lifted.key: t.lifted.position for group in taps.taps.values() for t in group if t.lifted is not None}
   env: dict[int, Any] = dict(program.consts)
   env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
-  known: dict[int, Coefficients] = {program.inputs[i].index: c for i, c in (coefficients or {}).items()}
-  wheres: dict[int, Array] = {}
+  known: dict[int, Coefficients] = {program.inputs[i].index: c for i, c in about.coefficients.items()}
+  masks: dict[int, Array] = {program.inputs[i].index: m for i, m in about.masks.items()}
   marks: list[tuple[Array, ...]] = []
   for op in program.ops:
     values = [env[v.index] if isinstance(v, Ref) else v for v in op.inputs]
     scaled = {i: known[v.index] for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index in known}
+    masked = {i: masks[v.index] for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index in masks}
     here = taps.taps.get(op.outputs[0].index, ()) if op.outputs else ()
     if op.outputs and op.outputs[0].index in lifted:
       position = lifted[op.outputs[0].index]
@@ -83,26 +102,37 @@ def evaluate(
       if offsets is not None:
         values[0] = values[0] + offsets[len(marks)]
       marks.append(tuple(values))
-      results = values[:1]
+      results = [_slope_times(values[0], taps.factors[op.outputs[0].index])] if taps.factors else values[:1]
     elif op.bodies and (has_mark(op) or any(taps.inside(body) for body in op.bodies)):
       with context(op):
-        results, inner = _region(op, taps, values, probes, scaled, depth, constants)
+        results, inner = _region(op, taps, values, probes, About(scaled, masked), depth, constants)
       marks += inner
     elif here:
-      knows = [_known(tap, scaled, constants)._replace(where=_where(op, tap, wheres)) for tap in here]
+      knows = [_known(tap, scaled, constants)._replace(where=_where(tap, masked)) for tap in here]
       results = [tapped(op, here, values, probes, knows)]
     else:
       results = bind(op, *values)
     env.update({v.index: result for v, result in zip(op.outputs, results, strict=True)})
     if op.name == used_p.name:
-      before = wheres.get(op.inputs[0].index, 1.0) if isinstance(op.inputs[0], Ref) else 1.0
-      wheres[op.outputs[0].index] = values[1].astype(jnp.float32) * before
-    elif op.name in CASTS and isinstance(op.inputs[0], Ref) and op.inputs[0].index in wheres:
-      wheres[op.outputs[0].index] = wheres[op.inputs[0].index]
+      masks[op.outputs[0].index] = values[1].astype(jnp.float32) * masked.get(0, 1.0)
+    elif 0 in masked and not op.bodies and (mask := moved(op, masked[0], values)) is not None:
+      masks[op.outputs[0].index] = mask
     for v in op.outputs:
       for params, positions in taps.chains.get(v.index, {}).items():
         known.setdefault(v.index, {})[params] = _coefficient(op, v, params, positions, values, scaled)
   return [env[v.index] if isinstance(v, Ref) else v for v in program.outputs], marks
+
+
+def _slope_times(z: Array, factor: Array) -> Array:
+  """Returns z, whose gradient is multiplied by the factor."""
+
+  @jax.custom_vjp
+  def twin(z, factor):
+    del factor
+    return z
+
+  twin.defvjp(lambda z, factor: (z, factor), lambda factor, dz: (dz * factor.astype(dz.dtype), jnp.zeros_like(factor)))
+  return twin(z, vary(factor, varying(z)))
 
 
 def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled: Mapping[int, Coefficients]) -> Array:
@@ -119,6 +149,8 @@ def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled:
   begun = [scaled.get(i, {}).get(params) for i, _ in positions]
   begin = [jnp.full_like(values[i], scale) for i, scale in positions]
   tangents = [b if t is None else t for t, b in zip(begun, begin, strict=True)]
+  if op.region == 'custom':  # it passes gradients on, see `follow.straight_through`
+    return jax.lax.stop_gradient(tangents[0])
   return jax.lax.stop_gradient(jax.jvp(function, primals, tangents)[1])
 
 
@@ -127,21 +159,20 @@ def _known(tap: Tap, scaled: Mapping[int, Coefficients], constants: Mapping[int,
   return Known(coefficient, None if tap.lifted is None else constants[tap.lifted.key])
 
 
-def _where(op: Op, tap: Tap, wheres: Mapping[int, Array]) -> Array | None:
+def _where(tap: Tap, masked: Mapping[int, Array]) -> Array | None:
   """What `kron.used` says of the input that a kernel meets here."""
-  other = op.inputs[1 - tap.site.position] if tap.site.kind == 'linear' else None
-  return wheres.get(other.index) if isinstance(other, Ref) else None
+  return masked.get(1 - tap.site.position) if tap.site.kind == 'linear' else None
 
 
 # --- bodies
 
 
-def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
+def _region(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, constants):
   """An operation with bodies that hold sites or marks."""
+  about = about._replace(masks=_going_inside(op, values, about.masks))
 
-  def body(values, probes, index=0, shift=0, depth=depth):
-    inner = {i - shift: c for i, c in scaled.items() if i >= shift}
-    return evaluate(op.bodies[index], taps, values, probes, inner, depth, constants)
+  def body(values, probes, index=0, shift=0, about=about):
+    return evaluate(op.bodies[index], taps, values, probes, about.only(lambda i: i >= shift, shift), depth, constants)
 
   if op.region == 'remat':
     return rematerialise(op, body)(values, probes)
@@ -149,25 +180,32 @@ def _region(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
     branches = [lambda v, p, k=k: body(v, p, index=k, shift=1) for k in range(len(op.bodies))]
     return jax.lax.switch(values[0], branches, values[1:], probes)
   if op.region == 'scan':
-    return _scan(op, taps, values, probes, scaled, depth, constants)
+    return _scan(op, taps, values, probes, about, depth, constants)
   if op.region == 'shard_map':
-    return _sharded(op, taps, body, values, probes)
-  return _custom(op, taps, values, probes, scaled, depth, constants)
+    return _sharded(op, taps, body, values, probes, about)
+  return _custom(op, taps, values, probes, about, depth, constants)
 
 
-def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
+def _going_inside(op: Op, values, masks: dict[int, Array]) -> dict[int, Array]:
+  """The masks that go into the bodies of an operation, of the shapes of what they are about."""
+  places = inside(op, op.bodies[0], list(masks))
+  shapes = {i: jnp.shape(values[i]) for i in places}
+  return {i: jnp.broadcast_to(masks[i], shapes[i]) for i in places if fits(masks[i].shape, shapes[i])}
+
+
+def _scan(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, constants):
   (body,) = op.bodies
   n_consts, n_carry = scan_split(op)
   n_whole = n_consts + n_carry
   consts, carry, xs = values[:n_consts], values[n_consts:n_whole], values[n_whole:]
   sliced = {tap.block for tap in taps.inside(body) if tap.site.loops[depth]}
   moving = {name: probe for name, probe in probes.items() if name in sliced}
-  loops = {i: c for i, c in scaled.items() if i >= n_whole}
+  loops, fixed = about.only(lambda i: i >= n_whole), about.only(lambda i: i < n_whole)
 
   def step(carry, xs):
     xs, moving, loops = xs
     own = {**probes, **moving}
-    inner = {**{i: c for i, c in scaled.items() if i < n_whole}, **loops}
+    inner = About(*({**f, **l} for f, l in zip(fixed, loops, strict=True)))
     results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, depth + 1, constants)
     return results[:n_carry], (results[n_carry:], marks)
 
@@ -178,7 +216,7 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, consta
   return [*carry, *ys], marks
 
 
-def _sharded(op: Op, taps: Taps, body, values, probes: Probes):
+def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
   """The body once for each shard; probes go in whole, so that their cotangents are summed over the mesh."""
   spread = {tap.block: tap.site.spread for tap in taps.inside(op.bodies[0]) if tap.site.spread is not None}
   axes = tuple(a for a in batch_axes(op) if a not in spread.values())
@@ -187,32 +225,38 @@ def _sharded(op: Op, taps: Taps, body, values, probes: Probes):
     name: dict.fromkeys(own, PartitionSpec(spread[name]) if name in spread else PartitionSpec())
     for name, own in probes.items()
   }
+  masks = {i: op.params['in_specs'][i] for i in about.masks}
 
-  def local(values, probes):
-    results, marks = body(values, probes)
+  def local(values, more):
+    probes, masks = more
+    results, marks = body(values, probes, about=about._replace(masks=masks))
     return results, [tuple(_lead(z) for z in mark) for mark in marks]
 
   def _lead(z):
     return vary(z, frozenset(axes))
 
-  marks_spec = [PartitionSpec(axes) if axes else PartitionSpec()]
-  number = sum(_count_marks(inner) for inner in op.bodies[0].ops)
-  return shard(op, local, specs, marks_spec * number)(list(values), probes)
+  led = PartitionSpec(axes) if axes else PartitionSpec()
+  # One number for all observations of a mark is no shard's own.
+  marks_spec = [
+    tuple(led if v.shape else PartitionSpec() for v in mark.inputs) for mark in observation_marks(op.bodies[0])
+  ]
+  return shard(op, local, (specs, masks), marks_spec)(list(values), (probes, about.masks))
 
 
-def _count_marks(op: Op) -> int:
-  return int(op.name == observe_p.name) + sum(_count_marks(inner) for body in op.bodies for inner in body.ops)
-
-
-def _custom(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, constants):
+def _custom(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, constants):
   """A function with a derivative rule of its own: its value and gradient are its own, its statistics those of its body."""
 
-  def body(values, probes, scaled, constants):
-    return evaluate(op.bodies[0], taps, values, probes, scaled, depth, constants)
+  def body(values, probes, about, constants):
+    return evaluate(op.bodies[0], taps, values, probes, about, depth, constants)
 
-  marks = body(values, probes, scaled, constants)[1] if has_mark(op) else []
+  marks = body(values, probes, about, constants)[1] if has_mark(op) else []
   if marks and not taps.from_loss:
     return bind(op, *values), marks
+  if marks and taps.factors:
+    raise CurvatureError(
+      "fisher='empirical' with marks of several sizes: one of them is inside of a function with a derivative rule of its "
+      'own; mark outside of it'
+    )
   marks = jax.lax.stop_gradient(marks)  # these only count the observations
 
   @jax.custom_vjp
@@ -228,4 +272,4 @@ def _custom(op: Op, taps: Taps, values, probes: Probes, scaled, depth: int, cons
     return slopes, pull_probes(list(dys))[0], jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda values, probes, known: (bind(op, *values), (values, probes, known)), backward)
-  return twin(list(values), probes, (dict(scaled), dict(constants))), marks
+  return twin(list(values), probes, (about, dict(constants))), marks

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..program import CASTS, ENTRYWISE, Op, Ref, bind, copies_p
+from ..program import CASTS, ENTRYWISE, Op, Ref, bind, copies_p, is_known, passes_gradient
 from . import kernels
-from .sites import DATA, INPUT, Derived, Walk
+from .sites import DATA, FIXED, INPUT, Derived, Walk
 from .values import (
   closed_over,
   constant,
@@ -26,9 +28,9 @@ _MOVES = ('slice', 'rev', 'dynamic_slice', 'gather', 'split', 'pad')
 
 def results(op: Op, walk: Walk) -> list[Any]:
   """The kinds of an operation's results; notes the sites and refusals it finds on the way."""
-  if op.name == 'stop_gradient' or (op.outputs and not any(differentiable(v) for v in op.outputs)):
-    return [INPUT if any(walk.kind(v) is not None for v in op.inputs) else None] * len(op.outputs)
   kinds = [walk.kind(v) for v in op.inputs]
+  if op.name == 'stop_gradient' or (op.outputs and not any(differentiable(v) for v in op.outputs)):
+    return [_held(kinds)] * len(op.outputs)
   if op.name == copies_p.name:
     kind = settle(op.inputs[0], walk)
     if not isinstance(kind, Weight):
@@ -51,11 +53,42 @@ def results(op: Op, walk: Walk) -> list[Any]:
   return [_met(op, kinds, walk)] * len(op.outputs)
 
 
+def _held(kinds: list[Any]) -> str | None:
+  """The kind of a value without a gradient."""
+  if any(is_data(k) for k in kinds):
+    return INPUT
+  # An activation in waiting, or a parameter's own entries: both may be there.
+  met = any(isinstance(k, Weight) and k.meeting is not None for k in kinds)
+  return INPUT if met else FIXED if any(k is not None for k in kinds) else None
+
+
+def straight_through(op: Op, walk: Walk) -> list[Any] | None:
+  """After a function with a derivative rule of its own that passes the gradient of a weight on as it is.
+
+  Such as rounding by a straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): the factors are those of the
+  weight that comes out. A function written plainly by `operators=` is followed as it is written.
+  """
+  kinds = [walk.kind(v) for v in op.inputs]
+  if op.region != 'custom' or len(op.outputs) != 1:
+    return None
+  for i, weight in enumerate(kinds):
+    if not isinstance(weight, Weight) or weight.meeting is not None or op.inputs[i].shape != op.outputs[0].shape:
+      continue
+    if not (op.bodies[0].outputs[0] is op.bodies[0].inputs[i] if op.plain else passes_gradient(op, i)):
+      continue
+    others = [k for j, k in enumerate(kinds) if j != i]
+    if DATA in others:
+      return None
+    met = weight.met.union(*(walk.params(k) for k in others))
+    return _chained(op, [weight._replace(met=met)], {weight.params: ((i, weight.scale),)}, walk)
+  return None
+
+
 def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
   """The kind of a result where no rule applies; refuses the parameters that met data without one."""
   params = frozenset().union(*(walk.params(kind) for kind in kinds))
   if not params:
-    return DATA if DATA in kinds else INPUT if INPUT in kinds else None
+    return next((k for k in (DATA, INPUT, FIXED) if k in kinds), None)
   if op.name == 'while':
     walk.refuse(
       params, 'while (a loop whose length is not known has no reverse mode; give fori_loop constant bounds)', op
@@ -72,10 +105,20 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
     walk.found.regularisers.update(params)
     if walk.from_loss and not walk.depth:
       return DATA
+  if op.name in ('add', 'sub', 'add_any') and walk.from_loss and _beside_losses(op, kinds, walk):
+    # Added to the losses of single examples before their mean; were it to reach a mark, that would refuse it.
+    walk.found.regularisers.update(params)
+    walk.refuse(params, op.name, op, before_marks=True)
+    return DATA
   for kind in kinds:
     what = f'{kind.op.name} (a computed weight), then {op.name}' if isinstance(kind, Derived) else op.name
     walk.refuse(walk.params(kind), what, op)
   return DATA
+
+
+def _beside_losses(op: Op, kinds: list[Any], walk: Walk) -> bool:
+  """Whether a term of parameters alone is added to what follows from observed outputs."""
+  return all(isinstance(k, Derived) or (k == DATA and walk.is_behind(v)) for v, k in zip(op.inputs, kinds, strict=True))
 
 
 def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
@@ -156,16 +199,27 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
     return out
   rest = [constant(v, walk) for v in op.inputs[1:]]
   new = op.outputs[0].shape
-  if any(v is None for v in rest) or (new[:1] == (walk.examples,) and any(closed_over(v, walk) for v in op.inputs[1:])):
+  if any(v is None for v in rest):
     return [None]
-  described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple(str(v) for v in rest))
+  if new and new[0] in walk.examples and any(closed_over(v, walk) for v in op.inputs[1:]):
+    return [None]
+  described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple((v.shape, v.tobytes()) for v in rest))
   apply = lambda x: bind(op, x, *(v.astype(x.dtype) if op.name == 'pad' else v for v in rest))[0]  # noqa: E731
   if op.name in ('slice', 'rev'):
     return [weight.picked(old, new, op.name, described, apply)]
-  if len(weight.axes) < len(old) or weight.stack:
+  if len(weight.axes) < len(old):
     return [None]
   picked = weight._then(op.name, described, apply, new)
-  return [picked._replace(axes=tuple(range(len(new))), unique=op.name == 'dynamic_slice')]
+  return [picked._replace(axes=tuple(range(len(new))), unique=weight.unique and _picks_once(op, rest, old))]
+
+
+def _picks_once(op: Op, places: list[Any], shape: tuple[int, ...]) -> bool:
+  """Whether no entry is picked twice, and nothing stands in for entries outside."""
+  with jax.ensure_compile_time_eval():
+    numbers = jnp.arange(1, math.prod(shape) + 1, dtype=jnp.int32).reshape(shape)
+    like = lambda v: v.astype(numbers.dtype) if op.name == 'pad' else v  # noqa: E731
+    found = np.asarray(bind(op, numbers, *map(like, places))[0]).reshape(-1)
+  return bool((found > 0).all()) and len(np.unique(found)) == len(found)
 
 
 def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
@@ -204,7 +258,7 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
     if scaling and numbers:
       number = float(numbers[0])
       return [aligned._replace(scale=weight.scale * number if op.name == 'mul' else weight.scale / number)]
-    if op.name in ('add', 'sub', 'add_any') and others[0][1] is None:  # such as 1 + w
+    if op.name in ('add', 'sub', 'add_any') and others[0][1] in (None, FIXED):  # such as 1 + w
       return [aligned._replace(scale=-weight.scale if op.name == 'sub' and i == 1 else weight.scale)]
   if data and not scaling:
     if data == [INPUT] * len(data) and 0 in aligned.axes:

@@ -26,9 +26,10 @@ def slot_damping(
   own = layout.mean_diagonals(factors, replicate)
   partner = own[layout.partners]
   usable = (own > 0) & (partner > 0)
-  ratio = jnp.where(usable, own / jnp.where(usable, partner, 1), 1)
+  # Root by root: the products and quotients of small or large losses would leave the range of float32.
+  pi = jnp.where(usable, jnp.sqrt(own) / jnp.sqrt(jnp.where(usable, partner, 1)), 1)
   paired = layout.partners != np.arange(len(layout.partners))
-  added = jnp.where(paired, jnp.sqrt(damping * ratio), damping)
+  added = jnp.where(paired, jnp.sqrt(damping) * pi, damping)
   return {stack: added[index].astype(factors[stack].dtype) for stack, index in layout.wholes.items()}
 
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from ..program import Op
 from .operators import LINEAR, Dense, Linear
-from .sites import DATA, INPUT, Walk
+from .sites import DATA, FIXED, INPUT, Walk
 from .values import is_one_hot
 from .weights import Weight
 
 
 def meet(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
   """Where a kernel meets data in a linear operation."""
-  others = {k for j, k in enumerate(kinds) if j != weights[0]} if len(weights) == 1 else {DATA, None}
-  if others == {None}:
+  others = [k for j, k in enumerate(kinds) if j != weights[0]]
+  if all(k in (None, FIXED) for k in others):
     return _lifted(op, weights[0], kinds[weights[0]], walk)
-  if not others <= {DATA, INPUT}:
+  if len(weights) > 1 or not all(k in (DATA, INPUT) for k in others):
     return None
   i, weight = weights[0], kinds[weights[0]]
   for operator in LINEAR:

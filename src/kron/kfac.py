@@ -127,12 +127,47 @@ def descend(
   weight_decay: optax.ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
   """A natural-gradient transformation in a `clip_by_kl`, weight decay, momentum, learning rate: see `kfac`."""
-  trace = optax.inject_hyperparams(optax.trace) if callable(momentum) else optax.trace
   if kl_clip is not None:
     natural = clip_by_kl(natural, kl_clip, learning_rate)
-  return optax.chain(
+  plain = optax.chain(
     natural,
     optax.add_decayed_weights(weight_decay),
-    trace(decay=momentum),
+    optax.trace(decay=momentum) if isinstance(momentum, int | float) else heavy_ball(momentum),
     optax.scale_by_learning_rate(learning_rate),
   )
+  return keeping_types(plain)
+
+
+class HeavyBallState(NamedTuple):
+  """State of `heavy_ball`."""
+
+  count: Int[Array, '']
+  trace: optax.Updates
+
+
+def heavy_ball(momentum: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+  """Adds the last step times the momentum, a number or a schedule: `optax.trace` with the types of the updates."""
+
+  def init(params):
+    return HeavyBallState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def update(updates, state, params=None):
+    del params
+    m = at(momentum, state.count)
+    trace = jax.tree.map(lambda g, t: g + jnp.asarray(m, g.dtype) * t.astype(g.dtype), updates, state.trace)
+    kept = jax.tree.map(lambda x, t: x.astype(t.dtype), trace, state.trace)
+    return trace, HeavyBallState(optax.safe_increment(state.count), kept)
+
+  return optax.GradientTransformation(init, update)
+
+
+def keeping_types(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+  """A transformation whose updates have the types of the gradients, whatever types its schedules have."""
+  tx = optax.with_extra_args_support(tx)
+
+  def update(updates, state, params=None, **extra):
+    new, new_state = tx.update(updates, state, params, **extra)
+    new_state = jax.tree.map(lambda x, old: x if x.dtype == old.dtype else x.astype(old.dtype), new_state, state)
+    return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), new_state
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .blocks import Block, key_of
 from .curvature import Curvature
 from .dealing import lay_out, undivided
 from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
 from .explicit import typed_update
+from .kfac import keeping_types
 from .operators.factor import accurate
 from .param_trees import match
 from .placing import Local, Placement
@@ -101,8 +102,9 @@ def scale_by_kfac_adam(
       return v
 
     def adam(block: Block, m: Array) -> Array:
-      vectors = eigenbasis.of(block, layout)
-      return rotated_back(block, divided(rotated(block, m, vectors), nu[key_of(block.name)]), vectors)
+      vectors, n = eigenbasis.of(block, layout), nu[key_of(block.name)]
+      step = jnp.where(_above_rounding(n), divided(rotated(block, m, vectors), n), 0)
+      return rotated_back(block, step, vectors)
 
     by_block(gradients, blocks, placement, square)
     means = tree.named(mu)
@@ -115,6 +117,16 @@ def scale_by_kfac_adam(
   return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
+def _above_rounding(nu: Float[Array, 's *n']) -> Bool[Array, 's *n']:
+  """Whether there is a gradient along each direction, and not what rounding leaves of the others.
+
+  Adam would make steps of full length of the rounding of a direction without any gradient, such as the sum of a softmax's
+  logits.
+  """
+  total = nu.sum(tuple(range(1, nu.ndim)), keepdims=True)
+  return nu > (4 * jnp.finfo(nu.dtype).eps) ** 2 * total
+
+
 def kfac_adam(
   learning_rate: optax.ScalarOrSchedule,
   curvature: Curvature,
@@ -123,8 +135,9 @@ def kfac_adam(
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Adam in K-FAC's eigenbasis: `scale_by_kfac_adam` (which takes `settings`), decoupled weight decay, learning rate."""
-  return optax.chain(
+  plain = optax.chain(
     scale_by_kfac_adam(curvature, **settings),
     optax.add_decayed_weights(weight_decay),
     optax.scale_by_learning_rate(learning_rate),
   )
+  return keeping_types(plain)

@@ -11,15 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from ..program import observe_p
 from .errors import CurvatureError
 from .operators.factor import accurate
+
+Mask = Bool[Array, '*n'] | Int[Array, '*n']
+Weight = float | Float[Array, '*n']
 
 
 class Likelihood(Protocol):
@@ -88,30 +91,36 @@ class Bernoulli:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-  """Independent normals of one known variance. F = I / variance."""
+  """Independent normals of known variance, for all outputs or (None) given with the mark for each. F = 1 / variance."""
 
   event_ndims: int = 1
-  variance: float = 1.0
+  variance: float | None = 1.0
 
-  def draw(self, key, outputs):
+  def prepare(self, outputs, *variance):
+    """1 / standard deviation, in the type of the outputs."""
     z = accurate(outputs)
-    if not jnp.iscomplexobj(z):
-      return jax.random.normal(key, z.shape, z.dtype) / math.sqrt(self.variance)
-    parts = jax.random.normal(key, (2, *z.shape), z.real.dtype) / math.sqrt(self.variance)
-    return jax.lax.complex(parts[0], parts[1])
+    return (
+      jnp.full_like(z, 1 / math.sqrt(self.variance)) if self.variance else (1 / jnp.sqrt(variance[0])).astype(z.dtype)
+    )
+
+  def draw(self, key, roots):
+    if not jnp.iscomplexobj(roots):
+      return jax.random.normal(key, roots.shape, roots.dtype) * roots
+    parts = jax.random.normal(key, (2, *roots.shape), roots.real.dtype)
+    return jax.lax.complex(parts[0], parts[1]) * roots
 
   def columns(self, outputs):
     return _event_size(outputs, self.event_ndims) * (2 if jnp.iscomplexobj(outputs) else 1)
 
-  def column(self, outputs, k):
-    size = _event_size(outputs, self.event_ndims)
-    unit = _unit(outputs, self.event_ndims, k % size) / math.sqrt(self.variance)
-    if jnp.iscomplexobj(outputs):
+  def column(self, roots, k):
+    size = _event_size(roots, self.event_ndims)
+    unit = _unit(roots, self.event_ndims, k % size)
+    if jnp.iscomplexobj(roots):
       unit = unit * jnp.where(k < size, 1, 1j)
-    return jnp.broadcast_to(unit, outputs.shape).astype(accurate(outputs).dtype)
+    return (unit * roots).astype(roots.dtype)
 
-  def product(self, outputs, u):
-    return accurate(u) / self.variance
+  def product(self, roots, u):
+    return accurate(u) * roots.real**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +165,10 @@ class Loss:
     return (root * along).sum(axis)
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+  return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
+
+
 def _event_size(outputs: Array, event_ndims: int) -> int:
   return math.prod(outputs.shape[outputs.ndim - event_ndims :])
 
@@ -166,55 +179,77 @@ def _unit(outputs: Array, event_ndims: int, k: Int[Array, '']) -> Float[Array, '
 
 
 def categorical(
-  logits: Float[Array, '*n c'], labels: Int[Array, '*n'] | None = None, *, mask: Num[Array, '*n'] | None = None
+  logits: Float[Array, '*n c'],
+  labels: Int[Array, '*n'] | None = None,
+  *,
+  mask: Mask | None = None,
+  weight: Weight = 1.0,
 ) -> Float[Array, '*n c']:
   """Marks softmax outputs: one observation for each leading index of `logits`, or sum(mask) of them.
+
+  The loss is taken for mean(weight * l) over the observations that the mask lets count: sum(mask * weight * l) / sum(mask).
+  A loss with several terms has a mark for each, with a count and a weight of its own.
 
   Args:
     logits: unnormalised log-probabilities, classes last.
     labels: the targets, checked for their shape only.
-    mask: weight of each observation, 0 for padding.
+    mask: which observations count, False for padding; booleans or integers.
+    weight: the coefficient of this term in the loss, or one of each observation. Where the loss divides by the sum of
+      the weights, give weight / mean(weight). The empirical Fisher is that of the loss's own gradients, whatever is given.
 
   Returns:
     `logits`, unchanged.
 
   Raises:
-    CurvatureError: a shape does not fit.
+    CurvatureError: a shape does not fit; a mask of floating-point numbers, which may be meant as weights.
   """
-  return custom(logits, Categorical(), labels, mask=mask, target_ndims=0)
+  return custom(logits, Categorical(), labels, mask=mask, weight=weight, target_ndims=0)
 
 
 def bernoulli(
   logits: Float[Array, '*n d'],
   targets: Num[Array, '*n d'] | None = None,
   *,
-  mask: Num[Array, '*n'] | None = None,
+  mask: Mask | None = None,
+  weight: Weight = 1.0,
   event_ndims: int = 1,
 ) -> Float[Array, '*n d']:
   """Marks sigmoid outputs; the last `event_ndims` axes together are one observation. Otherwise as `categorical`."""
-  return custom(logits, Bernoulli(event_ndims), targets, mask=mask, target_ndims=event_ndims)
+  return custom(logits, Bernoulli(event_ndims), targets, mask=mask, weight=weight, target_ndims=event_ndims)
 
 
 def gaussian(
   mean: Float[Array, '*n d'],
   targets: Num[Array, '*n d'] | None = None,
   *,
-  variance: float = 1.0,
-  mask: Num[Array, '*n'] | None = None,
+  variance: float | Float[Array, '...'] = 1.0,
+  mask: Mask | None = None,
+  weight: Weight = 1.0,
   event_ndims: int = 1,
 ) -> Float[Array, '*n d']:
   """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise as `categorical`.
 
-  variance: of the targets, in their unit squared. 1 belongs to the loss 1/2 |mean - target|^2, 1/2 to |mean - target|^2.
+  variance: of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. 1 belongs to the loss
+    1/2 |mean - target|^2, 1/2 to |mean - target|^2. It is held constant: one that is learned is refused.
   """
-  return custom(mean, Gaussian(event_ndims, variance), targets, mask=mask, target_ndims=event_ndims)
+  settings = {'mask': mask, 'weight': weight, 'target_ndims': event_ndims}
+  if isinstance(variance, int | float):
+    if not variance > 0:
+      raise CurvatureError(f'observe: variance={variance} must be above zero')
+    return custom(mean, Gaussian(event_ndims, float(variance)), targets, **settings)
+  mean = jnp.asarray(mean)
+  if not _broadcasts(jnp.shape(variance), mean.shape):
+    raise CurvatureError(f'observe: variance has shape {jnp.shape(variance)}, which does not broadcast to {mean.shape}')
+  variance = jnp.broadcast_to(jnp.asarray(variance, jnp.finfo(mean.dtype).dtype), mean.shape)
+  return custom(mean, Gaussian(event_ndims, None), targets, more=(variance,), **settings)
 
 
 def loss(
   outputs: Float[Array, '*n ...'],
   fn: Callable[..., Float[Array, '']],
   *more: Num[Array, '*n ...'],
-  mask: Num[Array, '*n'] | None = None,
+  mask: Mask | None = None,
+  weight: Weight = 1.0,
   event_ndims: int = 1,
 ) -> Float[Array, '*n ...']:
   """Marks outputs by their loss, a JAX function of one observation: curvature is its Hessian (the GGN).
@@ -224,7 +259,7 @@ def loss(
     fn: `fn(z, *more)` -> a number, for one observation; the sum over observations is the loss, up to its scale. Give the
       same function object at every call, or JAX compiles anew.
     *more: what else it reads, such as targets: arrays with the same leading axes.
-    mask: as in `categorical`.
+    mask, weight: as in `categorical`.
 
   References:
     Schraudolph, 2002 (Fast curvature matrix-vector products), section 3; Martens, 2020 (arXiv:1412.1193), section 8.
@@ -235,7 +270,7 @@ def loss(
       raise CurvatureError(
         f'observe: an argument of the loss has shape {jnp.shape(x)}, the outputs lead with {leading}'
       )
-  return custom(outputs, Loss(fn, event_ndims), mask=mask, more=more)
+  return custom(outputs, Loss(fn, event_ndims), mask=mask, weight=weight, more=more)
 
 
 def custom(
@@ -244,7 +279,8 @@ def custom(
   targets: Num[Array, '*n ...'] | None = None,
   *,
   more: Sequence[Num[Array, '*n ...']] = (),
-  mask: Num[Array, '*n'] | None = None,
+  mask: Mask | None = None,
+  weight: Weight = 1.0,
   target_ndims: int | None = None,
 ) -> Float[Array, '*n ...']:
   """Marks outputs by a likelihood of the user's own (see `Likelihood`). Otherwise as `categorical`."""
@@ -262,8 +298,29 @@ def custom(
         f'observe: targets have shape {jnp.shape(targets)}, outputs of shape {outputs.shape} want {expected}'
       )
   more = tuple(jnp.asarray(x) for x in more)
-  if mask is None:
-    return observe_p.bind(outputs, *more, likelihood=likelihood, weighted=False)
-  if jnp.shape(mask) != leading:
-    raise CurvatureError(f'observe: mask has shape {jnp.shape(mask)}, outputs of shape {outputs.shape} want {leading}')
-  return observe_p.bind(outputs, jnp.asarray(mask, jnp.float32), *more, likelihood=likelihood, weighted=True)
+  masks = () if mask is None else (_checked_mask(mask, leading, outputs),)
+  plain = isinstance(weight, int | float) and weight == 1
+  weights = () if plain else (_checked_weight(weight, leading, outputs),)
+  settings = {'likelihood': likelihood, 'masked': mask is not None, 'weighted': not plain}
+  return observe_p.bind(outputs, *masks, *weights, *more, **settings)
+
+
+def _checked_mask(mask: Array, leading: tuple[int, ...], outputs: Array) -> Float[Array, '*n']:
+  mask = jnp.asarray(mask)
+  if mask.shape != leading:
+    raise CurvatureError(f'observe: mask has shape {mask.shape}, outputs of shape {outputs.shape} want {leading}')
+  if jnp.issubdtype(mask.dtype, jnp.inexact):
+    raise CurvatureError(
+      f'observe: mask has type {mask.dtype} and may be meant as weights; give mask=mask > 0 for observations that count '
+      'or not, weight=w for a loss mean(w * l), weight=w / w.mean() for sum(w * l) / sum(w)'
+    )
+  return (mask != 0).astype(jnp.float32)
+
+
+def _checked_weight(weight: Any, leading: tuple[int, ...], outputs: Array) -> Float[Array, '...']:
+  weight = jnp.asarray(weight, jnp.float32)
+  if weight.shape not in ((), leading):
+    raise CurvatureError(
+      f'observe: weight has shape {weight.shape}; give one number, or for outputs of shape {outputs.shape} {leading}'
+    )
+  return weight

@@ -28,11 +28,11 @@ class Split(NamedTuple):
   part: float = 1.0
   placement: Placement | None = None
 
-  def fitted(self, examples: int | None) -> Split:
-    """With the placement's number of shards for so many examples; one where they are not known."""
+  def fitted(self, examples: Sequence[int]) -> Split:
+    """With the placement's number of shards for batches of these lengths; one where they are not known."""
     if self.placement is None:
       return self
-    return self._replace(shards=self.placement.shards(examples) if examples else 1)
+    return self._replace(shards=min((self.placement.shards(n) for n in examples), default=1))
 
   @property
   def trivial(self) -> bool:
@@ -43,23 +43,22 @@ class Split(NamedTuple):
     """The axis that statistics lead with: none for a single shard."""
     return (self.shards,) if self.shards > 1 else ()
 
-  def check(self, examples: int | None) -> None:
-    """Raises CurvatureError if so many examples do not divide."""
+  def check(self, examples: Sequence[int]) -> None:
+    """Raises CurvatureError if batches of these lengths do not divide."""
     if self.shards < 1 or not 0 < self.part <= 1:
       raise CurvatureError(f'shards={self.shards}, part={self.part}: at least one shard, and a part in (0, 1]')
     if self.trivial:
       return
-    if examples is None:
+    if not examples:
       raise CurvatureError(
         f'shards={self.shards}, part={self.part}: the observations have no axis that counts examples'
       )
-    if examples % self.shards:
-      raise CurvatureError(
-        f'shards={self.shards}: {examples} examples do not divide by that; change the batch or the mesh'
-      )
-    if not self.fits(examples):
-      each = examples // self.shards
-      raise CurvatureError(f'part={self.part} of the {each} examples of a shard is no whole number; change one')
+    for n in examples:
+      if n % self.shards:
+        raise CurvatureError(f'shards={self.shards}: {n} examples do not divide by that; change the batch or the mesh')
+      if not self.fits(n):
+        each = n // self.shards
+        raise CurvatureError(f'part={self.part} of the {each} examples of a shard is no whole number; change one')
 
   def fits(self, length: int) -> bool:
     """Whether an axis of this length has such parts."""
@@ -92,11 +91,21 @@ class Split(NamedTuple):
     }
 
   def of_each(
-    self, statistics: Callable[..., dict[str, Array]], arrays: Sequence[Array], axes: Sequence[int]
+    self,
+    statistics: Callable[..., dict[str, Array]],
+    arrays: Sequence[Array],
+    axes: Sequence[int],
+    by_device: bool = False,
   ) -> dict[str, Array]:
-    """The statistics of each shard from arrays that have examples along these axes; counts are summed."""
+    """Returns the statistics of each shard from arrays that have examples along these axes; counts are summed.
+
+    by_device: whether the devices take them each for itself, as a partitioner would gather what they are made of.
+    """
     parts = [self.cut(x, axis) for x, axis in zip(arrays, axes, strict=True)]
-    found = jax.vmap(statistics)(*parts)
+    each = jax.vmap(statistics)
+    if by_device and self.placement is not None:
+      each = self.placement.over_shards(each, self.shards)
+    found = each(*parts)
     summed = {k: s.sum(0) if k.startswith(COUNTS) else s for k, s in found.items()}
     return summed if self.lead else {k: s if k.startswith(COUNTS) else s[0] for k, s in summed.items()}
 

@@ -44,6 +44,10 @@ class Placement(Protocol):
     """Says where rows lie: the batch's, with examples along this axis; or divided, with shards along it."""
     ...
 
+  def over_shards(self, fn: Callable, shards: int) -> Callable:
+    """Makes a function of arrays that lead with shards into one whose shards run where they lie, each for itself."""
+    ...
+
   def over_stacks(self, fn: Callable) -> Callable:
     """Makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner."""
     ...
@@ -86,6 +90,9 @@ class Local(NamedTuple):
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
     return x
+
+  def over_shards(self, fn: Callable, shards: int) -> Callable:
+    return fn
 
   def over_stacks(self, fn: Callable) -> Callable:
     return fn

@@ -16,6 +16,7 @@ from jaxtyping import Array
 if TYPE_CHECKING:
   from .blocks import Block
 from ..program import vary, varying
+from .statistics import COUNTS
 
 Probes = dict[str, dict[str, Array]]  # by block and statistic
 Basis = Mapping[str, Array]  # eigenvectors of A and G
@@ -46,7 +47,7 @@ def due_probes(
   """
   if block.operator.reduced is not None:
     return {}
-  own = [k for k in probes if not k.startswith('uses')]
+  own = [k for k in probes if not k.startswith(COUNTS)]
   if block.operator.transposed:
     together = functools.reduce(jnp.logical_or, due.values())
     due = dict.fromkeys(own, together)

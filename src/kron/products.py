@@ -42,14 +42,13 @@ class Outputs(NamedTuple):
   """The marked outputs of a loss as a function of its parameters, and what is known of them there.
 
   function: leaves -> outputs, one array for each mark.
-  information: (one array for each mark) -> F_z times it, summed over the observations.
+  information: (one array for each mark) -> F_z times it, each divided by its mark's number of observations.
   tail: what is added to the outputs -> the loss.
   """
 
   function: Callable[[list[Array]], list[Array]]
   information: Callable[[list[Array]], list[Array]]
   tail: Callable[[list[Array]], Array]
-  count: Any
 
 
 def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outputs | None) -> Products:
@@ -83,7 +82,7 @@ def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outp
     return back(jax.jvp(jax.grad(outputs.tail), (nothing,), (push(v),))[1], v)
 
   def fisher(v):
-    return back([u / jnp.asarray(outputs.count, u.dtype) for u in outputs.information(push(v))], v)
+    return back(outputs.information(push(v)), v)
 
   def forms(vectors):
     along = [push(v) for v in vectors]
@@ -93,7 +92,7 @@ def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outp
     k = len(vectors)
     upper = {(i, j): inner(along[i], images[j]) for i in range(k) for j in range(i, k)}
     rows = [jnp.stack([upper[min(i, j), max(i, j)] for j in range(k)]) for i in range(k)]
-    return jnp.stack(rows) / jnp.asarray(outputs.count, jnp.float32)
+    return jnp.stack(rows)
 
   return Products(hessian, gauss_newton, fisher, forms)
 

@@ -1,8 +1,8 @@
 """Sites, where a parameter of a program meets data, and what a survey of a program notes.
 
-Every value is one of five things: a constant of the program (None here), `INPUT` (an argument, or anything without a
-gradient), `DATA` (activations), a `Weight` (made of parameters' entries) or `Derived` (any other function of parameters
-alone).
+Every value is one of six things: a constant of the program (None here); `FIXED`, made of parameters and constants but
+without a gradient; `INPUT`, an argument or what is made of arguments without a gradient; `DATA`, an activation; a `Weight`,
+made of parameters' entries; or `Derived`, any other function of parameters alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..program import Op, Ref, source_line
 from .operators import Linear
 from .weights import Weight
 
-INPUT, DATA = 'input', 'data'
+FIXED, INPUT, DATA = 'fixed', 'input', 'data'
 
 
 class Derived(NamedTuple):
@@ -37,6 +37,8 @@ class Site(NamedTuple):
   sharded: whether it is inside of a shard_map that splits the examples.
   places: the axes of shard_maps around it along which each device has some places of every example.
   spread: the axis of a shard_map along which each device has some of the parameter's stacked layers, if any.
+  unchecked: the axes of shard_maps around it whose values JAX does not keep track of (check_vma=False), and of these
+    `differs`: those along which the result differs between devices.
   """
 
   kind: str
@@ -49,6 +51,8 @@ class Site(NamedTuple):
   sharded: bool
   places: frozenset[str]
   spread: str | None = None
+  unchecked: frozenset[str] = frozenset()
+  differs: frozenset[str] = frozenset()
 
   @property
   def key(self) -> int:
@@ -61,11 +65,15 @@ class Site(NamedTuple):
 
 
 class Refusal(NamedTuple):
-  """A use of a parameter that is not understood; `key` names the operation by its output."""
+  """A use of a parameter that is not understood; `key` names the operation by its output.
+
+  before_marks: whether it matters only where an observed output follows from it.
+  """
 
   key: int
   reason: str
   line: str
+  before_marks: bool = False
 
 
 class Survey(NamedTuple):
@@ -76,21 +84,23 @@ class Survey(NamedTuple):
     and the numbers that are their coefficients where the chain begins.
   refusals: by parameter.
   regularisers: the parameters with a term of their own in the loss.
-  marks: the observation marks in order, and how many loops are around each.
+  marks: the observation marks in order, how many loops are around each, and how often it runs.
   makers, readers: what makes a value, and what reads it (None: an output of a program or a body).
   consts: the values that the program itself holds.
   lifted: by the negative number of the product.
+  behind: the values that follow from observed outputs.
   """
 
   sites: dict[int, list[Site]]
   chains: dict[int, dict[tuple[int, ...], tuple[tuple[int, float], ...]]]
   refusals: dict[int, list[Refusal]]
   regularisers: set[int]
-  marks: list[tuple[Op, int]]
+  marks: list[tuple[Op, int, int]]
   makers: dict[int, Op]
   readers: dict[int, list[Op | None]]
   consts: dict[int, Any]
   lifted: dict[int, Site]
+  behind: set[int]
 
   def copy(self) -> Survey:
     sites = {k: list(v) for k, v in self.sites.items()}
@@ -112,8 +122,9 @@ class Walk(NamedTuple):
   """What the walk knows so far, and where it is: `depth` loops deep, in code that runs `times` times.
 
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
-  examples: the length of the axis that counts examples, where it is known.
-  spread: by parameter, see `Site`.
+  examples: the lengths of the axes that count examples, where they are known.
+  spread: by parameter; unchecked: see `Site`.
+  differs: by the index of a value, the axes of unchecked shard_maps along which it differs between devices.
   """
 
   found: Survey
@@ -124,10 +135,15 @@ class Walk(NamedTuple):
   places: frozenset[str] = frozenset()
   spread: Mapping[int, str] = MappingProxyType({})
   from_loss: bool = False
-  examples: int | None = None
+  examples: tuple[int, ...] = ()
+  unchecked: frozenset[str] = frozenset()
+  differs: Mapping[int, frozenset[str]] = MappingProxyType({})
 
   def kind(self, value: Any) -> Any:
     return self.kinds.get(value.index) if isinstance(value, Ref) else None
+
+  def is_behind(self, value: Any) -> bool:
+    return isinstance(value, Ref) and value.index in self.found.behind
 
   def params(self, kind: Any) -> frozenset[int]:
     """All parameters that took part in a value."""
@@ -136,9 +152,9 @@ class Walk(NamedTuple):
       return frozenset(own).union(kind.met, *(self.found.owners(w) for w in kind.gains))
     return kind.params if isinstance(kind, Derived) else frozenset()
 
-  def refuse(self, params: Iterable[int], reason: str, op: Op) -> None:
+  def refuse(self, params: Iterable[int], reason: str, op: Op, before_marks: bool = False) -> None:
     for param in params:
-      refusal = Refusal(op.outputs[0].index, reason, source_line(op))
+      refusal = Refusal(op.outputs[0].index, reason, source_line(op), before_marks)
       self.found.refusals.setdefault(param, []).append(refusal)
 
   def site(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> Site:
@@ -147,7 +163,9 @@ class Walk(NamedTuple):
       loops = (*self.found.lifted[weight.params[0]].loops, *loops)[: self.depth]
     spread = next((self.spread[p] for p in self.found.owners(weight) if p in self.spread), None)
     places = self.places - {spread}
-    return Site(kind, op, position, weight, linear, loops, self.times, self.sharded, places, spread)
+    differs = self.differs.get((op.inputs[position] if kind == 'free' else op.outputs[0]).index, frozenset())
+    where = (self.times, self.sharded, places, spread, self.unchecked, differs)
+    return Site(kind, op, position, weight, linear, loops, *where)
 
   def add(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> None:
     site = self.site(kind, op, position, weight, linear)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .averages import batch_means
+from .averages import batch_means, seen
 from .curvature import Curvature
 from .dealing import lay_out, undivided
 from .errors import CurvatureError
@@ -125,15 +125,18 @@ def scale_by_stale_kfac(
     kfac, old = state.kfac, state.staleness
     new = batch_means(stats, layout, blocks, placement)
     apart = functools.partial(_apart, layout=layout, names=names, placement=placement)
+    known = seen(stats, layout, blocks)
     finite = placement.replicate({s: jnp.isfinite(x).all((-1, -2)) for s, x in new.items()})
-    taken = now & jnp.stack([layout.read(finite, *name).all() for name in names])
+    # A factor of which some slots were not used waits for the others; one that was not used at all stays due.
+    taken = now & jnp.stack([layout.read(finite, *name).all() & layout.read(known, *name).any() for name in names])
     differs, differed = apart(new, old.last_factors) >= threshold, apart(new, old.before_factors) >= threshold
     follow = jnp.where(differs, old.interval // 2, jnp.where(differed, old.interval, old.interval + old.before))
     interval = jnp.clip(follow, smallest, largest)
     passed = jnp.maximum(old.interval, 1)
     flags = _on_slots(taken, layout, names)
     rates = _on_slots(rate ** passed.astype(jnp.float32), layout, names)
-    averages = kfac.averages.add_means(new, _on_slots(now, layout, names), rates, layout)
+    wanted = _on_slots(now, layout, names)
+    averages = kfac.averages.add_means(new, {s: wanted[s] & known[s] for s in wanted}, rates, layout)
     keep = lambda a, b: {s: jnp.where(flags[s][..., None, None], a[s], b[s]) for s in a}  # noqa: E731
     staleness = Staleness(
       interval=jnp.where(taken, interval, old.interval),

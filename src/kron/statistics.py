@@ -14,13 +14,13 @@ class Statistics(NamedTuple):
 
   sums: block -> statistic -> sum of outer products, (slots, n, n). A and G, of a kernel also used transposed A' and G'.
     With `curvature(shards=)` they lead with an axis of shards, each with the sum of its own examples.
-  uses: block -> over how many rows the statistics of its inputs, A and A', sum for each slot: a number, or one for each
-    iteration of the loops that slice a kernel.
+  uses: block -> over how many rows the statistics of its inputs, A and A', sum: (slots,), after the iterations of the loops
+    that slice a kernel.
   examples: how many observations there were; 0 means that no statistics were taken.
   """
 
   sums: dict[str, dict[str, Float[Array, 'slots n n']]]
-  uses: dict[str, dict[str, Float[Array, '']]]
+  uses: dict[str, dict[str, Float[Array, '*loops slots']]]
   examples: Float[Array, '']
 
   @property
@@ -38,6 +38,10 @@ class Statistics(NamedTuple):
   def of_loss_times(self, factor: Any) -> Statistics:
     """What they would be of a loss so many times as large, as far as they come from its own gradient."""
     return self._replace(sums=of_loss_times(self.sums, factor))
+
+  def used(self, block: str) -> Float[Array, ' slots']:
+    """How often each slot of a kernel was used, transposed uses included."""
+    return sum(count.reshape(-1) for count in self.uses[block].values())
 
   def means(self, block: str) -> dict[str, Float[Array, 'slots n n']]:
     """The statistics of a block as means: those of inputs over the uses, those of gradients over the observations."""

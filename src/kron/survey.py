@@ -11,21 +11,33 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..program import Op, Program, Ref, batch_axes, manual_axes, manual_devices, observe_p, scan_split, source_line
+from ..program import (
+  Op,
+  Program,
+  Ref,
+  batch_axes,
+  differing,
+  has_mark,
+  manual_axes,
+  manual_devices,
+  observe_p,
+  scan_split,
+  source_line,
+)
 from . import follow
 from .errors import CurvatureError
-from .sites import DATA, INPUT, Derived, Survey, Walk
-from .values import holds_mark, is_entrywise
+from .sites import DATA, FIXED, INPUT, Derived, Survey, Walk
+from .values import constant, holds_mark, is_entrywise
 from .weights import Weight
 
 
-def survey(program: Program, n_params: int, from_loss: bool, examples: int | None = None) -> Survey:
+def survey(program: Program, n_params: int, from_loss: bool, examples: tuple[int, ...] = ()) -> Survey:
   """The sites of a program whose first `n_params` inputs are the parameters.
 
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
-  examples: the length of the axis that counts examples, where it is known.
+  examples: the lengths of the axes that count examples, where they are known.
   """
-  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}, {}), {}, from_loss=from_loss, examples=examples)
+  walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}, {}, set()), {}, from_loss=from_loss, examples=examples)
   _note_readers(program, walk.found)
   kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
   walk.found.regularisers.update(walk.params(_visit(program, kinds, walk)[0]))
@@ -50,34 +62,51 @@ def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
   walk.kinds.update({v.index: kind for v, kind in zip(program.inputs, inputs, strict=True)})
   for op in program.ops:
     if op.name == observe_p.name:
-      walk.found.marks.append((op, walk.depth))
+      walk.found.marks.append((op, walk.depth, walk.times))
       kind = follow.settle(op.inputs[0], walk)
       if isinstance(kind, Weight):  # outputs that no data have met: one copy for each example
         follow.free(op, 0, kind, walk)
       if isinstance(kind, Derived):
         walk.refuse(kind.params, f'{kind.op.name} (a computed weight), then observed', op)
+      _refuse_what_moves(op, walk)
       walk.kinds[op.outputs[0].index] = DATA if walk.params(kind) else kind
+      walk.found.behind.add(op.outputs[0].index)
       continue
-    results = _region(op, walk) or follow.results(op, walk)
+    results = follow.straight_through(op, walk) or _region(op, walk) or follow.results(op, walk)
     walk.kinds.update({v.index: kind for v, kind in zip(op.outputs, results, strict=True)})
+    if has_mark(op) or any(walk.is_behind(v) for v in op.inputs):
+      walk.found.behind.update(v.index for v in op.outputs)
   return [follow.settle(v, walk) for v in program.outputs]
+
+
+def _refuse_what_moves(mark: Op, walk: Walk) -> None:
+  """Refuses a mark whose variance, weight or arguments have a gradient: their part of the curvature is not known."""
+  for v in mark.inputs[1:]:
+    kind = walk.kind(v)
+    if kind == DATA or walk.params(kind):
+      raise CurvatureError(
+        f'kron.observe at {source_line(mark)}: its variance, weight or what its loss reads besides follows from '
+        'parameters, which the curvature would not see; hold it constant by jax.lax.stop_gradient, or mark all outputs '
+        'together by kron.observe.loss'
+      )
 
 
 def _kind_of_constant(value: Any, walk: Walk) -> str | None:
   """A number that the program holds is taken for data where it has a row for each example: a batch closed over."""
   shape = jnp.shape(value)
-  return INPUT if shape and not (walk.examples and shape[0] % walk.examples) else None
+  return INPUT if shape and (not walk.examples or any(shape[0] % n == 0 for n in walk.examples)) else None
 
 
 def _region(op: Op, walk: Walk) -> list[Any] | None:
   """The kinds of the results of an operation with bodies; None where none needs to be looked into."""
-  if op.region is None or is_entrywise(op):
+  if op.region is None or (is_entrywise(op) and not op.plain):
     return None
   inputs = [walk.kind(v) for v in op.inputs]
   marked = any(holds_mark(body) for body in op.bodies)
   if not marked and not any(isinstance(k, Weight | Derived) for k in inputs):
     return None
   inputs = [follow.settle(v, walk, whole=True) for v in op.inputs]
+  _hand_on_constants(op, walk)
   if op.region == 'scan':
     return _scan(op, inputs, walk)
   if op.region == 'cond' and marked:
@@ -101,6 +130,8 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
     # Where no operand's leading axis is split, examples stay whole: each device has some of their places.
     examples = set(batch_axes(op)) - set(spread.values())
     places = walk.places | (manual_axes(op) - examples)
+    if not op.params['check_vma']:
+      walk = walk._replace(unchecked=walk.unchecked | manual_axes(op), differs={**walk.differs, **differing(op)})
     walk = walk._replace(
       spread=spread, sharded=walk.sharded or bool(examples), places=places, times=walk.times * manual_devices(op)
     )
@@ -108,8 +139,22 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
   if op.region == 'shard_map':
     _refuse_unstacked(walk)
   # The coefficient of a scaled weight, and what a mesh does to a weight, are not known outside of the body.
-  plain = op.region == 'remat'
+  plain = op.region == 'remat' or op.plain
   return [k if not isinstance(k, Weight) or (plain and not k.chained) else Derived(walk.params(k), op) for k in results]
+
+
+def _hand_on_constants(op: Op, walk: Walk) -> None:
+  """Notes which values of bodies are constants of the program, such as masks and orders."""
+  if op.region == 'shard_map':
+    return
+  last = scan_split(op)[0] if op.region == 'scan' else len(op.inputs)
+  for body in op.bodies:
+    offset = len(op.inputs) - len(body.inputs)
+    for v, inner in zip(op.inputs[offset:last], body.inputs, strict=False):
+      known = walk.found.consts.get(v.index) if isinstance(v, Ref) else v
+      known = constant(v, walk) if known is None else known
+      if known is not None:
+        walk.found.consts[inner.index] = known
 
 
 def _refuse_unstacked(walk: Walk) -> None:
@@ -166,4 +211,4 @@ def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
     return DATA
   if params:
     return Derived(params, next((k.op for k in kinds if isinstance(k, Derived)), op))
-  return INPUT if INPUT in kinds else None
+  return next((k for k in (INPUT, FIXED) if k in kinds), None)

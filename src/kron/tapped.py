@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ..program import Op, Program, bind, vary, varying
-from .errors import CurvatureError
 from .explicit import automatic
-from .operators import Kronecker, Side, Unit, Unitwise
+from .operators import Conv, Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
 from .operators.unit import by_example
 from .parts import Split
@@ -46,11 +46,13 @@ class Taps(NamedTuple):
   """By site key; with the survey's `chains` (how the coefficients of weights were made).
 
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  factors: by the output of a mark, by what the gradients that flow back through it are multiplied; None for nothing.
   """
 
   taps: Mapping[int, Sequence[Tap]]
   chains: Mapping[int, Mapping[tuple[int, ...], tuple[tuple[int, float], ...]]]
   from_loss: bool
+  factors: Mapping[int, Array] | None = None
 
   def inside(self, program: Program) -> list[Tap]:
     found = []
@@ -94,8 +96,11 @@ def tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known
     slopes = with_floats([None] * len(values), pull(dy)[0], values)
     found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
-      probe = probes[tap.block]
-      found.setdefault(tap.block, []).append(_typed_statistics(op, tap, values, slopes, dy, c, probe))
+      probe, whole, own = probes[tap.block], _of_all_devices(tap, dy), slopes
+      if whole is not dy and tap.site.kind == 'entrywise':
+        own = with_floats([None] * len(values), pull(whole)[0], values)
+      statistics = _typed_statistics(op, tap, values, own, whole, c, probe)
+      found.setdefault(tap.block, []).append(_once(tap, statistics))
     sums = {name: cotangent(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
@@ -126,8 +131,8 @@ def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
     def statistics(dy, known, probe):
       return where_due(probe, lambda: _of_all(tap, _of_copies(tap, dy, known, basis_of(probe))))
 
-    found = automatic(statistics, _specs(tap, probe))(dy, known, probe)
-    return dy, cotangent(probe, [found]), jax.tree.map(jnp.zeros_like, known)
+    found = automatic(statistics, _specs(tap, probe))(_of_all_devices(tap, dy), known, probe)
+    return dy, cotangent(probe, [_once(tap, found)]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
   value = values[tap.site.position]
@@ -183,8 +188,21 @@ def _of_gradients(tap: Tap, gradients: list[Array]) -> dict[str, Array]:
   return tap.split.of_each(lambda *g: tap.operator.statistics(list(g)), gradients, [0] * len(gradients))
 
 
+def _of_all_devices(tap: Tap, dy: Array) -> Array:
+  """The gradient of a result that devices have alike in an unchecked shard_map, where each has a part of its gradient."""
+  axes = tuple(sorted(tap.site.unchecked - tap.site.differs))
+  return jax.lax.psum(dy, axes) if axes else dy
+
+
+def _once(tap: Tap, statistics: dict[str, Array]) -> dict[str, Array]:
+  """Statistics that several devices of an unchecked shard_map have alike, so that their sum over all has them once."""
+  axes = (tap.site.unchecked - tap.site.differs) | (_joint(tap) & tap.site.unchecked)
+  times = math.prod(jax.lax.axis_size(a) for a in axes)
+  return statistics if times == 1 else {k: s / times for k, s in statistics.items()}
+
+
 def _over_places(tap: Tap, u: Array) -> Array:
-  axes = tuple(sorted(_joint(tap) & varying(u)))
+  axes = tuple(sorted(_joint(tap) & (varying(u) | tap.site.differs)))
   return jax.lax.psum(u, axes) if axes else u
 
 
@@ -218,18 +236,17 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: Known, basis
   def of_rows(x, dy, where=None):
     own = side
     if where is not None:
-      own = side._replace(where=site.linear.output_rows(where)[..., :1])
+      own = side._replace(where=site.linear.mask_rows(where, dy))
     return tap.operator.statistics(site.linear, x, dy, own, tap.bias, tap.transposed, basis)
 
   there = []
   if known.where is not None:
-    if site.linear.one_hot:
-      raise CurvatureError(f'block {tap.block!r}: kron.used marks the input of an embedding; mark those of its readers')
-    there = [jnp.broadcast_to(known.where, dy.shape)]
+    there = [site.linear.mask(known.where, x, dy)]
   if tap.split.trivial or not tap.splits or tap.operator.reduced is not None:
     return of_rows(x, dy, *there)
   axes = site.linear.examples
-  return tap.split.of_each(of_rows, [x, dy, *there], [*axes, *axes[1:][: len(there)]])
+  axes = [*axes, *axes[:1][: len(there)]]
+  return tap.split.of_each(of_rows, [x, dy, *there], axes, by_device=isinstance(site.linear, Conv))
 
 
 def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from ..program import is_known
 from .curvature import Curvature
 from .dealing import deal_of, lay_out
 from .errors import CurvatureError
@@ -114,11 +115,12 @@ def upkeep(
   made: dict[Any, Callable] = {}
 
   def compiled(name: str, fn: Callable, donate: tuple[int, ...], like: Any) -> Callable:
-    """Once for each name and shardings of the results."""
-    shardings = jax.tree.map(lambda x: x.sharding, like)
-    key = name, tuple(jax.tree.leaves(shardings))
+    """Compiles a function once for each name and shardings of the results."""
+    traced = not all(is_known(x) for x in jax.tree.leaves(like))  # by an outer vmap or jit, which says where things lie
+    shardings = None if traced else jax.tree.map(lambda x: x.sharding, like)
+    key = name, None if traced else tuple(jax.tree.leaves(shardings))
     if key not in made:
-      made[key] = jax.jit(fn, donate_argnums=donate, out_shardings=shardings)
+      made[key] = jax.jit(fn) if traced else jax.jit(fn, donate_argnums=donate, out_shardings=shardings)
     return made[key]
 
   def added_to(averages, count, caution):
@@ -149,7 +151,8 @@ def upkeep(
     due = [unit for unit in units if everything or unit.due(step, interval)]
     if not due:
       return state
-    kfac = find_state(state)
+    # A state that was read back may hold arrays of numpy.
+    kfac = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, find_state(state))
     inverses, counts = dict(kfac.inverses), _counts(kfac)
     find_damping, args = damping_of(kfac, caution)
     added = find_damping(*args)

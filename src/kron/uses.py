@@ -17,17 +17,19 @@ def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...
       hidden = nn.Dense(64)(kron.used(tokens, lengths[:, None, None] > jnp.arange(t)[:, None]))
 
   Both factors, and the number of uses, leave out the results that do not count; values and gradients do not change. (What
-  is left out should reach no output: its gradient is taken for zero.)
+  is left out should reach no output: its gradient is taken for zero.) Uses are counted for each slot, so experts may have
+  different numbers of tokens.
 
   Args:
-    x: read by one or more linear operations next (after casts, if any).
-    where: broadcasts to their results; their features have length 1 in it.
+    x: read by one or more linear operations next, perhaps after it was reshaped, transposed, sliced by a loop or cast.
+    where: has the axes of `x` and broadcasts to it; its features have length 1. For a convolution it has the size of the
+      result along the axes of space.
 
   Returns:
     `x`, unchanged.
 
   Raises:
-    CurvatureError: the mask has other axes than `x`.
+    CurvatureError: the mask has other axes than `x`; later, from `kron.curvature`: no linear operation reads `x`.
   """
   where = jnp.asarray(where)
   if where.ndim != jnp.ndim(x):

@@ -22,17 +22,17 @@ def differentiable(v: Ref) -> bool:
 def constant(value: Any, walk: Walk) -> Any:
   """The number that the program itself gives this value, or None."""
   if not isinstance(value, Ref):
-    return jnp.asarray(value)
+    return np.asarray(value)
   if value.index in walk.found.consts:
     known = walk.found.consts[value.index]
-    return jnp.asarray(known) if is_known(known) and not differentiable(value) else None
+    return np.asarray(known) if is_known(known) and not differentiable(value) else None
   op = walk.found.makers.get(value.index)
   if op is None or differentiable(value) or op.region is not None or len(op.outputs) > 1 or op.name == 'axis_index':
     return None
   if op.name in ('pvary', 'pcast'):
     return constant(op.inputs[0], walk)
   operands = [constant(v, walk) for v in op.inputs]
-  return None if any(v is None for v in operands) else concrete(op, operands)[0]
+  return None if any(v is None for v in operands) else np.asarray(concrete(op, operands)[0])
 
 
 def closed_over(value: Any, walk: Walk) -> bool:

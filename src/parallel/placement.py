@@ -136,6 +136,18 @@ class Placement(NamedTuple):
       raise MeshError(f'{shards} shards of statistics do not fit the mesh; pass kron.curvature(placement=)')
     return axes
 
+  def over_shards(self, fn: Callable, shards: int) -> Callable:
+    """`fn` of arrays that lead with shards, run by each device on its own.
+
+    Left to the partitioner, the products of an image with itself become a convolution with a group for each shard, for
+    which it gathers the images of all devices.
+    """
+    axes = self.along(shards)
+    if jax.sharding.get_abstract_mesh().manual_axes or not axes:
+      return fn
+    spec = PartitionSpec(axes)
+    return jax.shard_map(fn, mesh=self.auto, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)
+
   def over_stacks(self, fn: Callable) -> Callable:
     """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
     return jax.shard_map(fn, mesh=self.auto, in_specs=self.spec, out_specs=self.spec, check_vma=False)

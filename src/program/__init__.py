@@ -17,12 +17,23 @@ from .program import (
   is_known,
   jvp_program,
   layer_name,
+  passes_gradient,
   source_line,
   trace,
   vary,
   varying,
 )
-from .regions import batch_axes, manual_axes, manual_devices, observation_marks, rematerialise, scan_split, shard
+from .regions import (
+  batch_axes,
+  draws_from,
+  manual_axes,
+  manual_devices,
+  observation_marks,
+  rematerialise,
+  scan_split,
+  shard,
+)
+from .replication import differing
 
 __all__ = [
   'CASTS',
@@ -37,6 +48,8 @@ __all__ = [
   'context',
   'copies',
   'copies_p',
+  'differing',
+  'draws_from',
   'has_mark',
   'is_known',
   'jvp_program',
@@ -45,6 +58,7 @@ __all__ = [
   'manual_devices',
   'observation_marks',
   'observe_p',
+  'passes_gradient',
   'rematerialise',
   'scan_split',
   'shard',

@@ -8,40 +8,46 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, Float
 
 # The observation mark: an identity on its first operand (the network's outputs) that survives jit, vmap, remat and grad.
-# A second operand, if any, weighs the observations. Only a program under `curvature` ever looks at the mark.
+# Behind it may come a mask (`masked`) and a weight (`weighted`) of the observations, and what the likelihood reads besides.
+# Only a program under `curvature` ever looks at the mark.
 
 observe_p = jex.Primitive('kron_observe')
 
 
 @observe_p.def_impl
-def _observe_impl(outputs, *weights, likelihood, weighted):
-  del weights, likelihood, weighted
+def _observe_impl(outputs, *more, **params):
+  del more, params
   return outputs
 
 
 @observe_p.def_abstract_eval
-def _observe_abstract(outputs, *weights, likelihood, weighted):
-  del weights, likelihood, weighted
+def _observe_abstract(outputs, *more, **params):
+  del more, params
   return outputs
 
 
-def _observe_jvp(primals, tangents, *, likelihood, weighted):
-  return observe_p.bind(*primals, likelihood=likelihood, weighted=weighted), tangents[0]
+def _observe_jvp(primals, tangents, **params):
+  return observe_p.bind(*primals, **params), tangents[0]
 
 
-def _observe_batch(operands, dims, *, likelihood, weighted):
-  # The batched axis becomes one more leading axis: more observations.
+def _observe_batch(operands, dims, **params):
+  # The batched axis becomes one more leading axis: more observations. One number for all of them stays one.
   size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-  moved = [
-    jnp.broadcast_to(x, (size, *x.shape)) if d is None else jnp.moveaxis(x, d, 0)
-    for x, d in zip(operands, dims, strict=True)
-  ]
-  return observe_p.bind(*moved, likelihood=likelihood, weighted=weighted), 0
+
+  def moved(x, d):
+    if d is not None:
+      return jnp.moveaxis(x, d, 0)
+    return x if x.ndim == 0 else jnp.broadcast_to(x, (size, *x.shape))
+
+  first = operands[0] if dims[0] is not None else jnp.broadcast_to(operands[0], (size, *operands[0].shape))
+  first_dim = dims[0] if dims[0] is not None else 0
+  rest = [moved(x, d) for x, d in zip(operands[1:], dims[1:], strict=True)]
+  return observe_p.bind(moved(first, first_dim), *rest, **params), 0
 
 
 ad.primitive_jvps[observe_p] = _observe_jvp
 batching.primitive_batchers[observe_p] = _observe_batch
-mlir.register_lowering(observe_p, lambda ctx, outputs, *extra, likelihood, weighted: [outputs])
+mlir.register_lowering(observe_p, lambda ctx, outputs, *more, **params: [outputs])
 
 
 # The mark of uses: an identity on the input of a linear operation, whose second operand says which of the operation's

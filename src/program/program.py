@@ -48,6 +48,7 @@ class Op(NamedTuple):
   """One operation; `inputs` are `Ref`s, or literals by value. A `region` ('remat', 'scan', 'cond'...) has `bodies`.
 
   own_mesh: whether it was traced under another mesh than the program around it.
+  plain: whether its body is a plain function that the caller gave for it.
   """
 
   eqn: Any
@@ -56,6 +57,7 @@ class Op(NamedTuple):
   region: str | None
   bodies: tuple[Program, ...]
   own_mesh: bool = False
+  plain: bool = False
 
   @property
   def name(self) -> str:
@@ -83,18 +85,28 @@ def trace(
   operators: plain functions whose programs become the bodies of custom functions or primitives of these names.
   kept: names of jitted functions that stay operations, with their program as the body.
   """
-  closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+  meshes = []
+
+  def noting_its_mesh(*args: Any) -> Any:  # which follows from the arguments, too
+    meshes.append(jax.sharding.get_abstract_mesh())
+    return fn(*args)
+
+  closed, shapes = jax.make_jaxpr(noting_its_mesh, return_shape=True)(*args)
   # A jaxpr traced under an outer transformation holds that transformation's tracers: it is used once, never cached.
-  return _flatten(closed.jaxpr, closed.consts, itertools.count(), operators, kept), shapes
+  return _flatten(closed.jaxpr, closed.consts, itertools.count(), meshes[-1], operators, kept), shapes
 
 
 def _flatten(
-  jaxpr: Any, consts: Sequence[Any], fresh: itertools.count, operators: Mapping[str, Callable], kept: Sequence[str] = ()
+  jaxpr: Any,
+  consts: Sequence[Any],
+  fresh: itertools.count,
+  mesh: Any,
+  operators: Mapping[str, Callable] = MappingProxyType({}),
+  kept: Sequence[str] = (),
 ) -> Program:
   table: dict[Any, Any] = {}
   values: dict[int, Any] = {}
   ops: list[Op] = []
-  mesh = jax.sharding.get_abstract_mesh()
 
   def define(var: Any) -> Ref:
     table[var] = Ref(next(fresh), tuple(var.aval.shape), var.aval.dtype)
@@ -121,10 +133,11 @@ def _flatten(
       if plain is not None:
         region, inner = 'custom', jax.make_jaxpr(plain)(*(v.aval for v in eqn.invars))
       bodies = tuple(
-        _flatten(*_open(j), fresh, operators, kept) for j in (inner if isinstance(inner, tuple) else (inner,))
+        _flatten(*_open(j), fresh, mesh, operators, kept) for j in (inner if isinstance(inner, tuple) else (inner,))
       )
-      own_mesh = eqn.ctx.cur_abstract_mesh != mesh
-      ops.append(Op(eqn, inputs, tuple(define(v) for v in eqn.outvars), region, bodies, own_mesh))
+      own_mesh = _differs(eqn.ctx.cur_abstract_mesh, mesh)
+      outputs = tuple(define(v) for v in eqn.outvars)
+      ops.append(Op(eqn, inputs, outputs, region, bodies, own_mesh, plain is not None))
 
   def bind_consts(jaxpr: Any, consts: Sequence[Any]) -> None:
     for var, value in zip(jaxpr.constvars, consts, strict=True):
@@ -134,6 +147,15 @@ def _flatten(
   inputs = tuple(define(v) for v in jaxpr.invars)
   visit(jaxpr)
   return _live(Program(inputs, values, tuple(ops), tuple(read(v) for v in jaxpr.outvars)))
+
+
+def _differs(mesh: Any, around: Any) -> bool:
+  """Whether an operation was traced under another mesh than the program around it.
+
+  Nested jits take the mesh of their operands where none is set, which says nothing.
+  """
+  taken = around.empty and not mesh.manual_axes
+  return mesh != around and not taken
 
 
 def _inside(eqn: Any, outer: Any) -> Any:
@@ -241,9 +263,29 @@ def jvp_program(op: Op, moving: Sequence[bool]) -> tuple[Program, list[bool]]:
     A program of the operands, then those tangents, to the results, then their tangents; and which results have one.
   """
   still = [not m for m in moving][op.params['num_consts'] :]
-  with jax.sharding.use_abstract_mesh(op.eqn.outvars[0].aval.sharding.mesh):  # the one it was traced under
+  mesh = op.eqn.outvars[0].aval.sharding.mesh  # the one it was traced under
+  with jax.sharding.use_abstract_mesh(mesh):
     jaxpr, consts, zeros = op.params['jvp_jaxpr_fun'].call_wrapped(*still)
-  return _flatten(jaxpr, consts, itertools.count(), {}), [not z for z in zeros]
+  return _flatten(jaxpr, consts, itertools.count(), mesh), [not z for z in zeros]
+
+
+def passes_gradient(op: Op, position: int) -> bool:
+  """Whether the gradient of one operand is that of the only result, untouched, by the rule of the function itself."""
+  primals = [jax.ShapeDtypeStruct(v.shape, v.dtype) if isinstance(v, Ref) else v for v in op.inputs]
+  value = primals[position]
+  if value.shape != op.outputs[0].shape or value.dtype != op.outputs[0].dtype:
+    return False
+
+  def pulled(slope: Any, *values: Any) -> Any:
+    full = list(values)
+    _, pull = jax.vjp(lambda x: bind(op, *full[:position], x, *full[position + 1 :])[0], full[position])
+    return pull(slope)[0]
+
+  try:
+    body, _ = trace(pulled, value, *primals)
+  except (NameError, TypeError, ValueError):  # a rule that cannot be read out of its place, as one with collectives
+    return False
+  return body.outputs[0] is body.inputs[0]
 
 
 def source_line(op: Op) -> str:

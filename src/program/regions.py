@@ -23,6 +23,19 @@ def observation_marks(program: Program) -> list[Op]:
   return found
 
 
+def draws_from(program: Program, key: Ref) -> bool:
+  """Whether random numbers are drawn from a raw key, directly or in a body that it goes into."""
+  for op in program.ops:
+    places = [i for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index == key.index]
+    if places and op.name in ('random_wrap', 'threefry2x32'):
+      return True
+    for body in op.bodies if places else ():
+      offset = len(op.inputs) - len(body.inputs)  # the index of a branch comes first
+      if any(draws_from(body, body.inputs[i - offset]) for i in places if i >= offset):
+        return True
+  return False
+
+
 def rematerialise(op: Op, fn: Callable) -> Callable:
   """`fn` under the checkpoint policy of the region `op`."""
   return jax.checkpoint(fn, prevent_cse=op.params['prevent_cse'], policy=op.params['policy'])

@@ -127,7 +127,7 @@ def test_examples_are_counted_per_token_or_per_sequence_as_the_mark_says():
 def test_padding_counts_for_nothing_but_in_the_input_factor():
   """G is that of the tokens that count; A averages over every position that the program computes."""
   params, x = normals(LANGUAGE), tokens()
-  mask = (jnp.arange(5) < 3).astype(jnp.float32) * jnp.ones((N, 1))
+  mask = (jnp.arange(5) < 3) & jnp.ones((N, 1), bool)
   stats = jax.jit(kron.curvature(language_model, params, x, mask, fisher='exact').value_and_grad)(params, x, mask)[2]
   short = jax.jit(kron.curvature(language_model, params, x[:, :3], fisher='exact').value_and_grad)(params, x[:, :3])[2]
   assert stats.examples == N * 3

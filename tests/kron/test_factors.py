@@ -268,7 +268,7 @@ def test_flax_layers_with_masks_and_auxiliary_outputs():
   net = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(3)])
   x, labels = jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3
   params = net.init(KEY, x)['params']
-  mask = jnp.array([1.0] * 5 + [0.0] * 3)
+  mask = jnp.array([True] * 5 + [False] * 3)
 
   def loss(params, x, labels, mask):
     logits = kron.observe.categorical(net.apply({'params': params}, x), labels, mask=mask)

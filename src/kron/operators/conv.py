@@ -15,6 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ...program import Op
+from ..errors import CurvatureError
+from ..masks import fits
 from ..weights import Weight
 from .dense import kernel_matrix
 from .factor import accurate
@@ -124,6 +126,26 @@ class Conv(NamedTuple):
     batch, _, *space = (x.shape[a] for a in self.input_spec)
     sizes = (n + sum(p) - w + 1 for n, p, w in zip(space, self.padding, self.window, strict=True))
     return batch * math.prod(sizes)
+
+  def mask(self, where: Float[Array, '...'], x: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, '...']:
+    """A mask of uses (see `kron.used`), laid out as the input but of the result's size in space."""
+    batch, channels, *space = self.input_spec
+    shape = [1] * x.ndim
+    for a, b in zip((batch, *space), (self.output_spec[0], *self.output_spec[2:]), strict=True):
+      shape[a] = dy.shape[b]
+    full = where.min(channels, keepdims=True)
+    if not fits(full.shape, tuple(shape)):
+      raise CurvatureError(
+        f'kron.used: where has shape {where.shape}, but the convolution that reads it has {tuple(shape)} results'
+      )
+    return jnp.broadcast_to(full, shape)
+
+  def mask_rows(self, where: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, 's b r 1']:
+    """One number for each row."""
+    del dy
+    batch, channels, *space = self.input_spec
+    rows = where.transpose((batch, *space, channels)).reshape(1, where.shape[batch], -1, 1)
+    return jnp.broadcast_to(rows, (self.slots, *rows.shape[1:]))
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
     batch, channels, *space = self.output_spec

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ...program import Op
+from ..errors import CurvatureError
+from ..masks import fits
 from ..weights import Weight
 from .factor import accurate
 
@@ -91,6 +93,25 @@ class Dense(NamedTuple):
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
     return rows(dy, self.output_axes)
+
+  def mask(self, where: Float[Array, '...'], x: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, '...']:
+    """A mask of uses (see `kron.used`) in the shape of the input."""
+    del dy
+    if not fits(where.shape, x.shape):
+      raise CurvatureError(f'kron.used: where has shape {where.shape}, which does not broadcast to the input {x.shape}')
+    return jnp.broadcast_to(where, x.shape)
+
+  def mask_rows(self, where: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, 's b r 1']:
+    """One number for each row: it counts where all of its features do."""
+    del dy
+    return rows(where, self.input_axes).min(-1, keepdims=True)
+
+  def without(self, x: Float[Array, '...'], where: Float[Array, 's b r 1']) -> Float[Array, '...']:
+    """One-hot data whose rows that do not count are empty."""
+    slots, uses, features = self.input_axes
+    lengths = [x.shape[a] for a in (*slots, *uses)] + [1] * len(features)
+    back = [[*slots, *uses, *features].index(a) for a in range(x.ndim)]
+    return x * where.reshape(lengths).transpose(back).astype(x.dtype)
 
   def input_diagonal(self, x: Float[Array, '...']) -> Float[Array, 's i']:
     return (accurate(rows(x, self.input_axes)) ** 2).sum((1, 2))

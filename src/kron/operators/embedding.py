@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ...program import Op
+from ..errors import CurvatureError
 from ..weights import Weight
 from .dense import kernel_matrix
 
@@ -104,6 +105,10 @@ class Embedding(NamedTuple):
       inside &= (indices[..., column] >= 0) & (indices[..., column] < self.kernel_shape[axis])
     inside = inside if self.drop else jnp.ones_like(inside)
     return inside.reshape(1, inside.shape[0] if inside.ndim else 1, -1)
+
+  def mask(self, where: Array, x: Array, dy: Array) -> Array:
+    """Raises CurvatureError: rows are looked up by integers, which carry no mark."""
+    raise CurvatureError('kron.used marks the input of an embedding; mark those of its readers')
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, '1 b r o']:
     uses = self.output_axes[: dy.ndim - len(self.features)]

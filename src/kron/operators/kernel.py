@@ -57,20 +57,18 @@ def flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
   return rows.reshape(rows.shape[0], -1, rows.shape[-1])
 
 
-def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = None) -> Float[Array, '']:
+def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = None) -> Float[Array, ' s']:
   """How many rows each slot has, of those that count; complex ones count twice, see `gram`."""
-  rows = jnp.asarray(g.shape[1] * g.shape[2], jnp.float32) if where is None else where[0].sum()
+  rows = jnp.full(g.shape[0], g.shape[1] * g.shape[2], jnp.float32) if where is None else where.sum((1, 2, 3))
   return rows * (2 if jnp.iscomplexobj(g) else 1)
 
 
 def means_over_uses(
   block: Any, sums: dict[str, Array]
-) -> tuple[Float[Array, 's b i'], Float[Array, 's b o'], Float[Array, '...']]:
+) -> tuple[Float[Array, 's b i'], Float[Array, 's b o'], Float[Array, ' s']]:
   """For *reduce*: each example's mean a and summed g from what came back, and how often each example used the kernel."""
-  each = jnp.maximum(sums['uses A'] / block.reduced, 1)
-  slots = sums['A'].shape[0] // block.loops
-  a = sums['A'] / jnp.repeat(each.reshape(-1), slots)[:, None, None].astype(sums['A'].dtype)
-  return a, sums['G'], each
+  each = jnp.maximum(sums['uses A'].reshape(-1) / block.reduced, 1)
+  return sums['A'] / each[:, None, None].astype(sums['A'].dtype), sums['G'], each
 
 
 def to_matrix(block: Any, gradients: Sequence[Array]) -> Float[Array, 's i o']:

@@ -48,15 +48,15 @@ class Kronecker(NamedTuple):
     return {'A': self.rows, 'G': self.columns}
 
   def probes(self) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `statistics` returns in one iteration; the counts of uses are numbers."""
+    """Shapes of what `statistics` returns in one iteration; uses are counted for each slot."""
     a, g = self.rows, self.columns
+    slots = a.slots // self.loops
     if self.reduced is not None:
-      slots = a.slots // self.loops
-      return {'A': (slots, self.reduced, a.size), 'G': (slots, self.reduced, g.size), 'uses A': ()}
+      return {'A': (slots, self.reduced, a.size), 'G': (slots, self.reduced, g.size), 'uses A': (slots,)}
     by_rows, by_columns = (a.rows // self.loops, a.n, a.n), (g.rows // self.loops, g.n, g.n)
-    shapes = {'A': by_rows, 'G': by_columns, 'uses A': ()}
+    shapes = {'A': by_rows, 'G': by_columns, 'uses A': (slots,)}
     if self.transposed:
-      shapes |= {"A'": by_columns, "G'": by_rows, "uses A'": ()}
+      shapes |= {"A'": by_columns, "G'": by_rows, "uses A'": (slots,)}
     return shapes
 
   @property
@@ -100,10 +100,12 @@ class Kronecker(NamedTuple):
       return {'A': a[None], 'G': gram(self.columns, flat(g)), 'uses A': uses_of(g)}
     if not linear.one_hot:
       return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed, basis)
+    if coefficient.where is not None:
+      x = linear.without(x, coefficient.where)
     counts, there = linear.input_diagonal(x), linear.present(x)
     by = coefficient.scale if coefficient.rows is None else coefficient.rows
     g = scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
-    uses = there.sum().astype(jnp.float32) / there.shape[0]
+    uses = there.sum((1, 2)).astype(jnp.float32)
     sums = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, flat(g)), 'uses A': uses}
     if basis is not None:  # that of a diagonal is the axes themselves
       squares = rotate(self.columns, basis['G'], flat(g)) ** 2

@@ -51,7 +51,7 @@ class Unitwise(NamedTuple):
   def probes(self) -> dict[str, tuple[int, ...]]:
     slots = self.slots // self.loops
     if self.reduced is not None:
-      return {'A': (slots, self.reduced, self.rows), 'G': (slots, self.reduced, self.columns), 'uses A': ()}
+      return {'A': (slots, self.reduced, self.rows), 'G': (slots, self.reduced, self.columns), 'uses A': (slots,)}
     factor = self.factors['F']
     return {'F': (factor.rows // self.loops, factor.n, factor.n)}
 
@@ -70,6 +70,8 @@ class Unitwise(NamedTuple):
     g = linear.output_rows(dy)
     if not linear.one_hot:
       return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed)
+    if coefficient.where is not None:
+      x = linear.without(x, coefficient.where)
     g = scaled(g, coefficient.columns)  # a table has no bias
     by = coefficient.scale if coefficient.rows is None else coefficient.rows[..., None]
     squares = linear.scatter(x, accurate(g).reshape(g.shape[0], -1, g.shape[-1]) ** 2) * by**2

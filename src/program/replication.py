@@ -1,0 +1,70 @@
+"""Along which mesh axes the values of a shard_map differ, where JAX itself does not keep track (check_vma=False)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .program import Op, Program, Ref
+from .regions import scan_split
+
+Axes = frozenset[str]
+_SAME: Axes = frozenset()
+_REDUCTIONS = ('psum', 'psum2', 'psum_invariant', 'pmax', 'pmin', 'pmean', 'all_gather', 'all_gather_invariant')
+
+
+def differing(op: Op) -> dict[int, Axes]:
+  """Returns the axes along which each value of a shard_map's body may differ, by the value's index."""
+  found: dict[int, Axes] = {}
+  (body,) = op.bodies
+  _visit(body, [_axes_of(spec) for spec in op.params['in_specs']], found)
+  return found
+
+
+def _axes_of(spec: Any) -> Axes:
+  """The mesh axes in a PartitionSpec."""
+  parts = [part if isinstance(part, tuple) else (part,) for part in spec]
+  return frozenset(axis for part in parts for axis in part if isinstance(axis, str))
+
+
+def _visit(program: Program, inputs: Sequence[Axes], found: dict[int, Axes]) -> list[Axes]:
+  """Notes the axes of one program's values; returns those of its outputs."""
+  for v, axes in zip(program.inputs, inputs, strict=True):
+    found[v.index] = found.get(v.index, _SAME) | axes
+  for op in program.ops:
+    results = _results(op, [_of(v, found) for v in op.inputs], found)
+    for v, axes in zip(op.outputs, results, strict=True):
+      found[v.index] = found.get(v.index, _SAME) | axes
+  return [_of(v, found) for v in program.outputs]
+
+
+def _of(value: Any, found: Mapping[int, Axes]) -> Axes:
+  return found.get(value.index, _SAME) if isinstance(value, Ref) else _SAME
+
+
+def _results(op: Op, inputs: list[Axes], found: dict[int, Axes]) -> list[Axes]:
+  union = _SAME.union(*inputs)
+  if op.region == 'scan':
+    consts, carried = scan_split(op)
+    while True:
+      results = _visit(op.bodies[0], inputs, found)
+      met = [a | b for a, b in zip(inputs[consts : consts + carried], results[:carried], strict=True)]
+      if met == inputs[consts : consts + carried]:
+        return results
+      inputs = [*inputs[:consts], *met, *inputs[consts + carried :]]
+  if op.region == 'cond':
+    branches = [_visit(body, inputs[1:], found) for body in op.bodies]
+    return [inputs[0].union(*kinds) for kinds in zip(*branches, strict=True)]
+  if op.bodies and len(op.bodies[0].inputs) == len(inputs):
+    return _visit(op.bodies[0], inputs, found)
+  own = _named(op)
+  if op.name in _REDUCTIONS and op.params.get('axis_index_groups') is None:
+    return [union - own] * len(op.outputs) if len(op.outputs) == 1 else [axes - own for axes in inputs]
+  return [union | own] * len(op.outputs)  # as of axis_index, ppermute, all_to_all, reduce_scatter
+
+
+def _named(op: Op) -> Axes:
+  """The mesh axes that a collective names."""
+  names = op.params.get('axes', op.params.get('axis_name', ()))
+  names = names if isinstance(names, tuple | list | frozenset) else (names,)
+  return frozenset(name for name in names if isinstance(name, str))
