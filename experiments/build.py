@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import adversarial, graphs, guard, recipe, reduce, writers
+from experiments import adversarial, graphs, guard, kfac_jax_peer, recipe, reduce, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
@@ -30,6 +30,8 @@ def build(config: Any, load: bool = True) -> Run:
   """
   check_whole(config)
   check_ranges(config)
+  if config.optimizer == kfac_jax_peer.NAME:
+    return kfac_jax_peer.build(config, load)
   mesh = parallel.make_mesh(config.mesh)
   check(config, mesh)
   if config.task == adversarial.TASK:

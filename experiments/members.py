@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from experiments.errors import ConfigError
-from experiments.optimizers import OPTIMIZERS
+from experiments.optimizers import OPTIMIZERS, PEERS
 from experiments.overrides import resolved
 
 
@@ -17,10 +17,12 @@ def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
     ConfigError: an unknown optimiser or key, or a value of another type than the config's.
   """
   optimizer, *settings = name.split(':')
-  if optimizer not in OPTIMIZERS:
-    raise ConfigError(f'--optimizers: {optimizer!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+  if optimizer not in (*OPTIMIZERS, *PEERS):
+    raise ConfigError(f'--optimizers: {optimizer!r} is unknown; choose from {", ".join((*OPTIMIZERS, *PEERS))}')
   own, given = copy.deepcopy(config), {}
   own.optimizer = optimizer
+  if optimizer in PEERS:
+    own.keep_checkpoints = own.keep_best = 0  # which hold our own optimisers' states alone
   for setting in settings:
     key, _, value = setting.partition('=')
     try:

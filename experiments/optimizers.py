@@ -12,9 +12,8 @@ from experiments.errors import ConfigError
 from kronmesh import kron
 from kronmesh.parallel import Placement
 
-# What no package can run here; `scripts/compare.py` names them in its table.
+# What no package can run here; `scripts/compare.py` names them in its table, as it does `PEERS` where they do not run.
 MISSING = {
-  'kfac_jax': 'kfac-jax 0.0.8, the newest release, fails at its first step on jax 0.10 and at import on jax 0.12',
   'shampoo': 'optax-shampoo 0.0.6, the only package on PyPI, calls jax.tree_map, which jax >= 0.4.26 lacks',
   'soap': 'no package on PyPI has it for JAX',
 }
@@ -85,6 +84,7 @@ SECOND_ORDER: dict[str, Callable] = {
   'natural_gradient': _natural_gradient,
 }
 OPTIMIZERS = (*SECOND_ORDER, *FIRST_ORDER)
+PEERS = ('kfac_jax',)  # other packages' own training steps, see kfac_jax_peer.py; comparisons alone name them
 
 
 def make_optimizer(

@@ -63,6 +63,7 @@ RANGES = {
   'damping': '> 0',
   'kl_clip': '>= 0',
   'statistics_every': '>= 1',
+  'burn_in_steps': '>= 0',
   'inverses_every': '>= 1',
   'threshold': '> 0',
   'smallest': '>= 1',

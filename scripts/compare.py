@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 from scipy.stats import qmc
 
+from experiments import kfac_jax_peer
 from experiments.build import Run, build, check_target
 from experiments.checkpoints import load_export
 from experiments.configfile import config_functions, config_path
@@ -82,6 +83,12 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
   if pictures:
     _picture_reconstructions(pictures, workdir / 'reconstructions.png')
   return summaries
+
+
+def why_not(name: str) -> str | None:
+  """Says in one line why a member cannot run here, whatever its settings are; None where it can."""
+  optimizer = name.partition(':')[0]
+  return kfac_jax_peer.why_not() if optimizer == kfac_jax_peer.NAME else MISSING.get(optimizer)
 
 
 def tune(config: Any, settings: dict[str, Any], workdir: Path, trials: int) -> dict[str, float]:
@@ -247,8 +254,9 @@ def main(config: Any, workdir: str) -> None:
   folder = Path(workdir)
   check_target(config)
   _targets(config)
-  missing = [f'{name}: not run: {MISSING[name]}' for name in OPTIMIZERS_FLAG.value if name in MISSING]
-  names = [name for name in OPTIMIZERS_FLAG.value if name not in MISSING]
+  reasons = {name: why_not(name) for name in OPTIMIZERS_FLAG.value}
+  missing = [f'{name}: not run: {why}' for name, why in reasons.items() if why]
+  names = [name for name, why in reasons.items() if not why]
   for name in names:
     member(config, name)
   if not names:

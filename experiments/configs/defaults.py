@@ -116,6 +116,10 @@ def defaults() -> ConfigDict:
   # The learning rate is a factor on the step that the quadratic model chooses.
   config.adaptive_kfac = ConfigDict({**rate, **factors, 'learning_rate': 1.0, 'schedule': 'constant', 'damping': 1.0})
   config.adaptive_kfac.update({'damping_every': 5, 'damping_rate': 0.95, 'smallest_damping': 1e-8, 'kl_clip': 0.0})
+  # kfac-jax's own optimiser, which scripts/compare.py runs where it is installed: its adaptive mode, and its own defaults but
+  # for the damping. burn_in_steps: how often statistics are taken before the first step.
+  config.kfac_jax = ConfigDict({'damping': 1.0, 'damping_every': 5, 'damping_rate': 0.9, 'smallest_damping': 1e-8})
+  config.kfac_jax.update({'decay': 0.95, 'statistics_every': 1, 'inverses_every': 5, 'burn_in_steps': 10})
   config.natural_gradient = ConfigDict({**rate, **factors, 'learning_rate': 0.5, 'damping': 0.01})
   config.natural_gradient.update({'max_iterations': 10, 'tolerance': 0.1})
   config.sgd = ConfigDict({**rate, **momentum})
@@ -140,6 +144,7 @@ def spaces() -> dict[str, dict[str, Sequence[float]]]:
     'ekfac': natural,
     'kfac_adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},
     'adaptive_kfac': {'damping': (1e-3, 1.0), '1-damping_rate': (0.02, 0.3)},
+    'kfac_jax': {'damping': (1e-2, 1e2), '1-damping_rate': (0.02, 0.3)},
     'natural_gradient': {'learning_rate': (0.1, 1.0), 'damping': (1e-3, 1.0)},
     'sgd': {'learning_rate': (1e-3, 1.0), '1-momentum': momentum},
     'adam': {'learning_rate': (1e-4, 3e-2), '1-b1': momentum},

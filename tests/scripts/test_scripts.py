@@ -14,7 +14,7 @@ from experiments.build import build
 from experiments.configs import defaults, digits, digits_classifier
 from experiments.errors import ConfigError
 from experiments.members import member
-from experiments.optimizers import OPTIMIZERS
+from experiments.optimizers import OPTIMIZERS, PEERS
 from experiments.programs import abstract, compile_all, held, programs_of
 from experiments.tables import columns
 from experiments.tasks import make_task
@@ -59,7 +59,7 @@ def test_members_have_settings_of_their_own():
 
 def test_every_optimiser_draws_as_many_numbers_from_as_many_free_settings():
   spaces = {name: draw(name, space, 5) for name, space in defaults.spaces().items()}
-  assert set(spaces) == set(OPTIMIZERS)
+  assert set(spaces) == {*OPTIMIZERS, *PEERS}
   assert {len(trials) for trials in spaces.values()} == {5}
   assert {len(trial) for trials in spaces.values() for trial in trials} == {3}  # the optimiser and two settings
   config = defaults.defaults()
