@@ -34,7 +34,7 @@ from experiments.configs import defaults
 from experiments.errors import ConfigError, RunError
 from experiments.folder import evaluations
 from experiments.members import member
-from experiments.optimizers import MISSING, SECOND_ORDER
+from experiments.optimizers import MISSING, PEERS, SECOND_ORDER
 from experiments.steps import phase
 from experiments.tables import columns
 from experiments.tasks import Task, first_at, make_task
@@ -254,13 +254,12 @@ def main(config: Any, workdir: str) -> None:
   folder = Path(workdir)
   check_target(config)
   _targets(config)
-  reasons = {name: why_not(name) for name in OPTIMIZERS_FLAG.value}
-  missing = [f'{name}: not run: {why}' for name, why in reasons.items() if why]
-  names = [name for name, why in reasons.items() if not why]
+  missing = {name: f'{name}: not run: {why}' for name in OPTIMIZERS_FLAG.value if (why := why_not(name))}
+  names = [name for name in OPTIMIZERS_FLAG.value if name not in missing]
   for name in names:
     member(config, name)
   if not names:
-    raise ConfigError('--optimizers: none of these can run: ' + '; '.join(missing))
+    raise ConfigError('--optimizers: none of these can run: ' + '; '.join(missing.values()))
   summaries = compare(config, folder, names, SEEDS.value, TRIALS.value)
   task = make_task(config)
   texts = [table(summaries, target, task.target) for target in summaries[0]['targets']]
@@ -269,7 +268,8 @@ def main(config: Any, workdir: str) -> None:
     for s in summaries
     if s['refreshes_saved'] is not None
   ]
-  text = '\n'.join(['\n\n'.join(texts), *saved, *missing])
+  alone = [f'{name}: trained by its own package on one device' for name in names if name.partition(':')[0] in PEERS]
+  text = '\n'.join(['\n\n'.join(texts), *saved, *alone, *missing.values()])
   (folder / 'table.txt').write_text(text + '\n')
   (folder / 'compare.json').write_text(
     json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)

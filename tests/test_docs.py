@@ -129,7 +129,8 @@ def test_the_coverage_page_shows_what_the_commands_printed():
 
   page = (ROOT / 'docs/coverage.md').read_text()
   assert (ROOT / 'docs/compile_cost.txt').read_text() in page
-  rows = re.findall(r'^\| (.+?) \|', page, re.MULTILINE)
+  own = page.split('<!-- table -->')[1].split('<!-- end -->')[0]
+  rows = re.findall(r'^\| (.+?) \|', own, re.MULTILINE)
   assert rows[1:] == list(GALLERY)
 
 

@@ -116,7 +116,7 @@ def defaults() -> ConfigDict:
   # The learning rate is a factor on the step that the quadratic model chooses.
   config.adaptive_kfac = ConfigDict({**rate, **factors, 'learning_rate': 1.0, 'schedule': 'constant', 'damping': 1.0})
   config.adaptive_kfac.update({'damping_every': 5, 'damping_rate': 0.95, 'smallest_damping': 1e-8, 'kl_clip': 0.0})
-  # kfac-jax's own optimiser, which scripts/compare.py runs where it is installed: its adaptive mode, and its own defaults but
+  # kfac-jax's optimiser, which scripts/compare.py runs where it is installed: its adaptive mode, and its own defaults but
   # for the damping. burn_in_steps: how often statistics are taken before the first step.
   config.kfac_jax = ConfigDict({'damping': 1.0, 'damping_every': 5, 'damping_rate': 0.9, 'smallest_damping': 1e-8})
   config.kfac_jax.update({'decay': 0.95, 'statistics_every': 1, 'inverses_every': 5, 'burn_in_steps': 10})

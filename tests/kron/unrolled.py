@@ -235,8 +235,11 @@ def bind(eqn, xs):
 # --- a block's factors from its uses
 
 
-def kronecker(reference, block, dy, each):
-  """Sums over the uses of a block: {'A', 'G', "A'", "G'"} without the bias's row, and how many rows there are a slot."""
+def kronecker(reference, block, dy, each, active=False):
+  """Sums over the uses of a block: {'A', 'G', "A'", "G'"} without the bias's row, and how many rows there are a slot.
+
+  active: leave out rows whose dy is zero.
+  """
   operator = block.operator
   order = [reference.names.index(name) for name in block.params[: len(operator.kernel.params)]]
   numbered = np.asarray(operator.kernel.apply(*(reference.ids[p] for p in order)))
@@ -292,6 +295,10 @@ def kronecker(reference, block, dy, each):
         rows.setdefault((s[e[0]], across[e[0]]), []).append(y)
     for slot in sorted({t for t, _ in rows}):  # one alone, in an iteration over stacked layers
       columns = sorted(c for t, c in rows if t == slot)
+      if active:
+        lives = [any(g[rows[slot, c][r]] for c in columns) for r in range(len(rows[slot, columns[0]]))]
+        for c in columns:
+          rows[slot, c] = [y for y, lives_on in zip(rows[slot, c], lives, strict=True) if lives_on]
       for r in range(len(rows[slot, columns[0]])):
         first = rows[slot, columns[0]][r]
         a = np.zeros(sums[a_name].shape[-1], wide)
