@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from experiments import guard
+from experiments import guard, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.run import Run
@@ -102,12 +102,8 @@ def at_marks(fn: Callable, visit: Callable[[jax.Array, kron.observe.Likelihood],
   return visited
 
 
-def register(
-  outputs: jax.Array, likelihood: kron.observe.Likelihood, targets: jax.Array | None = None, weight: Any = 1.0
-) -> None:
+def register(outputs: jax.Array, likelihood: kron.observe.Likelihood, targets: jax.Array | None = None) -> None:
   """Registers the outputs' predictive distribution with kfac-jax, for a loss that is a mean over the observations.
-
-  weight: what multiplies the loss, or each observation's.
 
   Raises:
     ConfigError: a likelihood that kfac-jax does not have.
@@ -115,7 +111,7 @@ def register(
   import kfac_jax
 
   leading = outputs.shape[: outputs.ndim - likelihood.event_ndims]
-  more = {'targets': targets, 'weight': weight * leading[0] / math.prod(leading)}  # it takes a sum for each example
+  more = {'targets': targets, 'weight': leading[0] / math.prod(leading)}  # it adds up an example's observations
   if isinstance(likelihood, observe.Categorical):
     kfac_jax.register_categorical_predictive_distribution(outputs, **more)
   elif isinstance(likelihood, observe.Bernoulli):
@@ -245,6 +241,7 @@ def check(config: Any) -> None:
   why = why_not()
   if why:
     raise ConfigError(f'config.optimizer={NAME!r} cannot run: {why}')
+  writers.check(config)
   own = config.recipe
   for name, value, none in (
     ('keep_checkpoints', config.keep_checkpoints, 0),
@@ -257,5 +254,7 @@ def check(config: Any) -> None:
       raise ConfigError(f'config.{name}={value!r} does not go with config.optimizer={NAME!r}; set it to {none!r}')
   if config.faults.spike != 'ignore' or config.faults.not_finite not in ('skip', 'stop'):
     raise ConfigError(f"config.optimizer={NAME!r} goes with faults.spike='ignore' and faults.not_finite='skip' alone")
+  if config[NAME].statistics_every > config[NAME].inverses_every:
+    raise ConfigError(f'config.{NAME}.statistics_every must be at most inverses_every')
   if config.task == 'generate':
     raise ConfigError(f'config.optimizer={NAME!r} trains one network, not two players')
