@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 import sys
 import traceback
 import warnings
@@ -43,7 +44,7 @@ _OUT = flags.DEFINE_string('out', None, 'The page between whose marks the table 
 _COMMIT = flags.DEFINE_string(
   'commit', 'of an unknown commit', 'The commit of kfac-jax that is installed, for the page.'
 )
-_ONLY = flags.DEFINE_list('only', [], 'The architectures to look at; all without it.')
+_ONLY = flags.DEFINE_list('only', [], 'The architectures to look at, all without it; the rows of others stay.')
 _EACH = flags.DEFINE_bool('each', False, 'Print the verdict on every parameter.')
 BEGIN, END = '<!-- peers -->', '<!-- end peers -->'
 VERDICTS = ('exact', 'silent', 'wrong', 'error')
@@ -75,24 +76,34 @@ def log_loss(outputs: jax.Array, targets: jax.Array, likelihood: observe.Likelih
   return each.sum(tuple(range(each.ndim - likelihood.event_ndims, each.ndim)))
 
 
+def with_targets(case: Case) -> Case:
+  """Returns the case with one more argument: fixed targets of every mark in its loss, in order."""
+  shapes = []
+  visit = lambda outputs, likelihood: shapes.append((outputs, likelihood))  # noqa: E731
+  jax.eval_shape(kfac_jax_peer.at_marks(case.loss, visit), case.params, *case.args)
+  args = jax.tree.map(jnp.asarray, case.args)
+  return case._replace(args=(*args, tuple(drawn(*shape) for shape in shapes)))
+
+
 def of_marks(case: Case, register: bool = False) -> Callable:
-  """Returns (params, *args, signs=None) -> the mean log loss of what the case's loss marks, at fixed targets.
+  """Returns (params, *args, signs=None) -> the mean log loss of what the case's loss marks; the last of args are targets.
 
   signs: what multiplies each example's share of the gradient.
   register: whether kfac-jax is told of the likelihoods.
   """
 
   def loss(params, *args, signs=None):
-    total = []
+    *args, targets = args
+    total, waiting = [], iter(targets)
 
     def visit(outputs, likelihood):
       if signs is not None:
         flip = signs.reshape(-1, *(1,) * (outputs.ndim - 1))
         outputs = flip * outputs + jax.lax.stop_gradient((1 - flip) * outputs)
-      targets = drawn(outputs, likelihood)
-      total.append(log_loss(outputs, targets, likelihood).mean())
+      own = next(waiting)
+      total.append(log_loss(outputs, own, likelihood).mean())
       if register:
-        kfac_jax_peer.register(outputs, likelihood, targets)
+        kfac_jax_peer.register(outputs, likelihood, own)
 
     kfac_jax_peer.at_marks(case.loss, visit)(params, *args)
     return sum(total)
@@ -107,12 +118,13 @@ class Ours:
   """What kron makes of a case, and the reference's statistics in its layouts."""
 
   def __init__(self, case: Case):
-    self.case, self.loss = case, of_marks(case)
+    self.case, self.loss = with_targets(case), of_marks(case)
     self.names = kron.param_names(case.params)
     self.leaves = jax.tree.leaves(case.params)
     self.refusal, self.curvature = None, None
     try:
-      self.curvature = kron.curvature(self.loss, case.params, *case.args, fisher='empirical')
+      kron.curvature(case.loss, case.params, *case.args, fisher='empirical')  # whose errors name the case's own lines
+      self.curvature = kron.curvature(self.loss, case.params, *self.case.args, fisher='empirical')
     except kron.CurvatureError as error:
       self.refusal = str(error).split(';')[0]
 
@@ -281,8 +293,8 @@ class Theirs:
         for side, m, e in zip('AG' if across else 'GA', factors, expected, strict=True)
       }
       errors['scale'] = abs(scale * np.prod([np.linalg.norm(m) for m in factors]) / size - 1)
-      side = max(errors, key=errors.get)
-      worst.append((errors[side], f'{kind}: {side} off by {errors[side]:.2g}'))
+      off = ', '.join(f'{side} off by {error:.2g}' for side, error in errors.items() if error >= TOLERANCE)
+      worst.append((max(errors.values()), f'{kind}: {off}'))
     return min(worst)
 
   def reference_of(self, block: Any) -> tuple[Any, Any, Any, Any]:
@@ -296,10 +308,16 @@ def theirs(ours: Ours) -> Verdicts:
       warnings.simplefilter('ignore')  # of JAX's
       return Theirs(ours).verdicts()
   except Exception as error:
-    lines = [line for line in str(error).splitlines() if line.strip()] or ['no message']
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    why = f'{type(error).__name__}: {lines[0][:100]} ({Path(at.filename).name}:{at.lineno})'
-    return dict.fromkeys(ours.names, ('error', why))
+    return dict.fromkeys(ours.names, ('error', reason(error)))
+
+
+def reason(error: Exception) -> str:
+  """An error in one line, and where kfac-jax raised it or called what did; of an assertion, what it asserts."""
+  frames = [frame for frame in traceback.extract_tb(error.__traceback__) if 'kfac_jax' in Path(frame.filename).parts]
+  at = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
+  words = next((line for line in str(error).splitlines() if line.strip()), at.line or '')
+  words = words.partition('  # ')[0].strip().removeprefix('assert ')
+  return f'{type(error).__name__}: {words[:100]} ({Path(at.filename).name}:{at.lineno})'
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -322,17 +340,20 @@ def row(name: str, own: Verdicts, other: Verdicts, frozen: int) -> str:
   return f'| {name} | {" | ".join(counts)} | {"; ".join(words).replace("|", "/")} |'
 
 
-def table(found: dict[str, tuple[Verdicts, Verdicts, int]]) -> list[str]:
+def table(rows: dict[str, str]) -> list[str]:
   """The table's lines, with the sums over all architectures at the end."""
   head = ('architecture', *(f'{who} {v}' for who in ('kronmesh', 'kfac-jax') for v in VERDICTS), 'why')
-  lines = [f'| {" | ".join(head)} |', f'|---{"|--:" * 8}|---|']
-  lines += [row(name, *verdicts) for name, verdicts in found.items()]
-  sums = [
-    str(sum(verdict == v for both in found.values() for verdict, _ in both[k].values()))
-    for k in (0, 1)
-    for v in VERDICTS
-  ]
-  return [*lines, f'| all | {" | ".join(sums)} | |']
+  counts = [[int(cell) for cell in line.split(' | ')[1:9]] for line in rows.values()]
+  sums = ' | '.join(str(sum(column)) for column in zip(*counts, strict=True))
+  return [f'| {" | ".join(head)} |', f'|---{"|--:" * 8}|---|', *rows.values(), f'| all | {sums} | |']
+
+
+def rows_of(page: str) -> dict[str, str]:
+  """The rows that a page has, by the name of their architecture."""
+  lines = page.split(BEGIN)[1].split(END)[0].splitlines()
+  return {
+    name: line for name in GALLERY for line in lines if re.match(rf'\| {re.escape(name)}( \(\d+ frozen\))? \|', line)
+  }
 
 
 def main(argv: list[str]) -> None:
@@ -341,22 +362,25 @@ def main(argv: list[str]) -> None:
   why = kfac_jax_peer.why_not()
   if why:
     sys.exit(f'error: {why}')
-  found = {}
+  page = Path(_OUT.value).read_text() if _OUT.value else f'{BEGIN}{END}'
+  before = rows_of(page)
+  rows = {}
   for name, make in GALLERY.items():
     if _ONLY.value and name not in _ONLY.value:
+      rows |= {name: before[name]} if name in before else {}
       continue
-    found[name] = look_at(make())
-    print(row(name, *found[name]), flush=True)
-    for parameter, verdict in found[name][0].items() if _EACH.value else ():
-      print(f'  {parameter}: {verdict}, {found[name][1].get(parameter)}')
-  lines = table(found)
+    own, other, frozen = look_at(make())
+    rows[name] = row(name, own, other, frozen)
+    print(rows[name], flush=True)
+    for parameter, verdict in own.items() if _EACH.value else ():
+      print(f'  {parameter}: {verdict}, {other[parameter]}')
+  lines = table(rows)
   print(lines[-1])
   if _OUT.value:
     versions = ', '.join(f'{n} {importlib.metadata.version(n)}' for n in ('jax', 'flax', 'dm-haiku', 'equinox'))
     lines = [f'kfac-jax {_COMMIT.value}; {versions}.', '', *lines]
-    page = Path(_OUT.value)
-    before, after = page.read_text().split(BEGIN)[0], page.read_text().split(END)[1]
-    page.write_text(f'{before}{BEGIN}\n' + '\n'.join(lines) + f'\n{END}{after}')
+    above, below = page.split(BEGIN)[0], page.split(END)[1]
+    Path(_OUT.value).write_text(f'{above}{BEGIN}\n' + '\n'.join(lines) + f'\n{END}{below}')
 
 
 if __name__ == '__main__':
