@@ -92,7 +92,17 @@ def test_configs_hold_what_an_equal_search_chose(module):
 TABLES = {'README.md': ['digits'], 'docs/results.md': ['digits', 'digits_classifier']}
 TABLES['docs/convergence.md'] = [
   f'convergence/{name}'
-  for name in ('autoencoder', 'autoencoder_whole', 'resnet', 'resnet_others', 'batches', 'staleness', 'poisson', 'text')
+  for name in (
+    'autoencoder',
+    'autoencoder_whole',
+    'resnet',
+    'resnet_others',
+    'batches',
+    'staleness',
+    'poisson',
+    'text',
+    'peers',
+  )
 ]
 
 
