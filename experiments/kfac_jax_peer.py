@@ -91,7 +91,7 @@ def at_marks(fn: Callable, visit: Callable[[jax.Array, kron.observe.Likelihood],
       results = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
       env.update(zip(eqn.outvars, results if eqn.primitive.multiple_results else [results], strict=True))
       if eqn.primitive is observe_p:
-        if eqn.params['weighted']:
+        if eqn.params.get('weighted') or eqn.params.get('masked'):
           raise ConfigError('kfac-jax has no weights of observations, as a mask of kron.observe gives')
         visit(values[0], eqn.params['likelihood'])
         marks += 1
