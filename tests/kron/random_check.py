@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kronmesh import kron
-from tests.kron.random_contexts import Free
 from tests.kron.random_programs import generate
 from tests.kron.random_reference import Coupled, Measured, expected, layout_ids
+from tests.kron.random_trees import TREES
 
 TOLERANCE = 1e-5
 DAMPING = 0.01
@@ -128,16 +128,23 @@ def block_error(block, stats, measured, params):
 
 
 def check_optimizers(curvature, program, params, args, grads, stats):
+  """One update of `scale_by_kfac`, and in every other program one of another optimiser."""
   own = dict(zip(kron.param_names(params), jax.tree.leaves(grads), strict=True))
   means = {b.name: {k: np.asarray(s) for k, s in stats.means(b.name).items()} for b in curvature.blocks}
   right = dense_updates(curvature, own, means, kfac_solve)
-  tx = kron.scale_by_kfac(curvature, damping=DAMPING)
-  updated('scale_by_kfac', jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)[0], right)
-  which = program.seed % 3
+
+  def first(tx):
+    return jax.jit(lambda grads, params, stats: tx.update(grads, tx.init(params), params, stats=stats)[0])(
+      grads, params, stats
+    )
+
+  updated('scale_by_kfac', first(kron.scale_by_kfac(curvature, damping=DAMPING)), right)
+  if program.seed % 4 == 1:
+    check_other_clothes(curvature, program, params, grads, stats, right)
+  which = program.seed % 6
   if which == 0:
-    tx = kron.scale_by_stale_kfac(curvature, damping=DAMPING)
-    updated('scale_by_stale_kfac', jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)[0], right)
-  elif which == 1:
+    updated('scale_by_stale_kfac', first(kron.scale_by_stale_kfac(curvature, damping=DAMPING)), right)
+  elif which == 2:
     tx = kron.scale_by_ekfac(curvature, damping=DAMPING)
 
     def step(params, *args):
@@ -146,12 +153,29 @@ def check_optimizers(curvature, program, params, args, grads, stats):
       return tx.update(grads, state, params, stats=stats)[0]
 
     updated('scale_by_ekfac', jax.jit(step)(params, *args), dense_updates(curvature, own, means, ekfac_solve))
-  else:
-    tx = kron.scale_by_kfac_adam(curvature)
-    updates = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)[0]
+  elif which == 4:
+    updates = first(kron.scale_by_kfac_adam(curvature))
     for name, u, g in zip(own, jax.tree.leaves(updates), own.values(), strict=True):
       if not np.isfinite(u).all() or (np.abs(g).max() > 0 and np.abs(u - g).max() == 0):
         raise Wrong(f'scale_by_kfac_adam leaves {name!r} as it is, or makes it infinite')
+
+
+def check_other_clothes(curvature, program, params, grads, stats, right):
+  """The same update where the optimiser sees the same parameters in another tree, or a refusal."""
+  names = sorted(set(TREES) - {program.tree})
+  wrap = TREES[names[program.seed // 4 % len(names)]][0]
+  if program.seed % 3 == 0:
+    wrap = lambda tree: {'params': tree}  # noqa: E731
+  unwrap = TREES[program.tree][1]
+  other = lambda tree: wrap(unwrap(tree))  # noqa: E731
+  tx = kron.scale_by_kfac(curvature, damping=DAMPING)
+  try:
+    updates = jax.jit(tx.update)(other(grads), tx.init(other(params)), other(params), stats=stats)[0]
+  except kron.CurvatureError:
+    return
+  right = other(jax.tree.unflatten(jax.tree.structure(grads), list(right.values())))
+  for k, (u, e) in enumerate(zip(jax.tree.leaves(updates), jax.tree.leaves(right), strict=True)):
+    near(f'scale_by_kfac of the same parameters in another tree, leaf {k}', u, e, 1e-6)
 
 
 def updated(optimizer, updates, right):
@@ -225,5 +249,3 @@ def ekfac_solve(operator, v, means):
     result.append(ua @ ((ua.T @ v @ ug) / (s + DAMPING)) @ ug.T)
   return np.stack(result)
 
-
-__all__ = ['Free', 'Outcome', 'check', 'shortened']

@@ -87,8 +87,11 @@ class Plain:
   def linear(self, y, *_, **__):
     return y
 
-  def free(self, p, x, axis=0):
+  def free(self, p, x, axis=0, shift=False):
     return p
+
+  def result(self, y, arrange):
+    return y
 
   def bias(self, y, p, arrange, axis=0):
     return y + p
@@ -149,6 +152,7 @@ class Reference(Plain):
     super().__init__(marked=False)
     self.offsets, self.scaled = offsets, scaled
     self.shapes, self.uses, self.observed = [], [], []
+    self.results = {}  # of the linear operations, by identity: the use, its layout, and the array itself
 
   def jit(self, fn):
     return fn
@@ -194,8 +198,16 @@ class Reference(Plain):
     self.uses.append(Linear(index, rows, ids, arrange, where, columns, one_hot))
     return y + offset
 
-  def free(self, p, x, axis=0):
-    """The parameter, a copy for each example; `axis` of x counts these."""
+  def result(self, y, arrange):
+    """Remembers that y is the last use's result and nothing else, so that what is added to it is a bias of the kernel."""
+    self.results[id(y)] = len(self.uses) - 1, arrange, y
+    return y
+
+  def free(self, p, x, axis=0, shift=False):
+    """The parameter, a copy for each example; `axis` of x counts these. shift: it is added to x."""
+    if shift and id(x) in self.results:
+      k, arrange, _ = self.results[id(x)]
+      self.add_bias(k, p, arrange, x)
     shape = [1] * (x.ndim - p.ids.ndim) + list(p.ids.shape)
     if self.batched:
       assert shape[axis] == 1, 'the parameter has an axis where the examples are'
@@ -206,10 +218,13 @@ class Reference(Plain):
 
   def bias(self, y, p, arrange, axis=0):
     """Adds a bias to the result of the kernel that was used last."""
+    self.add_bias(-1, p, arrange, y)
+    return y + self.free(p, y, axis)
+
+  def add_bias(self, k, p, arrange, y):
     with jax.ensure_compile_time_eval():
       ids = np.asarray(arrange(np.broadcast_to(p.ids, y.shape)))[:, 0]
-    self.uses[-1] = self.uses[-1]._replace(bias=ids)
-    return y + self.free(p, y, axis)
+    self.uses[k] = self.uses[k]._replace(bias=ids)
 
   def observe(self, mark, index, z, y, mask, weight):
     self.observed.append(Observed(index, z, _weight(z, mark, mask, weight)))

@@ -120,7 +120,7 @@ def product(ctx, spec, x, w, flip=False, where=None, coefficient=None, one_hot=F
     where = jnp.broadcast_to(where, x.shape)
     where = arranged(where, xs, slots, uses, inner)[..., 0]
   ids = arranged(w.ids, ws, slots, inner, outer)
-  return ctx.linear(y, rows, ids, arrange, where, columns, one_hot), arrange
+  return ctx.result(ctx.linear(y, rows, ids, arrange, where, columns, one_hot), arrange), arrange
 
 
 TREATMENTS = {
@@ -191,7 +191,10 @@ def dense(draw, d, lead, out=None, plain=False):
     if biased:
       b = ctx.layout(lambda b: b.reshape([sizes[c] if c in outer else 1 for c in ys]), p['b'])
       y = ctx.bias(y, b, arrange, ys.index('n') if 'n' in ys else 0)
-    y = y.transpose(back).reshape(*(y.shape[k] for k in back[: len(lead)]), o)
+    wide = [y.shape[k] for k in back]
+    y = y.transpose(back).reshape(*wide[: len(lead)], o)
+    if not biased:
+      y = ctx.result(y, lambda a: arrange(a.reshape(wide).transpose([back.index(k) for k in range(len(back))])))
     return y if not padded else jnp.where(where.reshape(*where.shape[:2], 1), y, 0)
 
   return Layer(shapes, apply, o, lead)
@@ -310,7 +313,7 @@ def convolution(draw, d, lead, rank=1):
     )  # fmt: skip
     if ctx.unrolled:
       ids = p['w'].ids.reshape(-1, groups, o // groups).swapaxes(0, 1)
-      y = ctx.linear(y, rows_of(x), ids, arrange)
+      y = ctx.result(ctx.linear(y, rows_of(x), ids, arrange), arrange)
     y = ctx.bias(y, p['b'], arrange) if biased else y
     return y[0] if one else y
 
@@ -337,6 +340,6 @@ def free(draw, d, lead):
     if 's' in p:
       s = ctx.free(p['s'], x)
       x = x * (jnp.exp(s) if curve else s)
-    return x + ctx.free(p['b'], x) if 'b' in p else x
+    return x + ctx.free(p['b'], x, shift=True) if 'b' in p else x
 
   return Layer(shapes, apply, d, lead)

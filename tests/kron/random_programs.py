@@ -120,7 +120,7 @@ def _head(draw, trunk, trunk_input, k):
     rows = draw.pick(2, 3)
     draw.note('part of the batch')
   length = n if rows is None else rows
-  forms = ['class', 'class', 'vmap']
+  forms = ['class', 'class', 'vmap'] + (['loop'] if length % 2 == 0 and not draw.divisible else [])
   forms += ['flat', 'column'] if kind != 'categorical' and trunk.lead == 'n' else []
   forms += ['event2', 'pooled'] if trunk.lead == 'nt' and kind != 'categorical' else []
   shape = draw.pick(*forms)
@@ -134,7 +134,7 @@ def _head(draw, trunk, trunk_input, k):
   event_ndims = 0 if scalar else 2 if shape == 'event2' else 1
   leading = (length,) if lead == 'n' or shape == 'event2' else (length, t)
   event = () if scalar else (t, c) if shape == 'event2' else (c,)
-  draw.note({'class': f'({"N, T" if len(leading) == 2 else "N"}, C)', 'vmap': 'mark in vmap'}.get(shape, shape))
+  draw.note({'class': f'({"N, T" if len(leading) == 2 else "N"}, C)', 'vmap': 'mark in vmap', 'loop': 'mark in scan'}.get(shape, shape))
   target = draw.rng.integers(0, c, leading) if kind == 'categorical' else draw.normal(*leading, *event)
   if kind == 'bernoulli':
     target = (target > 0) * 1.0
@@ -187,11 +187,17 @@ def _term(ctx, head, k, p, h, args):
     return l + 0.1 * sum((ctx.value(w) ** 2).sum() for w in _kernels(p)) if head.inside else l
 
   h = h.mean(1) if head.shape == 'pooled' else h
-  if head.shape == 'vmap':
+  if head.shape in ('vmap', 'loop'):
     given = {'mask': mask, 'weight': weight if head.array else None}
     more = {name: x for name, x in given.items() if x is not None}
     constant = None if head.array else weight
-    l = ctx.vmap(lambda h, y, more: losses(h, y, more.get('mask'), more.get('weight', constant)), h, y, more)
+    one = lambda h, y, more: losses(h, y, more.get('mask'), more.get('weight', constant))  # noqa: E731
+    if head.shape == 'vmap':
+      l = ctx.vmap(one, h, y, more)
+    else:
+      microbatches = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), (h, y, more))
+      l = ctx.scan(lambda _, xs: (None, one(*xs)), None, microbatches)[1]
+      l = l.reshape(-1, *l.shape[2:])
   else:
     l = losses(h, y, mask, weight)
   l = l if weight is None else l * weight

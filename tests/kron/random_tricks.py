@@ -23,7 +23,7 @@ def late_bias(draw, d, lead):
       y = ctx.bias(y, b, lambda a: arrange(np.moveaxis(np.asarray(a), 0, -1)), 1)
       return jnp.moveaxis(y, 0, -1)
     if how == 'minus':
-      return y - ctx.free(p['b'], y)
+      return y - ctx.free(p['b'], y, shift=True)
     if how == 'twice':
       y = jnp.tanh(y + ctx.free(p['b'], y)) if draw_first else y
       return y * 0.5 + ctx.free(p['b'], y)
@@ -89,7 +89,7 @@ def beside(draw, d, lead):
 
   def apply(ctx, p, x):
     if not token:
-      return x + ctx.free(p['at'], x)
+      return x + ctx.free(p['at'], x, shift=True)
     first = jnp.broadcast_to(ctx.free(p['at'], x), (*x.shape[:-2], 1, d))
     return jnp.concatenate([first, x], -2)
 
@@ -112,7 +112,7 @@ def scaled(draw, d, lead):
     if how == 'divided':
       return x / (2 + s)
     if how == 'shift first':
-      return (x + ctx.free(p['b'], x)) * s
+      return (x + ctx.free(p['b'], x, shift=True)) * s
     if how == 'twice':
       x = jnp.tanh(x * s)
       return x * ctx.free(p['s'], x) + ctx.free(p['b'], x)
