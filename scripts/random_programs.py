@@ -38,7 +38,9 @@ def report(outcomes) -> list[str]:
   for kind in order:
     c = counts[kind]
     rows.append(f'| {kind} | {sum(c.values())} | {c["exact"]} | {c["refused"]} | {c["wrong"]} | {c["error"]} |')
-  rows.append(f'\nlargest error of an exact program: {max((o.error for o in outcomes if o.status == "exact"), default=0):.1e}')
+  rows.append(
+    f'\nlargest error of an exact program: {max((o.error for o in outcomes if o.status == "exact"), default=0):.1e}'
+  )
   refusals = collections.defaultdict(list)
   for o in outcomes:
     if o.status == 'refused':
@@ -60,7 +62,11 @@ def main(argv: list[str]) -> None:
     for check in (check_plain, check_sharded):
       print(check(_ONLY.value))
     return
-  outcomes = sweep(range(_SEED.value, _SEED.value + _PROGRAMS.value))
+  outcomes = []
+  for seed in range(_SEED.value, _SEED.value + _PROGRAMS.value):
+    outcomes += sweep([seed])
+    if outcomes[-1].status in ('wrong', 'error'):
+      print(f'seed {seed}: {outcomes[-1].status}, {outcomes[-1].detail}', file=sys.stderr, flush=True)
   print('\n'.join(report(outcomes)))
 
 

@@ -1,8 +1,8 @@
 """The two ways to evaluate a random program: as its user writes it, and written out with an offset at every use.
 
-`Plain` runs the program with jax's own loops, branches and transformations, with or without kron's marks. `Reference` runs the
-same layers without kron: it unrolls every loop, adds a zero offset to the result of every linear operation, and gives every
-example its own copy of every other parameter. It records what each of these uses reads.
+`Plain` runs the program with JAX's own loops, branches and transformations, with or without kron's marks. `Reference` runs
+the same layers without kron: it unrolls every loop, adds a zero offset to the result of every linear operation, and gives
+every example its own copy of every other parameter. It records what each of these uses reads.
 """
 
 import dataclasses

@@ -125,7 +125,7 @@ def product(ctx, spec, x, w, flip=False, where=None, coefficient=None, one_hot=F
 
 TREATMENTS = {
   'scalar': 'scaled kernel', 'rows': 'scaled rows', 'columns': 'scaled columns', 'mask': 'pruned', 'where': 'pruned',
-  'straight': 'straight-through', 'rule': 'straight-through', 'cast': 'cast',
+  'straight': 'straight-through', 'rule': 'straight-through', 'cast': 'cast', 'minus': 'scaled kernel', 'tril': 'pruned',
 }  # fmt: skip
 
 
@@ -142,17 +142,38 @@ def treatment(draw, shape, ws, inner):
     size = [n if (c in inner) == (kind == 'rows') else 1 for n, c in zip(shape, ws, strict=True)]
     c = 1 + 0.5 * draw.rng.random(size)
     constant = draw.pick(np.asarray, jnp.asarray)(c)
-    return (lambda w: w * constant), (kind, c)
+    return (lambda w: w * constant), ('rows' if c.size == 1 else kind, c)  # a scale of all is counted with the rows
   if kind in ('mask', 'where'):
     keep = draw.rng.random(shape) < 0.6
     keep.reshape(-1)[0] = True
     kept = draw.pick(np.asarray, jnp.asarray)(keep if kind == 'where' or draw.flip() else keep.astype(np.float64))
     return (lambda w: w * kept) if kind == 'mask' else (lambda w: jnp.where(kept, w, 0)), None
+  if kind == 'minus':
+    return (lambda w: -w), ('rows', np.full((1,) * len(shape), -1.0))
+  if kind == 'tril':
+    return (jnp.tril if len(shape) == 2 else lambda w: w), None
   if kind == 'cast':
     return (lambda w: w.astype(jnp.float64) * 1.0), None
   if kind == 'straight':
     return (lambda w: w + jax.lax.stop_gradient(jnp.round(4 * w) / 4 - w)), None
   return quantised, None
+
+
+def storage(draw, shape):
+  """How a kernel lies in its parameter: that one's shape, and the way from it to the kernel."""
+  how = draw.pick(*['plain'] * 15, *['transposed'] * 4, *['flat', 'flipped', 'cut'] * 2, 'permuted', 'rolled')
+  if how not in ('plain', 'transposed'):
+    if 'moved kernel' in draw.avoid:
+      return shape, (lambda w: w)
+    draw.note('moved kernel')
+  order = draw.rng.permutation(shape[0])
+  if how == 'cut':
+    return (shape[0] + 2, *shape[1:]), (lambda w: w[1:-1])
+  restore = {
+    'plain': lambda w: w, 'transposed': lambda w: w.T, 'flat': lambda w: w.reshape(shape), 'flipped': lambda w: w[::-1],
+    'permuted': lambda w: w[order], 'rolled': lambda w: (np if isinstance(w, np.ndarray) else jnp).roll(w, 1, -1),
+  }[how]  # fmt: skip
+  return {'transposed': shape[::-1], 'flat': (int(np.prod(shape)),)}.get(how, shape), restore
 
 
 def dense(draw, d, lead, out=None, plain=False):
@@ -166,8 +187,8 @@ def dense(draw, d, lead, out=None, plain=False):
   if ws + ys != inner + outer + lead + outer:
     draw.note('layout')
   flip, biased = draw.flip(0.3), draw.flip(0.6)
-  stored = draw.flip(0.2)
   shape = tuple(sizes[c] for c in ws)
+  store, restore = storage(draw, shape)
   treat, coefficient = ((lambda w: w), None) if plain else treatment(draw, shape, ws, inner)
   xs = lead + inner
   padded = not plain and len(lead) == 2 and draw.closures and draw.may('used', 0.2)
@@ -175,7 +196,7 @@ def dense(draw, d, lead, out=None, plain=False):
     there = draw.rng.random((draw.sizes['n'], draw.sizes['t'], *[1] * len(inner))) < 0.7
     there[:, 0] = True
     there, draw.closed = draw.arg(there), True
-  shapes = {'w': shape[::-1] if stored else shape}
+  shapes = {'w': store}
   if biased:
     shapes['b'] = tuple(sizes[c] for c in ys if c in outer)
   back = [ys.index(c) for c in lead + outer]
@@ -185,8 +206,7 @@ def dense(draw, d, lead, out=None, plain=False):
     x = x.reshape(*x.shape[: len(lead)], *(sizes[c] for c in inner))
     if padded:
       x = ctx.used(x, where)
-    w = ctx.layout(lambda w: w.T, p['w']) if stored else p['w']
-    w = ctx.effective(w, treat)
+    w = ctx.effective(ctx.layout(restore, p['w']), treat)
     y, arrange = product(ctx, f'{xs},{ws}->{ys}', x, w, flip, where, coefficient)
     if biased:
       b = ctx.layout(lambda b: b.reshape([sizes[c] if c in outer else 1 for c in ys]), p['b'])
@@ -295,7 +315,9 @@ def convolution(draw, d, lead, rank=1):
     wide = [(n - (k - 1) * dilation - 1) // stride + 1 for n in x.shape[1:-1]]
     patches = []
     for tap in np.ndindex(*(k,) * rank):
-      at = tuple(slice(t * dilation, t * dilation + (n - 1) * stride + 1, stride) for t, n in zip(tap, wide, strict=True))
+      at = tuple(
+        slice(t * dilation, t * dilation + (n - 1) * stride + 1, stride) for t, n in zip(tap, wide, strict=True)
+      )
       patches.append(x[(slice(None), *at)])
     found = jnp.stack(patches, -2).reshape(-1, k**rank, groups, d // groups)
     return found.transpose(2, 0, 1, 3).reshape(groups, -1, k**rank * d // groups)
@@ -328,7 +350,9 @@ def free(draw, d, lead):
   form = draw.pick('scale', 'shift', 'both', 'both', 'temperature', 'norm')
   draw.note({'both': 'scale and shift', 'norm': 'scale and shift', 'temperature': 'free'}.get(form, form))
   t = draw.sizes['t']
-  shape = draw.pick((d,), (d,), (1, d), (t, d), (t, 1)) if 't' in lead else draw.pick((d,), (d,), (1, d) if lead else (d,))
+  shape = (
+    draw.pick((d,), (d,), (1, d), (t, d), (t, 1)) if 't' in lead else draw.pick((d,), (d,), (1, d) if lead else (d,))
+  )
   if form in ('both', 'norm') and draw.flip(0.8):
     shape = (d,)
   shapes = {'scale': {'s': shape}, 'shift': {'b': shape}, 'temperature': {'s': ()}}.get(form, {'s': shape, 'b': shape})

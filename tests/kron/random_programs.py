@@ -1,4 +1,4 @@
-"""Random programs for `kron.curvature`: layers in a row, one to three marks of several sizes, a loss that is a sum of means.
+"""Random programs for `kron.curvature`: layers in a row, one to three marks of several sizes, a sum of means as the loss.
 
 `generate(seed)` makes one; `random_check.check` compares what kron measures with `random_reference.Measured`.
 """
@@ -106,24 +106,14 @@ def _input(draw):
   return identity([], 'n' if kind == 'vector' else 'nt', d), draw.arg(draw.normal(*shape))
 
 
+FORMS = {'vmap': 'mark in vmap', 'loop': 'mark in scan'}
+
+
 def _head(draw, trunk, trunk_input, k):
-  n, t = draw.sizes['n'], draw.sizes['t']
   kind = draw.pick('categorical', 'bernoulli', 'gaussian', 'gaussian', 'loss')
-  second = rows = None
-  if draw.divisible:
-    pass
-  elif k and trunk_input is not None and not draw.closed and draw.flip():
-    second = draw.arg(draw.normal(draw.pick(2, 5), *draw.args[trunk_input].shape[1:]))
-    rows = len(draw.args[second])
-    draw.note('second batch')
-  elif k and draw.flip():
-    rows = draw.pick(2, 3)
-    draw.note('part of the batch')
-  length = n if rows is None else rows
-  forms = ['class', 'class', 'vmap'] + (['loop'] if length % 2 == 0 and not draw.divisible else [])
-  forms += ['flat', 'column'] if kind != 'categorical' and trunk.lead == 'n' else []
-  forms += ['event2', 'pooled'] if trunk.lead == 'nt' and kind != 'categorical' else []
-  shape = draw.pick(*forms)
+  second, rows = _rows(draw, trunk_input, k)
+  length = draw.sizes['n'] if rows is None else rows
+  shape = _form(draw, kind, trunk, length)
   lead = 'n' if shape == 'pooled' else trunk.lead
   inner = lead[1:] if shape == 'vmap' else lead
   scalar = shape == 'flat' or (shape == 'vmap' and kind != 'categorical' and not inner and draw.flip())
@@ -131,13 +121,13 @@ def _head(draw, trunk, trunk_input, k):
   closures, draw.closures = draw.closures, False
   layer = dense(draw, trunk.d, inner, out=c)
   draw.closures = closures
+  t = draw.sizes['t']
   event_ndims = 0 if scalar else 2 if shape == 'event2' else 1
   leading = (length,) if lead == 'n' or shape == 'event2' else (length, t)
   event = () if scalar else (t, c) if shape == 'event2' else (c,)
-  draw.note({'class': f'({"N, T" if len(leading) == 2 else "N"}, C)', 'vmap': 'mark in vmap', 'loop': 'mark in scan'}.get(shape, shape))
+  draw.note(FORMS.get(shape, shape) if shape != 'class' else '(N, T, C)' if len(leading) == 2 else '(N, C)')
   target = draw.rng.integers(0, c, leading) if kind == 'categorical' else draw.normal(*leading, *event)
-  if kind == 'bernoulli':
-    target = (target > 0) * 1.0
+  target = draw.arg((target > 0) * 1.0 if kind == 'bernoulli' else target)
   mask = weight = None
   array, count = False, float(np.prod(leading))
   if draw.may('mask', 0.3):
@@ -148,9 +138,29 @@ def _head(draw, trunk, trunk_input, k):
     array = draw.flip()
     weight = draw.arg(0.2 + draw.rng.random(leading)) if array else draw.pick(0.3, 2.0, 3)
   inside = draw.may('L2 inside', 0.1)
-  variance = draw.pick(1.0, 0.5) if kind == 'gaussian' else 1.0
-  mark = Mark(kind, event_ndims, variance, count)
-  return Head(layer, mark, shape, rows, second, draw.arg(target), mask, weight, array, inside)
+  mark = Mark(kind, event_ndims, draw.pick(1.0, 0.5) if kind == 'gaussian' else 1.0, count)
+  return Head(layer, mark, shape, rows, second, target, mask, weight, array, inside)
+
+
+def _rows(draw, trunk_input, k):
+  """The argument that a mark's own input is, if it has one, and how many examples it has, if not all."""
+  if draw.divisible:
+    return None, None
+  if k and trunk_input is not None and not draw.closed and draw.flip():
+    draw.note('second batch')
+    second = draw.arg(draw.normal(draw.pick(2, 5), *draw.args[trunk_input].shape[1:]))
+    return second, len(draw.args[second])
+  if k and draw.flip():
+    draw.note('part of the batch')
+    return None, draw.pick(2, 3)
+  return None, None
+
+
+def _form(draw, kind, trunk, length):
+  forms = ['class', 'class', 'vmap'] + (['loop'] if length % 2 == 0 and not draw.divisible else [])
+  if kind != 'categorical':
+    forms += ['flat', 'column'] if trunk.lead == 'n' else ['event2', 'pooled']
+  return draw.pick(*forms)
 
 
 def _run(trunk, heads, trunk_input, outside):

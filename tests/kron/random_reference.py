@@ -174,7 +174,7 @@ def _kernel(measured, operator, own):
     if not isinstance(use, Linear) or int(use.ids.flat[0]) not in place:
       continue
     at = np.array([place[int(number)] for number in use.ids.flat]).reshape(*use.ids.shape, 3)
-    s, along, across, transposed = _axes(at, use.ids.shape)
+    s, along, across, transposed = _axes(at)
     outer = measured.outer(use)
     table = operator.factors['A'].n == 1 < operator.factors['A'].size
     everywhere = use.where is None or (use.one_hot and not table)
@@ -196,9 +196,8 @@ def _kernel(measured, operator, own):
   return {**sums, **{'uses ' + name: count for name, count in uses.items()}}
 
 
-def _axes(at, shape):
+def _axes(at):
   """Where the axes of a use's kernel lie in the block's: slots, inputs, outputs; and whether it is used transposed."""
-  slots, n_in, n_out = shape
   s, along, across = at[:, 0, 0, 0], at[0, :, 0, 1], at[0, 0, :, 2]
   plainly = np.array(np.meshgrid(s, along, across, indexing='ij')).transpose(1, 2, 3, 0)
   if (plainly == at).all():

@@ -85,9 +85,7 @@ def vmap_examples(draw, d, lead):
   closures, draw.closures = draw.closures, False
   inner = some(draw, d, lead[1:], draw.pick(1, 2))
   draw.closures = closures
-  return Layer(
-    inner.shapes, lambda ctx, p, x: ctx.vmap(lambda x: inner.apply(ctx, p, x), x), inner.d, 'n' + inner.lead
-  )
+  return Layer(inner.shapes, lambda ctx, p, x: ctx.vmap(lambda x: inner.apply(ctx, p, x), x), inner.d, 'n' + inner.lead)
 
 
 def vmap_members(draw, d, lead):
@@ -225,7 +223,8 @@ def some(draw, d, lead, number):
     if lead.startswith('n'):
       makers += random_tricks.OF_BATCHES
     if lead.startswith('n') and draw.closures and not draw.divisible:
-      makers += [random_tricks.routed, random_tricks.tied_decoder]
+      makers += [random_tricks.routed, random_tricks.tied_decoder, random_tricks.picked_kernels]
+    makers += [random_tricks.chosen_kernel] if draw.flip(0.2) else []
     if lead == 'nt':
       makers += [scan_time, pool, fold, random_tricks.learned_state]
     if 't' in lead:

@@ -249,5 +249,37 @@ def weight_norm(draw, d, lead):
   return Layer({'w': (d, 4)}, apply, 4, lead)
 
 
+def picked_kernels(draw, d, lead):
+  """Every example has the kernel of its own class."""
+  draw.note('picked kernels')
+  e, o = 3, draw.pick(2, 3)
+  index = draw.arg(draw.rng.integers(0, e, draw.sizes['n']))
+  draw.closed = True
+
+  def apply(ctx, p, x):
+    classes = ctx.args[index]
+    w = ctx.value(p['w'])[classes]
+    if ctx.unrolled:
+      hot = jax.nn.one_hot(classes, e, dtype=jnp.float64)
+      w = ctx.linear(w, hot[None], p['w'].ids.reshape(1, e, -1), lambda a: a.reshape(1, -1, d * o))
+    return jnp.einsum(f'{lead}i,nio->{lead}o', x, w)
+
+  return Layer({'w': (e, d, o)}, apply, o, lead)
+
+
+def chosen_kernel(draw, d, lead):
+  """All examples have the kernel of one class, which a number of the batch tells."""
+  draw.note('chosen kernel')
+  index = draw.arg(np.int32(draw.pick(0, 1)))  # kron refuses it
+
+  def apply(ctx, p, x):
+    if ctx.unrolled:
+      w = ctx.layout(lambda w: w[int(ctx.args[index])], p['w'])
+      return product(ctx, f'{lead}i,io->{lead}o', x, w)[0]
+    return x @ p['w'][ctx.args[index]]
+
+  return Layer({'w': (2, d, 3)}, apply, 3, lead)
+
+
 ANYWHERE = (late_bias, late_bias, gates, scaled, scaled, half_biased, two_biases, weight_norm)
 OF_BATCHES = (repeated_kernel, siamese)
