@@ -73,7 +73,9 @@ def scan_time(draw, d, lead):
       state = jnp.tanh(x + y)
       return state, (state if every else None)
 
-    last, ys = ctx.scan(step, jnp.zeros((x.shape[0], h)), x.swapaxes(0, 1))
+    last, ys = ctx.scan(
+      step, jnp.zeros((x.shape[0], h)) + 0 * x[:, 0, :1], x.swapaxes(0, 1)
+    )  # as varied as x in a shard_map
     return ys.swapaxes(0, 1) if every else last
 
   return Layer(shapes, apply, h, lead if every else 'n')
@@ -226,7 +228,7 @@ def some(draw, d, lead, number):
       makers += [random_tricks.routed, random_tricks.tied_decoder, random_tricks.picked_kernels]
     makers += [random_tricks.chosen_kernel] if draw.flip(0.2) else []
     if lead == 'nt':
-      makers += [scan_time, pool, fold, random_tricks.learned_state]
+      makers += [scan_time, pool, fold] + ([] if draw.divisible else [random_tricks.learned_state])
     if 't' in lead:
       makers += [convolution, convolution, random_tricks.attention, random_tricks.beside]
     layer = draw.pick(*makers)(draw, d, lead)
