@@ -286,6 +286,12 @@ def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) ->
   if any(kinds[i].meeting is not None for i in weights) or len(weights) > 2 or any(is_data(k) for k in kinds):
     return None
   (i, first), (j, second) = ((i, align(op, i, kinds[i])) for i in weights)
+  plain = [k for k in weights if not (kinds[k].chained or kinds[k].bent or kinds[k].gains)]
+  if op.name in ('add', 'sub', 'add_any') and len(plain) == 1 and not set(first.params) & set(second.params):
+    # Such as a mean with noise on it, whose spread is another parameter: a shift, for the mean.
+    kernel, shift = (first, second) if plain[0] == i else (second, first)
+    sign = -1 if op.name == 'sub' and plain[0] == 1 else 1
+    return [kernel._replace(scale=sign * kernel.scale, met=kernel.met | shift.met | walk.params(shift))]
   if first.params == second.params:
     if first.axes != second.axes or first._key() != second._key() or first.gains or second.gains:
       return None

@@ -76,10 +76,6 @@ class Known(NamedTuple):
 
 def tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known: list[Known]) -> Array:
   """The operation with the probes of its sites."""
-  for tap in here:
-    if tap.site.kind == 'entrywise' and jnp.shape(values[tap.site.position]) != op.outputs[0].shape:
-      i = tap.site.position
-      values = [*values[:i], jnp.broadcast_to(values[i], op.outputs[0].shape), *values[i + 1 :]]
   own = {tap.block: probes[tap.block] for tap in here}
 
   @jax.custom_vjp
@@ -96,10 +92,7 @@ def tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known
     slopes = with_floats([None] * len(values), pull(dy)[0], values)
     found: dict[str, list[dict[str, Array]]] = {}
     for tap, c in zip(here, known, strict=True):
-      probe, whole, own = probes[tap.block], _of_all_devices(tap, dy), slopes
-      if whole is not dy and tap.site.kind == 'entrywise':
-        own = with_floats([None] * len(values), pull(whole)[0], values)
-      statistics = _typed_statistics(op, tap, values, own, whole, c, probe)
+      statistics = _typed_statistics(op, tap, values, _of_all_devices(tap, dy), c, probes[tap.block])
       found.setdefault(tap.block, []).append(_once(tap, statistics))
     sums = {name: cotangent(probe, found[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
@@ -164,13 +157,13 @@ def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
   return by_example(slope.real, tap.site.weight.axes)
 
 
-def _typed_statistics(op: Op, tap: Tap, values, slopes, dy, known: Known, probe) -> dict[str, Array]:
+def _typed_statistics(op: Op, tap: Tap, values, dy, known: Known, probe) -> dict[str, Array]:
   """`_of_site` where it is due; under Explicit axes of the probe's type."""
 
-  def statistics(values, slopes, dy, known, probe):
-    return where_due(probe, functools.partial(_of_site, op, tap, values, slopes, dy, known, basis_of(probe)))
+  def statistics(values, dy, known, probe):
+    return where_due(probe, functools.partial(_of_site, op, tap, values, dy, known, basis_of(probe)))
 
-  return automatic(statistics, _specs(tap, probe))(values, slopes, dy, known, probe)
+  return automatic(statistics, _specs(tap, probe))(values, dy, known, probe)
 
 
 def _specs(tap: Tap, probe: Mapping[str, Array]) -> dict[str, PartitionSpec]:
@@ -210,17 +203,28 @@ def _of_all(tap: Tap, sums: dict[str, Array]) -> dict[str, Array]:
   return sums if tap.splits or tap.operator.reduced is not None else tap.split.of_all(sums)
 
 
-def _of_site(op: Op, tap: Tap, values, slopes, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
+def _of_site(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
   """What one site adds to the statistics of its block, shard by shard."""
-  return _of_all(tap, _statistics(op, tap, values, slopes, dy, known, basis))
+  return _of_all(tap, _statistics(op, tap, values, dy, known, basis))
 
 
-def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
+def _slope(op: Op, position: int, values: Sequence[Any], dy: Array) -> Array:
+  """The gradient of an operand entry by entry, not summed over the axes along which it is repeated."""
+  full = list(values)
+
+  def function(operand: Array) -> Array:
+    full[position] = operand
+    return bind(op, *full)[0]
+
+  return jax.vjp(function, jnp.broadcast_to(values[position], op.outputs[0].shape))[1](dy)[0]
+
+
+def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
   site, coefficient = tap.site, known.coefficient
   if site.kind == 'entrywise' and tap.lifted is not None:
-    return _of_copies(tap, slopes[site.position], known, basis)
+    return _of_copies(tap, _slope(op, site.position, values, dy), known, basis)
   if site.kind == 'entrywise':
-    gradients = [_of_examples(tap, slopes[site.position], coefficient)]
+    gradients = [_of_examples(tap, _slope(op, site.position, values, dy), coefficient)]
     if len(tap.operator.layouts) == 2:
       gradients.append(by_example(accurate(dy), site.weight.axes) if tap.bias else jnp.zeros_like(gradients[0]))
     return _of_gradients(tap, gradients)
@@ -233,11 +237,15 @@ def _statistics(op: Op, tap: Tap, values, slopes, dy: Array, known: Known, basis
     side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
 
+  linear = site.linear
+  if isinstance(linear, Conv) and tap.split.shards > 1 and tap.split.placement is None:
+    linear = linear._replace(from_rows=True)  # on a mesh that is not known here
+
   def of_rows(x, dy, where=None):
     own = side
     if where is not None:
-      own = side._replace(where=site.linear.mask_rows(where, dy))
-    return tap.operator.statistics(site.linear, x, dy, own, tap.bias, tap.transposed, basis)
+      own = side._replace(where=linear.mask_rows(where, dy))
+    return tap.operator.statistics(linear, x, dy, own, tap.bias, tap.transposed, basis)
 
   there = []
   if known.where is not None:
