@@ -17,13 +17,13 @@ RIDGE = 2000.0  # of squared gradients summed over a window: less texture than t
 Frames = UInt8[np.ndarray, 't h w']
 
 
-def frame_difference(frames: Frames) -> Float[np.ndarray, 't']:
+def frame_difference(frames: Frames) -> Float[np.ndarray, ' t']:
   """The mean absolute change of brightness from the frame before."""
   change = np.abs(np.diff(frames.astype(np.float64), axis=0)).mean((1, 2))
   return np.concatenate([[0.0], change])
 
 
-def expansion(frames: Frames) -> Float[np.ndarray, 't']:
+def expansion(frames: Frames) -> Float[np.ndarray, ' t']:
   """How fast the fastest part of the picture grows, per frame, among those that stay where they are in it.
 
   Growth is the inverse of the time to contact; what is going to pass moves to a side, what hits keeps its bearing.

@@ -58,7 +58,7 @@ def new_guard(config: Any) -> Guard:
 
 
 def judge(
-  config: Any, guard: Guard, loss: Float[Array, ''], norms: Float[Array, 'leaves'], finite_input: Bool[Array, '']
+  config: Any, guard: Guard, loss: Float[Array, ''], norms: Float[Array, ' leaves'], finite_input: Bool[Array, '']
 ) -> Guard:
   """The guard after a gradient: whether it may be applied, or is a fault.
 
@@ -98,6 +98,6 @@ def chosen(apply: Bool[Array, ''], new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(lambda a, b: a if a is b else jnp.where(apply, a, b), new, old)
 
 
-def norms(tree: PyTree) -> Float[Array, 'leaves']:
+def norms(tree: PyTree) -> Float[Array, ' leaves']:
   """The Euclidean norm of every leaf, in float32."""
   return jnp.stack([jnp.sqrt((x.astype(jnp.float32) ** 2).sum()) for x in jax.tree.leaves(tree)])

@@ -76,7 +76,7 @@ def momentum(own: Any, rate: optax.Schedule, peak: float) -> optax.ScalarOrSched
   return lambda count: own.momentum * rate(count) / peak
 
 
-def mean(values: Num[Array, 'b'], batch: dict[str, Array]) -> Float[Array, '']:
+def mean(values: Num[Array, ' b'], batch: dict[str, Array]) -> Float[Array, '']:
   """Over the examples of the batch; what fills up a last batch has mask 0."""
   if 'mask' not in batch:
     return values.mean()

@@ -54,7 +54,7 @@ class Entry(NamedTuple):
   film: str
   begins: float
   ends: float
-  vector: Float[np.ndarray, 'd']
+  vector: Float[np.ndarray, ' d']
   thumbs: list[bytes]
 
 
@@ -104,7 +104,7 @@ def unit(vectors: Vectors) -> Vectors:
   return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def film_shots(path: Path, embedding: Embedding, threshold: float) -> Iterator[tuple[Shot, Float[np.ndarray, 'd']]]:
+def film_shots(path: Path, embedding: Embedding, threshold: float) -> Iterator[tuple[Shot, Float[np.ndarray, ' d']]]:
   """The shots of a file, each with its vector.
 
   Raises:

@@ -226,7 +226,7 @@ def draw(image: Image, body: Body, t: int, sky: float, haze: float, pitch: float
           part(column, column + 0.18, row, row + 0.22, 40)
 
 
-def _covered(first: float, last: float, size: int) -> tuple[Float[np.ndarray, 'n'], slice]:
+def _covered(first: float, last: float, size: int) -> tuple[Float[np.ndarray, ' n'], slice]:
   """How much of each pixel lies between two places, and which pixels these are."""
   own = slice(max(0, int(np.floor(first))), max(0, min(size, int(np.ceil(last)))))
   share = np.ones(max(0, own.stop - own.start))

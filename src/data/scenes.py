@@ -20,7 +20,7 @@ class Scene(NamedTuple):
   """Grey frames, for each whether an alarm is right (1) or false (0), and which of the builder's kinds it is."""
 
   frames: UInt8[np.ndarray, 't h w']
-  label: UInt8[np.ndarray, 't']
+  label: UInt8[np.ndarray, ' t']
   kind: str
 
 
@@ -29,7 +29,7 @@ class Scenes(NamedTuple):
 
   frames: UInt8[np.ndarray, 's t h w']
   label: UInt8[np.ndarray, 's t']
-  kind: Int32[np.ndarray, 's']
+  kind: Int32[np.ndarray, ' s']
   kinds: tuple[str, ...]
   rate: float
 

@@ -122,7 +122,7 @@ def injected(frames: Float[np.ndarray, 't h w'], kind: str, walkers: list[Sprite
 
 def cross(
   frames: Float[np.ndarray, 't h w'], begin: int, kind: str, walkers: list[Sprite], rng: np.random.Generator
-) -> UInt8[np.ndarray, 'd']:
+) -> UInt8[np.ndarray, ' d']:
   """A runner, a vehicle or a ball goes from one side to the other; whether it is seen, from `begin` on."""
   feet = rng.uniform(34, 68)
   rightwards = rng.random() < 0.5
@@ -148,7 +148,7 @@ def cross(
 
 def walk(
   frames: Float[np.ndarray, 't h w'], walkers: list[Sprite], rng: np.random.Generator, falls: int
-) -> UInt8[np.ndarray, 't']:
+) -> UInt8[np.ndarray, ' t']:
   """Somebody walks, and from frame `falls` on falls over within four frames; whether they are seen."""
   from scipy import ndimage
 
@@ -167,7 +167,7 @@ def walk(
   return np.asarray(seen, np.uint8)
 
 
-def smoke(frames: Float[np.ndarray, 't h w'], begin: int, rng: np.random.Generator) -> UInt8[np.ndarray, 'd']:
+def smoke(frames: Float[np.ndarray, 't h w'], begin: int, rng: np.random.Generator) -> UInt8[np.ndarray, ' d']:
   """A bright cloud that grows and moves upwards; it is seen from its third frame on."""
   y, x = np.mgrid[:HEIGHT, :WIDTH]
   at, grey = (rng.uniform(30, 66), rng.uniform(12, WIDTH - 12)), rng.uniform(150, 230)

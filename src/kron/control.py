@@ -107,7 +107,7 @@ def _gram(directions: Sequence[PyTree]) -> Float[Array, 'k k']:
   return jnp.stack([jnp.stack([dot(u, v) for v in directions]) for u in directions])
 
 
-def _minimum(matrix: Float[Array, 'k k'], slopes: Float[Array, 'k']) -> Float[Array, 'k']:
+def _minimum(matrix: Float[Array, 'k k'], slopes: Float[Array, ' k']) -> Float[Array, ' k']:
   """-matrix^-1 slopes for one or two directions; a second one that vanishes or repeats the first gets nothing."""
   first = -slopes[0] / jnp.where(matrix[0, 0] > 0, matrix[0, 0], jnp.inf)
   alone = jnp.zeros_like(slopes).at[0].set(first)

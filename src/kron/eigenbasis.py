@@ -53,7 +53,7 @@ class Eigenbasis(NamedTuple):
     return {f: layout.read(self.vectors, block.name, f) for f in block.operator.factors}
 
 
-def _decompose(means, weights, old) -> tuple[dict[str, Array], Int[Array, 'o']]:
+def _decompose(means, weights, old) -> tuple[dict[str, Array], Int[Array, ' o']]:
   """Eigenvectors, ascending; a slot keeps its old ones if the new are not finite or rest on nothing."""
   vectors, dropped = {}, []
   for stack, x in means.items():

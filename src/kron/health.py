@@ -27,9 +27,9 @@ class Health(NamedTuple):
     inverted: its largest eigenvalue times the inverse's.
   """
 
-  largest: Float[Array, 'slots']
-  damping: Float[Array, 'slots']
-  condition: Float[Array, 'slots']
+  largest: Float[Array, ' slots']
+  damping: Float[Array, ' slots']
+  condition: Float[Array, ' slots']
 
 
 def health(
@@ -60,7 +60,7 @@ def health(
   of_factors = {name: _largest(stack, means[name]) for name, stack in layout.stacks.items()}
   of_inverses = {name: _largest(stack, kfac.inverses[name]) for name, stack in layout.stacks.items()}
 
-  def read(numbers: dict[str, Array], block: str, factor: str) -> Float[Array, 'slots']:
+  def read(numbers: dict[str, Array], block: str, factor: str) -> Float[Array, ' slots']:
     name, index = layout.places[block, factor]
     if numbers[name].ndim == 1:  # in the order of the factors
       start = layout.starts[block, factor]

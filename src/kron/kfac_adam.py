@@ -117,7 +117,7 @@ def scale_by_kfac_adam(
   return optax.GradientTransformationExtraArgs(init, typed_update(update))
 
 
-def _above_rounding(nu: Float[Array, 's *n']) -> Bool[Array, 's *n']:
+def _above_rounding(nu: Float[Array, ' s *n']) -> Bool[Array, ' s *n']:
   """Whether there is a gradient along each direction, and not what rounding leaves of the others.
 
   Adam would make steps of full length of the rounding of a direction without any gradient, such as the sum of a softmax's

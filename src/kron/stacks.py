@@ -45,7 +45,7 @@ class Stack(NamedTuple):
     return self.owners, self.slots, self.rows, self.n
 
   def take(
-    self, order: Int[np.ndarray, 'm'] | None, owner: Any, matrices: Float[Array, 'm n n']
+    self, order: Int[np.ndarray, ' m'] | None, owner: Any, matrices: Float[Array, 'm n n']
   ) -> Float[Array, '1 s r n']:
     """One owner's share of all matrices; padding holds any of them."""
     if self.split:
@@ -53,7 +53,7 @@ class Stack(NamedTuple):
     table = np.arange(self.count) if order is None else np.maximum(order, 0)
     return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
 
-  def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, 'm'] | None) -> Float[Array, '*d o s r n']:
+  def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, ' m'] | None) -> Float[Array, '*d o s r n']:
     """Matrices (or what stands for them) in their places; `order` says which comes where, -1 for none (zeros)."""
     lead = matrices.shape[:-3]
     if order is not None and (order < 0).any():
@@ -171,7 +171,7 @@ class Layout(NamedTuple):
       rows[name].append(values[block][factor])
     return {name: jnp.concatenate(r, -3) if len(r) > 1 else r[0] for name, r in rows.items()}
 
-  def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, 'wholes']:
+  def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, ' wholes']:
     """The mean of the diagonal of each whole matrix, over its parts; number 0 is nobody's."""
     own = [jnp.where(s.diagonal(), stacks[name], 0).sum((-1, -2)) / s.n for name, s in self.stacks.items()]
     flat = replicate(jnp.concatenate(own, axis=1)).reshape(-1)

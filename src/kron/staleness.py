@@ -39,10 +39,10 @@ class Staleness(NamedTuple):
   last_factors, before_factors: the statistics X of the last two refreshes, in stacks.
   """
 
-  interval: Int[Array, 'f']
-  before: Int[Array, 'f']
-  next: Int[Array, 'f']
-  refreshes: Int[Array, 'f']
+  interval: Int[Array, ' f']
+  before: Int[Array, ' f']
+  next: Int[Array, ' f']
+  refreshes: Int[Array, ' f']
   last_factors: dict[str, Float[Array, 'o s n n']]
   before_factors: dict[str, Float[Array, 'o s n n']]
 
@@ -158,7 +158,7 @@ def _names(curvature: Curvature) -> list[tuple[str, str]]:
   return [(b.name, f) for b in curvature.blocks for f in b.operator.factors]
 
 
-def _any_of_block(flags: Bool[Array, 'f'], curvature: Curvature, transposed_only: bool = False) -> Bool[Array, 'f']:
+def _any_of_block(flags: Bool[Array, ' f'], curvature: Curvature, transposed_only: bool = False) -> Bool[Array, ' f']:
   """Each factor's flag, or that of another of its block."""
   start = 0
   for block in curvature.blocks:
@@ -169,7 +169,7 @@ def _any_of_block(flags: Bool[Array, 'f'], curvature: Curvature, transposed_only
   return flags
 
 
-def _due(staleness: Staleness, count: Int[Array, ''], curvature: Curvature) -> Bool[Array, 'f']:
+def _due(staleness: Staleness, count: Int[Array, ''], curvature: Curvature) -> Bool[Array, ' f']:
   """Which factors are due; those of a kernel used transposed, whose statistics make both, together."""
   return _any_of_block(staleness.next <= count, curvature, transposed_only=True)
 

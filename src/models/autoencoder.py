@@ -23,7 +23,7 @@ class Autoencoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Float[Array, 'b *image'], train: bool = False) -> Float[Array, 'b pixels']:
+  def __call__(self, images: Float[Array, ' b *image'], train: bool = False) -> Float[Array, 'b pixels']:
     del train
     x = rearrange(images, 'b ... -> b (...)').astype(self.dtype)
     pixels = x.shape[-1]

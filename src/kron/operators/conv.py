@@ -120,7 +120,7 @@ class Conv(NamedTuple):
     batch, channels, *space = self.input_spec
     return gram_of_patches(x.transpose(batch, *space, channels), self.window, self.padding, dtype)
 
-  def input_sum(self, x: Float[Array, '...']) -> Float[Array, 'i']:
+  def input_sum(self, x: Float[Array, '...']) -> Float[Array, ' i']:
     """The sum of the rows of `input_rows`."""
     return self.input_rows(accurate(x).sum(self.input_spec[0], keepdims=True))[0, 0].sum(0)
 

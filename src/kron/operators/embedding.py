@@ -91,7 +91,7 @@ class Embedding(NamedTuple):
     there = self.present(indices).reshape(1, -1, 1).astype(y.dtype)
     return jnp.zeros((1, self.n_in, y.shape[-1]), y.dtype).at[0, self._rows(indices)].add((y * there)[0])
 
-  def _rows(self, indices: Int[Array, '... k']) -> Int[Array, 'uses']:
+  def _rows(self, indices: Int[Array, '... k']) -> Int[Array, ' uses']:
     row = jnp.zeros(indices.shape[:-1], jnp.int32)
     for axis, column in zip(self.picked, self.columns, strict=True):
       size = self.kernel_shape[axis]
