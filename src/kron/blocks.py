@@ -169,6 +169,8 @@ def _without_examples(site: Site, observations: tuple[int, ...]) -> str | None:
   if site.kind in ('linear', 'gain') and not isinstance(site.linear, Embedding):
     return None
   shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
+  if site.linear is not None and site.linear.examples is not None:
+    shape = shape[site.linear.examples[1] :]
   alone = site.kind == 'free' and shape[:1] == (1,) and observations and 1 not in observations
   if not shape or alone or (site.linear is None and 0 in site.weight.axes):
     return f'{site.op.name} (with no leading axis that counts examples)'

@@ -149,7 +149,7 @@ def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled:
   begun = [scaled.get(i, {}).get(params) for i, _ in positions]
   begin = [jnp.full_like(values[i], scale) for i, scale in positions]
   tangents = [b if t is None else t for t, b in zip(begun, begin, strict=True)]
-  if op.region == 'custom':  # it passes gradients on, see `follow.straight_through`
+  if op.plain or op.name.startswith('custom_vjp'):  # it passes gradients on, see `follow.straight_through`
     return jax.lax.stop_gradient(tangents[0])
   return jax.lax.stop_gradient(jax.jvp(function, primals, tangents)[1])
 

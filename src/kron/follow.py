@@ -105,7 +105,7 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
     walk.found.regularisers.update(params)
     if walk.from_loss and not walk.depth:
       return DATA
-  if op.name in ('add', 'sub', 'add_any') and walk.from_loss and _beside_losses(op, kinds, walk):
+  if op.name in ('add', 'sub', 'add_any') and _beside_losses(op, kinds, walk):
     # Added to the losses of single examples before their mean; were it to reach a mark, that would refuse it.
     walk.found.regularisers.update(params)
     walk.refuse(params, op.name, op, before_marks=True)

@@ -216,7 +216,9 @@ def _slope(op: Op, position: int, values: Sequence[Any], dy: Array) -> Array:
     full[position] = operand
     return bind(op, *full)[0]
 
-  return jax.vjp(function, jnp.broadcast_to(values[position], op.outputs[0].shape))[1](dy)[0]
+  # By the derivative of each entry: an operand repeated here would have the type of an array that every device has whole.
+  operand = values[position]
+  return dy * jax.jvp(function, (operand,), (jnp.ones_like(operand),))[1]
 
 
 def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:

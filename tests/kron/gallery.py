@@ -574,6 +574,22 @@ def hypernetwork():
   return plain(network, normals({'code': (2,), 'maker': (2, 12), 'b': (3,)}), normal(N, 4))
 
 
+def pruned():
+  """Kernels of which some entries stay zero: masks of numpy and JAX, numbers and booleans, multiplied or chosen by."""
+  masks = {k: np.random.default_rng(i).random(s) < 0.6 for i, (k, s) in enumerate(PRUNED.items())}
+
+  def network(p, x):
+    x = jnp.tanh(x @ (p['a'] * masks['a'].astype(np.float32)))
+    x = jnp.tanh(x @ (p['b'] * jnp.asarray(masks['b'])))
+    x = jnp.tanh(x @ jnp.where(masks['c'], p['c'], 0.0))
+    return x @ (p['d'] * jnp.asarray(masks['d'], jnp.float32))
+
+  return plain(network, normals(PRUNED), normal(N, 4))
+
+
+PRUNED = {'a': (4, 6), 'b': (6, 5), 'c': (5, 6), 'd': (6, 3)}
+
+
 GALLERY: dict[str, Callable[[], Case]] = {
   'MLP': mlp,
   'deep autoencoder': autoencoder,
@@ -604,6 +620,7 @@ GALLERY: dict[str, Callable[[], Case]] = {
   'GRU in haiku': haiku_gru,
   'WaveNet': lambda: linen(WaveNet(), tokens(), tokens(6)),
   'LoRA': lora,
+  'pruned kernels': pruned,
   'state-space layer': state_space,
   'GCN': gcn,
   'deep sets': deep_sets,

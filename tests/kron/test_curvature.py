@@ -295,3 +295,43 @@ def test_an_output_observed_twice_is_refused():
 
   with pytest.raises(kron.CurvatureError, match='observed twice'):
     kron.curvature(loss, {'w': jnp.ones((3, 2))}, jnp.ones((4, 3)))
+
+
+INSIDE_THE_MEAN = {
+  'weight decay': lambda p: 0.1 * (p['w'] ** 2).sum(),
+  'less a term': lambda p: -jnp.abs(p['w']).sum(),
+  'of two parameters': lambda p: (p['w'] ** 2).sum() * (p['out'] ** 2).sum(),
+  'a determinant': lambda p: jnp.linalg.slogdet(p['w'].T @ p['w'])[1],
+  'a loop': lambda p: jax.lax.fori_loop(0, 3, lambda i, s: s + (p['w'] ** i).sum(), 0.0),
+}
+
+
+@pytest.mark.parametrize('fisher', ['exact', 'empirical'])
+@pytest.mark.parametrize('name', INSIDE_THE_MEAN)
+def test_terms_added_to_the_losses_of_single_examples_are_regularisers(name, fisher):
+  """As kfac-jax's convolutional test has its L2 term: before the mean over the examples."""
+  params, x = normals(SHAPES), normal(N, 4)
+
+  def loss(p, x, term):
+    each = 0.5 * (kron.observe.gaussian(network(p, x)) ** 2).sum(-1)
+    return (each + term(p)).mean()
+
+  both = [lambda p, x: loss(p, x, INSIDE_THE_MEAN[name]), lambda p, x: loss(p, x, lambda p: 0.0)]
+  curvatures = [kron.curvature(f, params, x, fisher=fisher) for f in both]
+  assert not curvatures[0].gradient_only and 'w' in curvatures[0].regularised
+  (_, grads, with_term), (_, _, without) = (jax.jit(c.value_and_grad)(params, x) for c in curvatures)
+  jax.tree.map(lambda a, b: close(a, b, 1e-5), with_term.sums, without.sums)
+  jax.tree.map(lambda a, b: close(a, b, 1e-5), grads, jax.grad(both[0])(params, x))
+
+
+def test_a_term_that_reaches_an_output_is_no_regulariser():
+  """What is added to one mark's output goes into another's."""
+  params, x = normals(SHAPES), normal(N, 4)
+
+  def loss(p, x):
+    z = kron.observe.gaussian(network(p, x))
+    again = kron.observe.gaussian(z[:, :1] + (p['w'] ** 2).sum())
+    return 0.5 * (z**2).sum(-1).mean() + 0.5 * (again**2).sum(-1).mean()
+
+  with pytest.raises(kron.CurvatureError, match="parameter 'w' is used by add"):
+    kron.curvature(loss, params, x, fisher='empirical')

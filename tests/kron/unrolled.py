@@ -267,6 +267,9 @@ def kronecker(reference, block, dy, each, active=False):
       continue
     w = use['x'][use['position']]
     numbers = use['ids'].reshape(-1)
+    if 0 in numbers and w.shape == reference.leaves[order[0]].shape:  # pruned: all entries meet data, some are zero
+      np.testing.assert_array_equal(np.asarray(w).reshape(-1)[numbers == 0], 0)
+      numbers = np.asarray(reference.ids[order[0]]).reshape(-1)
     plainly = all(np.isfinite(n) and int(n) == n for n in numbers)
     if not plainly:  # a scaled kernel
       numbers = np.asarray(reference.ids[order[0]]).reshape(-1)
