@@ -16,6 +16,8 @@ from tests.parallel.real_sizes import ARCHITECTURES, measured, program
 
 GOLDEN = Path(__file__).parent / 'golden_real.json'
 VERSION = '.'.join(jax.__version__.split('.')[:2])
+# Whose plain gradient gathers: the loss compares all pairs, or XLA does not divide the derivative.
+GATHERED_BY_THE_LOSS = ('siamese, all pairs, learned temperature', 'grouped convolutions')
 
 
 @pytest.mark.parametrize('placed', [True, False])
@@ -32,7 +34,8 @@ def rows():
 
 
 def check(found, name, devices):
-  """Compares what `measured` returned with the golden row."""
+  """Compares what `measured` returned with the golden row, if there is one for this JAX."""
+  assert moved(found['collectives']) == 0 or name in GATHERED_BY_THE_LOSS
   key = f'{name} | sampled | {devices}'
   if key not in rows():
     pytest.skip(f'golden_real.json has no {key!r} for jax {VERSION}')
@@ -60,9 +63,9 @@ def test_resnet50_gathers_nothing_at_64_devices():
   check(json.loads(done.stdout.splitlines()[-1]), 'ResNet-50', 64)
 
 
-@pytest.mark.parametrize('key', rows())
-def test_the_golden_table_has_no_gather(key):
+def test_the_golden_table_has_no_gather():
   """Each backward pass may gather what the plain gradient's does: the sampled Fisher has two."""
-  row, (_, fisher, _) = rows()[key], key.split(' | ')
-  assert moved(row['statistics']) <= (2 if fisher == 'sampled' else 1) * moved(row['plain'])
-  assert row['share'] < 1.1 * row.get('plain share', 1.0)
+  for key, row in rows().items():
+    passes = 2 if ' | sampled | ' in key else 1
+    assert moved(row['statistics']) <= passes * moved(row['plain']), key
+    assert row['share'] < 1.1 * row.get('plain share', 1.0), key
