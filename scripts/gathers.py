@@ -29,7 +29,7 @@ from tests.parallel.real_sizes import ARCHITECTURES, Program, program
 
 _DEVICES = flags.DEFINE_list('devices', ['8', '64'], 'Numbers of emulated devices.')
 _ONLY = flags.DEFINE_multi_string('only', [], 'The name of an architecture; all by default.')
-_FISHERS = flags.DEFINE_list('fishers', ['sampled', 'empirical'], 'Kinds of the Fisher.')
+_FISHERS = flags.DEFINE_list('fishers', ['sampled'], 'Kinds of the Fisher: sampled, empirical or exact.')
 _GOLDEN = flags.DEFINE_string('golden', None, 'The JSON file in which rows are added or replaced; none by default.')
 _OUT = flags.DEFINE_string('out', None, 'The text file for the table of all rows of --golden; none by default.')
 
