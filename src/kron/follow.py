@@ -201,7 +201,8 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
   new = op.outputs[0].shape
   if any(v is None for v in rest):
     return [None]
-  if new and new[0] in walk.examples and any(closed_over(v, walk) for v in op.inputs[1:]):
+  rows = new and new[0] in walk.examples and any(closed_over(v, walk) for v in op.inputs[1:])
+  if rows and not _summed_over(op.outputs[0], 0, walk):  # a batch that the loss closes over
     return [None]
   described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple((v.shape, v.tobytes()) for v in rest))
   apply = lambda x: bind(op, x, *(v.astype(x.dtype) if op.name == 'pad' else v for v in rest))[0]  # noqa: E731
@@ -211,6 +212,26 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
     return [None]
   picked = weight._then(op.name, described, apply, new)
   return [picked._replace(axes=tuple(range(len(new))), unique=weight.unique and _picks_once(op, rest, old))]
+
+
+def _summed_over(value: Ref, axis: int, walk: Walk) -> bool:
+  """Whether a product sums over an axis of a value: rows of a kernel, and no examples."""
+  for op in walk.found.readers.get(value.index, ()):
+    if op is None:
+      continue
+    sides = [side for side, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index == value.index]
+    if op.name == 'dot_general' and any(axis in op.params['dimension_numbers'][0][side] for side in sides):
+      return True
+    if op.name in CASTS and _summed_over(op.outputs[0], axis, walk):
+      return True
+    if op.name == 'gather' and sides == [0]:
+      numbers = op.params['dimension_numbers']
+      kept = [a for a in range(len(value.shape)) if a not in numbers.collapsed_slice_dims]
+      if axis in kept and _summed_over(op.outputs[0], numbers.offset_dims[kept.index(axis)], walk):
+        return True
+    if op.name == 'transpose' and _summed_over(op.outputs[0], op.params['permutation'].index(axis), walk):
+      return True
+  return False
 
 
 def _picks_once(op: Op, places: list[Any], shape: tuple[int, ...]) -> bool:

@@ -272,3 +272,41 @@ def test_random_programs(program):
 @given(programs())
 def test_many_random_programs(program):
   check_program(program)
+
+
+ORDERS = {
+  'rows': (lambda x, w, order: x @ w[order], lambda w, order: w[order]),
+  'columns': (lambda x, w, order: x @ w[:, order], lambda w, order: w[:, order]),
+  'both': (lambda x, w, order: x @ w[order][:, order], lambda w, order: w[order][:, order]),
+  'taken': (lambda x, w, order: x @ jnp.take(w, jnp.asarray(order), axis=0), lambda w, order: w[order]),
+  'in a scan': (
+    lambda x, w, order: jax.lax.scan(lambda h, v: (h @ v[order], None), x, w[None])[0], lambda w, order: w[order],
+  ),
+  'in a remat': (lambda x, w, order: jax.checkpoint(lambda x, w: x @ w[order])(x, w), lambda w, order: w[order]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('n', [4, 6])  # as many examples as rows, and another number
+@pytest.mark.parametrize('name', ORDERS)
+def test_kernels_in_another_order(name, n):
+  """A constant permutation of a kernel: the update is that of the permuted kernel, put back."""
+  x, order, w = normal(n, 4), np.array([2, 0, 3, 1]), normal(4, 4)
+  used, moved = ORDERS[name]
+  updates = []
+  for loss, params in (
+    (lambda p, x: squared(used(x, p['w'], order)), {'w': w}),
+    (lambda p, x: squared(x @ p['w']), {'w': moved(w, order)}),
+  ):
+    curvature = kron.curvature(loss, params, x, fisher='empirical')
+    assert curvature.blocks[0].operator.name == 'dense'
+    tx = kron.scale_by_kfac(curvature, damping=0.1)
+    _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
+    updates.append(tx.update(grads, tx.init(params), params, stats=stats)[0]['w'])
+  close(moved(updates[0], order), updates[1], 1e-4)
+
+
+def test_an_order_that_is_an_argument_is_refused():
+  x, params = normal(6, 4), {'w': normal(4, 3)}
+  loss = lambda p, x, order: squared(x @ p['w'][order])  # noqa: E731
+  with pytest.raises(kron.CurvatureError, match='whose leading axis has length 4, which does not fit 6 observations'):
+    kron.curvature(loss, params, x, jnp.arange(4), fisher='exact')
