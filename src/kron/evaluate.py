@@ -230,16 +230,14 @@ def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
   def local(values, more):
     probes, masks = more
     results, marks = body(values, probes, about=about._replace(masks=masks))
-    return results, [tuple(_lead(z) for z in mark) for mark in marks]
+    return results, [tuple(_lead(z, mark[0]) for z in mark) for mark in marks]
 
-  def _lead(z):
-    return vary(z, frozenset(axes))
+  def _lead(x, outputs):
+    # One number for all observations of a mark may differ between shards: each observation gets it.
+    return vary(x if x.ndim else jnp.broadcast_to(x, outputs.shape[:1]), frozenset(axes))
 
   led = PartitionSpec(axes) if axes else PartitionSpec()
-  # One number for all observations of a mark is no shard's own.
-  marks_spec = [
-    tuple(led if v.shape else PartitionSpec() for v in mark.inputs) for mark in observation_marks(op.bodies[0])
-  ]
+  marks_spec = [(led,) * len(mark.inputs) for mark in observation_marks(op.bodies[0])]
   return shard(op, local, (specs, masks), marks_spec)(list(values), (probes, about.masks))
 
 
