@@ -29,7 +29,7 @@ def switch(p, x, y, first):
 
 
 def modality(p, x, y, first):
-  """Of two inputs one is missing; its rows are zeros that no use counts."""
+  """Returns the loss of a batch in which one of two inputs is missing; its rows do not count as uses."""
   there = jnp.full((16, 1), first)
   z = kron.used(x, there) @ p['a'] * there + kron.used(x, ~there) @ p['b'] * ~there
   return half(kron.observe.gaussian(z), y)
