@@ -3,26 +3,11 @@
 The one package that touches JAX's tracing machinery.
 """
 
+from .binding import at, bind, concrete, context, is_known, passes_gradient, vary, varying
 from .kinds import CASTS, ENTRYWISE
 from .marks import copies, copies_p, observe_p, used, used_p
-from .program import (
-  Op,
-  Program,
-  Ref,
-  at,
-  bind,
-  concrete,
-  context,
-  has_mark,
-  is_known,
-  jvp_program,
-  layer_name,
-  passes_gradient,
-  source_line,
-  trace,
-  vary,
-  varying,
-)
+from .ops import Op, Program, Ref, has_mark
+from .program import jvp_program, trace
 from .regions import (
   batch_axes,
   draws_from,
@@ -34,6 +19,7 @@ from .regions import (
   shard,
 )
 from .replication import differing
+from .source import layer_name, source_line
 
 __all__ = [
   'CASTS',

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .marks import observe_p
-from .program import Op, Program, Ref
+from .ops import Op, Program, Ref
 
 
 def observation_marks(program: Program) -> list[Op]:

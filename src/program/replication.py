@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .program import Op, Program, Ref
+from .ops import Op, Program, Ref
 from .regions import scan_split
 
 Axes = frozenset[str]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import kfac_jax_peer
-from scripts import coverage_peer
+from scripts import peer_verdicts
 from tests.draws import normal
 from tests.kron.gallery import GALLERY, linen
 from tests.kron.unrolled import relative
@@ -39,8 +39,8 @@ class Net(nn.Module):
 def test_a_dilated_convolution_is_wrong_and_any_other_exact(dilation, installed):
   """By the patches themselves: kfac-jax's A is theirs, unless the kernel is dilated."""
   case = linen(Net(dilation), normal(7, 6, 6, 2))
-  ours = coverage_peer.Ours(case)
-  theirs = coverage_peer.Theirs(ours)
+  ours = peer_verdicts.Ours(case)
+  theirs = peer_verdicts.Theirs(ours)
   found = {name: verdict for name, (verdict, _) in theirs.verdicts().items()}
   expected = {name: 'exact' if dilation == 1 or 'Dense' in name else 'wrong' for name in ours.names}
   assert found == expected and {v for v, _ in ours.verdicts().values()} == {'exact'}
@@ -56,13 +56,13 @@ def test_a_dilated_convolution_is_wrong_and_any_other_exact(dilation, installed)
 
 
 def test_a_network_of_dense_layers_is_exact(installed):
-  ours, theirs, frozen = coverage_peer.look_at(GALLERY['deep autoencoder']())
+  ours, theirs, frozen = peer_verdicts.look_at(GALLERY['deep autoencoder']())
   assert {verdict for verdict, _ in [*ours.values(), *theirs.values()]} == {'exact'} and not frozen
 
 
 def test_the_page_has_every_architecture_and_nothing_of_ours_is_silent():
   page = (ROOT / 'docs/coverage.md').read_text()
-  lines = page.split(coverage_peer.BEGIN)[1].split(coverage_peer.END)[0].splitlines()
+  lines = page.split(peer_verdicts.BEGIN)[1].split(peer_verdicts.END)[0].splitlines()
   cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines if line.startswith('| ')]
   names = [re.sub(r' \(\d+ frozen\)', '', own[0]) for own in cells[1:-1]]
   assert names == list(GALLERY)
