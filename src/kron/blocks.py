@@ -168,6 +168,8 @@ def _without_examples(site: Site, observations: tuple[int, ...]) -> str | None:
   """Why a site cannot tell examples apart, if it cannot."""
   if site.kind in ('linear', 'gain') and not isinstance(site.linear, Embedding):
     return None
+  if site.linear is not None and site.sharded and not site.differs:
+    return f'{site.op.name} (of the same rows on all devices of a shard_map, whatever their examples)'
   shape = site.op.inputs[site.position].shape if site.kind == 'free' else site.op.outputs[0].shape
   if site.linear is not None and site.linear.examples is not None:
     shape = shape[site.linear.examples[1] :]

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..program import Op, Program, has_mark, observation_marks, trace, vary, varying
+from ..program import Op, Program, has_mark, observation_marks, reduced_behind, trace, untracked, vary, varying
 from .blocks import Block, Plan, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
 from .explicit import typed_as
 from .fishers import exact, random_key
 from .masks import check_used
-from .observations import Number, Observed, check_marks, largest, shares
+from .observations import Number, Observed, check_marks, largest, positive, shares
 from .operators.factor import accurate
 from .options import Options
 from .param_trees import Parameters, param_names
@@ -177,7 +177,7 @@ class Curvature:
       return make_products(loss, params, None)
     leaves = jax.tree.leaves(params)
     observed = [Observed.of(mark, found[0], found[1:]) for mark, found in zip(marks, run(leaves)[1], strict=True)]
-    numbers = self._numbers(observed, params, args)
+    numbers = self._numbers(observed, params, args, averaged=untracked(reduced_behind(program, marks)))
     read = [o.prepared() for o in observed]
 
     def tail(offsets):
@@ -200,7 +200,7 @@ class Curvature:
         events = [o.likelihood.event_ndims for o in observed]
         products = [rank_one_product(c, u, n) for c, u, n in zip(slopes, along, events, strict=True)]
       each = [
-        1 / max(n, 1) if isinstance(n, int) else 1 / jnp.maximum(jnp.asarray(n, o.outputs.real.dtype), 1)
+        1 / positive(n if isinstance(n, int) else jnp.asarray(n, o.outputs.real.dtype))
         for o, n in zip(observed, numbers, strict=True)
       ]
       if fisher == 'empirical':  # the loss has masks and weights in it
@@ -249,8 +249,9 @@ class Curvature:
     # Inside of a shard_map: the loss is a mean over the axes along which it is the same, statistics are summed over those
     # along which parameters are.
     apart = functools.reduce(frozenset.intersection, (varying(leaf) for leaf in leaves))
-    numbers = self._numbers(observed, params, args, without=varying(loss))
-    kept = self._numbers(observed, params, args, split, apart)
+    averaged = untracked(reduced_behind(program, marks))
+    numbers = self._numbers(observed, params, args, without=varying(loss), averaged=averaged)
+    kept = self._numbers(observed, params, args, split, apart, averaged)
     share = shares(kept)
     nothing = [jnp.zeros_like(z) for z in outputs]
 
@@ -280,7 +281,7 @@ class Curvature:
       count = largest(numbers)
       if any(not isinstance(s, int) for s in (*share, *shares(numbers))):  # marks of several sizes
         factors = {
-          mark.outputs[0].index: jnp.sqrt(jnp.asarray(s, jnp.float32)) * n / jnp.maximum(count, 1)
+          mark.outputs[0].index: jnp.sqrt(jnp.asarray(s, jnp.float32)) * n / positive(count)
           for mark, s, n in zip(marks, share, numbers, strict=True)
         }
         _, again, _ = jax.vjp(functools.partial(run, factors=factors), leaves, probes, has_aux=True)
@@ -349,15 +350,17 @@ class Curvature:
     args: tuple,
     split: Split = WHOLE,
     without: frozenset[str] = frozenset(),
+    averaged: frozenset[str] = frozenset(),
   ) -> list[Number]:
     """The number of observations of each mark, or of those among them that statistics are taken of.
 
     without: mesh axes of a shard_map over which they are not counted together.
+    averaged: see `Observed.number`.
     """
     given = self._examples(params, *args) if callable(self._examples) else self._examples
     if given is not None:
       return [given * split.part if split.part != 1 else given] * max(1, len(observed))
-    return [o.number(split, varying(o.outputs) - without) for o in observed]
+    return [o.number(split, varying(o.outputs) - without, averaged) for o in observed]
 
 
 def _leads(mark: Op) -> bool:

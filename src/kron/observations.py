@@ -50,15 +50,20 @@ class Observed(NamedTuple):
     prepare = getattr(self.likelihood, 'prepare', None)
     return self.outputs if prepare is None else prepare(self.outputs, *self.more)
 
-  def number(self, split: Split = WHOLE, axes: frozenset[str] = frozenset()) -> Number:
+  def number(
+    self, split: Split = WHOLE, axes: frozenset[str] = frozenset(), averaged: frozenset[str] = frozenset()
+  ) -> Number:
     """How many observations count, of those that statistics are taken of.
 
     axes: of a shard_map around the whole computation, over which observations are counted together.
+    averaged: axes of one over which the caller sums statistics, so that each device counts its share of all.
     """
     if self.mask is None:
       sizes = math.prod(jax.lax.axis_size(a) for a in axes)
       return round(math.prod(self.leading) * split.part) * sizes
     count = self.mask.sum() if split.part == 1 else split.cut(self.mask, 0).sum()
+    if averaged:
+      count = jax.lax.pmean(jnp.asarray(count, jnp.float32), tuple(sorted(averaged)))
     apart = tuple(sorted(axes & varying(count)))
     same = math.prod(jax.lax.axis_size(a) for a in axes - set(apart))
     return (jax.lax.psum(count, apart) if apart else count) * same
@@ -97,7 +102,12 @@ def shares(numbers: Sequence[Number]) -> list[Number | Array]:
   ):
     return [1] * len(numbers)
   most = largest(numbers)
-  return [jnp.where(n > 0, most / jnp.maximum(n, 1), 0) for n in numbers]
+  return [jnp.where(n > 0, most / positive(n), 0) for n in numbers]
+
+
+def positive(number: Number) -> Number | Array:
+  """The number, or 1 where it is 0, to be divided by. A device's share of all observations may be less than one."""
+  return max(number, 1) if isinstance(number, int) else jnp.where(number > 0, number, 1)
 
 
 def check_marks(marks: Sequence[tuple[Op, int, int]], counted: bool) -> None:

@@ -37,8 +37,8 @@ class Site(NamedTuple):
   sharded: whether it is inside of a shard_map that splits the examples.
   places: the axes of shard_maps around it along which each device has some places of every example.
   spread: the axis of a shard_map along which each device has some of the parameter's stacked layers, if any.
-  unchecked: the axes of shard_maps around it whose values JAX does not keep track of (check_vma=False), and of these
-    `differs`: those along which the result differs between devices.
+  unchecked: the axes of shard_maps around it whose values JAX does not keep track of (check_vma=False).
+  differs: the axes of shard_maps around it along which the result may differ between devices.
   """
 
   kind: str
@@ -124,7 +124,7 @@ class Walk(NamedTuple):
   from_loss: whether the loss itself, and not observed outputs, makes the curvature.
   examples: the lengths of the axes that count examples, where they are known.
   spread: by parameter; unchecked: see `Site`.
-  differs: by the index of a value, the axes of unchecked shard_maps along which it differs between devices.
+  differs: by the index of a value, the axes of shard_maps along which it may differ between devices.
   """
 
   found: Survey

@@ -130,8 +130,8 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
     # Where no operand's leading axis is split, examples stay whole: each device has some of their places.
     examples = set(batch_axes(op)) - set(spread.values())
     places = walk.places | (manual_axes(op) - examples)
-    if not op.params['check_vma']:
-      walk = walk._replace(unchecked=walk.unchecked | manual_axes(op), differs={**walk.differs, **differing(op)})
+    unchecked = frozenset() if op.params['check_vma'] else manual_axes(op)
+    walk = walk._replace(unchecked=walk.unchecked | unchecked, differs={**walk.differs, **differing(op)})
     walk = walk._replace(
       spread=spread, sharded=walk.sharded or bool(examples), places=places, times=walk.times * manual_devices(op)
     )
@@ -144,13 +144,17 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
 
 
 def _hand_on_constants(op: Op, walk: Walk) -> None:
-  """Notes which values of bodies are constants of the program, such as masks and orders."""
-  if op.region == 'shard_map':
-    return
+  """Notes which values of bodies are constants of the program, such as masks and orders.
+
+  What a shard_map divides over its devices is another constant on each of them.
+  """
+  specs = op.params['in_specs'] if op.region == 'shard_map' else ((),) * len(op.inputs)
   last = scan_split(op)[0] if op.region == 'scan' else len(op.inputs)
   for body in op.bodies:
     offset = len(op.inputs) - len(body.inputs)
-    for v, inner in zip(op.inputs[offset:last], body.inputs, strict=False):
+    for v, inner, spec in zip(op.inputs[offset:last], body.inputs, specs[offset:last], strict=False):
+      if any(spec):
+        continue
       known = walk.found.consts.get(v.index) if isinstance(v, Ref) else v
       known = constant(v, walk) if known is None else known
       if known is not None:

@@ -195,7 +195,7 @@ def _once(tap: Tap, statistics: dict[str, Array]) -> dict[str, Array]:
 
 
 def _over_places(tap: Tap, u: Array) -> Array:
-  axes = tuple(sorted(_joint(tap) & (varying(u) | tap.site.differs)))
+  axes = tuple(sorted(_joint(tap) & (varying(u) | (tap.site.differs & tap.site.unchecked))))
   return jax.lax.psum(u, axes) if axes else u
 
 

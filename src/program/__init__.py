@@ -18,7 +18,7 @@ from .regions import (
   scan_split,
   shard,
 )
-from .replication import differing
+from .replication import differing, reduced_behind, untracked
 from .source import layer_name, source_line
 
 __all__ = [
@@ -45,11 +45,13 @@ __all__ = [
   'observation_marks',
   'observe_p',
   'passes_gradient',
+  'reduced_behind',
   'rematerialise',
   'scan_split',
   'shard',
   'source_line',
   'trace',
+  'untracked',
   'used',
   'used_p',
   'vary',

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
+from .binding import varying
 from .ops import Op, Program, Ref
 from .regions import scan_split
 
@@ -19,6 +22,27 @@ def differing(op: Op) -> dict[int, Axes]:
   (body,) = op.bodies
   _visit(body, [_axes_of(spec) for spec in op.params['in_specs']], found)
   return found
+
+
+def reduced_behind(program: Program, marks: Sequence[Op]) -> Axes:
+  """Returns the mesh axes over which a program reduces what follows from marked outputs."""
+  after, found = {v.index for mark in marks for v in mark.outputs}, _SAME
+  for op in program.ops:
+    if any(v.index in after for v in op.inputs if isinstance(v, Ref)):
+      after |= {v.index for v in op.outputs}
+      found |= _reductions(op)
+  return found
+
+
+def _reductions(op: Op) -> Axes:
+  own = _named(op) if op.name in _REDUCTIONS else _SAME
+  return own.union(*(_reductions(inner) for body in op.bodies for inner in body.ops))
+
+
+def untracked(axes: Axes) -> Axes:
+  """Returns those of some axes that are manual here and along which JAX does not say what differs (check_vma=False)."""
+  manual = axes & frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+  return frozenset(axis for axis in manual if not varying(jax.lax.axis_index(axis)))
 
 
 def _axes_of(spec: Any) -> Axes:

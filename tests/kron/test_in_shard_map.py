@@ -128,6 +128,64 @@ def test_an_unchecked_step_has_local_sums(loss, fisher):
     compare(mine, right)
 
 
+def masked_terms(p, x, y, mask, total=lambda x: x):
+  """Two terms of one size, of which one is masked: on some devices by much more than on others."""
+  z = kron.observe.gaussian(network(p, x), y, mask=mask)
+  first = total((0.5 * ((z - y) ** 2).sum(-1) * mask).sum()) / total(mask.sum().astype(jnp.float32))
+  again = kron.observe.gaussian(jnp.tanh(x @ p['w']), weight=2.0)
+  return first + total((again**2).sum()) / total(jnp.asarray(len(again), jnp.float32))
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('fisher', ['exact', 'empirical'])
+@pytest.mark.parametrize('loss', [mean, masked, two_terms, masked_terms])
+def test_an_unchecked_step_whose_loss_is_that_of_the_mesh(loss, fisher, mesh):
+  """Each device counts its share of all observations, though it has fewer or none that a mask lets count."""
+  mesh = make_mesh(mesh)
+  axes = mesh.axis_names
+  mask = jnp.arange(32) % 16 > 12  # none of the first devices, and less than one on the mean
+  local = functools.partial(loss, total=lambda x: jax.lax.psum(x, axes))
+
+  def step(p, x, y, mask):
+    return jax.lax.psum(kron.curvature(local, p, x, y, mask, fisher=fisher).value_and_grad(p, x, y, mask)[2], axes)
+
+  run = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(axes), P(axes), P(axes)), out_specs=P(), check_vma=False)
+  right = jax.jit(kron.curvature(loss, PARAMS, X, Y, mask, fisher=fisher).value_and_grad)(PARAMS, X, Y, mask)[2]
+  mine = jax.jit(run)(PARAMS, X, Y, mask)
+  close(mine.examples, right.examples, 1e-6)
+  compare(mine._replace(examples=right.examples), right._replace(examples=right.examples))
+
+
+@pytest.mark.parametrize('check', [True, False])
+def test_an_order_that_a_loss_closes_over_is_a_layout(check):
+  """Also as a constant of a shard_map's body."""
+  order, keep = jnp.array([1, 0, 2]), jnp.array([[1.0, 0], [1, 1], [0, 1]])
+
+  def loss(p, x, y, mask, total=lambda x: x):
+    z = kron.observe.gaussian(jnp.tanh(x @ p['w'] * p['s']) @ (p['o'][order] * keep), y)
+    return total(0.5 * ((z - y) ** 2).sum()) / total(jnp.asarray(len(x), jnp.float32))
+
+  mesh = make_mesh('one axis')
+  local = functools.partial(loss, total=lambda x: jax.lax.psum(x, 'd'))
+  over = jax.shard_map(local, mesh=mesh, in_specs=(P(), P('d'), P('d'), P('d')), out_specs=P(), check_vma=check)
+  compare(whole(over, 'exact')[2], whole(loss, 'exact')[2])
+
+
+@pytest.mark.parametrize('check', [True, False])
+def test_a_table_that_is_read_alike_on_all_devices_is_refused(check):
+  """By an argument, so that the rows are not known: they are of no example."""
+
+  def local(p, x, y, order):
+    z = kron.observe.gaussian(jnp.tanh(x @ p['w'] * p['s']) @ p['o'][order], y)
+    return jax.lax.pmean(0.5 * ((z - y) ** 2).sum(-1).mean(), 'd')
+
+  over = jax.shard_map(
+    local, mesh=make_mesh('one axis'), in_specs=(P(), P('d'), P('d'), P()), out_specs=P(), check_vma=check
+  )
+  with pytest.raises(kron.CurvatureError, match=r"'o' is used by gather \(of the same rows on all devices"):
+    kron.curvature(over, PARAMS, X[:8], Y[:8], jnp.array([1, 0, 2]), fisher='exact')
+
+
 @pytest.mark.parametrize('check', [True, False])
 @pytest.mark.parametrize('batch', [('d',), ('d', 'e')])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
