@@ -147,7 +147,12 @@ def treatment(draw, shape, ws, inner):
     keep = draw.rng.random(shape) < 0.6
     keep.reshape(-1)[0] = True
     kept = draw.pick(np.asarray, jnp.asarray)(keep if kind == 'where' or draw.flip() else keep.astype(np.float64))
-    return (lambda w: w * kept) if kind == 'mask' else (lambda w: jnp.where(kept, w, 0)), None
+    if kind == 'where':
+      return (lambda w: jnp.where(kept, w, 0)), None
+    # A mask with one number for each input, or for each output, scales them as any other coefficient does.
+    sizes = {k: int(np.prod([n for c, n in zip(ws, shape, strict=True) if (c in inner) == k])) for k in (True, False)}
+    scaled = 'rows' if sizes[False] == 1 else 'columns' if sizes[True] == 1 else None
+    return (lambda w: w * kept), scaled and (scaled, keep.astype(np.float64))
   if kind == 'minus':
     return (lambda w: -w), ('rows', np.full((1,) * len(shape), -1.0))
   if kind == 'tril':
