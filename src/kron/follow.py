@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..program import CASTS, ENTRYWISE, Op, Ref, bind, copies_p, is_known, passes_gradient
 from . import kernels
+from .orders import picks_once, summed_over
 from .sites import DATA, FIXED, INPUT, Derived, Walk
 from .values import (
   closed_over,
@@ -202,7 +201,7 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
   if any(v is None for v in rest):
     return [None]
   rows = new and new[0] in walk.examples and any(closed_over(v, walk) for v in op.inputs[1:])
-  if rows and not _summed_over(op.outputs[0], 0, walk):  # a batch that the loss closes over
+  if rows and not summed_over(op.outputs[0], 0, walk):  # a batch that the loss closes over
     return [None]
   described = (str(sorted((k, str(v)) for k, v in op.params.items())), tuple((v.shape, v.tobytes()) for v in rest))
   apply = lambda x: bind(op, x, *(v.astype(x.dtype) if op.name == 'pad' else v for v in rest))[0]  # noqa: E731
@@ -211,36 +210,7 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
   if len(weight.axes) < len(old):
     return [None]
   picked = weight._then(op.name, described, apply, new)
-  return [picked._replace(axes=tuple(range(len(new))), unique=weight.unique and _picks_once(op, rest, old))]
-
-
-def _summed_over(value: Ref, axis: int, walk: Walk) -> bool:
-  """Whether a product sums over an axis of a value: rows of a kernel, and no examples."""
-  for op in walk.found.readers.get(value.index, ()):
-    if op is None:
-      continue
-    sides = [side for side, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index == value.index]
-    if op.name == 'dot_general' and any(axis in op.params['dimension_numbers'][0][side] for side in sides):
-      return True
-    if op.name in CASTS and _summed_over(op.outputs[0], axis, walk):
-      return True
-    if op.name == 'gather' and sides == [0]:
-      numbers = op.params['dimension_numbers']
-      kept = [a for a in range(len(value.shape)) if a not in numbers.collapsed_slice_dims]
-      if axis in kept and _summed_over(op.outputs[0], numbers.offset_dims[kept.index(axis)], walk):
-        return True
-    if op.name == 'transpose' and _summed_over(op.outputs[0], op.params['permutation'].index(axis), walk):
-      return True
-  return False
-
-
-def _picks_once(op: Op, places: list[Any], shape: tuple[int, ...]) -> bool:
-  """Whether no entry is picked twice, and nothing stands in for entries outside."""
-  with jax.ensure_compile_time_eval():
-    numbers = jnp.arange(1, math.prod(shape) + 1, dtype=jnp.int32).reshape(shape)
-    like = lambda v: v.astype(numbers.dtype) if op.name == 'pad' else v  # noqa: E731
-    found = np.asarray(bind(op, numbers, *map(like, places))[0]).reshape(-1)
-  return bool((found > 0).all()) and len(np.unique(found)) == len(found)
+  return [picked._replace(axes=tuple(range(len(new))), unique=weight.unique and picks_once(op, rest, old))]
 
 
 def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:

@@ -274,6 +274,11 @@ def test_many_random_programs(program):
   check_program(program)
 
 
+def rounded(w):
+  """Straight through, and by nothing."""
+  return w + jax.lax.stop_gradient(1.0 * w - w)
+
+
 ORDERS = {
   'rows': (lambda x, w, order: x @ w[order], lambda w, order: w[order]),
   'columns': (lambda x, w, order: x @ w[:, order], lambda w, order: w[:, order]),
@@ -282,6 +287,14 @@ ORDERS = {
   'in a scan': (
     lambda x, w, order: jax.lax.scan(lambda h, v: (h @ v[order], None), x, w[None])[0], lambda w, order: w[order],
   ),
+  'and cast': (lambda x, w, order: x @ (1.0 * w[order]).astype(jnp.float32), lambda w, order: w[order]),
+  'and masked': (lambda x, w, order: x @ jnp.where(np.ones((4, 4), bool), w[order], 0), lambda w, order: w[order]),
+  'and turned': (lambda x, w, order: jnp.einsum('ni,oi->no', x, w[order].T), lambda w, order: w[order]),
+  'and folded': (
+    lambda x, w, order: jnp.einsum('nab,abo->no', x.reshape(-1, 2, 2), w[order].reshape(2, 2, 4)),
+    lambda w, order: w[order],
+  ),
+  'and rounded': (lambda x, w, order: x @ rounded(w[order]), lambda w, order: w[order]),
   'in a remat': (lambda x, w, order: jax.checkpoint(lambda x, w: x @ w[order])(x, w), lambda w, order: w[order]),
 }  # fmt: skip
 
@@ -303,6 +316,20 @@ def test_kernels_in_another_order(name, n):
     _, grads, stats = jax.jit(curvature.value_and_grad)(params, x)
     updates.append(tx.update(grads, tx.init(params), params, stats=stats)[0]['w'])
   close(moved(updates[0], order), updates[1], 1e-4)
+
+
+@pytest.mark.parametrize('between', [lambda h: h, lambda h: 2.0 * h, lambda h: jnp.tanh(h).reshape(4, 2, 2).sum(1)])
+def test_a_batch_that_the_loss_closes_over_is_no_order(between):
+  """Each example looks its own row up, though no two the same."""
+  ids, v, weights = np.array([2, 0, 3, 1]), normal(4, 3), jnp.arange(4.0)
+
+  def loss(p, y):
+    h = between(p['w'][ids])
+    z = kron.observe.gaussian(h @ v[: h.shape[-1]], y)
+    return jnp.dot(weights, 0.5 * ((z - y) ** 2).sum(-1)) / weights.sum()
+
+  curvature = kron.curvature(loss, {'w': normal(4, 4)}, normal(4, 3), fisher='empirical')
+  assert curvature.blocks[0].operator.name == 'embedding'
 
 
 def test_an_order_that_is_an_argument_is_refused():
