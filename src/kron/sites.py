@@ -163,7 +163,7 @@ class Walk(NamedTuple):
       loops = (*self.found.lifted[weight.params[0]].loops, *loops)[: self.depth]
     spread = next((self.spread[p] for p in self.found.owners(weight) if p in self.spread), None)
     places = self.places - {spread}
-    differs = self.differs.get((op.inputs[position] if kind == 'free' else op.outputs[0]).index, frozenset())
+    differs = self.differs.get(op.outputs[0].index, frozenset())
     where = (self.times, self.sharded, places, spread, self.unchecked, differs)
     return Site(kind, op, position, weight, linear, loops, *where)
 

@@ -157,6 +157,22 @@ def test_an_unchecked_step_whose_loss_is_that_of_the_mesh(loss, fisher, mesh):
 
 
 @pytest.mark.parametrize('check', [True, False])
+@pytest.mark.parametrize('fisher', ['exact', 'empirical'])
+def test_a_token_before_those_of_every_example(fisher, check):
+  """Each example has its own copy of the parameter, on whichever device."""
+
+  def loss(p, x, y, mask, total=lambda x: x):
+    tokens = jnp.concatenate([jnp.broadcast_to(p['s'], (len(x), 1, 3)), (x @ p['w'])[:, None]], 1)
+    z = kron.observe.gaussian(jnp.tanh(tokens).prod(1) @ p['o'], y)
+    return total(0.5 * ((z - y) ** 2).sum()) / total(jnp.asarray(len(x), jnp.float32))
+
+  local = functools.partial(loss, total=lambda x: jax.lax.psum(x, 'd'))
+  specs = (P(), P('d'), P('d'), P('d'))
+  over = jax.shard_map(local, mesh=make_mesh('one axis'), in_specs=specs, out_specs=P(), check_vma=check)
+  compare(whole(over, fisher)[2], whole(loss, fisher)[2])
+
+
+@pytest.mark.parametrize('check', [True, False])
 def test_an_order_that_a_loss_closes_over_is_a_layout(check):
   """Also as a constant of a shard_map's body."""
   order, keep = jnp.array([1, 0, 2]), jnp.array([[1.0, 0], [1, 1], [0, 1]])
