@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
 from experiments import processes
@@ -127,7 +128,7 @@ def _videos(config: Any, load: bool) -> Source:
   if not {'train', own.eval_split} <= set(prepared.info.splits):
     raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
   source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
-  _check_classes(source, config)
+  _check_classes(prepared.info.features['label'].num_classes, config)
   changes = {'flip': own.flip, 'colour': own.colour}
   clips = functools.partial(data.clip_batches, **settings)
   return Source(
@@ -144,13 +145,21 @@ def _records(config: Any, load: bool) -> Source:
   like = {'image': ((own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
   if not load:
     return Source(like, _nothing, _nothing, 1)
-  source, split = (data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split))
-  _check_classes(source, config)
-  images = functools.partial(data.record_batches, size=own.image_size)
+  found = {s: data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split)}
+  source, split = found['train'], found[own.eval_split]
+  if not source.labelled and config.task == 'classify':
+    raise ConfigError(f"{own.name} has no feature 'label', which config.task='classify' needs")
+  _check_classes(source.classes, config)
+  classes = config.model.get('classes', 0)
+  for name, examples in found.items() if classes else ():
+    data.check_labels(examples[0]['label'], classes, f'{own.name}/{name}, example 0')
+  images = functools.partial(data.record_batches, size=own.image_size, classes=classes)
+  train, held_out = f'{own.name}/train', f'{own.name}/{own.eval_split}'
+  size = own.eval_batch_size or own.batch_size
   return Source(
     like,
-    lambda seed, shard, _: images(source, own.batch_size, seed=seed, train=True, shard=shard),
-    lambda shard, _: images(split, own.eval_batch_size or own.batch_size, seed=0, train=False, shard=shard),
+    lambda seed, shard, _: images(source, own.batch_size, seed=seed, train=True, name=train, shard=shard),
+    lambda shard, _: images(split, size, seed=0, train=False, name=held_out, shard=shard),
     8,
   )
 
@@ -175,6 +184,7 @@ def _in_memory(config: Any) -> Source:
   own = config.data
   with processes.chief_first():
     arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
+  _check_alike(arrays, split, config)
   if own.augment and own.name in DIRECTIONS:
     raise ConfigError(f'config.data.augment mirrors clips, and classes of {own.name} are directions; set it to False')
   augment = data.shift_and_flip if own.augment else None
@@ -192,6 +202,21 @@ def _in_memory(config: Any) -> Source:
     lambda shard, _: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
     1,  # more would wait for each other
   )
+
+
+def _check_alike(arrays: Any, split: Any, config: Any) -> None:
+  """Raises unless both splits have examples of one shape, and labels of the model's classes."""
+  own, classes = config.data, config.model.get('classes', 0)
+  shapes = [x.image.shape[1:] for x in (arrays, split)]
+  if shapes[0] != shapes[1]:
+    raise ConfigError(f'{own.name}: examples of train are {shapes[0]}, those of {own.eval_split} {shapes[1]}')
+  numbered = classes and np.issubdtype(arrays.label.dtype, np.integer)  # and no values of a regression
+  for name, x in (('train', arrays), (own.eval_split, split)) if numbered else ():
+    data.check_labels(x.label, classes, f'{own.name}/{name}')
+  unseen = sorted(set(np.unique(split.label).tolist()) - set(np.unique(arrays.label).tolist()))
+  if unseen and numbered and not own.held_out:
+    words = '%s: %s has labels that no example of train has: %s'
+    logging.warning(words, own.name, own.eval_split, ', '.join(map(str, unseen[:5])))
 
 
 def _links(config: Any) -> Source:
@@ -219,8 +244,8 @@ def _nothing(*_: Any) -> Any:
   raise ConfigError('this run was built without its data')
 
 
-def _check_classes(source: Any, config: Any) -> None:
-  own, classes = config.data, data.class_count(source)
+def _check_classes(classes: int, config: Any) -> None:
+  own = config.data
   if classes and classes != config.model.get('classes', 0):
     raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import folder as files
+from experiments import jsonfile
 from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
 from experiments.judge import before_logits
@@ -126,7 +127,7 @@ def middle(frames: Sequence[UInt8[np.ndarray, 'h w 3']], embedding: Embedding) -
 def library(
   videos: Path, embedding: Embedding, kept: Path, threshold: float, say: Callable[[str], None] = print
 ) -> tuple[list[Entry], list[str]]:
-  """All shots of a folder of videos, and why files were left out.
+  """Returns all shots of a folder of videos and of the folders below it, links included, and which files were left out.
 
   What was found of a file is kept in `kept`, and made anew if the file, the network or the threshold has changed.
 
@@ -135,24 +136,26 @@ def library(
   """
   kept.mkdir(parents=True, exist_ok=True)
   found, skipped = [], []
-  paths = sorted(p for p in videos.rglob('*') if p.is_file() and not p.name.startswith('.'))
+  paths, others = data.files_below(videos, video.ENDINGS)
   for path in paths:
     stat = path.stat()
     mark = f'{path.absolute()} {stat.st_size} {stat.st_mtime_ns} {threshold} {embedding.mark}'
-    record = kept / f'{hashlib.sha256(mark.encode()).hexdigest()[:24]}.json'
+    record = kept / f'{hashlib.sha256(os.fsencode(mark)).hexdigest()[:24]}.json'
     rows = read_record(record)
     if rows is None:
-      say(f'cutting {path.relative_to(videos)}')
+      say(f'cutting {data.shown(path.relative_to(videos))}')
       try:
         rows = [_row(shot, vector, embedding.rate) for shot, vector in film_shots(path, embedding, threshold)]
       except video.VideoError as error:
         skipped.append(str(error))
         continue
-      files.write(record, json.dumps(rows))
+      files.write(record, jsonfile.dumps(rows))
     found += [_entry(str(path.relative_to(videos)), row) for row in rows]
+  skipped += [f'{data.shown(other.path)}: no film ({other.why})' for other in others]
   if not found:
     first = f'; the first: {skipped[0]}' if skipped else ''
-    raise ConfigError(f'{videos}: no file of {len(paths)} is a video that can be decoded{first}')
+    count = len(paths) + len(others)
+    raise ConfigError(f'{data.shown(videos)}: no file of {count} is a video that can be decoded{first}')
   return found, skipped
 
 

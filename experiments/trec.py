@@ -7,11 +7,15 @@ sample_eval.pl reads them, `topic 0 document stratum relevance`; relevance -1 is
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from experiments.errors import ConfigError
+from kronmesh import data
 
 EPSILON = 1e-5  # trec_eval's, of the precision in strata of which nothing was judged
 
@@ -48,13 +52,13 @@ def ranked(scores: Mapping[str, float]) -> list[str]:
 
 
 def write_run(path: str | Path, scores: Mapping[str, Mapping[str, float]], tag: str) -> None:
-  """Of topic -> document -> score."""
+  """Writes topic -> document -> score, with names as `token` makes them."""
   lines = [
-    f'{topic} Q0 {document} {rank} {of[document]:.9g} {tag}'
+    f'{token(topic)} Q0 {token(document)} {rank} {of[document]:.9g} {tag}'
     for topic, of in scores.items()
     for rank, document in enumerate(ranked(of), 1)
   ]
-  Path(path).write_text('\n'.join(lines) + '\n')
+  Path(path).write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def read_judgements(path: str | Path) -> Judgements:
@@ -77,13 +81,20 @@ def read_judgements(path: str | Path) -> Judgements:
 
 def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
   try:
-    text = Path(path).read_text()
-  except (OSError, UnicodeDecodeError) as error:
-    raise ConfigError(f'{path} cannot be read: {getattr(error, "strerror", None) or "it is no text"}') from error
-  found = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    found = data.read_lines(path)
+  except data.DataError as error:
+    raise ConfigError(str(error)) from error
   if not found:
     raise ConfigError(f'{path} is empty')
-  return found
+  return [
+    (number, re.split(r'[ \t]+', line.strip(' \t'))) for number, line in found
+  ]  # other spaces are parts of a name
+
+
+def token(name: str) -> str:
+  """Returns a name without spaces, as a run file needs it: what is no printing character, and %, as %XX, byte by byte."""
+  plain = lambda c: c.isprintable() and not c.isspace() and c != '%'  # noqa: E731
+  return ''.join(c if plain(c) else quote(os.fsencode(c), safe='') for c in name)
 
 
 def average_precision(documents: Sequence[str], judged: Mapping[str, Judgement]) -> float:

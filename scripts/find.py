@@ -11,6 +11,7 @@ folder. Files that cannot be decoded are left out, and listed.
 from __future__ import annotations
 
 import base64
+import math
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from absl import flags
 from experiments import folder, retrieval, trec
 from experiments.charts import render
 from experiments.errors import ConfigError
+from kronmesh.data import shown
 
 VIDEOS = flags.DEFINE_string('videos', None, 'The folder that is searched, with all folders in it.', required=True)
 EXAMPLE = flags.DEFINE_string('example', None, 'A video: what is looked for.', required=True)
@@ -32,7 +34,7 @@ AT = flags.DEFINE_float('at', -1.0, 'The shot of the example at so many seconds;
 RUN = flags.DEFINE_string('run', '', 'Work folder of a finished run of a network of clips; empty: colours.')
 TOP = flags.DEFINE_integer('top', 20, 'How many shots are shown.', lower_bound=1)
 THRESHOLD = flags.DEFINE_float('threshold', 2.0, 'A cut is a change so many times that of the frames around it.', 1.0)
-WORKDIR = flags.DEFINE_string('workdir', 'runs/find', 'Folder for the library, the page and the run file.')
+WORKDIR = experiments.launch.define_folder('workdir', 'runs/find', 'Folder for the library, the page and the run file.')
 
 
 def chosen(path: Path, embedding: retrieval.Embedding) -> tuple[retrieval.Shot, retrieval.Vectors]:
@@ -42,7 +44,9 @@ def chosen(path: Path, embedding: retrieval.Embedding) -> tuple[retrieval.Shot, 
     ConfigError: no such file, or it ends before that time.
   """
   if not path.is_file():
-    raise ConfigError(f'--example={path}: no such file')
+    raise ConfigError(f'--example={shown(path)}: {"no file" if path.exists() else "no such file"}')
+  if math.isnan(AT.value):
+    raise ConfigError('--at=nan is no number of seconds')
   found = list(retrieval.film_shots(path, embedding, THRESHOLD.value))
   if AT.value < 0:
     return max(found, key=lambda pair: len(pair[0].frames))
@@ -62,6 +66,10 @@ def find() -> None:
   start, workdir = time.time(), Path(WORKDIR.value)
   if not Path(VIDEOS.value).is_dir():
     raise ConfigError(f'--videos={VIDEOS.value}: no such folder')
+  try:
+    (workdir / 'library').mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f'--workdir={workdir}: {error.strerror}; choose another') from error
   embedding = retrieval.network(RUN.value) if RUN.value else retrieval.layout()
   shot, vector = chosen(Path(EXAMPLE.value), embedding)
   entries, skipped = retrieval.library(Path(VIDEOS.value), embedding, workdir / 'library', THRESHOLD.value)
@@ -72,8 +80,8 @@ def find() -> None:
   some = [shot.frames[i] for i in (len(shot.frames) // 4, len(shot.frames) // 2, 3 * len(shot.frames) // 4)]
   page = render(
     'find.html',
-    title=f'Shots like {Path(EXAMPLE.value).name}',
-    subtitle=f'by {embedding.name}, in {VIDEOS.value}',
+    title=f'Shots like {shown(Path(EXAMPLE.value).name)}',
+    subtitle=f'by {embedding.name}, in {shown(VIDEOS.value)}',
     cards=[
       {'name': 'files', 'value': f'{len({e.film for e in entries}):,}'},
       {'name': 'shots', 'value': f'{len(entries):,}'},
@@ -81,14 +89,14 @@ def find() -> None:
       {'name': 'seconds', 'value': f'{time.time() - start:.1f}'},
     ],
     example={
-      'name': EXAMPLE.value,
+      'name': shown(EXAMPLE.value),
       'times': times(*own),
       'thumbs': [picture(retrieval.thumbnail(frame)) for frame in some],
     },
     shots=[
       {
         'rank': rank,
-        'name': entry.film,
+        'name': shown(entry.film),
         'times': times(entry.begins, entry.ends),
         'cosine': f'{cosine:.3f}',
         'thumbs': [picture(t) for t in entry.thumbs],
@@ -98,10 +106,10 @@ def find() -> None:
     skipped=skipped,
   )
   folder.write(workdir / 'found.html', page)
-  names = {f'{entry.film.replace(" ", "_")}#{entry.begins:.1f}': cosine for cosine, entry in found}
+  names = {f'{entry.film}#{entry.begins:.1f}': cosine for cosine, entry in found}
   trec.write_run(workdir / 'run.txt', {'example': names}, 'kronmesh')
   for rank, (cosine, entry) in enumerate(found[:10], 1):
-    print(f'{rank:3}  {cosine:6.3f}  {entry.film}  {times(entry.begins, entry.ends)}')
+    print(f'{rank:3}  {cosine:6.3f}  {shown(entry.film)}  {times(entry.begins, entry.ends)}')
   for words in skipped[:5]:
     print(f'left out: {words}')
   print(f'{len(entries)} shots of {len({e.film for e in entries})} files, {len(skipped)} files left out')

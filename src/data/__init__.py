@@ -1,24 +1,18 @@
 """Data sets prepared through TFDS as array_record, and batches that depend on the seed alone. No TensorFlow."""
 
+from .arrays import Arrays, check_labels, noise, some_of_each, write_arrays
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
 from .clips import clip_batches, prepared
-from .datasets import (
-  IN_MEMORY,
-  Arrays,
-  DataError,
-  class_count,
-  data_dir,
-  load_arrays,
-  noise,
-  record_source,
-  some_of_each,
-  write_arrays,
-)
+from .datasets import IN_MEMORY, data_dir, load_arrays, record_source
 from .directed import Directed, load_directed
+from .errors import DataError
+from .folders import files_below, shown
+from .image_folder import ImageFolder
 from .layouts import LAYOUTS
 from .partition import Parts, both_directions, partitioned, permuted
 from .scene_sets import SCENES, load_scenes
 from .scenes import Scenes, shrunken, windows
+from .text import read_lines, read_table
 from .triples import OF_PYKEEN, SPLITS, KnowledgeGraph, Queries, load_triples, queries, read_triples
 from .video import Video, VideoError, read_video, write_video
 from .wordnet import GARMENTS, above, noun_graph, read_nouns, synsets
@@ -33,6 +27,7 @@ __all__ = [
   'Arrays',
   'DataError',
   'Directed',
+  'ImageFolder',
   'KnowledgeGraph',
   'Parts',
   'Queries',
@@ -42,9 +37,10 @@ __all__ = [
   'above',
   'array_batches',
   'both_directions',
-  'class_count',
+  'check_labels',
   'clip_batches',
   'data_dir',
+  'files_below',
   'load_arrays',
   'load_directed',
   'load_scenes',
@@ -56,12 +52,15 @@ __all__ = [
   'permuted',
   'prepared',
   'queries',
+  'read_lines',
   'read_nouns',
+  'read_table',
   'read_triples',
   'read_video',
   'record_batches',
   'record_source',
   'shift_and_flip',
+  'shown',
   'shrunken',
   'some_of_each',
   'stream',

@@ -6,7 +6,6 @@ uninterrupted one would have.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,9 @@ import grain
 import numpy as np
 from absl import logging
 
-from .datasets import Arrays, DataError
+from .arrays import Arrays, check_labels
+from .errors import DataError
+from .pictures import decode
 
 Batch = dict[str, np.ndarray]
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -71,7 +72,15 @@ def stream(batches: grain.MapDataset, start: int = 0, threads: int = 1) -> Itera
   """
   iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))
   iterator.set_state({'next_index': start})
-  return iterator
+  return _with_plain_errors(iterator)
+
+
+def _with_plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+  """The same, with errors of data as they were raised: grain adds lines about its own frames."""
+  try:
+    yield from batches
+  except DataError as error:
+    raise type(error)(str(error).partition('\n')[0]) from error
 
 
 def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:
@@ -95,15 +104,36 @@ def record_batches(
   seed: int,
   size: int,
   train: bool,
+  classes: int = 0,
+  name: str = '',
   shard: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
   """Batches of encoded images: decoded, cropped to `size` and normalised example by example.
 
   Training crops a random part (8 to 100 % of the area) and mirrors half, without end; evaluation takes the centre, in
   one pass with a `mask` as in `ordered_batches`.
+
+  classes: how many; a label that is none of them raises DataError, with the set's `name`. 0: labels are not looked at.
   """
   crop = _random_crop(size) if train else None
-  return example_batches(Readable(source, _decode), batch_size, crop, _centre_crop(size), seed=seed, shard=shard)
+  readable = Labelled(Readable(source, _decode), classes, name)
+  return example_batches(readable, batch_size, crop, _centre_crop(size), seed=seed, shard=shard)
+
+
+class Labelled:
+  """A source of examples whose labels are checked when they are read: DataError is raised by one that is no class."""
+
+  def __init__(self, source: Sequence[dict[str, Any]], classes: int, name: str):
+    self.source, self.classes, self.name = source, classes, name
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    example = self.source[index]
+    if self.classes:
+      check_labels(example['label'], self.classes, f'{self.name}, example {index}')
+    return example
 
 
 def example_batches(
@@ -136,7 +166,7 @@ class Readable:
   belongs to reading an example.
 
   Raises:
-    DataError: more than one in a hundred, and more than ten, cannot be read.
+    DataError: more than one in a hundred, and more than ten or a fifth of all, cannot be read.
   """
 
   def __init__(self, source: Sequence[dict[str, Any]], decode: Callable[[dict[str, Any]], dict[str, Any]] = dict):
@@ -152,21 +182,22 @@ class Readable:
         return self.decode(self.source[number])
       except Exception as error:
         self._note(number, error)
-    raise AssertionError  # as _note has raised before
+    raise DataError('not one record can be read; mend the data set')  # _note has raised before
 
   def _note(self, number: int, error: Exception) -> None:
-    words = f'record {number} of {len(self.source)} cannot be read ({(str(error).splitlines() or [""])[0][:150]})'
+    name_of = getattr(self.source, 'name_of', None)
+    name = f' ({name_of(number)})' if name_of else ''
+    words = f'record {number} of {len(self.source)}{name} cannot be read: {(str(error).splitlines() or [""])[0][:150]}'
     if number not in self.bad:
       self.bad.add(number)
       logging.warning('%s; the next one takes its place', words)
-    if len(self.bad) > max(10, len(self.source) // 100) or len(self.bad) == len(self.source):
+    n = len(self.source)
+    if len(self.bad) > max(min(10, n // 5), n // 100) or len(self.bad) == n:
       raise DataError(f'{words}, and {len(self.bad) - 1} others; mend the data set') from error
 
 
 def _decode(example: dict[str, Any]) -> dict[str, Any]:
-  from PIL import Image
-
-  return {**example, 'image': Image.open(io.BytesIO(example['image'])).convert('RGB')}
+  return {**example, 'image': decode(example['image'])}
 
 
 def _finish(image: Any, label: Any) -> Batch:

@@ -10,10 +10,15 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from . import origin
+from .errors import DataError
+from .folders import shown
+from .origin import Entries, Origin, origin_of
 
 FASHION_MNIST_DEBIAN = '/usr/share/datasets/fashion-mnist'
 _IDX = {
@@ -83,33 +88,98 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
       yield i, {'image': image[..., None], 'label': int(label)}
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> bool:
+def prepare(builder: tfds.core.DatasetBuilder, made_of: Origin | None = None) -> bool:
   """Makes the set's records, once: TFDS speaks of downloading, which is not done here.
 
   Of several processes that come at the same time one makes them, and the others wait for it.
 
+  made_of: what is kept beside the records, see `origin`.
+
   Returns:
     Whether this process made them.
+
+  Raises:
+    DataError: the folder cannot be written.
   """
   path = Path(builder.data_path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with (path.parent / f'{path.name}.lock').open('w') as lock:
+  with _locked(path) as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if path.is_dir():
       builder.info.read_from_directory(path)
       return False
     print(f'preparing {builder.name} in {path}, once', file=sys.stderr)
+    if made_of is not None:
+      origin.keep(path, made_of)
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
   return True
 
 
-def idx_files_in(folder: str) -> bool:
-  """Whether the folder has all four IDX files, gzipped or not."""
-  return all(
-    any((Path(folder) / (name + end)).is_file() for end in ('', '.gz')) for pair in _IDX.values() for name in pair
-  )
+def _locked(path: Path) -> TextIO:
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return (path.parent / f'{path.name}.lock').open('w')
+  except OSError as error:
+    raise DataError(
+      f'{path.parent} cannot be written ({error.strerror}); set KRONMESH_DATA or --config.data.folder to a folder that can'
+    ) from error
+
+
+def from_source(builder: tfds.core.DatasetBuilder, name: str, source: str | Path, entries: Entries | None) -> bool:
+  """Prepares a set from a source, or checks that what is prepared was made of it.
+
+  Args:
+    builder: of the set.
+    name: of the set, for messages.
+    source: the folder or file; '' for whatever the records were made of.
+    entries: what it holds, see `origin`; None: it is gone.
+
+  Returns:
+    Whether this process made the records.
+
+  Raises:
+    DataError: they were made of another source, or the folder cannot be written.
+  """
+  records = Path(builder.data_path)
+  made = not records.is_dir() and prepare(builder, origin_of(source, entries or ()))
+  if not made:
+    origin.check(name, records, source, entries)
+  return made
+
+
+def from_idx(kind: type[tfds.core.DatasetBuilder], name: str, source: str, where: Path) -> tfds.core.DatasetBuilder:
+  """Returns the builder of a set that is made of Fashion-MNIST's files, prepared.
+
+  Args:
+    kind: of builder.
+    name: of the set, for messages.
+    source: the folder of the files; '' for Debian's, or for whatever was prepared where that is not installed.
+    where: the folder for prepared data.
+
+  Raises:
+    DataError: there are no such files, or what is prepared was made of others.
+  """
+  builder = kind(source=source or FASHION_MNIST_DEBIAN, data_dir=where, file_format='array_record')
+  entries = idx_entries(builder.source)
+  if entries is None and not Path(builder.data_path).is_dir():
+    raise DataError(
+      f'{name}: no IDX files in {shown(builder.source)}; install the Debian package dataset-fashion-mnist, '
+      'or name their folder by --config.data.source'
+    )
+  from_source(builder, name, '' if entries is None and not source else builder.source, entries)
+  return builder
+
+
+def idx_entries(folder: Path) -> list[tuple[str, Path]] | None:
+  """Returns the name and place of each of the four IDX files, gzipped or not; None unless all are there."""
+  found = []
+  for name in (name for pair in _IDX.values() for name in pair):
+    path = next((p for p in (folder / (name + '.gz'), folder / name) if p.is_file()), None)
+    if path is None:
+      return None
+    found.append((name, path))
+  return found
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -22,8 +22,10 @@ from jaxtyping import Float32, UInt8
 
 from .bands import Crop, Rows, size_of, strip, to_bands
 from .batches import Readable, example_batches
-from .builders import prepare
-from .layouts import Entry, find
+from .builders import from_source
+from .folders import shown
+from .layouts import Entry, look
+from .origin import check
 from .video import VideoError, open_video
 
 Clip = UInt8[np.ndarray, 't h w 3']
@@ -42,8 +44,10 @@ class Videos(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, layout: str, source: str, rate: float, short_side: int, bands: int = 1, **kwargs: Any):
     self.layout, self.rate, self.short_side, self.bands = layout, rate, short_side, bands
-    self.entries = find(layout, source)
-    self.skipped: list[str] = []
+    self.source = Path(source)
+    self.entries, left_out = look(layout, source)
+    self.files = len(self.entries) + len(left_out)
+    self.skipped = [f'{shown(f.path)}: left out: {f.why}' for f in left_out]
     super().__init__(config=tfds.core.BuilderConfig(name=_name(layout, rate, short_side, bands)), **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -60,18 +64,24 @@ class Videos(tfds.core.GeneratorBasedBuilder):
     return {s: self._generate_examples([e for e in self.entries if e.split == s]) for s in splits}
 
   def _generate_examples(self, entries: list[Entry]) -> Iterator[tuple[str, dict[str, Any]]]:
-    before = len(self.skipped)
+    failed = []
     for entry, result in ahead(self._read, entries, os.cpu_count() or 1):
       if isinstance(result, VideoError):
-        self.skipped.append(str(result))
+        failed.append(str(result))
         logging.warning('left out: %s', result)
         continue
       own_rate, frames = result
       spans = np.asarray(entry.spans, np.float32).reshape(-1, 2) / (own_rate if entry.in_frames else 1)
-      name = '/'.join(entry.path.parts[-2:])
-      yield f'{entry.split}/{entry.path}', {'frames': frames, 'label': entry.label, 'spans': spans, 'name': name}
-    if len(self.skipped) - before == len(entries):
-      raise VideoError(f'{self.layout}: no video of a split can be decoded; the first: {self.skipped[before]}')
+      name = shown('/'.join(entry.path.parts[-2:]))
+      yield f'{entry.split}/{shown(entry.path)}', {'frames': frames, 'label': entry.label, 'spans': spans, 'name': name}
+    self.skipped += failed
+    if len(failed) == len(entries):
+      raise VideoError(f'{self.layout}: no video of a split can be decoded; the first: {failed[0]}')
+
+  def made_of(self) -> list[tuple[str, Path]]:
+    """Returns every video's name in the set and its place, see `origin`."""
+    name = lambda e: f'{e.path.relative_to(self.source)} {e.split} {e.label} {e.spans}'  # noqa: E731
+    return [(name(entry), entry.path) for entry in self.entries]
 
   def _read(self, entry: Entry) -> tuple[float, list[bytes]] | VideoError:
     try:
@@ -94,20 +104,21 @@ def prepared(
     bands: pictures that each frame is kept as, so that a host decodes no rows but its own.
 
   Raises:
-    LayoutError: the source is not laid out so.
+    DataError: the source is not laid out so, or what is prepared was made of another.
     VideoError: no video of a split can be decoded.
   """
   path = folder / 'videos' / _name(layout, rate, short_side, bands) / str(Videos.VERSION)
-  if path.is_dir():  # the source may be gone
+  if path.is_dir() and not (source and Path(source).is_dir()):  # the source may be gone
+    check(layout, path, source, None)
     return tfds.builder_from_directory(path)
   options = {'rate': rate, 'short_side': short_side, 'bands': bands}
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
-  if not prepare(builder):
+  if not from_source(builder, layout, source, builder.made_of()):
     return tfds.builder_from_directory(path)
   Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
   if builder.skipped:
-    words = '%s: %d of %d videos are left out; %s lists them'
-    logging.warning(words, layout, len(builder.skipped), len(builder.entries), builder.data_path / SKIPPED)
+    words = '%s: %d of %d files are left out; %s lists them'
+    logging.warning(words, layout, len(builder.skipped), builder.files, builder.data_path / SKIPPED)
   return builder
 
 

@@ -4,69 +4,39 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from . import builders
+from .arrays import Arrays, read_arrays
+from .errors import DataError
+from .folders import tell_left_out
+from .image_folder import ImageFolder
 from .made import MADE
 from .moving import MovingFashionMnist
-
-
-class DataError(ValueError):
-  """A data set that is not there, in one line that says where it was looked for."""
-
-
-class Arrays(NamedTuple):
-  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), or clips, (n, t, h, w, c), and labels, (n,).
-
-  Of `made` sets see there.
-  """
-
-  image: np.ndarray
-  label: np.ndarray
-
-
-class ImageFolder:
-  """Images in a folder for each split and class, `folder/split/class/*.jpg`, as a random-access source of examples.
-
-  Classes are the folders' names in order, images encoded as they are.
-
-  Raises:
-    DataError: there are none.
-  """
-
-  def __init__(self, folder: str | Path, split: str):
-    root = Path(folder) / split
-    self.classes = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    endings = {'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp'}
-    self.files = [
-      (path, label)
-      for label, name in enumerate(self.classes)
-      for path in sorted((root / name).iterdir())
-      if path.suffix.lower() in endings
-    ]
-    if not self.files:
-      raise DataError(f'no images in {root}/CLASS/; name a folder with {split}/CLASS/*.jpg by --config.data.folder')
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    path, label = self.files[index]
-    return {'image': path.read_bytes(), 'label': label}
-
 
 IN_MEMORY = ('digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays', *MADE)
 _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255, 'moving_fashion_mnist': 255}
 
 
 def data_dir(folder: str = '') -> Path:
-  """Where prepared data sets are kept: the folder, else $KRONMESH_DATA, else ~/.cache/kronmesh."""
-  return Path(folder or os.environ.get('KRONMESH_DATA', '') or Path.home() / '.cache' / 'kronmesh')
+  """Returns where prepared data sets are kept: the folder, else $KRONMESH_DATA, else ~/.cache/kronmesh.
+
+  Raises:
+    DataError: it is an address and not a folder here, or this user has no home folder.
+  """
+  chosen = folder or os.environ.get('KRONMESH_DATA', '')
+  if '://' in chosen:
+    raise DataError(f'{chosen} is no folder of this machine; prepared data must lie in one, such as a mounted bucket')
+  if chosen:
+    return Path(chosen)
+  try:
+    return Path.home() / '.cache' / 'kronmesh'
+  except RuntimeError as error:
+    raise DataError('this user has no home folder; set KRONMESH_DATA to a folder for prepared data') from error
 
 
 def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') -> Arrays:
@@ -89,13 +59,15 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
   if name in MADE:
     return Arrays(*MADE[name](split))
   if name == 'arrays':
-    return _read_arrays(Path(source or '.') / f'{split}.npz')
+    return read_arrays(Path(source or '.') / f'{split}.npz')
   try:
     files = sorted(Path(_prepared(name, folder, source).data_path).iterdir())
     state = tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     return _decoded(name, split, folder, source, state)
   except DataError:
     raise
+  except PermissionError as error:
+    raise DataError(f'{name}: {error.filename or data_dir(folder)} cannot be read: {error.strerror}') from error
   except Exception as error:
     words = (str(error).splitlines() or [type(error).__name__])[0][:200]
     raise DataError(
@@ -120,98 +92,73 @@ def _decoded(name: str, split: str, folder: str, source: str, state: tuple[tuple
   return arrays
 
 
-def write_arrays(arrays: Arrays, path: str | Path) -> None:
-  """As 'arrays' reads them."""
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
-  np.savez(path, image=arrays.image, label=arrays.label)
-
-
-def _read_arrays(path: Path) -> Arrays:
-  try:
-    with np.load(path) as found:
-      image, label = found['image'].astype(np.float32), found['label'].astype(np.int32)
-  except (OSError, KeyError, ValueError) as error:
-    raise DataError(
-      f'arrays: {path} is no file of np.savez(image=, label=) ({type(error).__name__}); name their folder by '
-      '--config.data.source'
-    ) from error
-  if not len(label) or len(image) != len(label):
-    raise DataError(f'arrays: {path} has {len(image)} images and {len(label)} labels')
-  return Arrays(image, label)
-
-
-def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
-  """So many examples, as many of every class as of any other, drawn by the seed and in the set's order.
-
-  Raises:
-    DataError: fewer than there are classes, or more of one than there are.
-  """
-  classes = np.unique(arrays.label)
-  if count < len(classes):
-    raise DataError(f'{count} examples leave some of {len(classes)} classes without any; take {len(classes)} at least')
-  rng, chosen = np.random.default_rng((seed, 2)), []
-  for place, label in enumerate(classes):
-    own = np.flatnonzero(arrays.label == label)
-    wanted = count // len(classes) + (place < count % len(classes))
-    if wanted > len(own):
-      raise DataError(f'{count} examples are {wanted} of class {label}, which has {len(own)}; take fewer')
-    chosen.append(rng.choice(own, wanted, replace=False))
-  rows = np.sort(np.concatenate(chosen))
-  return type(arrays)(*(x[rows] for x in arrays))
-
-
-def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:
-  """Examples of a shape with nothing to learn, for measurements: numbers in [0, 1) or, for `tokens`, below `classes`."""
-  rng, size = np.random.default_rng(0), (count, *shape)
-  values = rng.integers(0, classes, size, np.int32) if tokens else rng.random(size, np.float32)
-  return Arrays(values, rng.integers(0, max(classes, 1), count, np.int32))
-
-
 def _prepared(name: str, folder: str, source: str) -> Any:
   where = data_dir(folder)
   if name == 'digits':
     builder = builders.Digits(data_dir=where, file_format='array_record')
-  else:
-    source = source or builders.FASHION_MNIST_DEBIAN
-    kind = MovingFashionMnist if name == 'moving_fashion_mnist' else builders.FashionMnistIdx
-    builder = kind(source=source, data_dir=where, file_format='array_record')
     if not Path(builder.data_path).is_dir():
-      idx_missing(name, source)
-  if not Path(builder.data_path).is_dir():
-    builders.prepare(builder)
-  return builder
+      builders.prepare(builder)
+    return builder
+  kind = MovingFashionMnist if name == 'moving_fashion_mnist' else builders.FashionMnistIdx
+  return builders.from_idx(kind, name, source, where)
 
 
-def idx_missing(name: str, source: str) -> None:
-  """Raises DataError unless the folder has Fashion-MNIST's files."""
-  if not builders.idx_files_in(source):
-    raise DataError(
-      f'{name}: no IDX files in {source}; install the Debian package dataset-fashion-mnist, '
-      'or name their folder by --config.data.source'
-    )
+class Records:
+  """A prepared TFDS set as a random-access source of examples {'image', 'label'}, images encoded or arrays of bytes.
+
+  Attributes:
+    classes: how many, where the set says so; else 0.
+    labelled: whether it has labels; else every label is 0.
+  """
+
+  def __init__(self, source: Any, name: str):
+    self.source, features = source, source.dataset_info.features
+    self.image = _image_feature(features, name)
+    self.labelled = 'label' in features
+    label = features['label'] if self.labelled else None
+    self.classes = getattr(label, 'num_classes', None) or 0
+    if self.labelled and not self.classes and (label.shape != () or not np.issubdtype(label.np_dtype, np.integer)):
+      raise DataError(f"{name}: 'label' is {type(label).__name__}, not a number; prepare the set with a ClassLabel")
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    example = self.source[index]
+    return {'image': example[self.image], 'label': example['label'] if self.labelled else 0}
 
 
-def class_count(source: Any) -> int:
-  """How many classes a source of `record_source` has; 0 where it does not say."""
-  if isinstance(source, ImageFolder):
-    return len(source.classes)
-  features = source.dataset_info.features
-  return (features['label'].num_classes or 0) if 'label' in features else 0
+def _image_feature(features: Any, name: str) -> str:
+  """The feature that is the picture: 'image', or the only one that could be."""
+  images = [
+    key
+    for key, kind in features.items()
+    if isinstance(kind, tfds.features.Image) or (len(kind.shape or ()) == 3 and kind.np_dtype == np.uint8)
+  ]
+  if 'image' in images or len(images) == 1:
+    return 'image' if 'image' in images else images[0]
+  what = f'several pictures ({", ".join(images)})' if images else f'no picture, only {", ".join(features)}'
+  raise DataError(f"{name}: the set has {what}; prepare it with one feature 'image'")
 
 
-def record_source(name: str, split: str, *, folder: str = '') -> Sequence[dict[str, Any]]:
-  """A prepared TFDS array_record data set, or 'image_folder', as a random-access source of examples, images encoded.
+def record_source(name: str, split: str, *, folder: str = '') -> Records | ImageFolder:
+  """Returns a prepared TFDS array_record data set, or 'image_folder', as a random-access source of examples.
 
   Raises:
-    DataError: it is not prepared in the folder, or as tfrecord files, which need TensorFlow.
+    DataError: it is not prepared in the folder, or as tfrecord files, which need TensorFlow; it has no picture, or labels
+      that are no numbers.
   """
   if name == 'image_folder':
-    return ImageFolder(folder, split)
+    found = ImageFolder(folder, split)
+    tell_left_out(f'{name}/{split}', found.left_out, len(found), data_dir() / 'left_out')
+    return found
   where = data_dir(folder)
   try:
-    return tfds.data_source(
-      name, split=split, data_dir=where, download=False, decoders={'image': tfds.decode.SkipDecoding()}
-    )
+    features = tfds.builder(name, data_dir=where).info.features
+    skip = {key: tfds.decode.SkipDecoding() for key, f in features.items() if isinstance(f, tfds.features.Image)}
+    return Records(tfds.data_source(name, split=split, data_dir=where, download=False, decoders=skip or None), name)
+  except DataError:
+    raise
   except (tfds.core.DatasetNotFoundError, AssertionError, NotImplementedError, ValueError) as error:
     raise DataError(
       f'{name}: no array_record data set in {where} ({str(error).splitlines()[0][:120]}); prepare it there by TFDS with '

@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 from einops import reduce
 from jaxtyping import Float, Int
 
-from .builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, prepare, read_idx
-from .datasets import DataError, data_dir, idx_missing
+from .builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, from_idx, read_idx
+from .datasets import data_dir
+from .errors import DataError
 from .moving import FRAMES, MOTIONS, SIDE, moving
 
 _COUNT = {'train': 12000, 'test': 2000}
@@ -81,11 +82,7 @@ def load_directed(
   Raises:
     DataError: there are no images, or no noun for a clip.
   """
-  source = source or FASHION_MNIST_DEBIAN
-  builder = DirectedMotion(source=source, data_dir=data_dir(folder), file_format='array_record')
-  if not Path(builder.data_path).is_dir():
-    idx_missing('directed_motion', source)
-    prepare(builder)
+  builder = from_idx(DirectedMotion, 'directed_motion', source, data_dir(folder))
   records = builder.as_data_source(split=split)
   found = records.__getitems__(range(len(records)))
   queries, labels, others = [], [], []

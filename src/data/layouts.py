@@ -6,15 +6,18 @@ where the set says so.
 
 from __future__ import annotations
 
-import csv
+import collections
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from .datasets import DataError
+from absl import logging
 
-ENDINGS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ogv', '.webm', '.wmv')
+from .errors import DataError
+from .folders import LeftOut, class_name, files_below, is_passed_over, listed, loose_files, shown, subfolders
+from .text import read_lines, read_table
+from .video import ENDINGS
 
 
 class LayoutError(DataError):
@@ -34,54 +37,101 @@ class Entry(NamedTuple):
   in_frames: bool = False
 
 
-def video_folder(root: Path) -> list[Entry]:
-  """Any videos, as `root/split/class/*.mp4`."""
-  return [
-    Entry(path, split.name, label.name)
-    for split in _folders(root)
-    for label in _folders(split)
-    for path in sorted(label.iterdir())
-    if path.suffix.lower() in ENDINGS
-  ]
+class Found(NamedTuple):
+  """What a folder holds: the videos of the set, and the files that are left out."""
+
+  entries: list[Entry]
+  left_out: list[LeftOut]
 
 
-def ucf101(root: Path, fold: int = 1) -> list[Entry]:
+def video_folder(root: Path) -> Found:
+  """Any videos, as `root/split/class/*.mp4`, with any folders below a class."""
+  found = Found([], loose_files(root, 'in no folder of a split'))
+  for split in subfolders(root):
+    found.left_out.extend(loose_files(split, 'in no folder of a class'))
+    for label in subfolders(split):
+      files = files_below(label, ENDINGS)
+      found.entries.extend(Entry(path, split.name, class_name(label)) for path in files.used)
+      found.left_out.extend(files.left_out)
+  return found
+
+
+def ucf101(root: Path, fold: int = 1) -> Found:
   """UCF-101 (Soomro et al. 2012): `UCF-101/Class/v_Class_g01_c01.avi` and `ucfTrainTestlist/trainlist01.txt`."""
   videos = root / 'UCF-101' if (root / 'UCF-101').is_dir() else root
   lists = _one_of(root, 'ucfTrainTestlist', '.')
   entries = []
   for split, name in (('train', f'trainlist{fold:02}.txt'), ('test', f'testlist{fold:02}.txt')):
     for line in _lines(lists / name):
-      relative = line.split()[0]
+      relative = re.sub(r'\s+\d+$', '', line)  # without the number of the class; a name may have spaces
       entries.append(Entry(videos / relative, split, relative.split('/')[0]))
-  return entries
+  return Found(entries, [])
 
 
-def kinetics(root: Path) -> list[Entry]:
-  """Kinetics (Kay et al. 2017), as `train/class/*.mp4`, or as `train/*.mp4` with `train.csv`, whose rows have label and id.
+def kinetics(root: Path) -> Found:
+  """Kinetics (Kay et al. 2017), as `train/class/*.mp4`, or as `train/*.mp4` with `train.csv`: label, id, start and end.
 
-  Files are named by id, start and end: `-3B32lodo2M_000059_000069.mp4`. `val` or `validate` is the test split; rows of the
-  csv whose video could not be downloaded are left out, as they are everywhere.
+  Files are named by id, start and end: `-3B32lodo2M_000059_000069.mp4`; one id may have several spans. `val` or
+  `validate` is the test split; rows of the csv whose video could not be downloaded are left out, as they are everywhere.
   """
-  entries = []
+  found = Found([], [])
   for split, names in (('train', ('train',)), ('test', ('val', 'validate', 'test'))):
     folder = next((root / n for n in names if (root / n).is_dir()), None)
     if folder is None:
       continue
-    for label in _folders(folder):
-      entries += [Entry(p, split, label.name.replace('_', ' ')) for p in sorted(label.iterdir()) if _is_video(p)]
+    for label in subfolders(folder):
+      files = files_below(label, ENDINGS)
+      found.entries.extend(Entry(p, split, class_name(label).replace('_', ' ')) for p in files.used)
+      found.left_out.extend(files.left_out)
     table = next(
       (p for n in names for p in (root / f'{n}.csv', root / 'annotations' / f'{n}.csv') if p.is_file()), None
     )
     if table is not None:
-      files = {p.name[:11]: p for p in sorted(folder.iterdir()) if _is_video(p)}
-      with open(table, newline='') as file:
-        rows = [r for r in csv.DictReader(file) if r.get('youtube_id') in files]
-      entries += [Entry(files[r['youtube_id']], split, r['label']) for r in rows]
-  return entries
+      own = _of_table(table, folder, split)
+      found.entries.extend(own.entries)
+      found.left_out.extend(own.left_out)
+  return found
 
 
-def ucf_crime(root: Path) -> list[Entry]:
+def _of_table(table: Path, folder: Path, split: str) -> Found:
+  """The videos in a folder that a table of Kinetics has rows for; the others are left out."""
+  rows = read_table(table)
+  lacking = {'label', 'youtube_id'} - set(rows[0] if rows else ())
+  if lacking:
+    raise LayoutError(f'{shown(table)}: its first line has no column {listed(sorted(lacking))}')
+  spans = collections.Counter(row['youtube_id'] for row in rows)
+  files = {_of_name(p.stem): p for p in _videos(folder)}
+  entries: dict[Path, Entry] = {}
+  for row in rows:
+    video = row['youtube_id']
+    exact, bare = (video, *_span(row)), (video,)  # named by the id alone: whose it is if the id has one row
+    path = files.get(exact) or (files.get(bare) if spans[video] == 1 else None)
+    if path is None:
+      continue
+    entry = entries.setdefault(path, Entry(path, split, row['label']))
+    if entry.label != row['label']:
+      raise LayoutError(
+        f'{shown(table)}: {path.name} has the labels {entry.label!r} and {row["label"]!r}; leave one out'
+      )
+  left = [LeftOut(p, f'in no row of {table.name}') for p in files.values() if p not in entries]
+  return Found(list(entries.values()), left)
+
+
+def _of_name(stem: str) -> tuple[str | int, ...]:
+  """(id, start, end) of a file's name, or what it is named."""
+  found = re.fullmatch(r'(.+)_(\d+)_(\d+)', stem)
+  return (found[1], int(found[2]), int(found[3])) if found else (stem,)
+
+
+def _span(row: dict[str, str]) -> tuple[int, ...]:
+  """Where the video of a row begins and ends; nothing where the table does not say."""
+  try:
+    return tuple(round(float(row[key])) for key in ('time_start', 'time_end'))
+  except (KeyError, TypeError, ValueError):
+    return ()
+
+
+def ucf_crime(root: Path) -> Found:
   """UCF-Crime (Sultani et al. 2018): `Anomaly_Train.txt`, `Anomaly_Test.txt`, and the test set's temporal annotation.
 
   Lines of the lists are paths like `Abuse/Abuse001_x264.mp4`, which lie in the root or in folders like
@@ -100,10 +150,10 @@ def ucf_crime(root: Path) -> list[Entry]:
       path = next((p for p in (root / relative, *root.glob(f'*/{relative}')) if p.is_file()), root / relative)
       label = 'Normal' if 'normal' in relative.parts[0].lower() else relative.parts[0]
       entries.append(Entry(path, split, label, spans.get(relative.name, ()), in_frames=True))
-  return entries
+  return Found(entries, [])
 
 
-def dad(root: Path) -> list[Entry]:
+def dad(root: Path) -> Found:
   """The Dashcam Accident Dataset (Chan et al. 2016): `videos/training/positive/000001.mp4`, 100 frames at 20 a second.
 
   An accident begins at the 90th frame of every positive one.
@@ -114,10 +164,10 @@ def dad(root: Path) -> list[Entry]:
       files = _videos(_one_of(root, f'videos/{folder}/{kind}', f'{folder}/{kind}'))
       spans = ((90.0, 100.0),) if label == 'accident' else ()
       entries += [Entry(p, split, label, spans, in_frames=True) for p in files]
-  return entries
+  return Found(entries, [])
 
 
-def ccd(root: Path) -> list[Entry]:
+def ccd(root: Path) -> Found:
   """The Car Crash Dataset (Bao et al. 2020): `videos/Normal`, `videos/Crash-1500` and `Crash-1500.txt`; 50 frames each.
 
   Lines of the text are `000001,[0, 0, ..., 1, 1],285,youtubeID,Day,Normal,Yes`; ones mark the accident's frames. Every
@@ -136,10 +186,10 @@ def ccd(root: Path) -> list[Entry]:
     for i, path in enumerate(_videos(_one_of(root, f'videos/{folder}', folder))):
       own = spans.get(path.stem, ()) if label == 'accident' else ()
       entries.append(Entry(path, 'test' if i % 5 == 4 else 'train', label, own, in_frames=True))
-  return entries
+  return Found(entries, [])
 
 
-LAYOUTS: dict[str, Callable[[Path], list[Entry]]] = {
+LAYOUTS: dict[str, Callable[[Path], Found]] = {
   'video_folder': video_folder,
   'ucf101': ucf101,
   'kinetics': kinetics,
@@ -149,43 +199,52 @@ LAYOUTS: dict[str, Callable[[Path], list[Entry]]] = {
 }
 
 
-def find(name: str, root: str | Path) -> list[Entry]:
-  """The videos of a set in the user's copy.
+def look(name: str, root: str | Path) -> Found:
+  """Returns the videos of a set in the user's copy, and the files that are left out.
 
   Raises:
-    LayoutError: an unknown name, no such folder, or nothing in it that is laid out so.
+    LayoutError: an unknown name, no such folder, nothing in it that is laid out so, a file that is listed twice, or a class
+      of another split that train lacks.
   """
   if name not in LAYOUTS:
     raise LayoutError(f'{name!r} is no layout of videos; choose from {", ".join(LAYOUTS)}')
   if not str(root) or not Path(root).is_dir():
-    raise LayoutError(f'{name}: no folder {str(root)!r}; name your copy by --config.data.source')
-  entries = LAYOUTS[name](Path(root))
-  if not entries:
+    raise LayoutError(f'{name}: no folder {shown(root)!r}; name your copy by --config.data.source')
+  found = LAYOUTS[name](Path(root))
+  if not found.entries:
     words = LAYOUTS[name].__doc__.split('\n')[0]
-    raise LayoutError(f'{name}: no videos in {root}; what is looked for: {words}')
-  return entries
+    raise LayoutError(f'{name}: no videos in {shown(root)}; what is looked for: {words}')
+  twice = [e for e, count in collections.Counter((e.split, e.path) for e in found.entries).items() if count > 1]
+  if twice:
+    raise LayoutError(f'{name}: {shown(twice[0][1])} is in the split {twice[0][0]} twice; leave one out')
+  known = {e.label for e in found.entries if e.split == 'train'}
+  for split in sorted({e.split for e in found.entries} - {'train'}) if known else ():
+    labels = {e.label for e in found.entries if e.split == split}
+    if labels - known:
+      raise LayoutError(f'{name}: the split {split} has the class {listed(sorted(labels - known))}, which train lacks')
+    if known - labels:
+      logging.warning('%s: the split %s has no video of the class %s', name, split, listed(sorted(known - labels)))
+  return found
 
 
-def _folders(root: Path) -> list[Path]:
-  return sorted(p for p in root.iterdir() if p.is_dir())
-
-
-def _is_video(path: Path) -> bool:
-  return path.is_file() and path.suffix.lower() in ENDINGS
+def find(name: str, root: str | Path) -> list[Entry]:
+  """Returns the videos of a set in the user's copy; raises what `look` does."""
+  return look(name, root).entries
 
 
 def _videos(folder: Path) -> list[Path]:
-  return [p for p in sorted(folder.iterdir()) if _is_video(p)]
+  files = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not is_passed_over(p.name))
+  return sorted(p for p in files if p.is_file())
 
 
 def _one_of(root: Path, *names: str) -> Path:
   for name in names:
     if (root / name).exists():
       return root / name
-  raise LayoutError(f'{root}: no {" nor ".join(names)} in it')
+  raise LayoutError(f'{shown(root)}: no {" nor ".join(names)} in it')
 
 
-def _lines(path: Path) -> Iterable[str]:
+def _lines(path: Path) -> list[str]:
   if not path.is_file():
-    raise LayoutError(f'{path} is missing')
-  return [line.strip() for line in path.read_text(errors='replace').splitlines() if line.strip()]
+    raise LayoutError(f'{shown(path)} is missing')
+  return [line.strip() for _, line in read_lines(path)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from .datasets import DataError
+from .errors import DataError
 
 
 class Parts(NamedTuple):

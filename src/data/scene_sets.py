@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .builders import prepare
+from .builders import from_source, prepare
 from .dashcam import Dashcam
-from .datasets import DataError, data_dir
+from .datasets import data_dir
+from .errors import DataError
 from .scenes import SPLITS, Scenes, read
 from .surveillance import VTEST_DEBIAN, Surveillance
 
@@ -33,11 +34,19 @@ def load_scenes(name: str, split: str, *, folder: str = '', source: str = '') ->
   if name == 'surveillance':
     settings['source'] = source
   builder = SCENES[name](**settings)
-  if not Path(builder.data_path).is_dir():
-    if name == 'surveillance' and not builder.source.is_file():
-      raise DataError(
-        f'surveillance: no film {builder.source}; install the Debian package opencv-doc ({VTEST_DEBIAN}), or name '
-        'vtest.avi by --config.data.source'
-      )
+  if name == 'surveillance':
+    _from_film(builder, source)
+  elif not Path(builder.data_path).is_dir():
     prepare(builder)
   return read(builder, split)
+
+
+def _from_film(builder: Surveillance, source: str) -> None:
+  film = builder.source
+  if not film.is_file() and not Path(builder.data_path).is_dir():
+    raise DataError(
+      f'surveillance: no film {film}; install the Debian package opencv-doc ({VTEST_DEBIAN}), or name '
+      'vtest.avi by --config.data.source'
+    )
+  there = [('film', film)] if film.is_file() else None
+  from_source(builder, 'surveillance', film if source or there else '', there)

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float32, Int32, UInt8
 
-from .datasets import Arrays, DataError
+from .datasets import Arrays
+from .errors import DataError
 
 CHANGE = 4.0
 SPLITS = ('train', 'validation', 'test')

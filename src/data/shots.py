@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from .datasets import DataError
+from .errors import DataError
 
 
 class Shot(NamedTuple):

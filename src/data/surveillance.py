@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from .datasets import DataError
+from .errors import DataError
 from .scenes import Scene, SceneBuilder, generator
 from .video import read_video
 

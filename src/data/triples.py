@@ -5,6 +5,7 @@ Files have one triple a line, three names between tabs (`.txt`, `.tsv`), or are 
 
 from __future__ import annotations
 
+import codecs
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from .datasets import DataError, data_dir
+from .datasets import data_dir
+from .errors import DataError
+from .folders import shown
 from .partition import both_directions
+from .text import read_lines
 
 SPLITS = ('train', 'valid', 'test')
 _FILES = ('.txt', '.tsv', '.nt')
@@ -78,7 +82,7 @@ def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> Knowl
   """
   train = named['train']
   if not train:
-    raise DataError(f'{where}: train has no triples')
+    raise DataError(f'{shown(where)}: train has no triples')
   entities = {e: i for i, e in enumerate(sorted({t[0] for t in train} | {t[2] for t in train}))}
   relations = {r: i for i, r in enumerate(sorted({t[1] for t in train}))}
   seen: dict[tuple[str, str, str], str] = {}
@@ -87,9 +91,9 @@ def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> Knowl
     for s, r, t in triples:
       for what, name, known in (('entity', s, entities), ('relation', r, relations), ('entity', t, entities)):
         if name not in known:
-          raise DataError(f'{where}: {what} {name!r} of {split} is in no triple of train; leave its triples out')
+          raise DataError(f'{shown(where)}: {what} {name!r} of {split} is in no triple of train; leave its triples out')
       if (s, r, t) in seen:
-        raise DataError(f'{where}: ({s}, {r}, {t}) of {split} is in {seen[s, r, t]} already; leave one out')
+        raise DataError(f'{shown(where)}: ({s}, {r}, {t}) of {split} is in {seen[s, r, t]} already; leave one out')
       seen[s, r, t] = split
     splits[split] = np.array([(entities[s], relations[r], entities[t]) for s, r, t in triples], np.int32).reshape(-1, 3)
   return KnowledgeGraph(tuple(entities), tuple(relations), splits)
@@ -104,12 +108,12 @@ def read_triples(path: Path) -> list[tuple[str, str, str]]:
   if path.suffix == '.nt':
     return _n_triples(path)
   found = []
-  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-    parts = tuple(part.strip() for part in line.split('\t'))
-    if not line.strip():
-      continue
+  for number, line in read_lines(path):
+    parts = tuple(part.strip(' \r') for part in line.split('\t'))
     if len(parts) != 3 or not all(parts):
-      raise DataError(f'{path}, line {number}: {line[:80]!r} is no triple: source, relation, target with tabs between')
+      raise DataError(
+        f'{shown(path)}, line {number}: {line[:80]!r} is no triple: source, relation, target with tabs between'
+      )
     found.append(parts)
   return found
 
@@ -120,6 +124,7 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
     from rdflib.plugins.parsers.ntriples import NTGraphSink, W3CNTriplesParser
   except ImportError as error:
     raise DataError(f"{path}: N-Triples are read by rdflib; pip install 'kronmesh[graphs]'") from error
+  read_lines(path)  # which names the line of what is no UTF-8
   found: list[tuple[str, str, str]] = []
 
   class Sink(NTGraphSink):  # in the file's order, and with triples that are there twice
@@ -128,9 +133,12 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
 
   try:
     with path.open('rb') as file:
+      file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
       W3CNTriplesParser(Sink(rdflib.Graph())).parse(file)
   except Exception as error:
-    raise DataError(f'{path}, after {len(found)} triples: {(str(error).splitlines() or [""])[0][:150]}') from error
+    raise DataError(
+      f'{shown(path)}, after {len(found)} triples: {(str(error).splitlines() or [""])[0][:150]}'
+    ) from error
   return found
 
 
@@ -154,7 +162,9 @@ def _file_of(where: Path, split: str) -> Path:
   found = [where / (split + end) for end in _FILES if (where / (split + end)).is_file()]
   if len(found) != 1:
     what = 'several' if found else 'none'
-    raise DataError(f'{where}: of {", ".join(split + end for end in _FILES)} one must be there, and there are {what}')
+    raise DataError(
+      f'{shown(where)}: of {", ".join(split + end for end in _FILES)} one must be there, and there are {what}'
+    )
   return found[0]
 
 

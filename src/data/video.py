@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,11 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from .datasets import DataError
+from .errors import DataError
+from .folders import shown
+from .pictures import BACKGROUND
 
 _WHOLE = 0.8  # a file that says how long it is must decode to this share of it
 _SOUND = 0.9  # this share of its frames must be without known damage
 _LONGEST_SIDE = 16384
+_DISCONTINUOUS = ('mpegts', 'mpeg', 'hls', 'rtsp')  # whose time stamps may leap, as FFmpeg has it
+_LEAP = 10.0  # seconds
+_JITTER = 3.0  # frames by which stamps may go back without the film's starting again
+# Of files that FFmpeg decodes and that are films.
+ENDINGS = (
+  '.3g2', '.3gp', '.asf', '.avi', '.divx', '.dv', '.f4v', '.flv', '.gif', '.h264', '.h265', '.hevc', '.ivf', '.m2ts',
+  '.m2v', '.m4v', '.mjpeg', '.mjpg', '.mkv', '.mov', '.mp4', '.mpe', '.mpeg', '.mpg', '.mts', '.mxf', '.nut', '.ogg',
+  '.ogv', '.qt', '.rm', '.rmvb', '.ts', '.vob', '.webm', '.wmv', '.y4m',
+)  # fmt: skip
 
 
 class VideoError(DataError):
@@ -43,18 +56,17 @@ class Film(NamedTuple):
     self, *, rate: float = 0.0, short_side: int = 0, longest: float = math.inf
   ) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
     """Those of `read_video`, one after the other: no more than one waits in memory."""
-    rate = rate or self.rate
-    if not 0 < rate < 1000:
+    if not rate and not self.rate:
       raise VideoError(f'{self.name}: its frame rate is not known; give one by rate=')
-    frame, picture, begins, first, k = None, None, 0.0, None, 0
-    decoded = damaged = 0
-    size = None
+    rate = rate or self.rate
+    if not 0 < rate <= 1000:
+      raise VideoError(f'{self.name}: {rate:g} frames in a second are not between 0 and 1000; give another by rate=')
+    frame, picture, begins, k, decoded, damaged = None, None, 0.0, 0, 0, 0
+    size, clock = None, Clock(self, self.rate or rate)
+    stretch = float(self.stream.sample_aspect_ratio or 1)
     for after in self.container.decode(self.stream):
-      # Files without time stamps run at their own mean rate.
-      begins = after.time if after.time is not None else decoded / (self.rate or rate)
-      first = begins if first is None else first
-      begins -= first
-      size = size or _size(after, short_side, self.name)  # of the first: a stream may change its own
+      begins = clock.of(after)
+      size = size or _size(after, stretch, short_side, self.name)  # of the first: a stream may change its own
       decoded, damaged = decoded + 1, damaged + bool(after.is_corrupt)
       while frame is not None and k / rate < min(begins - 1e-6, longest):
         picture = _pixels(frame, size) if picture is None else picture
@@ -66,18 +78,62 @@ class Film(NamedTuple):
     if frame is None:
       raise VideoError(f'{self.name}: not one frame can be decoded')
     if k / rate < longest:
-      lasts = begins + 1 / (self.rate or rate)
+      lasts = begins + max(clock.each, float((frame.duration or 0) * (frame.time_base or 0)))
       picture = _pixels(frame, size) if picture is None else picture
       while k == 0 or k / rate < min(lasts, longest) - 1e-6:
         yield picture
         k += 1
-      # Matroska says it of the file alone, in microseconds.
-      stated = self.stream.duration
-      says = float(stated * self.stream.time_base if stated else (self.container.duration or 0) / 1e6)
-      if min(says, longest) * _WHOLE > lasts + 1 / rate:
+      says = clock.stated()
+      if min(says, longest) * _WHOLE > lasts + clock.leapt + max(clock.longest, 1 / rate):
         raise VideoError(f'{self.name}: is cut off or damaged: {lasts:.1f} of its {says:.1f} seconds can be decoded')
     if damaged > (1 - _SOUND) * decoded:
       raise VideoError(f'{self.name}: is damaged: {damaged} of {decoded} frames')
+
+
+class Clock:
+  """When the frames of a film are shown, in seconds after its first.
+
+  Files may begin at any time stamp. Where stamps start again (films that were joined), and where those of a broadcast leap
+  by more than ten seconds, the frame follows the one before it.
+
+  each: how long a frame lasts. longest: how long one was shown. leapt: the seconds that were leapt over.
+  """
+
+  def __init__(self, film: Film, rate: float):
+    self.film, self.each, self.count = film, 1 / rate, 0
+    self.first: float | None = None  # the stamp that counts as 0
+    self.start, self.last, self.longest, self.leapt = 0.0, 0.0, 0.0, 0.0
+    self.leaps = film.container.format.name in _DISCONTINUOUS
+
+  def of(self, frame: Any) -> float:
+    """Returns when the next frame is shown."""
+    stamp = frame.time
+    if stamp is None:  # files without time stamps run at their own mean rate
+      stamp = (self.first or 0.0) + self.count * self.each
+    if self.first is None:
+      self.first = self.start = stamp
+    shown = stamp - self.first
+    if self.count and (shown < self.last - _JITTER * self.each or (self.leaps and shown > self.last + _LEAP)):
+      self.leapt += max(0.0, shown - self.last - self.each)
+      shown = self.last + self.each
+      self.first = stamp - shown
+    self.longest = max(self.longest, shown - self.last)
+    self.count, self.last = self.count + 1, max(shown, self.last)
+    return self.last
+
+  def stated(self) -> float:
+    """Returns how long the film says it is, in seconds; 0 where it does not say."""
+    stream, container = self.film.stream, self.film.container
+    if stream.duration:
+      return float(stream.duration * stream.time_base)
+    # Matroska states it from the stamp 0 on: of the file, and in a tag of the stream. With sound the file may be longer.
+    from_zero = max(self.start, 0.0) if 'matroska' in container.format.name else 0.0
+    tag = re.fullmatch(r'(\d+):(\d+):(\d+\.?\d*)', stream.metadata.get('DURATION', ''))
+    if tag:
+      says = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    else:
+      says = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
+    return max(0.0, says - from_zero)
 
 
 @contextlib.contextmanager
@@ -93,11 +149,14 @@ def open_video(source: str | Path | bytes, name: str = '') -> Iterator[Film]:
   """
   import av
 
-  name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else str(source))
+  name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else shown(source))
   try:
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    # A whole path: FFmpeg takes what comes before a colon for a protocol.
+    opened = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
     with av.open(opened, metadata_errors='replace') as container:
-      stream = next(iter(container.streams.video), None)
+      if container.format.name == 'concat':
+        raise VideoError(f'{name}: is a list of films, no film')
+      stream = _film_of(container)
       if stream is None:
         kinds = ', '.join(sorted({s.type for s in container.streams})) or 'nothing'
         raise VideoError(f'{name}: no video in it, only {kinds}')
@@ -132,15 +191,61 @@ def read_video(
     return Video(np.stack(frames), rate or film.rate)
 
 
+def _film_of(container: Any) -> Any:
+  """The stream that is the film and no picture beside it (a cover, a thumbnail); of several the one FFmpeg calls best."""
+  films = [s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic and s.frames != 1]
+  best = container.streams.best('video')
+  return best if best in films else max(films or container.streams.video, key=_area, default=None)
+
+
+def _area(stream: Any) -> int:
+  return (stream.width or 0) * (stream.height or 0)
+
+
 def _pixels(frame: Any, size: tuple[int, int]) -> UInt8[np.ndarray, 'h w 3']:
-  return frame.to_ndarray(format='rgb24', width=size[0], height=size[1], interpolation='AREA')
+  """A frame as it is shown, at this width and height."""
+  way = _way(frame)
+  width, height = size[::-1] if way.turned else size
+  clear = any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
+  picture = frame.to_ndarray(format='rgba' if clear else 'rgb24', width=width, height=height, interpolation='AREA')
+  if clear:
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    picture = (picture[..., :3] * alpha + BACKGROUND * (1 - alpha)).round().astype(np.uint8)
+  picture = picture.transpose(1, 0, 2) if way.turned else picture
+  return np.ascontiguousarray(picture[:: way.down, :: way.right])
 
 
-def _size(frame: Any, short_side: int, name: str) -> tuple[int, int]:
+class _Way(NamedTuple):
+  """How a stored frame becomes the one that is shown: rows and columns exchanged if turned, then steps along both axes."""
+
+  turned: bool = False
+  down: int = 1
+  right: int = 1
+
+
+def _way(frame: Any) -> _Way:
+  """What the display matrix beside the stream says, to the nearest quarter of a turn; it may mirror, too."""
+  from av.sidedata.sidedata import Type
+
+  found = frame.side_data.get(Type.DISPLAYMATRIX)
+  if found is None:
+    return _Way()
+  (a, b, _), (c, d, _) = np.frombuffer(bytes(found), np.int32).reshape(3, 3)[:2].tolist()
+  sign = lambda x: -1 if x < 0 else 1  # noqa: E731
+  # Column x and row y of what is stored are shown at column a x + c y and row b x + d y.
+  return _Way(False, sign(d), sign(a)) if abs(a) >= abs(b) else _Way(True, sign(b), sign(c))
+
+
+def _size(frame: Any, stretch: float, short_side: int, name: str) -> tuple[int, int]:
+  """Width and height as shown. stretch: the width of a stored pixel over its height."""
   if not 0 < min(frame.width, frame.height) <= max(frame.width, frame.height) <= _LONGEST_SIDE:
     raise VideoError(f'{name}: frames of {frame.width}x{frame.height} pixels')
-  scale = short_side / min(frame.width, frame.height) if short_side else 1
-  return max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+  width, height = (frame.width * stretch, frame.height) if 0.1 < stretch < 10 else (frame.width, frame.height)
+  scale = short_side / min(width, height) if short_side else 1
+  width, height = max(1, round(width * scale)), max(1, round(height * scale))
+  if max(width, height) > _LONGEST_SIDE:
+    raise VideoError(f'{name}: frames of {frame.width}x{frame.height} would be scaled to {width}x{height}')
+  return (height, width) if _way(frame).turned else (width, height)
 
 
 def write_video(

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from .datasets import DataError
+from .errors import DataError
+from .text import read_lines
 from .triples import SPLITS, KnowledgeGraph
 
 WORDNET_DEBIAN = '/usr/share/wordnet'
@@ -40,7 +41,7 @@ def read_nouns(source: str = '') -> Nouns:
   try:
     lines = _lines(where / 'data.noun')
     index = _lines(where / 'index.noun')
-  except OSError as error:
+  except DataError as error:
     raise DataError(
       f'wordnet: no data.noun and index.noun in {where}; install the Debian package wordnet-base, or name their folder by '
       '--config.data.source where the graph is the data, by --config.data.graph_source beside others'
@@ -66,7 +67,7 @@ def read_nouns(source: str = '') -> Nouns:
 
 
 def _lines(path: Path) -> list[str]:
-  return [line for line in path.read_text(encoding='utf-8').splitlines() if not line.startswith(' ')]  # a licence
+  return [line for _, line in read_lines(path) if not line.startswith(' ')]  # a licence
 
 
 def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int[np.ndarray, ' n']:

@@ -8,7 +8,7 @@ import numpy as np
 
 def write_idx(folder, packed, train, test, plain=False):
   """Four files, gzipped or not, of noise or of plain rectangles; returns (images, labels) by split."""
-  folder.mkdir()
+  folder.mkdir(exist_ok=True)
   rng, written = np.random.default_rng(0), {}
   for split, name, n in (('train', 'train', train), ('test', 't10k', test)):
     images, labels = rng.integers(0, 256, (n, 28, 28), np.uint8), rng.integers(0, 10, n).astype(np.uint8)

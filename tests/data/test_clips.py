@@ -25,13 +25,14 @@ def found(name, root):
 
 
 def test_ucf101(tmp_path):
-  a, b = 'v_Archery_g01_c01.avi', 'v_YoYo_g08_c02.avi'
-  written(tmp_path, f'UCF-101/Archery/{a}', f'UCF-101/YoYo/{b}')
+  a, b, c = 'v_Archery_g01_c01.avi', 'v_YoYo_g08_c02.avi', 'v_YoYo_g09_c01.avi'
+  written(tmp_path, f'UCF-101/Archery/{a}', f'UCF-101/YoYo/{b}', f'UCF-101/YoYo/{c}')
   lists = tmp_path / 'ucfTrainTestlist'
   lists.mkdir()
-  (lists / 'trainlist01.txt').write_text(f'Archery/{a} 3\n')
+  (lists / 'trainlist01.txt').write_text(f'Archery/{a} 3\nYoYo/{c} 101\n')
   (lists / 'testlist01.txt').write_text(f'YoYo/{b}\r\n\n')
-  expected = [(f'UCF-101/Archery/{a}', 'train', 'Archery', ()), (f'UCF-101/YoYo/{b}', 'test', 'YoYo', ())]
+  expected = [(f'UCF-101/Archery/{a}', 'train', 'Archery', ()), (f'UCF-101/YoYo/{c}', 'train', 'YoYo', ())]
+  expected.append((f'UCF-101/YoYo/{b}', 'test', 'YoYo', ()))
   assert found('ucf101', tmp_path) == expected
   (lists / 'testlist01.txt').unlink()
   with pytest.raises(LayoutError, match=r'testlist01\.txt is missing'):
@@ -41,10 +42,11 @@ def test_ucf101(tmp_path):
 def test_kinetics(tmp_path):
   """By folders of classes, and by tables."""
   one, two, gone = '-3B32lodo2M_000059_000069.mp4', 'abcdefghijk_000001_000011.mp4', 'zzzzzzzzzzz'
-  written(tmp_path, f'train/playing_chess/{one}', f'val/{two}')
+  written(tmp_path, f'train/playing_chess/{one}', f'train/making_a_cake,_slowly/{two}', f'val/{two}')
   header = 'label,youtube_id,time_start,time_end,split\n'
   (tmp_path / 'val.csv').write_text(f'{header}"making a cake, slowly",abcdefghijk,1,11,val\nyoga,{gone},0,10,val\n')
   expected = [
+    (f'train/making_a_cake,_slowly/{two}', 'train', 'making a cake, slowly', ()),
     (f'train/playing_chess/{one}', 'train', 'playing chess', ()),
     (f'val/{two}', 'test', 'making a cake, slowly', ()),
   ]
@@ -119,14 +121,15 @@ def prepared(tmp_path_factory):
 def test_prepared_once_and_what_cannot_be_decoded_is_counted(prepared):
   root, builder = prepared
   train, test = builder.as_data_source('train'), builder.as_data_source('test')
-  assert (len(train), len(test)) == (11, 6) and data.class_count(train) == 2
+  assert (len(train), len(test)) == (11, 6) and builder.info.features['label'].num_classes == 2
   skipped = json.loads((builder.data_path / SKIPPED).read_text())
   assert len(skipped) == 2 and 'bar/0.mp4' in skipped[0] and 'only audio' in skipped[1]
+  assert builder.files == 19
   for example in train:
     shapes = {from_jpeg(f).shape for f in example['frames']}
     count = 20 + int(example['name'][-5:-4])
     assert shapes == {(32, 43, 3)} and [number_of(from_jpeg(f)) for f in example['frames']] == list(range(count))
-  again = data.prepared('video_folder', '/gone', root / 'data', rate=10, short_side=32)  # from the records alone
+  again = data.prepared('video_folder', '', root / 'data', rate=10, short_side=32)  # from the records alone
   assert len(again.as_data_source('train')) == 11
 
 

@@ -1,0 +1,141 @@
+"""Splits that fit in memory, as arrays: read, checked, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import DataError
+from .folders import listed, shown
+
+
+class Arrays(NamedTuple):
+  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), or clips, (n, t, h, w, c), and labels, (n,).
+
+  Of `made` sets see there.
+  """
+
+  image: np.ndarray
+  label: np.ndarray
+
+
+def write_arrays(arrays: Arrays, path: str | Path) -> None:
+  """As 'arrays' reads them."""
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  np.savez(path, image=arrays.image, label=arrays.label)
+
+
+def read_arrays(path: Path) -> Arrays:
+  """Reads a file of `write_arrays`, or any of np.savez(image=, label=).
+
+  Images (n, ...) are floats, taken as they are, or bytes or 16-bit integers, which are scaled to [0, 1]. Grey pictures
+  (n, h, w) get a channel. Labels (n,) are whole numbers.
+
+  Raises:
+    DataError: there is no such file, or it holds something else; one line that says which example is wrong.
+  """
+  where = f'arrays: {shown(path)}'
+  image, label = _members(path, where)
+  if image.ndim < 2 or label.ndim < 1:
+    raise DataError(
+      f'{where} has images of shape {image.shape} and labels of shape {label.shape}, not (n, ...) and (n,)'
+    )
+  if label.ndim == 1 and len(label) != len(image):
+    raise DataError(f'{where} has {len(image)} images and {len(label)} labels')
+  if label.ndim != 1:
+    remedy = '; take label.argmax(1)' if label.ndim == 2 and label.shape[1] > 1 else ''
+    raise DataError(f'{where} has labels of shape {label.shape} for {len(image)} images, not one for each{remedy}')
+  if not image.size:
+    raise DataError(f'{where} has no images, or none with a pixel: their shape is {image.shape}')
+  return Arrays(_pixels(image, where), _whole(label, where))
+
+
+def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
+  remedy = 'write it by np.savez(image=, label=), and name its folder by --config.data.source'
+  try:
+    found = np.load(path)
+    if isinstance(found, np.ndarray):
+      raise DataError(f'{where} holds one array, as np.save writes it; {remedy}')
+    with found:
+      lacking = {'image', 'label'} - set(found.files)
+      if lacking:
+        raise DataError(f'{where} has the arrays {listed(found.files)}, and not {listed(sorted(lacking))}; {remedy}')
+      return found['image'], found['label']
+  except DataError:
+    raise
+  except OSError as error:
+    raise DataError(f'{where} cannot be read: {error.strerror or error}; {remedy}') from error
+  except Exception as error:  # numpy, zipfile and zlib raise many kinds of a damaged file
+    objects = 'it has arrays of objects' if 'Object arrays' in str(error) else f'{type(error).__name__}: {error}'
+    raise DataError(f'{where} is no file of np.savez ({objects.splitlines()[0][:100]}); {remedy}') from error
+
+
+def _whole(label: np.ndarray, where: str) -> np.ndarray:
+  if label.dtype.kind not in 'iub' and not (label.dtype.kind == 'f' and (label == np.round(label)).all()):
+    raise DataError(f'{where} has labels of type {label.dtype}, such as {label[0]!r}; number the classes from 0')
+  far = np.flatnonzero((label > 2**31 - 1) | (label < -(2**31)))
+  if len(far):
+    raise DataError(f'{where} has the label {label[far[0]]}; number the classes from 0')
+  return label.astype(np.int32)
+
+
+def _pixels(image: np.ndarray, where: str) -> np.ndarray:
+  if image.dtype.kind == 'u' and image.dtype.itemsize <= 2:  # in any order of bytes
+    image = image.astype(np.float32) / np.iinfo(image.dtype).max
+  elif image.dtype.kind not in 'fb':
+    raise DataError(
+      f'{where} has images of type {image.dtype}, whose range is not known; store uint8, uint16 or floats'
+    )
+  with np.errstate(over='ignore'):
+    image = image.astype(np.float32)
+  if not np.isfinite(image).all():
+    bad = int(np.argmin(np.isfinite(image).reshape(len(image), -1).all(1)))
+    raise DataError(f'{where}: image {bad} has values that are not finite, or too large for float32')
+  return image[..., None] if image.ndim == 3 else image
+
+
+def check_labels(labels: Any, classes: int, where: str) -> None:
+  """Raises DataError unless all labels are of 0 ... classes - 1; one line that names the first that is not."""
+  labels = np.atleast_1d(np.asarray(labels))
+  wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+  if not len(wrong):
+    return
+  first, least, most = labels[wrong[0]], labels.min(), labels.max()
+  if least == 1 and most == classes:
+    remedy = 'subtract 1'
+  elif (labels == -1).any() and most < classes:
+    remedy = '-1 says that there is no label: leave those examples out, or take another split'
+  else:
+    remedy = f'they must be 0 to {classes - 1}: number them so, or set --config.model.classes'
+  count = f'{len(wrong)} of {len(labels)} labels are not' if len(labels) > 1 else 'the label is not'
+  raise DataError(f'{where}: {count} one of {classes} classes, the first is {first}; {remedy}')
+
+
+def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
+  """So many examples, as many of every class as of any other, drawn by the seed and in the set's order.
+
+  Raises:
+    DataError: fewer than there are classes, or more of one than there are.
+  """
+  classes = np.unique(arrays.label)
+  if count < len(classes):
+    raise DataError(f'{count} examples leave some of {len(classes)} classes without any; take {len(classes)} at least')
+  rng, chosen = np.random.default_rng((seed, 2)), []
+  for place, label in enumerate(classes):
+    own = np.flatnonzero(arrays.label == label)
+    wanted = count // len(classes) + (place < count % len(classes))
+    if wanted > len(own):
+      raise DataError(f'{count} examples are {wanted} of class {label}, which has {len(own)}; take fewer')
+    chosen.append(rng.choice(own, wanted, replace=False))
+  rows = np.sort(np.concatenate(chosen))
+  return type(arrays)(*(x[rows] for x in arrays))
+
+
+def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:
+  """Examples of a shape with nothing to learn, for measurements: numbers in [0, 1) or, for `tokens`, below `classes`."""
+  rng, size = np.random.default_rng(0), (count, *shape)
+  values = rng.integers(0, classes, size, np.int32) if tokens else rng.random(size, np.float32)
+  return Arrays(values, rng.integers(0, max(classes, 1), count, np.int32))

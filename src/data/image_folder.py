@@ -1,0 +1,77 @@
+"""Pictures in folders of classes, as a random-access source of examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from .errors import DataError
+from .folders import LeftOut, class_name, files_below, listed, loose_files, shown, subfolders
+from .pictures import ENDINGS
+
+
+class ImageFolder:
+  """Pictures as `folder/split/class/*.jpg`, with any folders below a class; encoded as they are.
+
+  Attributes:
+    names: of the classes, train's folders in order. They number the labels of every split.
+    classes: how many.
+    files: (path, label) of every picture.
+    left_out: the files that are no pictures.
+    labelled: True, as folders are classes.
+
+  Raises:
+    DataError: there are no pictures, a class of train has none, or another split has a class that train lacks.
+  """
+
+  labelled = True
+
+  def __init__(self, folder: str | Path, split: str):
+    root = Path(folder)
+    if not (root / split).is_dir():
+      raise DataError(_nothing(root / split, split))
+    self.left_out: list[LeftOut] = loose_files(root / split, 'in no folder of a class')
+    by_class: dict[str, list[Path]] = {}
+    for own in subfolders(root / split):
+      files = files_below(own, ENDINGS)
+      by_class.setdefault(class_name(own), []).extend(files.used)
+      self.left_out += files.left_out
+    empty = sorted(name for name, files in by_class.items() if not files)
+    if len(empty) == len(by_class):
+      raise DataError(_nothing(root / split, split))
+    if split == 'train' or not (root / 'train').is_dir():
+      self.names = sorted(by_class)
+      if empty:
+        raise DataError(
+          f'{shown(root / split)}: no picture in the folder of class {listed(empty)}; fill it, or remove it'
+        )
+    else:
+      self.names = sorted({class_name(own) for own in subfolders(root / 'train')})
+      strange = sorted({name for name, files in by_class.items() if files} - set(self.names))
+      if strange:
+        raise DataError(
+          f'{shown(root / split)}: train has no class {listed(strange)}, only {listed(self.names)}; rename or move it'
+        )
+      lacking = [name for name in self.names if not by_class.get(name)]
+      if lacking:
+        logging.warning('%s: no pictures of class %s', shown(root / split), listed(lacking))
+    self.classes = len(self.names)
+    number = {name: label for label, name in enumerate(self.names)}
+    self.files = [(path, number[name]) for name in self.names for path in by_class.get(name, ())]
+
+  def name_of(self, index: int) -> str:
+    """Returns the path of a picture, for messages."""
+    return shown(self.files[index][0])
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    path, label = self.files[index]
+    return {'image': path.read_bytes(), 'label': label}
+
+
+def _nothing(where: Path, split: str) -> str:
+  return f'no images in {shown(where)}/CLASS/; name a folder with {split}/CLASS/*.jpg by --config.data.folder'

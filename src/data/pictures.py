@@ -1,0 +1,63 @@
+"""Pictures of any kind that Pillow reads, as 8-bit RGB, shown as their file says."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+# What Pillow decodes from one file. Of an animation, or of a file of several pages, the first picture is taken.
+ENDINGS = (
+  '.apng', '.avif', '.bmp', '.dib', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.jpx', '.pbm', '.pcx',
+  '.pgm', '.png', '.pnm', '.ppm', '.sgi', '.tga', '.tif', '.tiff', '.webp',
+)  # fmt: skip
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+BACKGROUND = 128  # under transparent pixels: a grey on which both black and white shapes are seen
+
+
+def decode(picture: bytes | np.ndarray) -> Any:
+  """Returns a Pillow image in RGB, from an encoded picture or from an array of bytes (h, w), (h, w, 1) or (h, w, 3).
+
+  It is turned and mirrored as its EXIF orientation says. Grey of up to 16 bits is scaled to 8. Transparent pixels are
+  laid over a mid grey, so that a shape that lives in the alpha channel alone is seen.
+
+  Raises:
+    OSError, ValueError: not a picture, or one whose range is not known (floats, integers of 32 bits).
+  """
+  from PIL import Image, ImageOps, UnidentifiedImageError
+
+  if isinstance(picture, np.ndarray):
+    return Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture).convert('RGB')
+  try:
+    image = Image.open(io.BytesIO(picture))
+  except UnidentifiedImageError as error:
+    raise ValueError('it is no picture') from error
+  wide = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
+  tags = getattr(image, 'tag_v2', {})
+  hidden = image.info.get('transparency') if wide else None
+  image = ImageOps.exif_transpose(image)
+  if wide:
+    return Image.fromarray(_narrow(np.asarray(image), tags, hidden)).convert('RGB')
+  if image.mode in ('F', 'I'):
+    raise ValueError(f'pixels of mode {image.mode!r} have no known range; store 8 or 16 bits')
+  if not image.has_transparency_data:
+    return image.convert('RGB')
+  under = Image.new('RGBA', image.size, (BACKGROUND, BACKGROUND, BACKGROUND, 255))
+  return Image.alpha_composite(under, image.convert('RGBA')).convert('RGB')
+
+
+def _narrow(grey: np.ndarray, tags: Any, hidden: int | None) -> np.ndarray:
+  """Grey of up to 16 bits as bytes.
+
+  Args:
+    grey: values.
+    tags: of a TIFF, which says how many bits it has, and whether 0 is white.
+    hidden: the value that is transparent, if one is.
+  """
+  bits = tags.get(_BITS, (16,))
+  most = 2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1
+  found = (grey.astype(np.uint32) * 255 + most // 2) // most
+  if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    found = 255 - found
+  return np.where(grey == hidden, BACKGROUND, found).astype(np.uint8) if hidden is not None else found.astype(np.uint8)
