@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
+
+from experiments import jsonfile
 
 WIDTH, HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
@@ -84,7 +85,7 @@ def chart(
   more = ', logarithmic' if log else ''
   label = html.escape(f'{title} over {x}{more}')
   return Markup(
-    f'<figure data-points="{html.escape(json.dumps(data))}"><figcaption>{html.escape(title)} '
+    f'<figure data-points="{html.escape(jsonfile.dumps(data))}"><figcaption>{html.escape(title)} '
     f'<small>over {html.escape(x)}{more}</small></figcaption>'
     f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     f'{legend}<div class="tip"></div></figure>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from experiments import folder, graphs, processes
+from experiments import folder, graphs, jsonfile, processes
 from experiments.errors import ConfigError, RunError
 from experiments.players import of_each
 from kronmesh import kron, parallel
@@ -196,7 +195,7 @@ def _fingerprints(tree: Any) -> list[jax.Array]:
 
 
 def _check(about: dict[str, Any]) -> int:
-  return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+  return zlib.crc32(jsonfile.dumps(about, sort_keys=True).encode())
 
 
 def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int, values: list[int]) -> TrainState:

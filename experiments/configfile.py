@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import sys
 from typing import Any
 
 from absl import flags
@@ -21,11 +20,8 @@ def config_functions() -> dict[str, Any]:
   return runpy.run_path(file.removesuffix('.py') + '.py')
 
 
-def config_flags_given() -> list[str]:
-  """--config and all --config.x of this command, as they were written."""
-  found, words = [], iter(sys.argv[1:])
-  for word in words:
-    name, equals, _ = word.lstrip('-').partition('=')
-    if word.startswith('-') and (name == 'config' or name.startswith('config.')):
-      found += [word] if equals else [word, next(words, '')]
-  return found or [f'--config={config_path()}']
+def fresh_config() -> Any:
+  """The config as the file makes it, with its preset, before any --config.x."""
+  _, _, preset = config_path().partition('.py:')
+  make = config_functions()['get_config']
+  return make(preset) if preset else make()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import folder, generated
+from experiments import folder, generated, jsonfile
 from experiments.checkpoints import load_export
 from experiments.configs import fashion_mnist_gan, fashion_mnist_resnet
 from experiments.errors import ConfigError
@@ -90,7 +89,7 @@ def read(path: Path, settings: Settings) -> Found:
   Raises:
     ConfigError: the file holds what was measured with others.
   """
-  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  rows = jsonfile.read_lines(path)
   for row in rows:
     if row['settings'] != settings.told():
       raise ConfigError(
@@ -104,7 +103,7 @@ def add(path: Path, settings: Settings, labels: int, seed: int, arms: Arms) -> N
   path.parent.mkdir(parents=True, exist_ok=True)
   row = {'settings': settings.told(), 'labels': labels, 'seed': seed, 'arms': arms}
   with path.open('a') as file:
-    file.write(json.dumps(row) + '\n')
+    file.write(jsonfile.dumps(row) + '\n')
 
 
 def table(found: Found) -> str:

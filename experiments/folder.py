@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from experiments import jsonfile
 from experiments.configs.defaults import defaults
 from experiments.errors import ConfigError, RunError
 
@@ -47,6 +48,11 @@ FREE = (
 )
 
 
+_FOLDERS = ('checkpoints', 'export', 'profile', 'samples', 'tensorboard', 'unreadable', 'members', 'logs')
+_FILES = ('about.json', 'config.json', 'coverage.txt', 'events.jsonl', 'layers.jsonl', 'metrics.jsonl', 'report.html',
+          'sweep.html', 'sweep.json', 'table.txt')  # fmt: skip
+
+
 @contextlib.contextmanager
 def claimed(workdir: Path) -> Iterator[None]:
   """The folder, made if need be, for one run at a time. The lock ends with the process, however that ends.
@@ -54,11 +60,19 @@ def claimed(workdir: Path) -> Iterator[None]:
   Raises:
     ConfigError: another run has it, or it cannot be made or written.
   """
+  if workdir.is_symlink() and not workdir.exists():
+    raise ConfigError(f'--workdir={workdir} is a link to nowhere; make what it names, or choose another --workdir')
+  if workdir.exists() and not workdir.is_dir():
+    raise ConfigError(f'--workdir={workdir} is a file, not a folder; choose another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('a+')
   except OSError as error:
     raise ConfigError(f'--workdir={workdir}: {error.strerror}') from error
+  for names, kind, is_kind in ((_FOLDERS, 'folder', Path.is_dir), (_FILES, 'file', Path.is_file)):
+    wrong = next((workdir / name for name in names if (workdir / name).exists() and not is_kind(workdir / name)), None)
+    if wrong is not None:
+      raise ConfigError(f'{wrong} is no {kind}, which a run keeps there; remove it, or choose another --workdir')
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +105,7 @@ def write_about(run: Any, workdir: Path) -> None:
     'target_metric': run.task.target,
     'lower_is_better': run.task.lower_is_better,
   }
-  write(workdir / 'about.json', json.dumps(about, indent=2) + '\n')
+  write(workdir / 'about.json', jsonfile.dumps(about, indent=2) + '\n')
 
 
 def check_same(config: Any, workdir: Path) -> None:
@@ -104,9 +118,10 @@ def check_same(config: Any, workdir: Path) -> None:
   if path.exists():
     try:
       old = json.loads(path.read_text())
-      assert isinstance(old, dict)
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, ValueError) as error:
       raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it') from error
+    if not isinstance(old, dict):
+      raise ConfigError(f'{path} holds no config; choose another --workdir or remove it')
     changed = changes(old, as_json(config))
     if changed:
       raise ConfigError(
@@ -117,7 +132,7 @@ def check_same(config: Any, workdir: Path) -> None:
 def check_config(config: Any, workdir: Path) -> None:
   """As `check_same`, and writes the config there."""
   check_same(config, workdir)
-  write(workdir / 'config.json', json.dumps(as_json(config), indent=2) + '\n')
+  write(workdir / 'config.json', jsonfile.dumps(as_json(config), indent=2) + '\n')
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -185,9 +200,9 @@ def write(path: Path, text: str) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
   """The lines of a .jsonl file. Those that cannot be read, as a killed process leaves one at the end, are left out."""
   rows = []
-  for line in path.read_text(errors='replace').splitlines() if path.exists() else []:
+  for line in path.read_text(errors='replace').split('\n') if path.exists() else []:
     with contextlib.suppress(ValueError):
-      row = json.loads(line)
+      row = jsonfile.read_row(line)
       if isinstance(row, dict) and 'step' in row:
         rows.append(row)
   return rows
@@ -207,12 +222,12 @@ class Rows:
   def add(self, rows: Iterable[dict[str, Any]]) -> None:
     if self.chief:
       with self.path.open('a') as file:
-        file.write(''.join(json.dumps(row) + '\n' for row in rows))
+        file.write(''.join(jsonfile.dumps(row) + '\n' for row in rows))
 
   def drop_after(self, step: float) -> None:
     """Rows of later steps, which are logged again."""
     if self.chief and self.path.exists():
-      write(self.path, ''.join(json.dumps(row) + '\n' for row in read_rows(self.path) if row['step'] <= step))
+      write(self.path, ''.join(jsonfile.dumps(row) + '\n' for row in read_rows(self.path) if row['step'] <= step))
 
 
 # What optimisers count, and in words.
@@ -236,7 +251,7 @@ class Events:
       return
     row = {'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'), 'kind': kind, 'step': step, 'words': words, **more}
     with self.path.open('a') as file:
-      file.write(json.dumps(row) + '\n')
+      file.write(jsonfile.dumps(row) + '\n')
     if tell and not self.quiet:
       tqdm.write(f'{kind}: {words}', file=sys.stderr)  # above a progress bar, if there is one
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments import starting
+
+if starting.is_command():
+  starting.answer_signals()
 
 # Before JAX and SciPy load. Emulated devices share few cores: a BLAS with threads of its own makes them wait for each
 # other (an inverse on 8 devices took 170 ms instead of 10), and may leave none to answer a collective.
@@ -21,12 +28,21 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import processes
+from experiments import processes, terminal
 from experiments.errors import AGAIN, FAILED, INTERRUPTED, MISTAKE, STOPPED, ConfigError, Preempted, RunError
 
-_CACHE = flags.DEFINE_string(
-  'compilation_cache', str(Path.home() / '.cache' / 'kronmesh'), "Folder for compiled programs; '' for none."
-)
+
+def _home_cache() -> str:
+  """A folder in the user's home for compiled programs; '' where there is no home that can be written."""
+  try:
+    folder = Path.home() / '.cache' / 'kronmesh'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):
+    return ''
+  return str(folder) if os.access(folder, os.W_OK) else ''
+
+
+_CACHE = flags.DEFINE_string('compilation_cache', _home_cache(), "Folder for compiled programs; '' for none.")
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error that would be one line.')
 _DEFAULT_CONFIG = str(Path(__file__).parent / 'configs' / 'digits.py')
 
@@ -39,6 +55,7 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
   """
   settings = define(default_workdir)
   logging.set_verbosity(logging.WARNING)
+  terminal.keep_running_without()
   try:
     app.run(guarded(lambda argv: run(main, settings, argv)), flags_parser=parse)
   except KeyboardInterrupt:
@@ -55,6 +72,7 @@ def command(work: Callable[[], None], example: str) -> None:
     work()
 
   logging.set_verbosity(logging.ERROR)
+  terminal.keep_running_without()
   try:
     app.run(guarded(main), flags_parser=parse)
   except KeyboardInterrupt:
@@ -73,31 +91,42 @@ def define(default_workdir: str, values: flags.FlagValues = flags.FLAGS) -> Sett
   config = config_flags.DEFINE_config_file(
     'config', _DEFAULT_CONFIG, 'The config file; --config.x=y overrides x.', flag_values=values
   )
-  workdir = flags.DEFINE_string(
-    'workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.', flag_values=values
-  )
+  workdir = define_folder('workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.', values)
   return Settings(values, config, workdir)
+
+
+def define_folder(name: str, default: str, words: str, values: flags.FlagValues = flags.FLAGS) -> Any:
+  """A flag for a folder that is written to: one of this machine, and a name that is not empty."""
+  flag = flags.DEFINE_string(name, default, words, flag_values=values)
+  words = 'must be a folder of this machine (a bucket must be mounted first), of characters that print, and not empty'
+  fits = lambda folder: bool(folder and folder.strip()) and '://' not in folder and folder.isprintable()  # noqa: E731
+  flags.register_validator(name, fits, words, flag_values=values)
+  return flag
 
 
 def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -> None:
   """`main`, on the devices and with the processes that the flags say."""
   if len(argv) > 1:
     raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
+  name = config_flags.get_config_filename(settings.values['config'])
+  file, dot, _ = name.partition('.py:')
+  if not Path(file + dot.rstrip(':')).is_file():
+    raise ConfigError(f'no config file {name!r}; see experiments/configs')
   try:
     config = settings.config.value
-  except OSError as error:  # a file that could not be read shows at the first use of its config
-    name = config_flags.get_config_filename(settings.values['config'])
-    raise ConfigError(f'no config file {name!r}; see experiments/configs') from error
-  except flags.Error as error:
-    name = config_flags.get_config_filename(settings.values['config'])
+  except (OSError, flags.Error) as error:  # a file that could not be read shows at the first use of its config
     raise ConfigError(f'get_config() of {name!r} returns no ConfigDict') from error
   if not isinstance(config, ConfigDict):
-    name = config_flags.get_config_filename(settings.values['config'])
     raise ConfigError(f'get_config() of {name!r} returns no ConfigDict')
   use_cache()
   use_devices(config)
   processes.join()
   main(config, settings.workdir.value)
+
+
+def launch_flags() -> list[str]:
+  """The flags of `launch` that this command was given, for one that it starts."""
+  return [f.serialize() for f in (flags.FLAGS['compilation_cache'], flags.FLAGS['debug']) if not f.using_default_value]
 
 
 def use_cache() -> None:
@@ -120,8 +149,24 @@ def use_devices(config: Any) -> None:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   try:
     return values(argv)
+  except SystemExit as error:
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    if str(Path(_config_file(argv)).absolute()) in {str(Path(file).absolute()) for file in files}:
+      _fail(ConfigError(f'the config file {_config_file(argv)} ends the program'), MISTAKE)
+    raise  # --help
   except Exception as error:  # a config file may raise anything
     _fail(ConfigError(_flag_message(error, argv)), MISTAKE, error)
+
+
+def _config_file(argv: list[str]) -> str:
+  """The file of --config, which may be the word behind it, without its preset."""
+  found = _DEFAULT_CONFIG
+  for word, following in zip(argv, [*argv[1:], ''], strict=True):
+    name, equals, value = word.lstrip('-').partition('=')
+    if word.startswith('-') and name == 'config':
+      found = value if equals else following
+  file, dot, _ = found.partition('.py:')
+  return file + dot.rstrip(':')
 
 
 def _flag_message(error: Exception, argv: list[str]) -> str:
@@ -131,7 +176,10 @@ def _flag_message(error: Exception, argv: list[str]) -> str:
   if 'Traceback' in text:  # the config file itself raised: which file, and its last line
     lines = [lines[0].partition(': Error')[0] + ':', lines[-1]]
   text = ' '.join(' '.join(lines).split())
-  file = next((a.partition('=')[2] for a in argv if a.lstrip('-').startswith('config=')), _DEFAULT_CONFIG)
+  file = _config_file(argv)
+  known = _known_mistake(text, file)
+  if known:
+    return known
   if not isinstance(error, flags.Error | KeyError | AttributeError):
     text = f'the config file {file} cannot be read: {type(error).__name__}: {text}'
   nearest = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
@@ -144,6 +192,30 @@ def _flag_message(error: Exception, argv: list[str]) -> str:
   return text
 
 
+def _known_mistake(text: str, file: str) -> str | None:
+  """What is wrong, where absl and ml_collections say it in their own terms."""
+  number = re.search(r'flag --(\S+)=(.*): invalid literal for int\(\)', text)
+  if number:
+    return f'--{number[1]}={number[2]} must be a whole number, written in digits'
+  failed = 'earlier failure to load' in text or 'Failed loading config file' in text
+  if 'is defined twice' in text and 'config' in text:
+    return '--config is given twice; write it once'
+  if (failed or "'NoneType'" in text) and not Path(file).is_file():
+    return f'no config file {file!r}; see experiments/configs'
+  if failed:
+    return f'the config file {file} cannot be loaded; is its name one of a Python file?'
+  if "'NoneType'" in text:
+    return f'get_config() of {file!r} returns no ConfigDict'
+  return None
+
+
+def _say_once() -> None:
+  """Leaves warnings to absl's handler: a library may have made another for what came before."""
+  root = python_logging.getLogger()
+  for handler in [h for h in root.handlers if type(h) is python_logging.StreamHandler]:
+    root.removeHandler(handler)
+
+
 def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   """`run`, with every error that is the user's to mend turned into one line and an exit code."""
   from kronmesh.data import DataError
@@ -151,6 +223,8 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   from kronmesh.parallel import MeshError
 
   def wrapped(argv: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an interruption is an exception
+    _say_once()
     try:
       run(argv)
     except (ConfigError, MeshError, DataError, CurvatureError) as error:

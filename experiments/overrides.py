@@ -6,15 +6,20 @@ import ast
 import difflib
 import functools
 import itertools
+import math
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import jsonfile
 from experiments.errors import ConfigError
 
 Overrides = dict[str, Any]
+_MOST = 10_000  # members of a sweep
+_LONGEST = 150  # characters of a member's name; file systems allow 255 bytes, with endings
 
 
 def parse_sweep(text: str, config: Any) -> list[Overrides]:
@@ -37,6 +42,9 @@ def parse_sweep(text: str, config: Any) -> list[Overrides]:
     axes[key.strip()] = _values(values)
   if not axes:
     raise ConfigError('--sweep is empty; write --sweep=seed=0..4')
+  count = math.prod(len(values) for values in axes.values())
+  if count > _MOST:
+    raise ConfigError(f'--sweep has {count} combinations, more than {_MOST}')
   return [
     resolved(dict(zip(axes, combination, strict=True)), config) for combination in itertools.product(*axes.values())
   ]
@@ -44,7 +52,11 @@ def parse_sweep(text: str, config: Any) -> list[Overrides]:
 
 def _values(text: str) -> list[str]:
   """Between commas that are outside of brackets; first..last counts whole numbers."""
+  if any(text.count(a) != text.count(b) for a, b in ('()', '[]')):
+    raise ConfigError(f'--sweep: a bracket of {text!r} is open')
   found = [v.strip() for v in re.split(r',(?![^(\[]*[)\]])', text)]
+  if '' in found:
+    raise ConfigError(f'--sweep: {text!r} has an empty value; take a comma away')
   result: list[str] = []
   for value in found:
     ends = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', value)
@@ -52,6 +64,8 @@ def _values(text: str) -> list[str]:
       result.append(value)
     elif int(ends[2]) < int(ends[1]):
       raise ConfigError(f'--sweep: {value!r} counts backwards')
+    elif int(ends[2]) - int(ends[1]) >= _MOST:
+      raise ConfigError(f'--sweep: {value!r} counts more than {_MOST} values')
     else:
       result += map(str, range(int(ends[1]), int(ends[2]) + 1))
   return result
@@ -107,17 +121,47 @@ def apply(config: Any, overrides: Overrides) -> Any:
   return own
 
 
+def differences(config: Any, fresh: Any) -> Overrides:
+  """Returns the values of a config that are not those of another one of the same keys."""
+  found: Overrides = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      found |= {f'{key}.{k}': v for k, v in differences(value, fresh[key]).items()}
+    elif key not in fresh or value != fresh[key] or type(value) is not type(fresh[key]):
+      found[key] = value
+  return found
+
+
 def flags_of(overrides: Overrides) -> list[str]:
   """As flags of a command."""
   return [f'--config.{key}={value}' for key, value in overrides.items()]
 
 
-def name_of(overrides: Overrides, among: Iterable[Overrides]) -> str:
-  """A folder's name: what differs between the members, without what makes a path."""
-  differs = functools.partial(_differs, among=list(among))
+def names_of(among: Sequence[Overrides]) -> list[str]:
+  """Returns a folder's name for each: what differs between them, without what makes a path.
+
+  Names that would be too long for a file system, or those of two, end in a number made of the settings themselves.
+
+  Raises:
+    ConfigError: two are the same.
+  """
+  keys = [jsonfile.dumps(own, sort_keys=True, default=repr) for own in among]
+  twice = next((own for own, key in zip(among, keys, strict=True) if keys.count(key) > 1), None)
+  if twice is not None:
+    words = ', '.join(f'{key}={value}' for key, value in twice.items()) or 'the config itself'
+    raise ConfigError(f'--sweep has {words} twice')
+  plain = [_name_of(own, among) for own in among]
+  return [
+    name if len(name) <= _LONGEST and plain.count(name) == 1 else f'{name[:_LONGEST]},{zlib.crc32(key.encode()):08x}'
+    for name, key in zip(plain, keys, strict=True)
+  ]
+
+
+def _name_of(overrides: Overrides, among: Sequence[Overrides]) -> str:
+  differs = functools.partial(_differs, among=among)
   words = (f'{key.rpartition(".")[2]}={value}' for key, value in overrides.items() if differs(key))
-  return re.sub(r'[^\w.=,+-]+', '_', ','.join(words)) or 'only'
+  return re.sub(r'[^\w.=,+-]+', '_', ','.join(words), flags=re.ASCII) or 'only'
 
 
-def _differs(key: str, among: list[Overrides]) -> bool:
+def _differs(key: str, among: Sequence[Overrides]) -> bool:
   return len({repr(own.get(key)) for own in among}) > 1

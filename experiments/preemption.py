@@ -1,4 +1,5 @@
-"""Being told to stop: SIGTERM, and SIGUSR1, which Slurm sends before a job's time is over (--signal=USR1@300).
+"""Being told to stop: SIGTERM; SIGUSR1, which Slurm sends before a job's time is over (--signal=USR1@300); SIGHUP, which
+comes when a terminal closes.
 
 One process stops after the step that runs. Several ask each other when they look at the device, so that all stop after the
 same step. (JAX's own preemption service agrees without that, but forgets a signal that comes before the first step, and
@@ -12,8 +13,7 @@ import threading
 from types import FrameType, TracebackType
 
 from experiments import processes
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from experiments.starting import STOP
 
 
 class Preemption:
@@ -24,7 +24,8 @@ class Preemption:
 
   def __enter__(self) -> Preemption:
     if threading.current_thread() is threading.main_thread():
-      self._before = {s: signal.signal(s, self._tell) for s in _SIGNALS}
+      heard = [s for s in STOP if signal.getsignal(s) != signal.SIG_IGN]  # nohup has SIGHUP ignored
+      self._before = {s: signal.signal(s, self._tell) for s in heard}
     return self
 
   def __exit__(

@@ -26,6 +26,7 @@ RANGES = {
   'keep_best': '>= 0',
   'devices': '>= 0',
   'watchdog_seconds': '>= 0',
+  'data.graph_seed': '>= 0',
   'data.batch_size': '>= 1',
   'data.eval_batch_size': '>= 0',
   'data.eval_examples': '>= 0',
@@ -113,6 +114,7 @@ def check_ranges(config: Any) -> None:
     'generated',
     'recipe',
     'placement',
+    'model',
     config.optimizer,
   )  # an unknown one has none
   for section in sections:
@@ -122,10 +124,12 @@ def check_ranges(config: Any) -> None:
         continue
       path = f'{section}.{name}' if section else name
       rule = RANGES.get(name if section == config.optimizer else path)
+      if isinstance(value, int) and abs(value) >= 2**31:
+        raise ConfigError(f'config.{path}={value} must be in (-2147483648, 2147483648)')
       if not math.isfinite(value):
         raise ConfigError(f'config.{path}={value} must be a finite number')
       if rule is not None and not _fits(value, rule):
-        raise ConfigError(f'config.{path}={value:g} must be {_words(rule)}')
+        raise ConfigError(f'config.{path}={value} must be {_words(rule)}')
 
 
 def _fits(value: float, rule: str) -> bool:

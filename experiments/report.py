@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
-from experiments import folder
+from experiments import folder, jsonfile
 from experiments.charts import chart, render, short
 from experiments.errors import MISTAKE, ConfigError
 
@@ -56,7 +56,7 @@ def write_report(workdir: Path) -> Path:
     events=events,
     about=[('folder', workdir), *((k.replace('_', ' '), v) for k, v in about.items() if v not in ('', None))],
     coverage=coverage.read_text() if coverage.exists() else '',
-    config=json.dumps(config, indent=2),
+    config=jsonfile.dumps(config, indent=2),
   )
   path = workdir / _NAME
   folder.write(path, page)

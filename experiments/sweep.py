@@ -25,15 +25,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from experiments.launch import launch, launch_flags  # isort: skip  (sets the environment before JAX loads)
 
 from absl import flags
 
-from experiments import folder
+from experiments import folder, jsonfile
 from experiments.comparison import write_comparison
-from experiments.configfile import config_flags_given, config_functions, config_path
+from experiments.configfile import config_functions, config_path, fresh_config
 from experiments.errors import AGAIN, ConfigError, RunError
-from experiments.overrides import Overrides, flags_of, name_of, parse_sweep, resolved
+from experiments.overrides import Overrides, differences, flags_of, names_of, parse_sweep, resolved
+from experiments.starting import STOP, WITH_PARENT
 
 _SWEEP = flags.DEFINE_string('sweep', None, "key=value,value;key=first..last; else the config's own sweep().")
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Members that train at the same time here.', lower_bound=1)
@@ -61,19 +62,15 @@ def members_of(config: Any, workdir: Path) -> list[Member]:
     if own is None:
       raise ConfigError(f'{config_path()} has no sweep(); write --sweep=seed=0..4')
     found = [resolved(overrides, config) for overrides in own()]
-  members = [Member(name_of(o, found), o, str(workdir / 'members' / name_of(o, found))) for o in found]
-  names = [member.name for member in members]
-  twice = {name for name in names if names.count(name) > 1}
-  if twice:
-    raise ConfigError(f'--sweep has {twice.pop()!r} twice')
-  return members
+  return [Member(name, o, str(workdir / 'members' / name)) for name, o in zip(names_of(found), found, strict=True)]
 
 
-def command(member: Member) -> list[str]:
-  """Flags given to the sweep hold for all members; a member's own come last."""
+def command(member: Member, config: Any) -> list[str]:
+  """Returns the command that trains a member: the config as the sweep has it, with the settings of the member."""
   return [
-    sys.executable, str(ROOT / 'experiments' / 'train.py'), *config_flags_given(), *flags_of(member.overrides),
-    f'--workdir={member.workdir}',
+    sys.executable, str(ROOT / 'experiments' / 'train.py'), f'--config={config_path()}',
+    *flags_of(differences(config, fresh_config())), *flags_of(member.overrides), f'--workdir={member.workdir}',
+    *launch_flags(),
   ]  # fmt: skip
 
 
@@ -81,15 +78,16 @@ class Job:
   """A member's process, for submitit too: a preempted job is submitted again, and goes on from its checkpoint."""
 
   def __init__(self, command: list[str], log: str):
-    self.command, self.log = command, log
+    self.command, self.log, self.folder = command, log, os.getcwd()
 
   def __call__(self, started: Callable[[subprocess.Popen], None] = lambda p: None, **environment: str) -> int:
     Path(self.log).parent.mkdir(parents=True, exist_ok=True)
     with open(self.log, 'ab') as log:
-      env = {**os.environ, **environment}
-      # In a session of its own: a terminal's Ctrl-C is ours to pass on, as a signal after which it saves.
+      env = {**os.environ, **environment, WITH_PARENT: str(os.getpid())}
+      # In a session of its own: a terminal's Ctrl-C is ours to pass on, as a signal after which it saves. In the folder of
+      # the caller, from which paths in the config are meant.
       process = subprocess.Popen(
-        self.command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        self.command, cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
       )
       started(process)
       return process.wait()
@@ -112,7 +110,7 @@ class Sweep:
     self.members = {m.name: m for m in members}
     for member in members:
       old = states.get(member.name, {})
-      if old.get('state') == 'done' and old['overrides'] == json.loads(json.dumps(member.overrides)):
+      if old.get('state') == 'done' and old['overrides'] == json.loads(jsonfile.dumps(member.overrides)):
         self.members[member.name] = member._replace(state='done')
 
   def waiting(self) -> list[Member]:
@@ -122,7 +120,7 @@ class Sweep:
     with self.lock:
       self.members[member.name] = member._replace(state=state, words=words)
       rows = [m._asdict() for m in self.members.values()]
-      folder.write(self.path, json.dumps({'config': folder.as_json(self.config), 'members': rows}, indent=1))
+      folder.write(self.path, jsonfile.dumps({'config': folder.as_json(self.config), 'members': rows}, indent=1))
       ended = [m for m in self.members.values() if m.state not in ('waits', 'runs')]
       if state != 'runs':
         write_comparison(self.workdir, self.config, list(self.members.values()))
@@ -161,7 +159,7 @@ def run_here(sweep: Sweep, workers: int, gpus: list[str]) -> None:
       if not stopping.is_set():
         sweep.mark(member, 'runs')
         environment = {} if gpu is None else {'CUDA_VISIBLE_DEVICES': gpu}
-        code = Job(command(member), str(sweep.log(member)))(running.add, **environment)
+        code = Job(command(member, sweep.config), str(sweep.log(member)))(running.add, **environment)
         sweep.ended(member, code)
     finally:
       free.put(gpu)
@@ -190,7 +188,7 @@ def run_on_cluster(sweep: Sweep, cluster: str, parameters: list[str]) -> None:
   except ImportError as error:
     raise ConfigError('--cluster needs the package submitit: pip install submitit') from error
   pairs = dict(p.split('=', 1) if '=' in p else (p, 'True') for p in parameters)
-  typed = {k: int(v) if v.isdigit() else v for k, v in pairs.items()}
+  typed = {k: int(v) if v.isascii() and v.isdigit() else v for k, v in pairs.items()}
   try:
     executor = submitit.AutoExecutor(folder=sweep.workdir / 'submitit', cluster=cluster)
     executor.update_parameters(name='kronmesh', **typed)
@@ -198,7 +196,7 @@ def run_on_cluster(sweep: Sweep, cluster: str, parameters: list[str]) -> None:
     raise ConfigError(f'--cluster={cluster}: {" ".join(str(error).split())[:300]}') from error
   waiting = sweep.waiting()
   with executor.batch():
-    jobs = [executor.submit(Job(command(m), str(sweep.log(m)))) for m in waiting]
+    jobs = [executor.submit(Job(command(m, sweep.config), str(sweep.log(m)))) for m in waiting]
   by_job = {id(job): member for job, member in zip(jobs, waiting, strict=True)}
   for member in waiting:
     sweep.mark(member, 'runs')
@@ -215,7 +213,9 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def main(config: Any, workdir: str) -> None:
-  signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: members are told to save
+  for number in STOP:  # as Ctrl-C: members are told to save
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, _interrupt)
   path = Path(workdir).absolute()
   members = members_of(config, path)
   if _GPUS.value and len(_GPUS.value) < _WORKERS.value:

@@ -9,7 +9,6 @@ evaluations have not seen; a frame's score is the network's probability for the 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import alarms, baselines
+from experiments import alarms, baselines, jsonfile
 from experiments.build import Run, build
 from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
@@ -146,7 +145,7 @@ def main(config: Any, workdir: str) -> None:
   text += columns(('', *next(iter(kinds.values()))), [(n, *(f'{v:.3g}' for v in k.values())) for n, k in kinds.items()])
   text += '\n\n' + '\n'.join(f'{name}: {verdict(*ends)}' for name, ends in gains.items())
   (folder / 'alarms.txt').write_text(text + '\n')
-  (folder / 'alarms.json').write_text(json.dumps({'measures': told, 'kinds': kinds, 'ahead': gains}, indent=1))
+  (folder / 'alarms.json').write_text(jsonfile.dumps({'measures': told, 'kinds': kinds, 'ahead': gains}, indent=1))
   picture(scenes, scores, first, folder / 'alarms.png')
   print(f'\n{text}\n')
   if own.name == 'surveillance':

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import few_labels
 
-WORKDIR = flags.DEFINE_string('workdir', 'runs/augmentation', 'Folder for all runs.')
+WORKDIR = experiments.launch.define_folder('workdir', 'runs/augmentation', 'Folder for all runs.')
 OUT = flags.DEFINE_string('out', 'runs/augmentation', 'Folder for augmentation.jsonl and augmentation.txt.')
 LABELS = flags.DEFINE_multi_integer('labels', [100, 500, 1000], 'How many images have labels.')
 SEEDS = flags.DEFINE_integer('seeds', 5, 'Of labels, networks and noise.', lower_bound=2)

@@ -21,6 +21,7 @@ from experiments.launch import launch  # isort: skip  (sets the environment befo
 import matplotlib
 from absl import flags
 
+from experiments import jsonfile
 from experiments.build import check_target
 from experiments.errors import ConfigError
 from experiments.members import member
@@ -108,7 +109,7 @@ def main(config: Any, workdir: str) -> None:
       told.append({'batch': batch, **summary})
   text = table(found)
   (folder / 'table.txt').write_text(text + '\n')
-  (folder / 'batches.json').write_text(json.dumps({'config': json.loads(config.to_json()), 'runs': told}, indent=1))
+  (folder / 'batches.json').write_text(jsonfile.dumps({'config': json.loads(config.to_json()), 'runs': told}, indent=1))
   title = f'{config.model.name} on {config.data.name}, target {config.target:g}'
   picture(found, title, folder / 'batches.png')
   print(f'\n{text}\n\nmedians of {SEEDS.value} seeds, {TRIALS.value} trials for each batch and optimiser')

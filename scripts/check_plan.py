@@ -27,7 +27,7 @@ from experiments.launch import launch  # isort: skip
 import jax
 from absl import flags
 
-from experiments import forecast
+from experiments import forecast, jsonfile
 from experiments.build import Run, build
 from experiments.programs import abstract, programs_of
 from experiments.tables import columns
@@ -107,7 +107,7 @@ def held() -> int:
 def main(config: Any, workdir: str) -> None:
   del workdir
   if _ONE.value:
-    print(json.dumps(measured(config, _ONE.value)))
+    print(jsonfile.dumps(measured(config, _ONE.value)))
     return
   rows, found = [], []
   for name, mesh, changes in CASES:
@@ -136,7 +136,7 @@ def main(config: Any, workdir: str) -> None:
   if _OUT.value:
     Path(_OUT.value).mkdir(parents=True, exist_ok=True)
     Path(_OUT.value, 'checked.txt').write_text(text + '\n')
-    Path(_OUT.value, 'checked.json').write_text(json.dumps(found, indent=1) + '\n')
+    Path(_OUT.value, 'checked.json').write_text(jsonfile.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from scipy.stats import qmc
 
-from experiments import kfac_jax_peer
+from experiments import jsonfile, kfac_jax_peer
 from experiments.build import Run, build, check_target
 from experiments.checkpoints import load_export
 from experiments.configfile import config_functions, config_path
@@ -138,7 +138,7 @@ def is_complete(run: Run, folder: Path) -> bool:
 def last_metrics(folder: Path) -> dict[str, float]:
   """What a run logged at its last step."""
   log = folder / 'metrics.jsonl'
-  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  rows = jsonfile.read_lines(log)
   return next((row for row in reversed(rows) if 'loss' in row), {})
 
 
@@ -272,7 +272,7 @@ def main(config: Any, workdir: str) -> None:
   text = '\n'.join(['\n\n'.join(texts), *saved, *alone, *missing.values()])
   (folder / 'table.txt').write_text(text + '\n')
   (folder / 'compare.json').write_text(
-    json.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
+    jsonfile.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
   )
   _picture_curves(summaries, config, task, folder / 'curves.png')
   first = folder / names[0] / 'seed0'

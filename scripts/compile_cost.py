@@ -9,7 +9,6 @@ ratios to the plain gradient's, interleaved in one process.
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments import jsonfile
 from experiments.tables import columns
 from kronmesh import kron, models
 from scripts.losses import problem
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
   print(text)
   if _OUT.value:
     Path(_OUT.value + '.txt').write_text(text + '\n')
-    Path(_OUT.value + '.json').write_text(json.dumps({'runs': runs, 'depths': depths}, indent=1) + '\n')
+    Path(_OUT.value + '.json').write_text(jsonfile.dumps({'runs': runs, 'depths': depths}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

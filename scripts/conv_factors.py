@@ -9,7 +9,6 @@ written once, whichever takes longer.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax import lax
 
+from experiments import jsonfile
 from experiments.machine import least, machine
 from experiments.tables import columns
 from kronmesh.kron.operators.patches import gram_of_patches, patches
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
   if _OUT.value:
     Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     Path(_OUT.value + '.txt').write_text(text + '\n')
-    Path(_OUT.value + '.json').write_text(json.dumps({'device': here._asdict(), 'rows': rows}, indent=1) + '\n')
+    Path(_OUT.value + '.json').write_text(jsonfile.dumps({'device': here._asdict(), 'rows': rows}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ python scripts/gan.py --run=runs/gan --judge=runs/judge --out=docs/gan
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ import jax
 from absl import flags
 from PIL import Image
 
-from experiments import generated
+from experiments import generated, jsonfile
 from experiments.judge import frechet, in_batches, read_judge
 from experiments.tables import columns
 from kronmesh import data
@@ -60,7 +59,7 @@ def measure() -> None:
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   found = {'agreement': agreement, 'judge on test': on_test, 'frechet': away, 'cas': scores, 'step': generator.step}
-  (out / 'scores.json').write_text(json.dumps({**found, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
+  (out / 'scores.json').write_text(jsonfile.dumps({**found, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
   (out / 'scores.txt').write_text(f'{COUNT.value} images after {generator.step} steps\n\n{table}\n')
   Image.fromarray(generated.sheet(generator)).save(out / 'samples.png')
 

@@ -24,6 +24,7 @@ from tests import conftest  # isort: skip  # noqa: F401  (the tests' compiler fl
 import jax
 from absl import app, flags
 
+from experiments import jsonfile
 from experiments.tables import columns
 from tests.parallel.real_sizes import ARCHITECTURES, Program, program
 
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
     rows[key] = row(name, devices, fisher)
     print(table({key: rows[key]}).splitlines()[-1], f'({time.perf_counter() - start:.0f} s)', flush=True)
     if path:
-      path.write_text(json.dumps(tables, indent=1, sort_keys=True) + '\n')
+      path.write_text(jsonfile.dumps(tables, indent=1, sort_keys=True) + '\n')
   text = TITLE.format(version=jax.__version__) + '\n\n' + table(rows)
   print(text)
   if _OUT.value:

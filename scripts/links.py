@@ -23,6 +23,7 @@ import experiments.launch  # isort: skip  (sets the environment before JAX loads
 import numpy as np
 from absl import flags
 
+from experiments import jsonfile
 from experiments.configs import links
 from experiments.errors import ConfigError
 from experiments.tables import columns
@@ -71,7 +72,7 @@ class Pykeen:
     epochs = math.ceil(STEPS.value / math.ceil((len(pairs) + len(inverse)) / config.data.batch_size))
     wanted = {'folder': str(folder), 'decoder': config.model.decoder, 'width': config.model.width, 'epochs': epochs}
     wanted |= {'batch': config.data.batch_size, 'seed': seed, 'split': split, **setting}
-    self.process.stdin.write(json.dumps(wanted) + '\n')
+    self.process.stdin.write(jsonfile.dumps(wanted) + '\n')
     self.process.stdin.flush()
     answer = self.process.stdout.readline()
     if not answer:
@@ -105,12 +106,12 @@ def measure() -> None:
       mrr = of('mrr')
       scores = [f'{100 * np.mean(of(k)):.1f}' for k in ('hits1', 'hits10')]
       rows.append([preset, name, f'{100 * np.mean(mrr):.1f}', f'{100 * min(mrr):.1f} to {100 * max(mrr):.1f}', *scores,
-                   f'{np.mean(of("seconds")):.1f}', json.dumps(own['setting'])])  # fmt: skip
+                   f'{np.mean(of("seconds")):.1f}', jsonfile.dumps(own['setting'])])  # fmt: skip
   table = columns(['set and model', 'by', 'MRR', 'seeds', 'hits@1', 'hits@10', 'seconds', 'chosen'], rows)
   print(table)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'links.json').write_text(json.dumps({'steps': STEPS.value, 'found': found}, indent=1) + '\n')
+  (out / 'links.json').write_text(jsonfile.dumps({'steps': STEPS.value, 'found': found}, indent=1) + '\n')
   (out / 'links.txt').write_text(f'{STEPS.value} steps of 512, filtered, {SEEDS.value} seeds, percent\n\n{table}\n')
 
 

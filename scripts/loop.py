@@ -11,7 +11,6 @@ after each other, with and without the loop, differ by more than all that on a s
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -28,7 +27,7 @@ from experiments.launch import launch  # isort: skip  (sets the environment befo
 import jax
 from absl import flags
 
-from experiments import folder
+from experiments import folder, jsonfile
 from experiments.build import Run, build
 from experiments.train import train
 
@@ -108,7 +107,7 @@ def main(config: Any, workdir: str) -> None:
   )
   path = Path(workdir)
   path.mkdir(parents=True, exist_ok=True)
-  folder.write(path / 'loop.json', json.dumps(found, indent=1) + '\n')
+  folder.write(path / 'loop.json', jsonfile.dumps(found, indent=1) + '\n')
   folder.write(path / 'loop.txt', text + '\n')
   print(text)
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments import jsonfile
 from experiments.build import Run, build
 from experiments.errors import ConfigError, RunError
 from experiments.machine import machine
@@ -156,7 +157,7 @@ def main(config: Any, workdir: str) -> None:
   if _OUT.value:
     Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     Path(_OUT.value + '.txt').write_text(text + '\n')
-    Path(_OUT.value + '.json').write_text(json.dumps(result, indent=1) + '\n')
+    Path(_OUT.value + '.json').write_text(jsonfile.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ XLA allocates for CPU devices: bfloat16 counts as float32 there, so that a GPU n
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from experiments.launch import launch  # isort: skip
 import jax
 from absl import flags
 
-from experiments import forecast
+from experiments import forecast, jsonfile
 from experiments.errors import ConfigError
 from experiments.tables import columns
 
@@ -48,7 +47,7 @@ def devices_of(mesh: str) -> int:
     ConfigError: it leaves a size open, or has more devices than can be emulated.
   """
   sizes = [part.partition('=')[2].strip() for part in mesh.split(',') if part.strip()]
-  if not sizes or not all(s.isdigit() and int(s) for s in sizes):
+  if not sizes or not all(s.isascii() and s.isdigit() and int(s) for s in sizes):
     raise ConfigError(f'--mesh={mesh!r}: give every axis its size, as in data=4,space=16, or give --devices')
   if math.prod(map(int, sizes)) > MOST:
     raise ConfigError(f'--mesh={mesh!r} has {math.prod(map(int, sizes))} devices; at most {MOST} are emulated')
@@ -77,7 +76,7 @@ def main(config: Any, workdir: str) -> None:
     found = forecast.forecast(config, mesh or 'data=1')
   lines = forecast.advice(found, config, limit)
   if _JSON.value:
-    print(json.dumps(numbers(found, suggested, lines), indent=1))
+    print(jsonfile.dumps(numbers(found, suggested, lines), indent=1))
   else:
     print(report(config, found, suggested, lines, limit))
 

@@ -26,6 +26,7 @@ import jax
 import matplotlib
 from absl import flags
 
+from experiments import jsonfile
 from experiments.build import build
 from experiments.configs import resolution
 from experiments.errors import ConfigError
@@ -178,12 +179,12 @@ def main(config: Any, workdir: str) -> None:
   del config, workdir
   if _STEP.value:
     preset, _, shards = _STEP.value.partition(',')
-    print(json.dumps(steps(preset, int(shards))))
+    print(jsonfile.dumps(steps(preset, int(shards))))
     return
   unknown = [s for s in _SIZES.value if s not in resolution.SIZES]
   if unknown:
     raise ConfigError(f'--sizes: {unknown[0]!r} is unknown; choose from {", ".join(resolution.SIZES)}')
-  if not all(s.isdigit() and 0 < int(s) <= 512 for s in _SHARDS.value):
+  if not all(s.isascii() and s.isdigit() and 0 < int(s) <= 512 for s in _SHARDS.value):
     raise ConfigError(f'--shards={",".join(_SHARDS.value)}: numbers from 1 to 512')
   plans: Found = {}
   runs: Found = {}
@@ -211,7 +212,7 @@ def main(config: Any, workdir: str) -> None:
     (out / f'{_MODEL.value}.txt').write_text(text + '\n')
     slim = {size: {n: _slim(own) for n, own in found.items()} for size, found in plans.items()}
     (out / f'{_MODEL.value}.json').write_text(
-      json.dumps({'device': device._asdict(), 'plans': slim, 'runs': runs}, indent=1) + '\n'
+      jsonfile.dumps({'device': device._asdict(), 'plans': slim, 'runs': runs}, indent=1) + '\n'
     )
     plot(plans, runs, out / f'{_MODEL.value}.png')
 

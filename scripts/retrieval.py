@@ -9,7 +9,6 @@ into shots by what can be seen. Leaves run files and judgements, whole and sampl
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import experiments.launch  # isort: skip  (sets the environment before JAX loads
 import numpy as np
 from absl import flags
 
-from experiments import retrieval, trec
+from experiments import jsonfile, retrieval, trec
 from experiments.errors import ConfigError
 from experiments.tables import columns
 from kronmesh import data
@@ -30,7 +29,7 @@ from kronmesh.data.moving import MOTIONS, moving
 RUN = flags.DEFINE_string('run', None, 'Work folder of a finished run on moving_fashion_mnist.', required=True)
 SOURCE = flags.DEFINE_string('source', FASHION_MNIST_DEBIAN, "The folder with Fashion-MNIST's IDX files.")
 FILMS = flags.DEFINE_integer('films', 30, 'How many films are searched.', lower_bound=1)
-WORKDIR = flags.DEFINE_string('workdir', 'runs/retrieval', 'Folder for films, run files and judgements.')
+WORKDIR = experiments.launch.define_folder('workdir', 'runs/retrieval', 'Folder for films, run files and judgements.')
 SHOTS, RATE, ENLARGED = 12, 10.0, 4
 EXAMPLES = 3  # shots of a topic
 DEEP, SHARE = 20, 0.25  # judged wholly to this rank of either run; of the rest this share
@@ -146,7 +145,9 @@ def measure() -> None:
   (recall, precision), rate = cuts
   text += f'\n\ncuts: recall {recall:.3f}, precision {precision:.3f} (one frame of {1 / rate:.2f} s off at most)'
   (workdir / 'retrieval.txt').write_text(text + '\n')
-  (workdir / 'retrieval.json').write_text(json.dumps({**told, 'cuts': [recall, precision], 'judged': share}, indent=1))
+  (workdir / 'retrieval.json').write_text(
+    jsonfile.dumps({**told, 'cuts': [recall, precision], 'judged': share}, indent=1)
+  )
   print(f'{text}\n{sum(map(len, truth.values()))} shots of {len(truth)} films, {len(MOTIONS)} topics; {workdir}/*.run')
 
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments import jsonfile
 from experiments.build import build
 from experiments.configs import digits
 from experiments.programs import abstract
@@ -122,7 +123,7 @@ def in_a_process(devices: int, mesh: str) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   del argv
   if _DEVICES.value:
-    print(json.dumps(compiled(_DEVICES.value, _MESH.value)))
+    print(jsonfile.dumps(compiled(_DEVICES.value, _MESH.value)))
     return
   resnet50 = models.ResNet(blocks=(3, 4, 6, 3), classes=1000, dtype=jnp.bfloat16)
   loss, params, args = problem(resnet50, 64)
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> None:
   if _OUT.value:
     Path(_OUT.value + '.txt').write_text(text + '\n')
     Path(_OUT.value + '.json').write_text(
-      json.dumps({'deals': rows, 'compiled': repeats, 'meshes': meshes}, indent=1) + '\n'
+      jsonfile.dumps({'deals': rows, 'compiled': repeats, 'meshes': meshes}, indent=1) + '\n'
     )
 
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
+from experiments import jsonfile
 from experiments.build import build, check_target
 from experiments.configfile import config_functions, config_path
 from experiments.errors import ConfigError, RunError
@@ -65,25 +66,30 @@ def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
   return {**row, 'steps': found['step'] if found else None}
 
 
+def _logged(row: dict[str, Any]) -> dict[str, Any]:
+  """A row as it was before it was written: what diverged has no final value."""
+  return {**row, 'final': None if row['final'] != row['final'] else row['final']}
+
+
 def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
   """One line of the log for each trial, in order; those it holds already, of the same config, are not run again."""
   log.parent.mkdir(parents=True, exist_ok=True)
-  rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+  rows = [_logged(row) for row in jsonfile.read_lines(log)]
   mark = fingerprint(config)
-  done = {json.dumps(row['trial']): row for row in rows if row.get('config') == mark}
+  done = {jsonfile.dumps(row['trial']): row for row in rows if row.get('config') == mark}
   for i, trial in enumerate(trials):
-    key = json.dumps(trial)
+    key = jsonfile.dumps(trial)
     if key not in done:
       done[key] = {'trial': trial, 'config': mark, **attempt(config, trial, seed)}
       with log.open('a') as file:
-        file.write(json.dumps(done[key]) + '\n')
+        file.write(jsonfile.dumps(done[key]) + '\n')
     done[key] = scored(done[key], config)
     steps, final = done[key]['steps'], done[key]['final']
     reached = f'target at step {steps}' if steps else 'target not reached'
     words = ' '.join(f'{name}={value}' for name, value in trial.items())
     end = 'diverged' if final is None else f'final {final:.4g}'
     print(f'{i + 1}/{len(trials)} {words}: {reached}, {end}', flush=True)
-  return [done[json.dumps(trial)] for trial in trials]
+  return [done[jsonfile.dumps(trial)] for trial in trials]
 
 
 def fingerprint(config: Any) -> str:
@@ -91,7 +97,7 @@ def fingerprint(config: Any) -> str:
   values = json.loads(config.to_json())
   for name in ('seed', 'optimizer', 'target'):
     values.pop(name)
-  return f'{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}'
+  return f'{zlib.crc32(jsonfile.dumps(values, sort_keys=True).encode()):08x}'
 
 
 def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:

@@ -9,7 +9,6 @@ no news of other classes.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ import experiments.launch  # isort: skip  (sets the environment before JAX loads
 import numpy as np
 from absl import flags
 
+from experiments import jsonfile
 from experiments.configs import zero_shot
 from experiments.tables import columns, interval
 from experiments.train import train
@@ -67,7 +67,7 @@ def measure() -> None:
   print(table(found))
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'zero_shot.json').write_text(json.dumps(found, indent=1) + '\n')
+  (out / 'zero_shot.json').write_text(jsonfile.dumps(found, indent=1) + '\n')
   about = f'{len(HELD_OUT)} sets of 3 classes, {SEEDS.value} seeds; chance 33.3 of 3'
   (out / 'zero_shot.txt').write_text(f'{about}\n\n{table(found)}\n')
 

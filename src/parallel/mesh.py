@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -31,7 +32,7 @@ def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
       raise MeshError(f'mesh {spec!r}: axis {axis!r} is unknown; choose from {", ".join(AXES)}')
     if axis in sizes:
       raise MeshError(f'mesh {spec!r}: axis {axis!r} is given twice')
-    if not equals or not (size == '-1' or (size.isdigit() and int(size) > 0)):
+    if not equals or not re.fullmatch('-1|0*[1-9][0-9]*', size):
       raise MeshError(f'mesh {spec!r}: write each axis as name=size, with a positive size or -1; got {part!r}')
     sizes[axis] = int(size)
   sizes = sizes or {'data': -1}

@@ -13,7 +13,7 @@ import pytest
 from experiments.configs import digits
 from experiments.errors import ConfigError
 from experiments.folder import read_rows
-from experiments.overrides import apply, flags_of, name_of, parse_sweep, resolved
+from experiments.overrides import apply, differences, flags_of, names_of, parse_sweep, resolved
 from tests.experiments.test_pages import browser, opened  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +64,39 @@ def test_what_is_no_sweep(text):
 def test_every_config_sweeps_what_it_has():
   config = digits.get_config()
   found = [resolved(o, config) for o in digits.sweep()]
-  names = [name_of(o, found) for o in found]
+  names = names_of(found)
   assert len(set(names)) == len(found) and all('/' not in n and len(n) < 100 for n in names)
   assert flags_of(found[0])[0] == '--config.optimizer=kfac'
+
+
+def test_names_of_members_fit_a_file_system_and_differ():
+  long = [{'data.source': 'x' * n, 'seed': 1} for n in (300, 301)]
+  slashes = [{'data.source': name} for name in ('a/b', 'a_b', 'a b')]
+  signs = [{'kfac.damping': 1e-3, 'adam.b1': 1e-3}, {'kfac.damping': 1e-2, 'adam.b1': 1e-3}]
+  for found in (long, slashes, signs, [{'data.source': 'ü' * 200}, {'data.source': 'ö' * 200}]):
+    names = names_of(found)
+    assert len(set(names)) == len(found) and all(len(os.fsencode(name)) < 200 and '/' not in name for name in names)
+  assert names_of([{'seed': 0}, {'seed': 1}]) == ['seed=0', 'seed=1'] and names_of([{}]) == ['only']
+
+
+@pytest.mark.parametrize('text', ['seed=1,1', 'kfac.damping=1e-3,0.001', 'seed=0..2,1'])
+def test_settings_that_are_written_twice(text):
+  with pytest.raises(ConfigError, match=r'--sweep has (seed=1|kfac\.damping=0\.001) twice'):
+    names_of(parse_sweep(text, digits.get_config()))
+
+
+def test_flags_give_a_config_again():
+  """Every setting that differs from the file's, of every type."""
+  config = digits.get_config()
+  changed = {
+    'model.widths': (4, 2),
+    'stop_at_target': True,
+    'mesh': 'data=8',
+    'kfac.damping': 0.5,
+    'data.source': 'a b/c',
+  }
+  found = differences(apply(config, changed), config)
+  assert found == changed and differences(config, config) == {}
 
 
 SMALL = ['--config=experiments/configs/digits.py', '--config.model.widths=(16, 8)', '--config.data.batch_size=64']
@@ -133,6 +163,52 @@ def test_an_interrupted_sweep_saves_its_members_and_goes_on(tmp_path):
     assert steps == list(range(1, 3001))
     events = read_rows(log.parent / 'events.jsonl')
     assert [e['kind'] for e in events] == ['stopped', 'resumed']
+
+
+FLAGS = {
+  'a file of flags': (['--flagfile={tmp}/flags'], {'steps': 3}),
+  'a flag that is negated': (['--config.stop_at_target', '--noconfig.stop_at_target'], {'stop_at_target': False}),
+  'a bare flag': (['--config.stop_at_target', '--config.steps', '3'], {'stop_at_target': True, 'steps': 3}),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', FLAGS)
+def test_members_have_the_settings_of_the_sweep(tmp_path, name):
+  """However its flags were written, and from whichever folder it was called."""
+  flags, expected = FLAGS[name]
+  (tmp_path / 'flags').write_text('--config.steps=3\n')
+  (tmp_path / 'own.py').write_text('from experiments.configs.digits import get_config\n')
+  given = [flag.format(tmp=tmp_path) for flag in flags]
+  own = [flag for flag in SMALL if 'steps' not in flag and '--config=' not in flag]
+  command = [sys.executable, str(ROOT / 'experiments/sweep.py'), '--config=own.py', *own, '--config.steps=3', *given]
+  env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+  done = subprocess.run(
+    [*command, '--sweep=seed=0', '--workdir=out'], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=env
+  )
+  assert done.returncode == 0, done.stderr + done.stdout
+  config = json.loads((tmp_path / 'out/members/only/config.json').read_text())
+  assert {key: config[key] for key in expected} == expected and config['model']['widths'] == [16, 8]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_members_do_not_outlive_their_sweep(tmp_path, number):
+  command = sweep_command(tmp_path, 'seed=0', '--config.steps=100000', '--config.eval_every=100000')
+  sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  log = tmp_path / 'members/only/metrics.jsonl'
+  end = time.monotonic() + 120
+  while not (log.exists() and '"step": 20,' in log.read_text()):
+    assert time.monotonic() < end and sweep.poll() is None
+    time.sleep(0.1)
+  holder = int((log.parent / '.lock').read_text().split()[1])
+  sweep.send_signal(number)
+  sweep.wait(60)
+  end = time.monotonic() + 60
+  while Path(f'/proc/{holder}').exists():
+    assert time.monotonic() < end, 'the member lives on'
+    time.sleep(0.1)
+  assert read_rows(log.parent / 'events.jsonl')[-1]['kind'] == 'stopped'
 
 
 @pytest.mark.long
