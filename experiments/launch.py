@@ -223,7 +223,8 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   from kronmesh.parallel import MeshError
 
   def wrapped(argv: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an interruption is an exception
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+      signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an interruption is an exception
     _say_once()
     try:
       run(argv)

@@ -28,12 +28,13 @@ def answer_signals() -> None:
   """Ends the process at once when it is told to stop (75) or interrupted (130); nothing is lost, as nothing has begun.
 
   Later handlers replace these: `Preemption` saves first, and `launch` lets an interruption be reported. A signal that is
-  ignored, as SIGHUP under nohup, stays ignored.
+  ignored, as SIGHUP under nohup and SIGINT in a shell's background jobs, stays ignored.
   """
   for number in STOP:
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _stop)
-  signal.signal(signal.SIGINT, _interrupt)
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _interrupt)
   if os.environ.get(WITH_PARENT) and sys.platform == 'linux':
     import ctypes
 

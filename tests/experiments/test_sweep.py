@@ -195,7 +195,10 @@ def test_members_have_the_settings_of_the_sweep(tmp_path, name):
 @pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
 def test_members_do_not_outlive_their_sweep(tmp_path, number):
   command = sweep_command(tmp_path, 'seed=0', '--config.steps=100000', '--config.eval_every=100000')
-  sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  sweep = subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which what runs the tests may ignore
+  )  # fmt: skip
   log = tmp_path / 'members/only/metrics.jsonl'
   end = time.monotonic() + 120
   while not (log.exists() and '"step": 20,' in log.read_text()):
