@@ -149,9 +149,9 @@ def treatment(draw, shape, ws, inner):
     kept = draw.pick(np.asarray, jnp.asarray)(keep if kind == 'where' or draw.flip() else keep.astype(np.float64))
     if kind == 'where':
       return (lambda w: jnp.where(kept, w, 0)), None
-    # A mask with one number for each input, or for each output, scales them as any other coefficient does.
-    sizes = {k: int(np.prod([n for c, n in zip(ws, shape, strict=True) if (c in inner) == k])) for k in (True, False)}
-    scaled = 'rows' if sizes[False] == 1 else 'columns' if sizes[True] == 1 else None
+    # A mask along one axis scales inputs or outputs, as any other coefficient does.
+    (axis,) = long if len(long := [c for c, n in zip(ws, shape, strict=True) if n > 1]) == 1 else (None,)
+    scaled = axis and ('rows' if axis in inner else 'columns')
     return (lambda w: w * kept), scaled and (scaled, keep.astype(np.float64))
   if kind == 'minus':
     return (lambda w: -w), ('rows', np.full((1,) * len(shape), -1.0))
