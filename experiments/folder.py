@@ -121,7 +121,7 @@ def check_same(config: Any, workdir: Path) -> None:
     except (OSError, ValueError) as error:
       raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it') from error
     if not isinstance(old, dict):
-      raise ConfigError(f'{path} holds no config; choose another --workdir or remove it')
+      raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it')
     changed = changes(old, as_json(config))
     if changed:
       raise ConfigError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging as python_logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -223,8 +222,6 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   from kronmesh.parallel import MeshError
 
   def wrapped(argv: list[str]) -> None:
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-      signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an interruption is an exception
     _say_once()
     try:
       run(argv)

@@ -26,6 +26,8 @@ class Preemption:
     if threading.current_thread() is threading.main_thread():
       heard = [s for s in STOP if signal.getsignal(s) != signal.SIG_IGN]  # nohup has SIGHUP ignored
       self._before = {s: signal.signal(s, self._tell) for s in heard}
+      if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # an exception from here on: a run reports how it ended
+        self._before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     return self
 
   def __exit__(

@@ -129,7 +129,8 @@ def check_ranges(config: Any) -> None:
       if not math.isfinite(value):
         raise ConfigError(f'config.{path}={value} must be a finite number')
       if rule is not None and not _fits(value, rule):
-        raise ConfigError(f'config.{path}={value} must be {_words(rule)}')
+        shown = f'{value:g}' if isinstance(value, float) else value
+        raise ConfigError(f'config.{path}={shown} must be {_words(rule)}')
 
 
 def _fits(value: float, rule: str) -> bool:

@@ -27,8 +27,8 @@ def is_command() -> bool:
 def answer_signals() -> None:
   """Ends the process at once when it is told to stop (75) or interrupted (130); nothing is lost, as nothing has begun.
 
-  Later handlers replace these: `Preemption` saves first, and `launch` lets an interruption be reported. A signal that is
-  ignored, as SIGHUP under nohup and SIGINT in a shell's background jobs, stays ignored.
+  While a run's steps are taken, `Preemption` replaces these: it saves first, and lets an interruption be reported. A signal
+  that is ignored, as SIGHUP under nohup and SIGINT in a shell's background jobs, stays ignored.
   """
   for number in STOP:
     if signal.getsignal(number) != signal.SIG_IGN:

@@ -213,7 +213,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def main(config: Any, workdir: str) -> None:
-  for number in STOP:  # as Ctrl-C: members are told to save
+  for number in (*STOP, signal.SIGINT):  # members are told to save
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _interrupt)
   path = Path(workdir).absolute()

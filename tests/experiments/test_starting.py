@@ -24,15 +24,17 @@ SMALL = ['--config=experiments/configs/digits.py', '--config.model.widths=(16, 8
 SMALL += ['--config.optimizer=sgd', '--config.devices=1', '--config.mesh=data=1', '--config.eval_every=1000']
 
 
-def heed():
-  """What runs the tests may ignore these, and so would what it starts."""
-  for number in (signal.SIGHUP, signal.SIGINT):
-    signal.signal(number, signal.SIG_DFL)
+# What runs the tests may ignore these, and so would what it starts.
+HEED = (
+  'import os, signal, sys\n'
+  'for number in (signal.SIGHUP, signal.SIGINT): signal.signal(number, signal.SIG_DFL)\n'
+  'os.execv(sys.executable, sys.argv[1:])'
+)
 
 
 def train(workdir, *more, **options):
-  command = [sys.executable, 'experiments/train.py', *SMALL, f'--workdir={workdir}', *more]
-  options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'preexec_fn': heed} | options
+  command = [sys.executable, '-c', HEED, sys.executable, 'experiments/train.py', *SMALL, f'--workdir={workdir}', *more]
+  options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True} | options
   return subprocess.Popen(command, cwd=ROOT, **options)
 
 

@@ -15,6 +15,7 @@ from experiments.errors import ConfigError
 from experiments.folder import read_rows
 from experiments.overrides import apply, differences, flags_of, names_of, parse_sweep, resolved
 from tests.experiments.test_pages import browser, opened  # noqa: F401  (a fixture)
+from tests.experiments.test_starting import HEED
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,9 +197,8 @@ def test_members_have_the_settings_of_the_sweep(tmp_path, name):
 def test_members_do_not_outlive_their_sweep(tmp_path, number):
   command = sweep_command(tmp_path, 'seed=0', '--config.steps=100000', '--config.eval_every=100000')
   sweep = subprocess.Popen(
-    command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which what runs the tests may ignore
-  )  # fmt: skip
+    [sys.executable, '-c', HEED, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
   log = tmp_path / 'members/only/metrics.jsonl'
   end = time.monotonic() + 120
   while not (log.exists() and '"step": 20,' in log.read_text()):
