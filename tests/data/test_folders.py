@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 def test_training_sees_the_pixels_of_its_class(tmp_path):
-  """Of a set whose test split has fewer classes: each label goes with its brightness."""
+  """Each label goes with the brightness of its class, in a test split that has fewer classes too."""
   for name, value in (('ant', 30), ('bee', 120), ('cat', 220)):
     picture(tmp_path / 'train' / name / '0.png', value)
     if name != 'ant':

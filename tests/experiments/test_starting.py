@@ -156,7 +156,7 @@ def test_everything_is_written_by_that_module():
 
 
 def test_a_diverging_run_leaves_json(tmp_path):
-  """Of which every line is read by a parser that knows no NaN."""
+  """A parser that knows no NaN reads every line that such a run writes."""
   process = train(tmp_path, '--config.steps=6', '--config.sgd.learning_rate=1e30', '--config.sgd.schedule=constant',
                   '--config.log_every=1', '--config.eval_every=2', '--config.faults.limit=100')  # fmt: skip
   process.communicate(timeout=120)
