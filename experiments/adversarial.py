@@ -92,7 +92,7 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
   check(config)
   nets, rules = networks(config), parallel.RULES['gan']
   judge = read_judge(config.gan.judge) if config.gan.judge else None
-  train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
+  train_batches, eval_batches, batch, strips, known_by = make_data(config, mesh, load)
   check_batch(config, mesh, batch['image'].shape[1:], strips)
   like = examples(config)
   boxed = {name: jax.eval_shape(functools.partial(_variables, nets, name, like), jax.random.key(0)) for name in NAMES}
@@ -163,6 +163,7 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
     eval_batches=eval_batches,
     batch=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), batch, batch_sharding),
     strips=strips,
+    known_by=known_by,
     draw=lambda state: (255 * grid(np.asarray(pictures(state)), config.model.classes)).round().astype(np.uint8),
   )
 

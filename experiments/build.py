@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import adversarial, graphs, guard, kfac_jax_peer, recipe, reduce, writers
+from experiments import adversarial, graphs, guard, kfac_jax_peer, memory, recipe, reduce, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
@@ -39,7 +39,7 @@ def build(config: Any, load: bool = True) -> Run:
   task = make_task(config, parallel.batch_shards(mesh))
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
-  train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
+  train_batches, eval_batches, batch, strips, known_by = make_data(config, mesh, load)
   pixels = batch['image']
   batch_sharding = {name: parallel.batch_sharding(mesh, config.data.batch_size) for name in batch}
   batch_sharding['image'] = parallel.image_sharding(mesh, config.data.batch_size, strips, len(pixels.shape))
@@ -122,6 +122,8 @@ def build(config: Any, load: bool = True) -> Run:
     average=param_shardings if config.recipe.average else (),
     mixed={name: batch_sharding.get(name, batch_sharding['label']) for name in like.mixed} if like.mixed else (),
   )
+  if load:
+    memory.check_state(like, shardings)
   around = functools.partial(reduce.by_shard, config=config, mesh=mesh) if own_collectives else lambda fn: fn
   programs, step, evaluate = make_steps(
     config, task, curvature, tx, upkeep, mixed=mixed, around=around, shardings=shardings, batch_sharding=batch_sharding
@@ -142,6 +144,7 @@ def build(config: Any, load: bool = True) -> Run:
     eval_batches=eval_batches,
     batch=jax.tree.map(lying, batch, batch_sharding),
     strips=strips,
+    known_by=known_by,
   )
 
 
@@ -185,6 +188,10 @@ def check(config: Any, mesh: Mesh) -> None:
     raise ConfigError(
       f'config.data.batch_size={config.data.batch_size} does not divide into {config.microbatches} microbatches of '
       f'{parallel.batch_shards(mesh)} shards'
+    )
+  if config.keep_best and not config.keep_checkpoints:
+    raise ConfigError(
+      f'config.keep_best={config.keep_best} keeps nothing where config.keep_checkpoints=0; set that to 1'
     )
   guard.check(config)
   recipe.check(config)

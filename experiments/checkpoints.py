@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,10 +17,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from experiments import folder, graphs, jsonfile, processes
-from experiments.errors import ConfigError, RunError
+from experiments import durable, folder, graphs, jsonfile, processes
+from experiments.errors import ConfigError, RunError, is_common
 from experiments.players import of_each
-from kronmesh import kron, parallel
+from kronmesh import data, kron, parallel
 
 if TYPE_CHECKING:
   from experiments.run import Run
@@ -34,7 +35,7 @@ class Restored(NamedTuple):
   unreadable: dict[int, str]
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_checkpoints(
   workdir: Path, keep: int | None = None, best: int = 0, lower_is_better: bool = True
 ) -> Iterator[ocp.CheckpointManager]:
@@ -55,17 +56,30 @@ def open_checkpoints(
   checkpoints = ocp.CheckpointManager(
     (workdir / 'checkpoints').absolute(),
     options=ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), best_fn=metric, create=True
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+      best_fn=metric,
+      create=True,
+      temporary_path_class=durable.TemporaryFolder,
     ),
     item_handlers={'state': _handler(), 'run': ocp.JsonCheckpointHandler()},
   )
   try:
     yield checkpoints
   except BaseException as error:
-    if not processes.several() or isinstance(error, RunError):  # which all processes raise together
-      checkpoints.close()
+    if not processes.several() or is_common(error):
+      _close_after_error(checkpoints)
     raise
   checkpoints.close()
+
+
+def _close_after_error(checkpoints: ocp.CheckpointManager) -> None:
+  """Ends the save that runs, and removes what an unfinished one has left, which may be what fills the disk."""
+  with contextlib.suppress(
+    Exception
+  ):  # the error that led here is the one to tell, and is this one where a save failed
+    checkpoints.close()
+  for unfinished in Path(checkpoints.directory).glob('*.orbax-checkpoint-tmp*') if processes.chief() else ():
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -91,6 +105,7 @@ class Saver:
 
   def __init__(self, run: Run, checkpoints: ocp.CheckpointManager):
     self.run, self.checkpoints, self.config = run, checkpoints, run.config
+    self.workdir = Path(checkpoints.directory).parent
     self.saved = monotonic()
     self.logical = jax.jit(lambda s: _logical(run, s), out_shardings=parallel.replicated(run.mesh))
 
@@ -122,6 +137,7 @@ class Saver:
       about['values'] = [int(x) for x in jax.device_get(_fingerprints(logical))]
       about['check'] = _check(about)
       items = ocp.args.Composite(state=ocp.args.PyTreeSave(logical), run=ocp.args.JsonSave(about))
+      durable.sync_rows(self.workdir)  # which the checkpoint takes as given
       self.checkpoints.save(step, args=items, metrics={'target': metric})
       self.saved = monotonic()
 
@@ -238,10 +254,18 @@ def export(run: Run, workdir: Path, state: TrainState, scores: dict[str, float])
   whole = jax.jit(lambda x: x, out_shardings=parallel.replicated(run.mesh))((params, state.model_state))
   about = {'config': folder.as_json(run.config), 'step': int(state.step), 'scores': scores}
   about['example'] = list(run.batch['image'].shape[1:])
-  with ocp.Checkpointer(_exported(_handler())) as writer:
+  with ocp.Checkpointer(_exported(_handler()), temporary_path_class=durable.TemporaryFolder) as writer:
     variables = {'params': whole[0], **whole[1]}
     items = ocp.args.Composite(variables=ocp.args.PyTreeSave(variables), about=ocp.args.JsonSave(about))
     writer.save((workdir / 'export').absolute(), args=items, force=True)
+
+
+def exported_step(workdir: Path) -> int | None:
+  """Returns the step of a run's export; None where there is none that can be read."""
+  with contextlib.suppress(Exception), ocp.Checkpointer(_exported(ocp.PyTreeCheckpointHandler())) as reader:
+    items = ocp.args.Composite(about=ocp.args.JsonRestore())
+    return int(reader.restore((workdir / 'export').absolute(), args=items)['about']['step'])
+  return None
 
 
 def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -250,13 +274,19 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
   folder: a run's `export`.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: there is none, or it cannot be read.
+    data.DataError: it claims more than memory holds.
   """
   folder = Path(folder).absolute()
   if not folder.is_dir():
     raise ConfigError(f'no export in {folder}; a run writes it when it ends')
   with ocp.Checkpointer(_exported(ocp.PyTreeCheckpointHandler())) as reader:
-    shapes = reader.metadata(folder).item_metadata['variables'].tree
+    try:
+      shapes = reader.metadata(folder).item_metadata['variables'].tree
+      needed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(shapes))
+    except Exception as error:
+      raise ConfigError(f'{folder} cannot be read as an export: {" ".join(str(error).split())[:200]}') from error
+    data.check_size(needed, sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()), f'the export in {folder}')
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     items = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=arguments), about=ocp.args.JsonRestore())
     found = reader.restore(folder, args=items)

@@ -14,6 +14,7 @@ from experiments.charts import chart, render, short
 from experiments.overrides import apply
 from experiments.tables import columns
 from experiments.tasks import TASKS
+from kronmesh import files
 
 if TYPE_CHECKING:
   from experiments.sweep import Member
@@ -35,8 +36,8 @@ def outcome(member: Member, config: Any) -> Outcome:
   own, workdir = apply(config, member.overrides), Path(member.workdir)
   _, metric, lower, *_ = TASKS[own.task]
   key, sign = f'eval_{metric}', 1 if lower else -1
-  curve = [(row['step'], row['seconds'], row[key]) for row in folder.evaluations(workdir)]
   rows = folder.read_rows(workdir / 'metrics.jsonl')
+  curve = [(row['step'], row['seconds'], row[key]) for row in rows if 'seconds' in row and key in row]
   rates = [row['examples_per_second'] for row in rows if 'examples_per_second' in row]
   values = [value for _, _, value in curve]
   reached = next((step for step, _, value in curve if own.target and sign * value <= sign * own.target), None)
@@ -46,10 +47,33 @@ def outcome(member: Member, config: Any) -> Outcome:
   )
 
 
-def write_comparison(workdir: Path, config: Any, members: Sequence[Member]) -> str:
-  """Writes `table.txt` and `sweep.html`; returns the table. Best first."""
-  _, metric, lower = TASKS[config.task]
-  found = [outcome(member, config) for member in members]
+class Known:
+  """Outcomes of members by the state of their files: those that have not changed are not read again."""
+
+  def __init__(self):
+    self._found: dict[str, tuple[Any, Outcome]] = {}
+
+  def outcome(self, member: Member, config: Any) -> Outcome:
+    try:
+      stat = (Path(member.workdir) / 'metrics.jsonl').stat()
+      mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    except OSError:
+      mark = None
+    before, own = self._found.get(member.name, (None, None))
+    if own is None or before != mark:
+      own = outcome(member, config)
+      self._found[member.name] = mark, own
+    return own._replace(member=member)
+
+
+def write_comparison(workdir: Path, config: Any, members: Sequence[Member], known: Known | None = None) -> str:
+  """Writes `table.txt` and `sweep.html`; returns the table. Best first.
+
+  known: what an earlier call has read.
+  """
+  _, metric, lower, *_ = TASKS[config.task]
+  known = Known() if known is None else known
+  found = [known.outcome(member, config) for member in members]
   order = lambda o: (o.best is None, (1 if lower else -1) * (o.best or 0))  # noqa: E731
   found.sort(key=order)
   keys = list(dict.fromkeys(k for m in members for k in m.overrides))
@@ -60,7 +84,7 @@ def write_comparison(workdir: Path, config: Any, members: Sequence[Member]) -> s
   over_seeds = _over_seeds(found, keys, metric, lower) if 'seed' in keys and len(keys) > 1 else ''
   failed = [f'{o.member.name}: {o.member.words}' for o in found if o.member.state == 'failed']
   text = '\n\n'.join(filter(None, [text, over_seeds, '\n'.join(failed)]))
-  folder.write(workdir / 'table.txt', text + '\n')
+  files.write(workdir / 'table.txt', text + '\n')
   states = collections.Counter(m.state for m in members)
   best = found[0] if found and found[0].best is not None else None
   cards = [('members', str(len(members))), *((s, str(n)) for s, n in states.items())]
@@ -87,7 +111,7 @@ def write_comparison(workdir: Path, config: Any, members: Sequence[Member]) -> s
       {'cells': [o.member.name, *row], 'link': _link(workdir, o.member)} for o, row in zip(found, rows, strict=True)
     ],
   )
-  folder.write(workdir / 'sweep.html', page)
+  files.write(workdir / 'sweep.html', page)
   return text
 
 

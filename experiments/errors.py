@@ -12,8 +12,28 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-  """A run that went wrong, at a step that the message names."""
+  """A run that went wrong; it can be resumed."""
 
 
-class Preempted(RunError):
+class Diverged(RunError):
+  """A run whose optimiser went wrong: a loss or gradient that is not finite, or a spike.
+
+  Of all errors this one alone says something of the settings, so that scripts that compare settings may record it.
+  """
+
+
+class StorageError(RunError):
+  """A run whose work folder could not be written; of several processes it may be one alone."""
+
+
+class Stopped(RunError):
+  """A run that was told to stop."""
+
+
+class Preempted(Stopped):
   """A run that was told to stop, and has saved."""
+
+
+def is_common(error: BaseException | None) -> bool:
+  """Returns whether all processes of a run raise this error together."""
+  return isinstance(error, RunError) and not isinstance(error, StorageError)

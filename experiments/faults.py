@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.checkpoints import Saver, restore, set_aside
-from experiments.errors import RunError
+from experiments.errors import Diverged
 from experiments.folder import Events, Rows
 from experiments.run import Run
 from experiments.steps import TrainState
@@ -135,17 +135,17 @@ class Policy:
     """The policy for a fault, whose rollback would lead to this checkpoint.
 
     Raises:
-      RunError: by policy, or as there were too many in a row: without a good step between, or from the same checkpoint.
+      Diverged: by policy, or as there were too many in a row: without a good step between, or from the same checkpoint.
     """
     policy = self.own[fault.kind]
     if policy == 'stop':
-      raise RunError(f'step {fault.step}: {fault.why}')
+      raise Diverged(f'step {fault.step}: {fault.why}')
     back = policy == 'rollback'
     self.row = self.row + 1 if self.last == (('back', checkpoint) if back else ('on', fault.step - 1)) else 1
     self.last = ('back', checkpoint) if back else ('on', fault.step)
     if self.row > self.own.limit:
       many = f'{self.row} times from the checkpoint of step {checkpoint}' if back else f'{self.row} steps in a row'
-      raise RunError(f'step {fault.step}: {fault.why} ({many}; config.faults.limit={self.own.limit})')
+      raise Diverged(f'step {fault.step}: {fault.why} ({many}; config.faults.limit={self.own.limit})')
     return policy
 
 
@@ -172,7 +172,7 @@ def handle(
     checkpoint).
 
   Raises:
-    RunError: the policy is to stop, or there were too many faults.
+    Diverged: the policy is to stop, or there were too many faults.
   """
   fault = find(run, state, next(run.train_batches(run.config.seed, position)), bad, good)
   saver.finish()

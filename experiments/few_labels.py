@@ -13,7 +13,7 @@ from experiments.configs import fashion_mnist_gan, fashion_mnist_resnet
 from experiments.errors import ConfigError
 from experiments.tables import columns, interval
 from experiments.train import train
-from kronmesh import data
+from kronmesh import data, files
 
 ARMS = ('none', 'classical', 'GAN', 'GAN + DiffAugment')
 POLICY = ('translation', 'cutout')
@@ -89,7 +89,7 @@ def read(path: Path, settings: Settings) -> Found:
   Raises:
     ConfigError: the file holds what was measured with others.
   """
-  rows = jsonfile.read_lines(path)
+  rows = jsonfile.read_lines(path).rows
   for row in rows:
     if row['settings'] != settings.told():
       raise ConfigError(
@@ -102,8 +102,7 @@ def add(path: Path, settings: Settings, labels: int, seed: int, arms: Arms) -> N
   """One line, in one write: calls of other labels may write to the same file."""
   path.parent.mkdir(parents=True, exist_ok=True)
   row = {'settings': settings.told(), 'labels': labels, 'seed': seed, 'arms': arms}
-  with path.open('a') as file:
-    file.write(jsonfile.dumps(row) + '\n')
+  files.append_lines(path, [jsonfile.dumps(row)], sync=True)
 
 
 def table(found: Found) -> str:

@@ -16,17 +16,18 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
 
 from experiments import jsonfile
 from experiments.configs.defaults import defaults
-from experiments.errors import ConfigError, RunError
+from experiments.errors import ConfigError, RunError, StorageError
+from kronmesh import files
 
 # What may change between the parts of a run: its length, what is written, and where it runs.
 FREE = (
@@ -48,17 +49,52 @@ FREE = (
 )
 
 
-_FOLDERS = ('checkpoints', 'export', 'profile', 'samples', 'tensorboard', 'unreadable', 'members', 'logs')
-_FILES = ('about.json', 'config.json', 'coverage.txt', 'events.jsonl', 'layers.jsonl', 'metrics.jsonl', 'report.html',
-          'sweep.html', 'sweep.json', 'table.txt')  # fmt: skip
+_FOLDERS = (
+  'checkpoints',
+  'export',
+  'profile',
+  'samples',
+  'tensorboard',
+  'unreadable',
+  'logs',
+  '.processes',
+  'left_out',
+)
+_FILES = ('about.json', 'config.json', 'coverage.txt', 'data.json', 'events.jsonl', 'layers.jsonl', 'metrics.jsonl',
+          'report.html', 'sweep.html', 'sweep.json', 'table.txt', 'trials.jsonl', '.lock')  # fmt: skip
+
+
+class Claim:
+  """A work folder that this process holds. The lock ends with the process, however that ends."""
+
+  def __init__(self, workdir: Path, lock: TextIO):
+    self.workdir, self._lock = workdir, lock
+
+  def check(self) -> None:
+    """Raises StorageError if the folder is another than the one that was claimed.
+
+    A disk that is unmounted, or a folder that is moved, leaves an empty place of the same name, in which a run would go on.
+    """
+    mine = os.fstat(self._lock.fileno())
+    try:
+      there = os.stat(self.workdir / '.lock')
+    except OSError:
+      there = None
+    if there is None or (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+      raise StorageError(
+        f'{self.workdir} is no longer the folder in which this run began: it was moved or removed, or its disk unmounted; '
+        'bring it back, and the same command goes on from the last checkpoint'
+      )
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path) -> Iterator[None]:
-  """The folder, made if need be, for one run at a time. The lock ends with the process, however that ends.
+def claimed(workdir: Path, patience: float = 0.0) -> Iterator[Claim]:
+  """Claims the folder, made if need be, for one run at a time.
+
+  patience: seconds to wait for another process that has it.
 
   Raises:
-    ConfigError: another run has it, or it cannot be made or written.
+    ConfigError: another run has it, it cannot be made or written, or something in it is a link.
   """
   if workdir.is_symlink() and not workdir.exists():
     raise ConfigError(f'--workdir={workdir} is a link to nowhere; make what it names, or choose another --workdir')
@@ -66,29 +102,61 @@ def claimed(workdir: Path) -> Iterator[None]:
     raise ConfigError(f'--workdir={workdir} is a file, not a folder; choose another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / '.lock').open('a+')
+    check_contents(workdir)
+    number = os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
   except OSError as error:
     raise ConfigError(f'--workdir={workdir}: {error.strerror}') from error
-  for names, kind, is_kind in ((_FOLDERS, 'folder', Path.is_dir), (_FILES, 'file', Path.is_file)):
-    wrong = next((workdir / name for name in names if (workdir / name).exists() and not is_kind(workdir / name)), None)
-    if wrong is not None:
-      raise ConfigError(f'{wrong} is no {kind}, which a run keeps there; remove it, or choose another --workdir')
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      lock.seek(0)
-      holder = lock.read().strip() or 'another process'
-      raise ConfigError(
-        f'{workdir} is in use by another run ({holder}); wait for its end, or choose another --workdir'
-      ) from error
+  with open(number, 'r+') as lock:
+    _lock(lock, workdir, patience)
     lock.truncate(0)
     lock.write(f'process {os.getpid()} on {socket.gethostname()}')
     lock.flush()
     try:
-      yield
+      yield Claim(workdir, lock)
     finally:
-      lock.truncate(0)
+      with contextlib.suppress(OSError):
+        lock.truncate(0)
+
+
+def _lock(lock: TextIO, workdir: Path, patience: float) -> None:
+  """Takes the lock, or raises ConfigError."""
+  end = time.monotonic() + patience
+  while True:
+    try:
+      return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      if time.monotonic() > end:
+        lock.seek(0)
+        holder = lock.read().strip() or 'another process'
+        raise ConfigError(
+          f'{workdir} is in use by another run ({holder}); wait for its end, or choose another --workdir'
+        ) from error
+      time.sleep(0.1)
+    except OSError as error:
+      raise ConfigError(
+        f'the file system of {workdir} has no locks ({error.strerror}), without which two runs could write one folder; '
+        'choose a --workdir on another disk, or have it mounted with locks'
+      ) from error
+
+
+def check_contents(workdir: Path) -> None:
+  """Refuses a work folder in which something is not what a run keeps there.
+
+  A link would have the run write elsewhere, perhaps over a file of the user's: work folders may come from strangers.
+
+  Raises:
+    ConfigError: a name that a run writes is of another kind, or a link, or holds one.
+  """
+  for names, kind, is_kind in ((_FOLDERS, 'folder', Path.is_dir), (_FILES, 'file', Path.is_file)):
+    for path in (workdir / name for name in names):
+      link = files.first_link(path)
+      if link is not None:
+        raise ConfigError(
+          f'{link} is a link, through which a run does not write; remove it, or choose another --workdir '
+          '(which may be a link itself)'
+        )
+      if path.exists() and not is_kind(path):
+        raise ConfigError(f'{path} is no {kind}, which a run keeps there; remove it, or choose another --workdir')
 
 
 def write_about(run: Any, workdir: Path) -> None:
@@ -105,7 +173,7 @@ def write_about(run: Any, workdir: Path) -> None:
     'target_metric': run.task.target,
     'lower_is_better': run.task.lower_is_better,
   }
-  write(workdir / 'about.json', jsonfile.dumps(about, indent=2) + '\n')
+  files.write(workdir / 'about.json', jsonfile.dumps(about, indent=2) + '\n')
 
 
 def check_same(config: Any, workdir: Path) -> None:
@@ -118,7 +186,7 @@ def check_same(config: Any, workdir: Path) -> None:
   if path.exists():
     try:
       old = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it') from error
     if not isinstance(old, dict):
       raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it')
@@ -129,10 +197,31 @@ def check_same(config: Any, workdir: Path) -> None:
       )
 
 
+def check_data(known_by: dict[str, Any], workdir: Path) -> None:
+  """Refuses data that are not those of the run's earlier parts, and writes `data.json`, which says what they are known by.
+
+  Raises:
+    ConfigError: they are others.
+  """
+  path = workdir / 'data.json'
+  try:
+    before = json.loads(path.read_text())
+  except (OSError, ValueError, RecursionError):
+    before = {}
+  now = json.loads(jsonfile.dumps(known_by))
+  other = next((k for k, v in now.items() if isinstance(before, dict) and k in before and before[k] != v), None)
+  if other is not None:
+    raise ConfigError(
+      f'{workdir} holds a run on other data: {other} was {before[other]} and is {now[other]}; bring those data back, or '
+      'choose another --workdir'
+    )
+  files.write(path, jsonfile.dumps(now, indent=2) + '\n')
+
+
 def check_config(config: Any, workdir: Path) -> None:
   """As `check_same`, and writes the config there."""
   check_same(config, workdir)
-  write(workdir / 'config.json', jsonfile.dumps(as_json(config), indent=2) + '\n')
+  files.write(workdir / 'config.json', jsonfile.dumps(as_json(config), indent=2) + '\n')
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -144,14 +233,15 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
   What the old one lacks stands at its default: a run may go on with a newer release, which has more options.
   """
-  old, new, usual = (_flat(config) for config in (old, new, as_json(defaults())))
+  old, new, usual = (flat(config) for config in (old, new, as_json(defaults())))
   return [k for k, value in new.items() if k.split('.')[0] not in FREE and value != old.get(k, usual.get(k))]
 
 
-def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns a config's values by 'section.key'."""
   found: dict[str, Any] = {}
   for key, value in config.items():
-    found |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    found |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
   return found
 
 
@@ -160,7 +250,7 @@ def storage_errors(workdir: Path) -> Iterator[None]:
   """Turns a full disk and the like into one line; what was saved before stays whole.
 
   Raises:
-    RunError: something could not be written.
+    StorageError: something could not be written.
   """
   try:
     yield
@@ -170,7 +260,9 @@ def storage_errors(workdir: Path) -> Iterator[None]:
     words = _of_storage(error)
     if words is None:
       raise
-    raise RunError(f'cannot write to {workdir}: {words}; the same command goes on from the last checkpoint') from error
+    raise StorageError(
+      f'cannot write to {workdir}: {words}; the same command goes on from the last checkpoint'
+    ) from error
 
 
 def _of_storage(error: BaseException | None) -> str | None:
@@ -183,29 +275,16 @@ def _of_storage(error: BaseException | None) -> str | None:
   return _of_storage(error.__cause__ or error.__context__)
 
 
-def write(path: Path, text: str) -> None:
-  """The whole file or none of it."""
-  new = path.with_name(path.name + '.new')
-  try:
-    with new.open('w') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    new.replace(path)
-  except OSError:
-    new.unlink(missing_ok=True)
-    raise
+def read_log(path: Path) -> jsonfile.Lines:
+  """Reads the rows of a run's .jsonl file, which have a step."""
+  rows, bad = jsonfile.read_lines(path)
+  with_step = [row for row in rows if isinstance(row.get('step'), int | float) and math.isfinite(row['step'])]
+  return jsonfile.Lines(with_step, bad + len(rows) - len(with_step))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-  """The lines of a .jsonl file. Those that cannot be read, as a killed process leaves one at the end, are left out."""
-  rows = []
-  for line in path.read_text(errors='replace').split('\n') if path.exists() else []:
-    with contextlib.suppress(ValueError):
-      row = jsonfile.read_row(line)
-      if isinstance(row, dict) and 'step' in row:
-        rows.append(row)
-  return rows
+  """Returns those lines of a run's .jsonl file that can be read."""
+  return read_log(path).rows
 
 
 def evaluations(workdir: Path) -> list[dict[str, float]]:
@@ -221,15 +300,18 @@ class Rows:
 
   def add(self, rows: Iterable[dict[str, Any]]) -> None:
     if self.chief:
-      with self.path.open('a') as file:
-        file.write(''.join(jsonfile.dumps(row) + '\n' for row in rows))
+      files.append_lines(self.path, map(jsonfile.dumps, rows))
 
-  def drop_after(self, step: float) -> None:
-    """Rows of later steps, which are logged again."""
-    if self.chief and self.path.exists():
-      write(self.path, ''.join(jsonfile.dumps(row) + '\n' for row in read_rows(self.path) if row['step'] <= step))
+  def drop_after(self, step: float) -> int:
+    """Removes rows of later steps, which are logged again, and returns how many lines could not be read."""
+    if not self.chief or not self.path.exists():
+      return 0
+    log = read_log(self.path)
+    files.write(self.path, ''.join(jsonfile.dumps(row) + '\n' for row in log.rows if row['step'] <= step))
+    return log.bad
 
 
+_DIVERGES = 100.0  # times the first loss, by which a later one is above it
 # What optimisers count, and in words.
 _COUNTED = {
   'rejected_statistics': 'statistics were not finite and were dropped',
@@ -245,15 +327,30 @@ class Events:
   def __init__(self, workdir: Path, chief: bool, quiet: bool):
     self.path, self.chief, self.quiet = workdir / 'events.jsonl', chief, quiet
     self.counts = dict.fromkeys(_COUNTED, 0)
+    self.first_loss: float | None = None
+    self.diverges = False
 
   def add(self, kind: str, step: int, words: str, tell: bool = True, **more: Any) -> None:
     if not self.chief:
       return
     row = {'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'), 'kind': kind, 'step': step, 'words': words, **more}
-    with self.path.open('a') as file:
-      file.write(jsonfile.dumps(row) + '\n')
+    files.append_lines(self.path, [jsonfile.dumps(row)])
     if tell and not self.quiet:
       tqdm.write(f'{kind}: {words}', file=sys.stderr)  # above a progress bar, if there is one
+
+  def look_at(self, rows: Sequence[dict[str, Any]]) -> None:
+    """Tells once of a loss that is finite and far above the first step's: of a run that diverges."""
+    for row in rows:
+      if self.first_loss is None:
+        before = read_rows(self.path.with_name('metrics.jsonl')) if self.chief else []
+        self.first_loss = next(
+          (r['loss'] for r in (*before, row) if isinstance(r.get('loss'), int | float)), row['loss']
+        )
+      grown = row['loss'] - self.first_loss
+      if grown > _DIVERGES * abs(self.first_loss) > 0 and not self.diverges:
+        self.diverges = True
+        words = f'the loss is {row["loss"]:.4g} at step {row["step"]}, {self.first_loss:.4g} at first: the run diverges'
+        self.add('warning', row['step'], f'{words}; lower the learning rate or raise the damping')
 
   def count(self, row: dict[str, Any]) -> None:
     """Tells of what an optimiser counts in its state, when there is more of it."""

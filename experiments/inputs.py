@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from experiments import processes
+from experiments import memory, processes
 from experiments.errors import ConfigError
 from experiments.generated import fill
 from experiments.graphs import kinds, known_graph
@@ -27,6 +28,7 @@ class Source(NamedTuple):
   train: (seed, shard, rows) -> endless batches. held_out: (shard, rows) -> one pass of the evaluation set.
   threads: that make batches.
   by_rows: whether images come with these rows alone; else they are cut from whole ones.
+  known_by: what processes compare, so that none trains on other data than the rest: by name, a number or text.
   """
 
   like: dict[str, tuple[tuple[int, ...], Any]]
@@ -34,25 +36,68 @@ class Source(NamedTuple):
   held_out: Callable[[tuple[int, int], tuple[int, int] | None], Any]
   threads: int
   by_rows: bool = False
+  known_by: dict[str, Any] | None = None
 
 
-def make_data(
-  config: Any, mesh: Mesh, load: bool = True
-) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct], parallel.Strips]:
-  """Two functions that return iterators of batches on the mesh, the shapes of a training batch, and its images' strips.
+class Data(NamedTuple):
+  """A config's batches on its mesh.
 
-  The first is of the seed and the first batch's number; the second one's make one pass of the evaluation set. Shapes are of
-  whole images; batches have the padding that makes strips equal, and a process loads its own strips alone.
+  train: (seed, number of the first batch) -> endless batches. held_out: () -> one pass of the evaluation set.
+  like: shapes of a training batch, of whole images; batches have the padding that makes strips equal.
+  strips: in which images lie.
+  known_by: what tells these data from others, see `Source`.
+  """
+
+  train: Callable[[int, int], Iterator[dict[str, jax.Array]]]
+  held_out: Callable[[], Iterator[dict[str, jax.Array]]]
+  like: dict[str, jax.ShapeDtypeStruct]
+  strips: parallel.Strips
+  known_by: dict[str, Any]
+
+
+# Options of config.data that some kinds of data do without; who sets them there expects something that would not happen.
+_OPTIONS = ('augment', 'eval_examples', 'frames', 'held_out', 'shape', 'source', 'train_examples')
+_OF_ARRAYS = ('augment', 'eval_examples', 'frames', 'held_out', 'train_examples')
+
+
+def check_options(config: Any) -> None:
+  """Raises ConfigError for an option of config.data that this data set does not look at."""
+  own = config.data
+  if own.name in data.LAYOUTS:
+    used = ('frames', 'source')
+  elif own.name == 'noise':
+    used = ('eval_examples', 'shape')
+  elif own.name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
+    used = ('eval_examples', 'source')
+  elif own.name in (*data.IN_MEMORY, *data.SCENES, 'directed_motion'):
+    used = _OF_ARRAYS if own.name in ('digits', *data.MADE) else (*_OF_ARRAYS, 'source')
+  else:
+    used = ()
+  idle = [name for name in _OPTIONS if own[name] and name not in used]
+  if idle:
+    what = 'nothing' if not used else ', '.join(used)
+    raise ConfigError(
+      f'config.data.{idle[0]}={own[idle[0]]!r} does nothing to config.data.name={own.name!r} (of such options it looks at '
+      f'{what}); take it away, or name another data set'
+    )
+
+
+def make_data(config: Any, mesh: Mesh, load: bool = True) -> Data:
+  """Makes a config's batches; a process loads its own strips alone.
 
   load: False where shapes are enough: data that need not be read for those are not.
   """
   own = config.data
+  check_options(config)
   train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
   train_sharding = parallel.batch_sharding(mesh, train_size)
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
   shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
   source = _source(config, load)
+  processes.require_alike('data', source.known_by or {})
   like = {name: jax.ShapeDtypeStruct((train_size, *shape), dtype) for name, (shape, dtype) in source.like.items()}
+  if load:
+    memory.check_batch(like.values(), config)
   example = like['image'].shape[1:]
   strips = parallel.image_strips(mesh, like['image'].shape)
   images = lambda size: parallel.image_sharding(mesh, size, strips, 1 + len(example))  # noqa: E731
@@ -90,7 +135,8 @@ def make_data(
       return batches
     return ahead(filled(batch, seed, np.uint32(number)) for number, batch in enumerate(batches, start))
 
-  return train_batches, lambda: streamed(source.held_out(eval_shard, wanted), 0, eval_sharding, eval_size), like, strips
+  held_out = lambda: streamed(source.held_out(eval_shard, wanted), 0, eval_sharding, eval_size)  # noqa: E731
+  return Data(train_batches, held_out, like, strips, source.known_by or {})
 
 
 def ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -137,6 +183,7 @@ def _videos(config: Any, load: bool) -> Source:
     lambda shard, rows: clips(split, own.eval_batch_size or own.batch_size, train=False, shard=shard, rows=rows),
     8,
     by_rows=True,
+    known_by=_of_examples({'train': source, own.eval_split: split}),
   )
 
 
@@ -161,6 +208,7 @@ def _records(config: Any, load: bool) -> Source:
     lambda seed, shard, _: images(source, own.batch_size, seed=seed, train=True, name=train, shard=shard),
     lambda shard, _: images(split, size, seed=0, train=False, name=held_out, shard=shard),
     8,
+    known_by=_of_examples(found),
   )
 
 
@@ -185,6 +233,7 @@ def _in_memory(config: Any) -> Source:
   with processes.chief_first():
     arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
   _check_alike(arrays, split, config)
+  _tell_scales(arrays, split, config)
   if own.augment and own.name in DIRECTIONS:
     raise ConfigError(f'config.data.augment mirrors clips, and classes of {own.name} are directions; set it to False')
   augment = data.shift_and_flip if own.augment else None
@@ -201,6 +250,7 @@ def _in_memory(config: Any) -> Source:
     lambda seed, shard, _: data.array_batches(part(seed), own.batch_size, seed=seed, augment=augment, shard=shard),
     lambda shard, _: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
     1,  # more would wait for each other
+    known_by=_of_arrays({'train': arrays, own.eval_split: split}),
   )
 
 
@@ -217,6 +267,14 @@ def _check_alike(arrays: Any, split: Any, config: Any) -> None:
   if unseen and numbered and not own.held_out:
     words = '%s: %s has labels that no example of train has: %s'
     logging.warning(words, own.name, own.eval_split, ', '.join(map(str, unseen[:5])))
+
+
+def _tell_scales(arrays: Any, split: Any, config: Any) -> None:
+  """Warns where the inputs of the two splits are of another size, as bytes and floats of 0 to 255 are."""
+  most = [float(np.abs(x.image).max(initial=0)) for x in (arrays, split)]
+  if min(most) > 0 and max(most) > 20 * min(most):
+    words = '%s: inputs of train reach %.4g, those of %s %.4g; are both stored in the same way?'
+    logging.warning(words, config.data.name, most[0], config.data.eval_split, most[1])
 
 
 def _links(config: Any) -> Source:
@@ -237,7 +295,33 @@ def _links(config: Any) -> Source:
     lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, shard=shard),
     lambda shard, _: data.ordered_batches(held_out, own.eval_batch_size or own.batch_size, shard=shard),
     1,
+    known_by=_of_arrays({'train': arrays, own.eval_split: held_out}),
   )
+
+
+def _of_arrays(splits: dict[str, Any]) -> dict[str, Any]:
+  """Returns for each split the shape of its inputs and a digest of at most a million of each array's values."""
+  found = {}
+  for name, arrays in splits.items():
+    digest = hashlib.sha256()
+    for x in map(np.asarray, arrays):
+      digest.update(f'{x.shape} {x.dtype}'.encode() + x.reshape(-1)[:: 1 + x.size // 2**20].tobytes())
+    found[f'{name}: shape'], found[f'{name}: contents'] = list(arrays[0].shape), digest.hexdigest()[:16]
+  return found
+
+
+def _of_examples(splits: dict[str, Any]) -> dict[str, Any]:
+  """Returns for each split the number of its examples and a digest of sixteen of them."""
+  found = {}
+  for name, source in splits.items():
+    digest, size = hashlib.sha256(), len(source)
+    digest.update(repr(getattr(source, 'names', '')).encode())  # of classes, which number the labels
+    for index in sorted({i * (size - 1) // 15 for i in range(16)}) if size else ():
+      for key, value in sorted(source[index].items()):
+        digest.update(f'{key} {value if not isinstance(value, np.ndarray | bytes) else ""}'.encode())
+        digest.update(value if isinstance(value, bytes) else np.asarray(value).tobytes())
+    found[f'{name}: examples'], found[f'{name}: contents'] = size, digest.hexdigest()[:16]
+  return found
 
 
 def _nothing(*_: Any) -> Any:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def dumps(value: Any, **settings: Any) -> str:
   """Returns a value as JSON; `settings` are json.dumps's."""
   return json.dumps(_finite(value), allow_nan=False, **settings)
+
+
+def loads(text: str) -> Any:
+  """Returns what a text of JSON holds."""
+  return json.loads(text)
 
 
 def _finite(value: Any) -> Any:
@@ -38,7 +43,23 @@ def _numbers(value: Any) -> Any:
   return math.nan if value is None else value
 
 
-def read_lines(path: Path) -> list[Any]:
-  """Returns the rows of a .jsonl file; none where there is no file."""
-  text = path.read_text(encoding='utf-8') if path.exists() else ''
-  return [read_row(line) for line in text.split('\n') if line.strip()]
+class Lines(NamedTuple):
+  """The rows of a .jsonl file. bad: how many lines could not be read, but for a last one that was never finished."""
+
+  rows: list[dict[str, Any]]
+  bad: int
+
+
+def read_lines(path: Path) -> Lines:
+  """Reads the rows of a .jsonl file, which are objects; there are none where there is no file."""
+  rows, bad = [], 0
+  *whole, last = path.read_bytes().split(b'\n') if path.exists() else [b'']
+  for line in (*whole, last):
+    try:
+      row = read_row(line.decode())
+      if not isinstance(row, dict):
+        raise ValueError('no row')
+      rows.append(row)
+    except (ValueError, RecursionError):
+      bad += bool(line.strip()) and line is not last
+  return Lines(rows, bad)

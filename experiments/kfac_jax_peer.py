@@ -134,7 +134,7 @@ def build(config: Any, load: bool = True) -> Run:
   own = config[NAME]
   mesh = parallel.make_mesh('data=1', jax.devices()[:1])
   task = make_task(config)
-  train_batches, eval_batches, batch, strips = make_data(config, mesh, load)
+  train_batches, eval_batches, batch, strips, known_by = make_data(config, mesh, load)
   pixels, everywhere = batch['image'], parallel.replicated(mesh)
   batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for name, x in batch.items()}
 
@@ -233,6 +233,7 @@ def build(config: Any, load: bool = True) -> Run:
     eval_batches=eval_batches,
     batch=batch,
     strips=strips,
+    known_by=known_by,
   )
 
 

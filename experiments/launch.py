@@ -6,6 +6,8 @@ import logging as python_logging
 import os
 import re
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,7 @@ def _home_cache() -> str:
 
 _CACHE = flags.DEFINE_string('compilation_cache', _home_cache(), "Folder for compiled programs; '' for none.")
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error that would be one line.')
+_PATIENCE = 2.0  # seconds for threads to end after an error
 _DEFAULT_CONFIG = str(Path(__file__).parent / 'configs' / 'digits.py')
 
 
@@ -54,6 +57,8 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
   """
   settings = define(default_workdir)
   logging.set_verbosity(logging.WARNING)
+  logging.get_absl_logger().addFilter(_is_told)
+  sys.unraisablehook = _tell
   terminal.keep_running_without()
   try:
     app.run(guarded(lambda argv: run(main, settings, argv)), flags_parser=parse)
@@ -78,6 +83,17 @@ def command(work: Callable[[], None], example: str) -> None:
     sys.exit(INTERRUPTED)
 
 
+def _is_told(record: python_logging.LogRecord) -> bool:
+  """Returns whether a line of a log is shown. Orbax logs errors with their stacks and also raises them, which is enough."""
+  return f'{os.sep}orbax{os.sep}' not in record.pathname or bool(_DEBUG.value)
+
+
+def _tell(unraisable: Any) -> None:
+  """Shows an error that nobody can catch, as Python does. After a save that failed its writers come back too late."""
+  if _DEBUG.value or str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
 class Settings(NamedTuple):
   """The flags that all commands have, once they are parsed."""
 
@@ -97,10 +113,13 @@ def define(default_workdir: str, values: flags.FlagValues = flags.FLAGS) -> Sett
 def define_folder(name: str, default: str, words: str, values: flags.FlagValues = flags.FLAGS) -> Any:
   """A flag for a folder that is written to: one of this machine, and a name that is not empty."""
   flag = flags.DEFINE_string(name, default, words, flag_values=values)
-  words = 'must be a folder of this machine (a bucket must be mounted first), of characters that print, and not empty'
-  fits = lambda folder: bool(folder and folder.strip()) and '://' not in folder and folder.isprintable()  # noqa: E731
-  flags.register_validator(name, fits, words, flag_values=values)
+  rule = 'must be a folder of this machine (a bucket must be mounted first), of characters that print, without ~'
+  flags.register_validator(name, _is_folder, rule, flag_values=values)
   return flag
+
+
+def _is_folder(name: str | None) -> bool:
+  return bool(name and name.strip()) and '://' not in name and name.isprintable() and not name.startswith('~')
 
 
 def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -> None:
@@ -117,6 +136,9 @@ def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -
     raise ConfigError(f'get_config() of {name!r} returns no ConfigDict') from error
   if not isinstance(config, ConfigDict):
     raise ConfigError(f'get_config() of {name!r} returns no ConfigDict')
+  from experiments.ranges import check_whole  # which brings the models, for which --help need not wait
+
+  check_whole(config)
   use_cache()
   use_devices(config)
   processes.join()
@@ -254,4 +276,17 @@ def _fail(error: Exception | str, code: int, cause: Exception | None = None) -> 
   if processes.several():
     processes.stop(message, code)
   print(f'error: {message}', file=sys.stderr)
+  _leave(code)
+
+
+def _leave(code: int) -> None:
+  """Ends the process. Python would wait for every thread, and those of a save that failed wait for five minutes."""
+  end = time.monotonic() + _PATIENCE
+  others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+  while any(thread.is_alive() for thread in others) and time.monotonic() < end:
+    time.sleep(0.01)
+  if any(thread.is_alive() for thread in others):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
   sys.exit(code)

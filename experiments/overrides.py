@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import jsonfile
@@ -100,6 +101,8 @@ def _get(config: Any, path: str) -> Any:
 
 
 def _of_type(path: str, value: Any, old: Any) -> Any:
+  if isinstance(value, np.generic):
+    value = value.item()
   if isinstance(value, str) and not isinstance(old, str):
     try:
       value = ast.literal_eval(value)
@@ -130,6 +133,25 @@ def differences(config: Any, fresh: Any) -> Overrides:
     elif key not in fresh or value != fresh[key] or type(value) is not type(fresh[key]):
       found[key] = value
   return found
+
+
+def check_different(among: Sequence[Overrides], config: Any) -> None:
+  """Raises ConfigError if two members would train the same: they differ in an option of an optimiser that is not used."""
+  sections = {name for name, value in config.items() if isinstance(value, ConfigDict) and 'learning_rate' in value}
+  seen: dict[str, Overrides] = {}
+  for own in among:
+    values = jsonfile.loads(apply(config, own).to_json())
+    used = {k: v for k, v in values.items() if k not in sections - _optimizers_of(values)}
+    other = seen.setdefault(jsonfile.dumps(used, sort_keys=True), own)
+    if other is not own:
+      key = next(k for k in {**own, **other} if own.get(k) != other.get(k))
+      raise ConfigError(
+        f'--sweep: {key} makes no difference to config.optimizer={values["optimizer"]!r}, whose members would be the same'
+      )
+
+
+def _optimizers_of(values: dict[str, Any]) -> set[str]:
+  return {values['optimizer'], values['gan']['generator'], values['gan']['discriminator']}
 
 
 def flags_of(overrides: Overrides) -> list[str]:

@@ -10,6 +10,7 @@ import jax
 
 from experiments import folder
 from experiments.run import Run
+from kronmesh.data import in_words
 
 
 def plan(run: Run, workdir: Path) -> str:
@@ -30,7 +31,7 @@ def plan(run: Run, workdir: Path) -> str:
     ('model', f'{config.model.name}, {numbers:,} parameters'),
     ('optimiser', f'{config.optimizer}'),
     ('data', f'{config.data.name}, {config.data.batch_size:,} examples a step, {config.steps:,} steps'),
-    ('state', f'{_size(_bytes(state))}, {_size(here)} of it on each device'),
+    ('state', f'{in_words(_bytes(state))}, {in_words(here)} of it on each device'),
     ('a gradient', f'{flops / 1e9:,.3g} Gflop' if flops else 'flops unknown'),
     ('checkpoints', f'{config.keep_checkpoints} newest, {config.keep_best} best, in {workdir / "checkpoints"}'),
   ]
@@ -51,11 +52,3 @@ def _bytes(tree: Any) -> int:
     return math.prod(x.shape) * x.dtype.itemsize
 
   return sum(map(size, jax.tree.leaves(tree)))
-
-
-def _size(n: float) -> str:
-  for unit in ('B', 'KB', 'MB', 'GB'):
-    if n < 1000:
-      return f'{n:.3g} {unit}'
-    n /= 1000
-  return f'{n:.3g} TB'

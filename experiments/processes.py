@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import re
+import secrets
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,17 +16,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
+from experiments import jsonfile
 from experiments.errors import STOPPED, ConfigError
 
 _ADDRESS = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0, to join processes by hand.')
 _COUNT = flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator_address.')
 _NUMBER = flags.DEFINE_integer('process_id', None, 'The number of this process, from 0, with --coordinator_address.')
-# JAX's own defaults are 100 and 300 seconds. While training the watchdog is faster, and says which process it was.
-_TIMES = {'heartbeat_timeout_seconds': 40, 'shutdown_timeout_seconds': 10}
+# While training the watchdog is faster than the runtime's heartbeat, and says which process it was.
+# A job that is stopped as a whole and continued later keeps no heartbeat meanwhile.
+_TIMES = {'heartbeat_timeout_seconds': 300, 'shutdown_timeout_seconds': 10}
 # Seconds for all to come. Launchers end the others of one that dies; large jobs take their time to start.
 _BY_HAND, _LAUNCHED = 40, 300
+_NUMBERS = itertools.count()  # of what processes have told each other: keys of the runtime's store are written once
 _ALONE = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED')  # what the runtime says of this process itself
 _STATUS = re.compile('(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ')
 
@@ -58,11 +64,29 @@ def _initialize(how: dict[str, Any]) -> None:
   timer.daemon = True
   timer.start()
   try:
-    jax.distributed.initialize(**how, **_TIMES, initialization_timeout=2 * limit)
+    jax.distributed.initialize(**how, **_binding(how), **_TIMES, initialization_timeout=2 * limit)
   except Exception as error:
     raise ConfigError(f'the processes did not find each other at {where}: {_first_line(error)}') from error
   finally:
     timer.cancel()
+
+
+def _binding(how: dict[str, Any]) -> dict[str, str]:
+  """Where process 0 listens: at the address that was given, where that is one of this machine's.
+
+  The runtime would listen at all of them. Behind a service or a translated address there is no other way, which is told.
+  """
+  if how.get('process_id') != 0:
+    return {}
+  host = how['coordinator_address'].rpartition(':')[0].strip('[]')
+  try:
+    family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+      probe.bind(address)
+  except OSError as error:
+    logging.warning('%s is no address of this machine (%s): process 0 listens at all of them', host, error.strerror)
+    return {}
+  return {'coordinator_bind_address': how['coordinator_address']}
 
 
 def _give_up(words: str) -> None:
@@ -86,6 +110,68 @@ def agree(value: bool) -> bool:
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def shared_name() -> str:
+  """Returns a random name that all processes of this job get, and no other job."""
+  return _told(f'name/{next(_NUMBERS)}', secrets.token_hex(8) if chief() else None)
+
+
+def require_alike(what: str, values: dict[str, Any]) -> None:
+  """Compares what all processes say of something; to be called by all in the same order. Needs no devices.
+
+  Args:
+    what: a name for the comparison.
+    values: by name; anything that JSON holds.
+
+  Raises:
+    ConfigError: a process has other values than process 0; the message names it, and the first such value.
+  """
+  if not several():
+    return
+  key = f'{what}/{next(_NUMBERS)}'
+  _client().key_value_set(f'kronmesh/{key}/{jax.process_index()}', jsonfile.dumps(values, sort_keys=True))
+  verdict = _told(f'{key}/verdict', _difference(key) if chief() else None)
+  if verdict:
+    raise ConfigError(verdict)
+
+
+def _difference(key: str) -> str:
+  """The first difference between the processes in words; '' where there is none."""
+  found = [jsonfile.loads(_read(f'{key}/{number}')) for number in range(jax.process_count())]
+  for number, values in enumerate(found):
+    for name in sorted(found[0].keys() | values.keys()):
+      ours, theirs = found[0].get(name), values.get(name)
+      if ours != theirs:
+        return (
+          f'process {number} has {name}={theirs!r} where process 0 has {ours!r}; start all processes with the same '
+          'settings, code and data'
+        )
+  return ''
+
+
+def _told(key: str, value: str | None) -> str:
+  """The chief's value, on all, without any device."""
+  if not several():
+    return value or ''
+  if value is not None:
+    _client().key_value_set(f'kronmesh/{key}', value)
+  return _read(key)
+
+
+def _read(key: str) -> str:
+  try:
+    return _client().blocking_key_value_get(f'kronmesh/{key}', 1000 * _LAUNCHED)
+  except Exception as error:
+    raise ConfigError(
+      f'another process did not say its {key.partition("/")[0]} within {_LAUNCHED} seconds; see what the others say'
+    ) from error
+
+
+def _client() -> Any:
+  from jax._src import distributed  # JAX has no public name for the store that its processes share
+
+  return distributed.global_state.client
 
 
 @contextlib.contextmanager

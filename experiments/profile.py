@@ -17,16 +17,19 @@ class Profile:
 
   Args:
     steps: 'FIRST:LAST', counted from 0, or None for nothing.
+    count: of the run's steps.
     folder: where to.
 
   Raises:
-    ConfigError: the steps are no such pair.
+    ConfigError: the steps are no such pair, or the run has not as many.
   """
 
-  def __init__(self, steps: str | None, folder: Path):
+  def __init__(self, steps: str | None, folder: Path, count: int):
     found = re.fullmatch(r'(\d+):(\d+)', steps or '0:0')
     if found is None or int(found[1]) > int(found[2]):
       raise ConfigError(f'--profile={steps} must be FIRST:LAST, two steps: --profile=10:15')
+    if steps and int(found[1]) >= count:
+      raise ConfigError(f'--profile={steps}: the run has {count} steps, which are counted from 0')
     self.first, self.last = (int(found[1]), int(found[2])) if steps else (-1, -1)
     self.folder, self.running = folder, False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from typing import Any
@@ -77,8 +78,33 @@ RANGES = {
 }
 
 
+_FOLDERS = ('data.folder', 'data.source', 'data.graph_source', 'generated.run', 'generated.judge', 'gan.judge')
+# The largest value of a task's metric, where there is one.
+_MOST = {'classify': 1.0, 'directed': 1.0, 'links': 1.0, 'generate': 1.0, 'zero_shot': 1.0}
+
+
+def check_plain(config: Any, above: str = 'config') -> None:
+  """Raises ConfigError unless all values are numbers, text, tuples of them or None, which a run can keep as JSON."""
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      check_plain(value, f'{above}.{name}')
+      continue
+    odd = next((x for x in (value if isinstance(value, tuple | list) else [value]) if not _is_plain(x)), None)
+    if odd is not None:
+      remedy = f'write .item() behind it, or {odd.item()!r}' if hasattr(odd, 'item') else 'write it as text or a number'
+      raise ConfigError(f'{above}.{name}={value!r} is of the type {type(odd).__name__}; {remedy}')
+
+
+def _is_plain(value: Any) -> bool:
+  if isinstance(value, tuple | list):
+    return all(map(_is_plain, value))
+  return value is None or type(value) in (bool, int, float, str)
+
+
 def check_whole(config: Any) -> None:
-  """Raises ConfigError unless the config has all that defaults have, of their types."""
+  """Raises ConfigError unless the config has all that defaults have, of their types, and nothing else."""
+  check_plain(config)
+  _check_known(config, defaults())
   for name, default in defaults().items():
     if name not in config:
       raise ConfigError(f'the config has no key {name!r}; start from defaults() of experiments/configs/defaults.py')
@@ -88,8 +114,23 @@ def check_whole(config: Any) -> None:
     lacks = [key for key in default if key not in config[name]] if isinstance(default, ConfigDict) else []
     if lacks and name != 'model':
       raise ConfigError(f'the config has no key {name}.{lacks[0]}; update the section of defaults(), do not replace it')
+  for path in _FOLDERS:
+    section, _, key = path.partition('.')
+    if str(config[section][key]).startswith('~'):
+      raise ConfigError(f'config.{path}={config[section][key]!r}: write the whole path; ~ is expanded by shells alone')
   if 'name' not in config.model:
     raise ConfigError('the config has no key model.name')
+
+
+def _check_known(config: Any, known: Any, above: str = 'config') -> None:
+  """Raises ConfigError for a key that nothing reads: in a file, a misspelt one is a new one."""
+  for name, value in config.items():
+    if name not in known:
+      near = difflib.get_close_matches(name, list(known), 1)
+      hint = f'; did you mean {near[0]!r}?' if near else '; see defaults() of experiments/configs/defaults.py'
+      raise ConfigError(f'{above}.{name} is no option{hint}')
+    if isinstance(value, ConfigDict) and isinstance(known[name], ConfigDict) and name != 'model':
+      _check_known(value, known[name], f'{above}.{name}')
 
 
 def check_ranges(config: Any) -> None:
@@ -102,6 +143,8 @@ def check_ranges(config: Any) -> None:
     raise ConfigError(f'config.data.shape={config.data.shape!r} must be a tuple of whole numbers of at least 1')
   if any(not isinstance(n, int) or n < 0 for n in config.data.held_out):
     raise ConfigError(f'config.data.held_out={config.data.held_out!r} must be a tuple of whole numbers of at least 0')
+  if config.target > _MOST.get(config.task, math.inf):
+    raise ConfigError(f'config.target={config.target:g} is never reached: the metric of {config.task!r} is at most 1')
   unknown = [name for name in config.gan.augment if name not in models.POLICIES]
   if unknown:
     raise ConfigError(f'config.gan.augment has {unknown[0]!r}; choose from {", ".join(models.POLICIES)}')

@@ -19,10 +19,14 @@ from absl import app, flags
 
 from experiments import folder, jsonfile
 from experiments.charts import chart, render, short
-from experiments.errors import MISTAKE, ConfigError
+from experiments.configs.defaults import defaults
+from experiments.errors import FAILED, MISTAKE, ConfigError
+from kronmesh import files
 
 _MANY = 8  # lines of layers that get a legend
 _NAME = 'report.html'
+_ROWS = 300  # of layers
+_LARGEST = 2**24  # bytes of a picture that stands in the page
 
 
 def write_report(workdir: Path) -> Path:
@@ -31,13 +35,9 @@ def write_report(workdir: Path) -> Path:
   Raises:
     ConfigError: there is no run.
   """
-  try:
-    config = json.loads((workdir / 'config.json').read_text())
-  except (OSError, ValueError) as error:
-    raise ConfigError(f'{workdir} holds no run: config.json cannot be read') from error
-  rows, events = folder.read_rows(workdir / 'metrics.jsonl'), folder.read_rows(workdir / 'events.jsonl')
-  layers = folder.read_rows(workdir / 'layers.jsonl')
-  about = json.loads((workdir / 'about.json').read_text()) if (workdir / 'about.json').exists() else {}
+  config, about = _config(workdir), _about(workdir)
+  rows, events = _numbers(folder.read_rows(workdir / 'metrics.jsonl')), _events(workdir)
+  layers = _layers(_some(folder.read_rows(workdir / 'layers.jsonl')))
   scores = [row for row in rows if 'seconds' in row]
   times = [row for row in rows if 'compute_seconds' in row]
   title = f'{config["optimizer"]} on {config["data"]["name"]}'
@@ -55,12 +55,77 @@ def write_report(workdir: Path) -> Path:
     layers=_layer_table(layers),
     events=events,
     about=[('folder', workdir), *((k.replace('_', ' '), v) for k, v in about.items() if v not in ('', None))],
-    coverage=coverage.read_text() if coverage.exists() else '',
+    coverage=coverage.read_text(errors='replace') if coverage.exists() else '',
     config=jsonfile.dumps(config, indent=2),
   )
   path = workdir / _NAME
-  folder.write(path, page)
+  files.write(path, page)
   return path
+
+
+def _config(workdir: Path) -> dict[str, Any]:
+  """A run's config; what an older release lacks, or what is of another type, stands at its default.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  try:
+    found = json.loads((workdir / 'config.json').read_text())
+    if not isinstance(found, dict):
+      raise ValueError('no config')
+  except (OSError, ValueError, RecursionError) as error:
+    raise ConfigError(f'{workdir} holds no run: config.json cannot be read') from error
+  usual = folder.as_json(defaults())
+  for key in ('optimizer', 'mesh', 'seed', 'steps', 'target', 'data', 'model'):
+    if key not in found or (type(found[key]) is not type(usual[key]) and not _both_numbers(found[key], usual[key])):
+      found[key] = usual[key]
+  found['data'] = {'name': '', 'batch_size': 0, **found['data']}
+  found['model'] = {'name': '', **found['model']}
+  return found
+
+
+def _both_numbers(a: Any, b: Any) -> bool:
+  return all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b))
+
+
+def _about(workdir: Path) -> dict[str, Any]:
+  """What a run says of where it was trained; nothing where that cannot be read."""
+  try:
+    found = json.loads((workdir / 'about.json').read_text())
+  except (OSError, ValueError, RecursionError):
+    return {}
+  plain = {k: v for k, v in found.items() if isinstance(v, str | int | float)} if isinstance(found, dict) else {}
+  if not isinstance(plain.get('target_metric', ''), str) or not isinstance(plain.get('parameters', 0), int | float):
+    return {}
+  return plain
+
+
+def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+  """Rows without what is no number, or beyond all that a chart can show; a damaged file may hold anything."""
+  fits = lambda v: isinstance(v, int | float) and (v != v or abs(v) < 1e300)  # noqa: E731
+  return [{k: v for k, v in row.items() if fits(v)} for row in rows]
+
+
+def _events(workdir: Path) -> list[dict[str, Any]]:
+  """What was out of the ordinary; rows that do not say what, and when, are left out."""
+  rows = folder.read_rows(workdir / 'events.jsonl')
+  return [row for row in rows if all(isinstance(row.get(key), str) for key in ('time', 'kind', 'words'))]
+
+
+def _some(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """At most as many rows as a chart can show, evenly chosen, and the last."""
+  every = 1 + len(rows) // _ROWS
+  return [*rows[:-1][::every], *rows[-1:]]
+
+
+def _layers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Rows of numbers by layer."""
+  found = []
+  for row in rows:
+    layers = row.get('layers')
+    if isinstance(layers, dict) and all(isinstance(numbers, dict) for numbers in layers.values()):
+      found.append({'step': row['step'], 'layers': dict(zip(layers, _numbers(list(layers.values())), strict=True))})
+  return found
 
 
 def _status(config: dict[str, Any], rows: list, events: list) -> dict[str, str]:
@@ -76,8 +141,9 @@ def _status(config: dict[str, Any], rows: list, events: list) -> dict[str, str]:
 def _cards(config: dict, about: dict, rows: list, scores: list, times: list) -> list[dict[str, str]]:
   cards = []
   metric, lower = about.get('target_metric'), about.get('lower_is_better', True)
-  if scores and metric:
-    key = f'eval_{metric}'
+  key = f'eval_{metric}'
+  scores = [row for row in scores if key in row]
+  if scores:
     best = (min if lower else max)(scores, key=lambda row: row[key])
     cards.append((f'{metric} at the end', f'{scores[-1][key]:.4g}'))
     cards.append((f'best {metric}, step {best["step"]:,}', f'{best[key]:.4g}'))
@@ -110,7 +176,8 @@ def _learning(config: dict, about: dict, rows: list, scores: list, times: list) 
       target = config['target'] if plain == metric and config['target'] else None
       charts.append(chart(plain, {'training': of(rows, plain), 'evaluation': of(scores, name)}, target=target))
   if metric:
-    seconds = {'evaluation': [(row['seconds'], row[f'eval_{metric}']) for row in scores]}
+    key = f'eval_{metric}'
+    seconds = {'evaluation': [(row['seconds'], row[key]) for row in scores if key in row]}
     charts.append(chart(metric, seconds, x='seconds of training'))
   charts.append(chart('examples a second', {'rate': of(times, 'examples_per_second')}))
   for name in ('clip', 'damping', 'learning_rate', 'loss_scale'):
@@ -120,7 +187,8 @@ def _learning(config: dict, about: dict, rows: list, scores: list, times: list) 
 
 def _samples(workdir: Path) -> list[dict[str, str]]:
   """The first, a middle and the last picture, inside of the page."""
-  files = sorted((workdir / 'samples').glob('*.png'))
+  found = [f for f in (workdir / 'samples').glob('*.png') if f.stem.isascii() and f.stem.isdigit() and f.is_file()]
+  files = sorted(f for f in found if f.stat().st_size <= _LARGEST)
   chosen = dict.fromkeys((files[0], files[len(files) // 2], files[-1])) if files else ()
   data = lambda f: f'data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}'  # noqa: E731
   return [{'step': f'{int(f.stem):,}', 'data': data(f)} for f in chosen]
@@ -168,6 +236,9 @@ def main(argv: list[str]) -> None:
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(MISTAKE)
+  except OSError as error:
+    print(f'error: {_WORKDIR.value}: {error.strerror}', file=sys.stderr)
+    sys.exit(FAILED)
 
 
 if __name__ == '__main__':

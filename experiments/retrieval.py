@@ -17,13 +17,12 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import folder as files
 from experiments import jsonfile
 from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
 from experiments.judge import before_logits
 from experiments.tasks import make_task
-from kronmesh import data
+from kronmesh import data, files
 from kronmesh.data import clips, video
 from kronmesh.data.shots import Shot, shots
 

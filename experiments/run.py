@@ -25,6 +25,7 @@ class Run(NamedTuple):
   evaluate: (state, batch) -> metrics.
   batch: shapes and shardings of a training batch, with the padding of its strips.
   strips: in which images lie, by axis.
+  known_by: what tells its data from others, by name.
   draw: of a state, a picture (h, w, c) of what it makes; None where there is none.
   """
 
@@ -43,4 +44,5 @@ class Run(NamedTuple):
   eval_batches: Callable[[], Iterator[dict[str, Any]]]
   batch: dict[str, jax.ShapeDtypeStruct]
   strips: parallel.Strips
+  known_by: dict[str, Any]
   draw: Callable[[TrainState], np.ndarray] | None = None

@@ -12,7 +12,8 @@ from types import FrameType
 
 from experiments.errors import AGAIN, INTERRUPTED
 
-STOP = tuple(signal.Signals[name] for name in ('SIGTERM', 'SIGUSR1', 'SIGHUP') if name in signal.Signals.__members__)
+_STOP = ('SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGHUP')
+STOP = tuple(signal.Signals[name] for name in _STOP if name in signal.Signals.__members__)
 WITH_PARENT = 'KRONMESH_STOP_WITH_PARENT'  # set for a process that must not outlive the one that started it
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -22,6 +23,14 @@ def is_command() -> bool:
   main = getattr(sys.modules['__main__'], '__file__', None)
   root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   return main is not None and os.path.dirname(os.path.abspath(main)) in [f'{root}/experiments', f'{root}/scripts']
+
+
+def patience() -> float:
+  """Returns the seconds to wait for a work folder that another process has.
+
+  Where a sweep was killed and begun again, its members of before are still saving.
+  """
+  return 120.0 if os.environ.get(WITH_PARENT) else 0.0
 
 
 def answer_signals() -> None:
@@ -45,12 +54,12 @@ def answer_signals() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
   del number, frame
-  _end('error: told to stop while starting; the same command goes on', AGAIN)
+  _end('error: told to stop; the same command goes on', AGAIN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
   del number, frame
-  _end('error: interrupted while starting; the same command goes on', INTERRUPTED)
+  _end('error: interrupted; the same command goes on', INTERRUPTED)
 
 
 def _end(words: str, code: int) -> None:

@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,12 @@ from experiments.launch import launch, launch_flags  # isort: skip  (sets the en
 from absl import flags
 
 from experiments import folder, jsonfile
-from experiments.comparison import write_comparison
+from experiments.comparison import Known, write_comparison
 from experiments.configfile import config_functions, config_path, fresh_config
 from experiments.errors import AGAIN, ConfigError, RunError
-from experiments.overrides import Overrides, differences, flags_of, names_of, parse_sweep, resolved
+from experiments.overrides import Overrides, check_different, differences, flags_of, names_of, parse_sweep, resolved
 from experiments.starting import STOP, WITH_PARENT
+from kronmesh import files
 
 _SWEEP = flags.DEFINE_string('sweep', None, "key=value,value;key=first..last; else the config's own sweep().")
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Members that train at the same time here.', lower_bound=1)
@@ -61,8 +63,27 @@ def members_of(config: Any, workdir: Path) -> list[Member]:
     own = config_functions().get('sweep')
     if own is None:
       raise ConfigError(f'{config_path()} has no sweep(); write --sweep=seed=0..4')
-    found = [resolved(overrides, config) for overrides in own()]
+    found = [resolved(overrides, config) for overrides in yielded(own)]
+  check_different(found, config)
   return [Member(name, o, str(workdir / 'members' / name)) for name, o in zip(names_of(found), found, strict=True)]
+
+
+def yielded(sweep: Callable[[], Any]) -> list[Overrides]:
+  """What a config's sweep() yields.
+
+  Raises:
+    ConfigError: nothing, or something else than overrides.
+  """
+  found = sweep()
+  if isinstance(found, dict) or not isinstance(found, Iterable):
+    raise ConfigError(f'sweep() of {config_path()} returns {type(found).__name__}; let it yield a dict for each member')
+  found = list(found)
+  odd = next((own for own in found if not isinstance(own, dict) or not all(isinstance(key, str) for key in own)), None)
+  if odd is not None:
+    raise ConfigError(f'sweep() of {config_path()} yields {odd!r}, not a dict of settings by their keys')
+  if not found:
+    raise ConfigError(f'sweep() of {config_path()} yields nothing')
+  return found
 
 
 def command(member: Member, config: Any) -> list[str]:
@@ -104,7 +125,8 @@ class Sweep:
   def __init__(self, config: Any, workdir: Path, members: list[Member]):
     self.config, self.workdir, self.lock = config, workdir, threading.Lock()
     self.path = workdir / 'sweep.json'
-    before = json.loads(self.path.read_text()) if self.path.exists() else {}
+    self.known, self.page_after = Known(), 0.0
+    before = self._before()
     same = before.get('config') == folder.as_json(config)  # else members go on, or say what is different
     states = {m['name']: m for m in before['members']} if same else {}
     self.members = {m.name: m for m in members}
@@ -113,6 +135,19 @@ class Sweep:
       if old.get('state') == 'done' and old['overrides'] == json.loads(jsonfile.dumps(member.overrides)):
         self.members[member.name] = member._replace(state='done')
 
+  def _before(self) -> dict[str, Any]:
+    """What an earlier call has written; nothing where that cannot be read."""
+    if not self.path.exists():
+      return {}
+    try:
+      found = json.loads(self.path.read_text())
+      if all({'name', 'state', 'overrides'} <= m.keys() for m in found['members']):
+        return found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+      pass
+    print(f'{self.path} cannot be read: all members are started again, and go on from what they have', file=sys.stderr)
+    return {}
+
   def waiting(self) -> list[Member]:
     return [member for member in self.members.values() if member.state == 'waits']
 
@@ -120,11 +155,23 @@ class Sweep:
     with self.lock:
       self.members[member.name] = member._replace(state=state, words=words)
       rows = [m._asdict() for m in self.members.values()]
-      folder.write(self.path, jsonfile.dumps({'config': folder.as_json(self.config), 'members': rows}, indent=1))
+      files.write(self.path, jsonfile.dumps({'config': folder.as_json(self.config), 'members': rows}, indent=1))
       ended = [m for m in self.members.values() if m.state not in ('waits', 'runs')]
       if state != 'runs':
-        write_comparison(self.workdir, self.config, list(self.members.values()))
+        self._compare()
         print(f'{len(ended)}/{len(self.members)} {member.name}: {state}{": " if words else ""}{words}', flush=True)
+
+  def _compare(self) -> None:
+    """Makes the table and the page anew, but for a tenth of the time at most: members end in quick succession too."""
+    start = time.monotonic()
+    if start > self.page_after:
+      write_comparison(self.workdir, self.config, list(self.members.values()), self.known)
+      end = time.monotonic()
+      self.page_after = end + 9 * (end - start)
+
+  def finish(self) -> str:
+    """Makes the table and the page of all members, and returns the table."""
+    return write_comparison(self.workdir, self.config, list(self.members.values()), self.known)
 
   def ended(self, member: Member, code: int) -> None:
     if code == 0:
@@ -226,7 +273,7 @@ def main(config: Any, workdir: str) -> None:
       run_on_cluster(sweep, _CLUSTER.value, _SLURM.value)
     elif sweep.waiting():
       run_here(sweep, _WORKERS.value, _GPUS.value)
-    print(f'\n{write_comparison(path, config, list(sweep.members.values()))}\n\ncompared in {path / "sweep.html"}')
+    print(f'\n{sweep.finish()}\n\ncompared in {path / "sweep.html"}')
   failed = [m for m in sweep.members.values() if m.state == 'failed']
   if failed:
     raise RunError(f'{len(failed)} of {len(members)} members failed, first {failed[0].name}: {failed[0].words}')

@@ -9,11 +9,13 @@ plans and ends; --profile=10:15 traces these steps.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import faults, folder, processes
+from experiments import faults, folder, processes, starting
 from experiments.build import Run, build
-from experiments.checkpoints import Saver, export, open_checkpoints, restore, set_aside
-from experiments.errors import Preempted, RunError
+from experiments.checkpoints import Saver, export, exported_step, open_checkpoints, restore, set_aside
+from experiments.errors import Preempted, Stopped, StorageError
 from experiments.layers import Layers
 from experiments.machine import peak
 from experiments.meter import Meter
@@ -42,6 +44,7 @@ from experiments.steps import TrainState
 from experiments.tasks import first_at
 from experiments.watchdog import Watchdog
 from experiments.writers import Writers
+from kronmesh import files
 
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Check the config, print what would run, and end. Nothing is written.')
 _PROFILE = flags.DEFINE_string('profile', None, 'FIRST:LAST, the steps that are traced into the folder `profile`.')
@@ -70,22 +73,29 @@ def train(
     Preempted: it was told to stop, and has saved.
   """
   workdir = Path(workdir).absolute()
-  tracing = Profile(profile, workdir / 'profile')
-  run = build(config) if run is None else run._replace(config=config)
+  tracing = Profile(profile, workdir / 'profile', config.steps)
   chief = processes.chief()  # writes what all share
   events = folder.Events(workdir, chief, quiet)
+  check = lambda: None  # noqa: E731
   with contextlib.ExitStack() as stack:
     stack.enter_context(folder.storage_errors(workdir))
+    if processes.several():
+      processes.require_alike('settings', identity(config, workdir))
+    marks = workdir / '.processes' / processes.shared_name()
+    watchdog = stack.enter_context(Watchdog(config.watchdog_seconds, marks))
+    run = build(config) if run is None else run._replace(config=config)
     if chief:
-      stack.enter_context(folder.claimed(workdir))
+      check = stack.enter_context(folder.claimed(workdir, starting.patience())).check
       folder.check_config(config, workdir)
+      folder.check_data(run.known_by, workdir)
       folder.write_about(run, workdir)
-      stack.enter_context(_reported(workdir, events))
+      stack.enter_context(_reported(workdir, events, check))
       if run.curvature is not None:
-        folder.write(workdir / 'coverage.txt', f'{run.curvature}\n')
-      shutil.rmtree(workdir / '.processes', ignore_errors=True)
+        files.write(workdir / 'coverage.txt', f'{run.curvature}\n')
+      for old in (workdir / '.processes').glob('*'):
+        if old != marks:
+          shutil.rmtree(old, ignore_errors=True)
     processes.agree(True)  # that the folder is there
-    watchdog = stack.enter_context(Watchdog(config.watchdog_seconds, workdir))
     kept = config.keep_checkpoints or None, config.keep_best, run.task.lower_is_better
     checkpoints = stack.enter_context(open_checkpoints(workdir, *kept))
     restored = restore(run, checkpoints)
@@ -99,13 +109,15 @@ def train(
     if start:
       events.add('resumed', start, f'from the checkpoint of step {start}')
     for name, last in (('metrics', start), ('layers', start), ('events', math.inf)):  # and lines that are not whole
-      folder.Rows(workdir / f'{name}.jsonl', chief).drop_after(last)
+      bad = folder.Rows(workdir / f'{name}.jsonl', chief).drop_after(last)
+      if bad:
+        events.add('warning', start, f'{bad} lines of {name}.jsonl cannot be read, and are lost')
     before = folder.evaluations(workdir)
     if start < config.steps and not processes.agree(arrived(run, before)):
-      writers = stack.enter_context(Writers(config, workdir, start, chief))
+      writers = stack.enter_context(Writers(config, workdir, start, chief, check))
       saver, quiet = Saver(run, checkpoints), quiet or not chief
       _loop(run, restored.state, restored.position, saver, writers, events, tracing, watchdog, quiet)
-    elif not processes.agree((workdir / 'export').exists()):  # killed between its last save and that
+    elif not processes.agree(exported_step(workdir) == start):  # killed between its last save and that
       last = (before or [{}])[-1].items()
       scores = {k.removeprefix('eval_'): v for k, v in last if k.startswith('eval_')}
       export(run, workdir, restored.state, scores)
@@ -114,19 +126,45 @@ def train(
 
 
 @contextlib.contextmanager
-def _reported(workdir: Path, events: folder.Events) -> Iterator[None]:
-  """Writes the report at the end, whatever that is, and how the run ended if not well."""
+def _reported(workdir: Path, events: folder.Events, check: Callable[[], None]) -> Iterator[None]:
+  """Writes the report at the end, whatever that is, and how the run ended if not well.
+
+  check: raises an error where the folder may not be written any more.
+  """
   try:
     yield
   except Exception as error:
-    rows = folder.read_rows(workdir / 'metrics.jsonl')
-    with contextlib.suppress(OSError):  # on a full disk
+    with contextlib.suppress(OSError, StorageError):  # on a full disk
+      check()
+      rows = folder.read_rows(workdir / 'metrics.jsonl')
       kind = 'stopped' if isinstance(error, Preempted) else 'error'
       events.add(kind, rows[-1]['step'] if rows else 0, f'{type(error).__name__}: {error}', tell=False)
     raise
   finally:
-    with contextlib.suppress(OSError):
-      write_report(workdir)
+    with contextlib.suppress(StorageError):
+      check()
+      try:
+        write_report(workdir)
+      except Exception as error:  # a page is no reason to lose a run
+        told = f'report.html cannot be made: {" ".join(str(error).split())[:200]}'
+        with contextlib.suppress(OSError):
+          events.add('warning', 0, told)
+
+
+def identity(config: Any, workdir: Path) -> dict[str, Any]:
+  """Returns what all processes of a run must have alike: settings, where they write, versions and the code itself."""
+  code = hashlib.sha256()
+  for root in (Path(__file__).parent, Path(files.__file__).parent):
+    for path in sorted(root.rglob('*.py')):
+      code.update(path.read_bytes())
+  options = ('jax_enable_x64', 'jax_default_matmul_precision', 'jax_default_prng_impl', 'jax_threefry_partitionable')
+  return {
+    **{f'config.{key}': value for key, value in folder.flat(folder.as_json(config)).items()},
+    **{name: getattr(jax.config, name) for name in options},
+    **{name: version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'kronmesh')},
+    'workdir': str(workdir),
+    'code': code.hexdigest()[:16],
+  }
 
 
 def _loop(
@@ -176,6 +214,7 @@ def _loop(
       writers.steps(good)
       times = meter.row(step)
       if good:
+        events.look_at(good)
         events.count(good[-1])
         bar.update(good[-1]['step'], good[-1], times.get('examples_per_second'))
       if not meter.flops_share and not quiet:
@@ -212,7 +251,7 @@ def _loop(
       if ends:
         return
       if stop and not config.keep_checkpoints:
-        raise RunError(f'told to stop after step {step} of {config.steps}; config.keep_checkpoints=0 saves nothing')
+        raise Stopped(f'told to stop after step {step} of {config.steps}; config.keep_checkpoints=0 saves nothing')
       if stop:
         raise Preempted(f'told to stop: saved step {step} of {config.steps}; the same command goes on from there')
       clock = time.perf_counter()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from experiments.errors import ConfigError
-from kronmesh import data
+from kronmesh import data, files
 
 EPSILON = 1e-5  # trec_eval's, of the precision in strata of which nothing was judged
 
@@ -58,13 +58,19 @@ def write_run(path: str | Path, scores: Mapping[str, Mapping[str, float]], tag: 
     for topic, of in scores.items()
     for rank, document in enumerate(ranked(of), 1)
   ]
-  Path(path).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  files.write(path, '\n'.join(lines) + '\n')
 
 
 def read_judgements(path: str | Path) -> Judgements:
   """Raises ConfigError with the number of the line that is wrong."""
   found: Judgements = {}
+  first = 0  # fields of the first line
   for number, fields in _lines(path):
+    first = first or len(fields)
+    if len(fields) != first and len(fields) in (4, 5):
+      raise ConfigError(
+        f'{path}, line {number}: has {len(fields)} fields and the first line {first}; write a space in a name as %20'
+      )
     try:
       topic, _, document, *stratum, relevance = fields
       judgement = Judgement(stratum[0] if stratum else '1', int(relevance))

@@ -1,7 +1,10 @@
 """When one of several processes hangs, raises or dies, the others end, and say which it was.
 
 The runtime notices a process that is gone, but not one that hangs: that keeps its heartbeat. So every process keeps a mark
-in the work folder: a file whose age says whether it lives, with the step it has begun, and what it is doing.
+in a folder that all share: a file with a number that grows while it lives, the step it has begun, what it does and where.
+
+Time is counted in pulses of a process's own thread, not read from a clock. So clocks may jump, and a job that is stopped as
+a whole and continued later (SIGSTOP and SIGCONT, as schedulers do) finds nothing wrong.
 """
 
 from __future__ import annotations
@@ -13,17 +16,42 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import NamedTuple
 
 import jax
 
 from experiments import processes
-from experiments.errors import STOPPED, RunError
+from experiments.errors import STOPPED, is_common
+from kronmesh import files
 
 _PULSE = 1.0  # seconds between two marks
-_SILENT = 20.0  # seconds without a mark after which a process counts as gone: frozen, or its machine
-_GRACE = 5.0  # for what ends all processes alike: each says so itself
-_AT_WORK = ('trains', 'compiles', 'ended')  # what marks say; all else is why a process stopped
+_SILENT = 20  # pulses without a new mark after which a process counts as gone: frozen, or its machine
+_COMPILES = 10  # times as many for one that compiles, which may hold the interpreter, or starve on a machine under load
+_GRACE = 5  # pulses, for what ends all processes alike: each says so itself
+_BUSY = 0.005  # of a processor; one that waits for a file takes none
+_AT_WORK = ('starts', 'waits', 'trains', 'compiles', 'ended')  # what marks say; all else is why a process stopped
+_COMPILER = tuple(os.path.join('jax', '_src', *end) for end in (('compiler.py',), ('interpreters', 'mlir.py'),
+                  ('interpreters', 'partial_eval.py')))  # fmt: skip
+_CHILD = 'subprocess.py'  # whose work is not counted as this process's
+_WAITING = os.path.join('experiments', 'processes.py')
+_OURS = (f'{Path(__file__).parent}{os.sep}', f'{Path(files.__file__).parent}{os.sep}')
+
+
+class Mark(NamedTuple):
+  """What a process says of itself. place: file and line of ours, at which it is."""
+
+  pulse: int
+  step: int
+  words: str
+  place: str
+
+
+class Seen(NamedTuple):
+  """The last mark of another process, and for how many pulses it has been the last."""
+
+  mark: Mark
+  age: int
 
 
 class Watchdog:
@@ -32,35 +60,43 @@ class Watchdog:
   With one process it does nothing.
 
   Args:
-    seconds: in which a step must be done, beside ten times the longest before it, and compilation; 0: no limit.
-    workdir: the run's folder, which all share, without the marks of an earlier run.
+    seconds: in which a step must be done, beside ten times the longest before it, and compilation; while processes start,
+      within which one of them must compute something. 0: no limit.
+    folder: for the marks of this job, which all processes share.
   """
 
-  def __init__(self, seconds: float, workdir: Path):
-    self.seconds, self.folder, self.step = seconds, workdir / '.processes', 0
-    self.own = self.folder / str(jax.process_index())
+  def __init__(self, seconds: float, folder: Path):
+    self.seconds, self.folder, self.step = seconds, folder, 0
+    self.own = folder / str(jax.process_index()) if processes.several() else folder
     self.main, self.done = threading.current_thread(), threading.Event()
-    self.last, self.longest = None, 0.0
+    self.started = False  # whether steps are taken
+    self.pulse = self.idle = self.longest = 0
+    self.paused_at: list[None] = []
+    self.others: dict[int, Seen] = {}
+    self.used = 0.0
     self.thread = threading.Thread(target=self._watch, daemon=True)
 
   def beat(self, step: int | None = None) -> None:
     """This process begins a step, or does something between two."""
-    now = time.monotonic()
-    if self.last is not None:
-      self.longest = max(self.longest, now - self.last)
-    self.step, self.last = self.step if step is None else step, now
+    if self.started:
+      self.longest = max(self.longest, self.idle)
+    self.started, self.idle = True, 0
+    self.step = self.step if step is None else step
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """For what may take its time: saves, restoring."""
-    self.last = None
-    yield
-    self.last = time.monotonic()
+    self.paused_at.append(None)
+    try:
+      yield
+    finally:
+      self.paused_at.pop()
+      self.idle = 0
 
   def __enter__(self) -> Watchdog:
     if processes.several():
-      self.folder.mkdir(exist_ok=True)
-      self._mark('trains')
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._mark('starts', '')
       self.thread.start()
     return self
 
@@ -71,93 +107,119 @@ class Watchdog:
     if not processes.several():
       return
     self.thread.join(2 * _PULSE)
-    if value is None or isinstance(value, RunError):
-      self._mark('ended')
+    if value is None or is_common(value):
+      self._mark('ended', '')
     elif isinstance(value, Exception) and processes.is_lost(value):
       processes.stop(self._who_is_lost() or processes.lost(value), STOPPED)
     else:
-      self._mark(f'{type(value).__name__}: {(str(value).splitlines() or [""])[0][:200]}')
+      self._mark(f'{type(value).__name__}: {(str(value).splitlines() or [""])[0][:200]}', '')
       self._linger()
 
-  def _mark(self, words: str) -> None:
+  def _mark(self, words: str, place: str) -> None:
+    self.pulse += 1
     new = self.own.with_suffix('.new')
     with contextlib.suppress(OSError):  # a full disk is the loop's to tell
-      new.write_text(f'{self.step}\n{words}')
+      new.write_text(f'{self.pulse}\n{self.step}\n{place}\n{words}')
       new.replace(self.own)
 
-  def _others(self) -> dict[int, tuple[float, int, str]]:
-    """For each other process the age of its mark, its step, and what it does."""
-    now, found = self.own.stat().st_mtime, {}
+  def _look(self) -> None:
+    """Reads the marks of the others."""
     for number in set(range(jax.process_count())) - {jax.process_index()}:
-      path = self.folder / str(number)
       try:
-        age, (step, words) = now - path.stat().st_mtime, path.read_text().split('\n', 1)
-        found[number] = age, int(step), words
+        pulse, step, place, words = (self.folder / str(number)).read_text().split('\n', 3)
+        mark = Mark(int(pulse), int(step), words, place)
       except (OSError, ValueError):
         continue  # not begun yet
-    return found
+      before = self.others.get(number)
+      age = before.age + 1 if before is not None and before.mark.pulse == mark.pulse else 0
+      self.others[number] = Seen(mark, age)
 
   def _who_is_lost(self) -> str | None:
     """The process that stopped, once its mark says so or has grown old."""
-    end = time.monotonic() + 5 * _PULSE
-    while time.monotonic() < end:
-      self._mark('trains')
-      for number, (age, step, words) in self._others().items():
-        if words not in _AT_WORK:
-          return f'process {number} stopped at step {step}: {words}'
-        if age > 3 * _PULSE and words != 'ended':
-          return f'process {number} died at step {step}'
-      time.sleep(_PULSE / 4)
+    for _ in range(6):
+      self._mark('trains', '')
+      self._look()
+      for number, (mark, age) in self.others.items():
+        if mark.words not in _AT_WORK:
+          return f'process {number} stopped at step {mark.step}: {mark.words}'
+        if age >= 3 and mark.words != 'ended':
+          return f'process {number} died at step {mark.step}'
+      time.sleep(_PULSE)
     return None
 
   def _watch(self) -> None:
-    seen_wrong = None
+    wrong_for, self.used = 0, _used()
     while not self.done.wait(_PULSE):
-      compiles = _compiles(self.main)
-      self._mark('compiles' if compiles else 'trains')
-      others = self._others()
-      last = self.last  # which the loop may take away meanwhile
-      if last is not None and (compiles or any(words == 'compiles' for _, _, words in others.values())):
-        self.last = last = time.monotonic()
-      wrong = {n: (step, words) for n, (_, step, words) in others.items() if words not in _AT_WORK}
-      if wrong:
-        seen_wrong = seen_wrong or time.monotonic()
-        if time.monotonic() - seen_wrong > _GRACE:
-          number, (step, words) = next(iter(wrong.items()))
-          processes.stop(f'process {number} stopped at step {step}: {words}', STOPPED)
-      silent = [n for n, (age, _, words) in others.items() if age > _SILENT and words != 'ended']
-      if silent:
-        self._stop(f'process {silent[0]} gives no sign since {_SILENT:g} seconds: it is frozen, or its machine gone')
+      words, place = self._doing()
+      self._mark(words, place)
+      self._look()
+      marks = {n: seen.mark for n, seen in self.others.items()}
+      marks[jax.process_index()] = Mark(self.pulse, self.step, words, place)
+      works = any(m.words in ('compiles', 'starts') for m in marks.values())
+      self.idle = 0 if works or self.paused_at else self.idle + 1
+      wrong = {n: m for n, m in marks.items() if m.words not in (*_AT_WORK, 'hangs')}
+      wrong_for = wrong_for + 1 if wrong else 0
+      if wrong_for > _GRACE:
+        number, mark = next(iter(wrong.items()))
+        processes.stop(f'process {number} stopped at step {mark.step}: {mark.words}', STOPPED)
+      for number, (mark, age) in self.others.items():
+        if mark.words != 'ended' and age > _SILENT * (_COMPILES if mark.words == 'compiles' else 1):
+          self._stop(f'process {number} gives no sign since {age:g} seconds: it is frozen, or its machine gone')
       limit = self.seconds + 10 * self.longest
-      if self.seconds and last is not None and time.monotonic() - last > limit:
-        self._stop_for_silence(others, limit)
+      if self.seconds and self.idle * _PULSE > limit:
+        self._stop(f'{_who_hangs(marks)}; nothing done for {limit:.0f} seconds (see config.watchdog_seconds)')
 
-  def _stop_for_silence(self, others: dict[int, tuple[float, int, str]], limit: float) -> None:
-    here = jax.process_index()
-    steps = {n: step for n, (_, step, _) in others.items()} | {here: self.step}
-    behind = [n for n, step in steps.items() if step == min(steps.values())]
-    if len(behind) < len(steps):
-      who = f'process {behind[0]} hangs, it has not come to step {max(steps.values())}'
-    else:
-      who = 'all processes wait in the same step'
-    self._stop(f'{who}; nothing done for {limit:.0f} seconds (see config.watchdog_seconds)')
+  def _doing(self) -> tuple[str, str]:
+    """What the main thread does, for a mark, and at which line of ours.
+
+    'starts' is computing something before the first step; 'hangs' is doing nothing then.
+    """
+    before, self.used = self.used, _used()
+    frames = list(_frames(sys._current_frames().get(self.main.ident)))
+    names = [frame.f_code.co_filename for frame in frames]
+    place = next((f'{Path(f.f_code.co_filename).name}:{f.f_lineno}' for f in frames if _is_ours(f)), '')
+    if any(name.endswith(_COMPILER) for name in names):
+      return 'compiles', place
+    if any(name.endswith(_WAITING) for name in names):
+      return 'waits', place
+    if self.started:
+      return 'trains', place
+    works = self.used - before > _BUSY * _PULSE or any(name.endswith(_CHILD) for name in names)
+    return ('starts' if works else 'hangs'), place
 
   def _linger(self) -> None:
     """The first process is the runtime's leader: without it the others are ended before they can read why."""
     if processes.chief():
-      time.sleep(_GRACE + 3 * _PULSE)
+      time.sleep((_GRACE + 3) * _PULSE)
 
   def _stop(self, words: str) -> None:
-    self._mark(words)
+    self._mark(words, '')
     self._linger()
     processes.stop(words, STOPPED)
 
 
-def _compiles(thread: threading.Thread) -> bool:
-  """Whether a thread is in the compiler, which may take minutes."""
-  frame = sys._current_frames().get(thread.ident)
+def _who_hangs(marks: dict[int, Mark]) -> str:
+  """Returns which process keeps the others waiting."""
+  stuck = [n for n, mark in sorted(marks.items()) if mark.words == 'hangs']
+  if stuck:
+    return f'process {stuck[0]} hangs at {marks[stuck[0]].place or "its start"}'
+  last = max(mark.step for mark in marks.values())
+  behind = [n for n, mark in sorted(marks.items()) if mark.step == min(m.step for m in marks.values())]
+  if len(behind) < len(marks):
+    return f'process {behind[0]} hangs, it has not come to step {last}'
+  return 'all processes wait in the same step'
+
+
+def _used() -> float:
+  """Returns the seconds of processors that this process has taken, without those of the calling thread."""
+  return time.process_time() - time.thread_time()
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
   while frame is not None:
-    if frame.f_code.co_filename.endswith(os.path.join('jax', '_src', 'compiler.py')):
-      return True
+    yield frame
     frame = frame.f_back
-  return False
+
+
+def _is_ours(frame: FrameType) -> bool:
+  return frame.f_code.co_filename.startswith(_OURS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 
 from experiments import folder
 from experiments.errors import ConfigError
+from kronmesh import files
 
 _NOT_SHOWN = ('held', 'finite_input', 'step')
 
@@ -41,10 +42,11 @@ class Writers:
     config: its section `writers` says which.
     workdir: the run's folder.
     step: where the run goes on.
+    check: raises an error where the folder may not be written any more.
   """
 
-  def __init__(self, config: Any, workdir: Path, step: int, chief: bool):
-    self.log = folder.Rows(workdir / 'metrics.jsonl', chief)
+  def __init__(self, config: Any, workdir: Path, step: int, chief: bool, check: Callable[[], None] = lambda: None):
+    self.check, self.log = check, folder.Rows(workdir / 'metrics.jsonl', chief)
     self.board = self.wandb = None
     if chief and config.writers.tensorboard:
       from tensorboardX import SummaryWriter  # event files without TensorFlow
@@ -55,6 +57,7 @@ class Writers:
 
   def steps(self, rows: Sequence[dict[str, Any]]) -> None:
     """Of several steps."""
+    self.check()
     rows = [{k: v for k, v in row.items() if np.ndim(v) == 0 and k not in _NOT_SHOWN[:2]} for row in rows]
     if rows:
       self.log.add(rows)
@@ -77,9 +80,8 @@ class Writers:
     where = self.log.path.parent / 'samples'
     where.mkdir(exist_ok=True)
     image = image[..., 0] if image.shape[-1] == 1 else image
-    part = where / 'part'
-    Image.fromarray(image).save(part, 'PNG')
-    part.replace(where / f'{step:08}.png')
+    with files.replacing(where / f'{step:08}.png') as file:
+      Image.fromarray(image).save(file, 'PNG')
     if self.board is not None:
       self.board.add_image('samples', image, step, dataformats='HWC' if image.ndim == 3 else 'HW')
 

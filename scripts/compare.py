@@ -31,14 +31,15 @@ from experiments.build import Run, build, check_target
 from experiments.checkpoints import load_export
 from experiments.configfile import config_functions, config_path
 from experiments.configs import defaults
-from experiments.errors import ConfigError, RunError
-from experiments.folder import evaluations
+from experiments.errors import ConfigError, Diverged
+from experiments.folder import evaluations, read_rows
 from experiments.members import member
 from experiments.optimizers import MISSING, PEERS, SECOND_ORDER
 from experiments.steps import phase
 from experiments.tables import columns
 from experiments.tasks import Task, first_at, make_task
 from experiments.train import arrived, train
+from kronmesh import files
 from scripts.search import SEED, rank, try_all
 
 matplotlib.use('Agg')
@@ -70,7 +71,7 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
       own.seed = seed
       try:
         curves.append(train(own, folder, run=run))
-      except RunError as error:
+      except Diverged as error:
         print(f'{name}, seed {seed}: {error}', file=sys.stderr)
         curves.append(None)
     settings = json.loads(own.to_json())[own.optimizer]
@@ -137,8 +138,7 @@ def is_complete(run: Run, folder: Path) -> bool:
 
 def last_metrics(folder: Path) -> dict[str, float]:
   """What a run logged at its last step."""
-  log = folder / 'metrics.jsonl'
-  rows = jsonfile.read_lines(log)
+  rows = read_rows(folder / 'metrics.jsonl')
   return next((row for row in reversed(rows) if 'loss' in row), {})
 
 
@@ -231,7 +231,8 @@ def _picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, pa
   axes[0].annotate('target', (0, config.target), xytext=(2, 3), textcoords='offset points', fontsize=8)
   axes[0].legend(frameon=False)
   figure.suptitle(f'{config.model.name} on {config.data.name}, batch {config.data.batch_size}, mesh {config.mesh}')
-  figure.savefig(path, dpi=130)
+  with files.replacing(path) as file:
+    figure.savefig(file, dpi=130)
   plt.close(figure)
 
 
@@ -246,7 +247,8 @@ def _picture_reconstructions(pictures: dict[str, np.ndarray], path: Path) -> Non
       axis.imshow(image, cmap='gray_r', vmin=0, vmax=1)
       axis.set_xticks([])
       axis.set_yticks([])
-  figure.savefig(path, dpi=130)
+  with files.replacing(path) as file:
+    figure.savefig(file, dpi=130)
   plt.close(figure)
 
 
@@ -270,9 +272,10 @@ def main(config: Any, workdir: str) -> None:
   ]
   alone = [f'{name}: trained by its own package on one device' for name in names if name.partition(':')[0] in PEERS]
   text = '\n'.join(['\n\n'.join(texts), *saved, *alone, *missing.values()])
-  (folder / 'table.txt').write_text(text + '\n')
-  (folder / 'compare.json').write_text(
-    jsonfile.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1)
+  files.write(folder / 'table.txt', text + '\n')
+  files.write(
+    folder / 'compare.json',
+    jsonfile.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1) + '\n',
   )
   _picture_curves(summaries, config, task, folder / 'curves.png')
   first = folder / names[0] / 'seed0'

@@ -26,6 +26,7 @@ from absl import flags
 from experiments import folder, retrieval, trec
 from experiments.charts import render
 from experiments.errors import ConfigError
+from kronmesh import files
 from kronmesh.data import shown
 
 VIDEOS = flags.DEFINE_string('videos', None, 'The folder that is searched, with all folders in it.', required=True)
@@ -45,8 +46,9 @@ def chosen(path: Path, embedding: retrieval.Embedding) -> tuple[retrieval.Shot, 
   """
   if not path.is_file():
     raise ConfigError(f'--example={shown(path)}: {"no file" if path.exists() else "no such file"}')
-  if math.isnan(AT.value):
-    raise ConfigError('--at=nan is no number of seconds')
+  for flag in (AT, THRESHOLD):
+    if not math.isfinite(flag.value):
+      raise ConfigError(f'--{flag.name}={flag.value} must be a finite number')
   found = list(retrieval.film_shots(path, embedding, THRESHOLD.value))
   if AT.value < 0:
     return max(found, key=lambda pair: len(pair[0].frames))
@@ -63,7 +65,16 @@ def times(begins: float, ends: float) -> str:
 
 
 def find() -> None:
-  start, workdir = time.time(), Path(WORKDIR.value)
+  workdir = Path(WORKDIR.value)
+  for name in ('found.html', 'run.txt'):
+    if (workdir / name).is_dir():
+      raise ConfigError(f'{workdir / name} is a folder, where a file is to be written; choose another --workdir')
+  with folder.storage_errors(workdir):
+    search(workdir)
+
+
+def search(workdir: Path) -> None:
+  start = time.time()
   if not Path(VIDEOS.value).is_dir():
     raise ConfigError(f'--videos={VIDEOS.value}: no such folder')
   try:
@@ -72,6 +83,11 @@ def find() -> None:
     raise ConfigError(f'--workdir={workdir}: {error.strerror}; choose another') from error
   embedding = retrieval.network(RUN.value) if RUN.value else retrieval.layout()
   shot, vector = chosen(Path(EXAMPLE.value), embedding)
+  if not vector.any():
+    raise ConfigError(
+      f'--example={shown(EXAMPLE.value)}: its shot has one colour all over, which is like nothing; name another by --at, '
+      'or compare by a network (--run)'
+    )
   entries, skipped = retrieval.library(Path(VIDEOS.value), embedding, workdir / 'library', THRESHOLD.value)
   cosines, rows = retrieval.nearest(np.stack([e.vector for e in entries]), vector[None], TOP.value)
   found = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
@@ -105,7 +121,7 @@ def find() -> None:
     ],
     skipped=skipped,
   )
-  folder.write(workdir / 'found.html', page)
+  files.write(workdir / 'found.html', page)
   names = {f'{entry.film}#{entry.begins:.1f}': cosine for cosine, entry in found}
   trec.write_run(workdir / 'run.txt', {'example': names}, 'kronmesh')
   for rank, (cosine, entry) in enumerate(found[:10], 1):

@@ -30,6 +30,7 @@ from absl import flags
 from experiments import folder
 from experiments.checkpoints import load_export
 from experiments.errors import RunError
+from kronmesh import files
 
 _KILLS = flags.DEFINE_integer('kills', 10, 'How many times.', lower_bound=1)
 _PROCESSES = flags.DEFINE_integer('processes', 1, 'Of the run.', lower_bound=1)
@@ -177,7 +178,7 @@ def main(config: Any, workdir: str) -> None:
     lines.append(f'the other processes had ended after {max(result.seconds):.1f} s at most')
   text = '\n'.join(lines)
   path = Path(_OUT.value or Path(workdir) / 'kill.txt')
-  folder.write(path, text + '\n')
+  files.write(path, text + '\n')
   print(f'{text}\n{time.monotonic() - begun:.0f} s')
 
 

@@ -27,9 +27,10 @@ from experiments.launch import launch  # isort: skip  (sets the environment befo
 import jax
 from absl import flags
 
-from experiments import folder, jsonfile
+from experiments import jsonfile
 from experiments.build import Run, build
 from experiments.train import train
+from kronmesh import files
 
 _STEPS = flags.DEFINE_integer('loop_steps', 500, 'Of each run.', lower_bound=50)
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Runs.', lower_bound=1)
@@ -107,8 +108,8 @@ def main(config: Any, workdir: str) -> None:
   )
   path = Path(workdir)
   path.mkdir(parents=True, exist_ok=True)
-  folder.write(path / 'loop.json', jsonfile.dumps(found, indent=1) + '\n')
-  folder.write(path / 'loop.txt', text + '\n')
+  files.write(path / 'loop.json', jsonfile.dumps(found, indent=1) + '\n')
+  files.write(path / 'loop.txt', text + '\n')
   print(text)
 
 

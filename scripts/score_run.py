@@ -12,37 +12,42 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags, logging
+import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+
+from absl import flags
 
 from experiments import trec
-from experiments.errors import MISTAKE, ConfigError
+from experiments.errors import ConfigError
 from experiments.tables import columns
 
 RUN_FILE = flags.DEFINE_string('run_file', None, 'topic Q0 document rank score tag, on every line.', required=True)
 JUDGEMENTS = flags.DEFINE_string('judgements', None, 'topic 0 document [stratum] relevance.', required=True)
 
 
-def main(argv: list[str]) -> None:
-  logging.set_verbosity(logging.WARNING)
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --run_file=...')
-    run, judgements = trec.read_run(RUN_FILE.value), trec.read_judgements(JUDGEMENTS.value)
-    scores = trec.score(run, judgements)
-    if not scores:
-      raise ConfigError(f'{JUDGEMENTS.value}: no topic has a relevant document')
-    rows = [(topic, f'{s["AP"]:.4f}', f'{s["xinfAP"]:.4f}') for topic, s in scores.items()]
-    rows.append(('all', f'{trec.mean(scores, "AP"):.4f}', f'{trec.mean(scores, "xinfAP"):.4f}'))
-    print(columns(('topic', 'AP', 'xinfAP'), rows))
-    missing, others = set(scores) - set(run), set(run) - set(scores)
-    if missing:
-      print(f'{len(missing)} topics are not in the run and count 0: {", ".join(sorted(missing)[:5])}')
-    if others:
-      print(f'{len(others)} topics of the run have nothing relevant and do not count: {", ".join(sorted(others)[:5])}')
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(MISTAKE)
+def score() -> None:
+  for flag in (RUN_FILE, JUDGEMENTS):
+    if not flag.value:
+      raise ConfigError(f'--{flag.name} is empty; name a file')
+  run, judgements = trec.read_run(RUN_FILE.value), trec.read_judgements(JUDGEMENTS.value)
+  scores = trec.score(run, judgements)
+  if not scores:
+    raise ConfigError(f'{JUDGEMENTS.value}: no topic has a relevant document')
+  rows = [(topic, f'{s["AP"]:.4f}', f'{s["xinfAP"]:.4f}') for topic, s in scores.items()]
+  rows.append(('all', f'{trec.mean(scores, "AP"):.4f}', f'{trec.mean(scores, "xinfAP"):.4f}'))
+  print(columns(('topic', 'AP', 'xinfAP'), rows))
+  missing, others = set(scores) - set(run), set(run) - set(scores)
+  if missing:
+    print(f'{len(missing)} topics are not in the run and count 0: {", ".join(sorted(missing)[:5])}')
+  if others:
+    print(f'{len(others)} topics of the run have nothing relevant and do not count: {", ".join(sorted(others)[:5])}')
+  strange = [topic for topic in sorted(set(scores) & set(run)) if not set(run[topic]) & judgements[topic].keys()]
+  if strange:
+    name = next(iter(judgements[strange[0]]))
+    print(
+      f'{len(strange)} topics have no judged document in the run: {", ".join(strange[:5])}; are documents called the same '
+      f'in both files, such as {name!r}?'
+    )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  experiments.launch.command(score, '--run_file=...')

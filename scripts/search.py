@@ -25,9 +25,10 @@ from experiments.launch import launch  # isort: skip  (sets the environment befo
 from experiments import jsonfile
 from experiments.build import build, check_target
 from experiments.configfile import config_functions, config_path
-from experiments.errors import ConfigError, RunError
+from experiments.errors import ConfigError, Diverged, Preempted, Stopped
 from experiments.tasks import first_at, make_task
 from experiments.train import train
+from kronmesh import files
 
 SEED = 1000  # of all trials; scripts/compare.py uses others
 
@@ -44,7 +45,11 @@ def check_trials(trials: Sequence[Trial]) -> None:
 
 
 def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
-  """Trains once. `final` is None if the run diverged; `curve` holds its evaluations, (step, value)."""
+  """Trains once. `final` is None if the run diverged; `curve` holds its evaluations, (step, value).
+
+  Raises:
+    RunError: the run ended for another reason, which says nothing of the setting.
+  """
   own = copy.deepcopy(config)
   own.update_from_flattened_dict(trial)
   own.seed, own.keep_checkpoints = seed, 0
@@ -52,8 +57,10 @@ def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     try:
       rows = train(own, folder, quiet=True, run=run)
-    except RunError:
+    except Diverged:
       return {'curve': [], 'final': None}
+    except Stopped as error:
+      raise Preempted('told to stop within a trial; the same command goes on with it') from error
   curve = [(row['step'], row[f'eval_{run.task.target}']) for row in rows]
   return {'curve': curve, 'final': curve[-1][1]}
 
@@ -66,23 +73,30 @@ def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
   return {**row, 'steps': found['step'] if found else None}
 
 
-def _logged(row: dict[str, Any]) -> dict[str, Any]:
-  """A row as it was before it was written: what diverged has no final value."""
-  return {**row, 'final': None if row['final'] != row['final'] else row['final']}
+def logged_trials(log: Path, mark: str) -> dict[str, dict[str, Any]]:
+  """Returns the rows of a log by their trial, as JSON; those of another config are left out, and so is what is no row.
+
+  mark: the config's `fingerprint`.
+  """
+  rows, bad = jsonfile.read_lines(log)
+  whole = [row for row in rows if {'trial', 'config', 'curve', 'final'} <= row.keys()]
+  bad += len(rows) - len(whole)
+  if bad:
+    print(f'{log}: {bad} lines cannot be read; their trials are run again', file=sys.stderr)
+  # What diverged has no final value, which is written as null and read as NaN.
+  final = lambda row: None if row['final'] != row['final'] else row['final']  # noqa: E731
+  return {jsonfile.dumps(row['trial']): {**row, 'final': final(row)} for row in whole if row['config'] == mark}
 
 
 def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
   """One line of the log for each trial, in order; those it holds already, of the same config, are not run again."""
   log.parent.mkdir(parents=True, exist_ok=True)
-  rows = [_logged(row) for row in jsonfile.read_lines(log)]
-  mark = fingerprint(config)
-  done = {jsonfile.dumps(row['trial']): row for row in rows if row.get('config') == mark}
+  done = logged_trials(log, fingerprint(config))
   for i, trial in enumerate(trials):
     key = jsonfile.dumps(trial)
     if key not in done:
-      done[key] = {'trial': trial, 'config': mark, **attempt(config, trial, seed)}
-      with log.open('a') as file:
-        file.write(jsonfile.dumps(done[key]) + '\n')
+      done[key] = {'trial': trial, 'config': fingerprint(config), **attempt(config, trial, seed)}
+      files.append_lines(log, [jsonfile.dumps(done[key])], sync=True)
     done[key] = scored(done[key], config)
     steps, final = done[key]['steps'], done[key]['final']
     reached = f'target at step {steps}' if steps else 'target not reached'

@@ -9,6 +9,8 @@ from .errors import DataError
 from .folders import files_below, shown
 from .image_folder import ImageFolder
 from .layouts import LAYOUTS
+from .limits import check_size, free_memory, in_words
+from .made import MADE
 from .partition import Parts, both_directions, partitioned, permuted
 from .scene_sets import SCENES, load_scenes
 from .scenes import Scenes, shrunken, windows
@@ -21,6 +23,7 @@ __all__ = [
   'GARMENTS',
   'IN_MEMORY',
   'LAYOUTS',
+  'MADE',
   'OF_PYKEEN',
   'SCENES',
   'SPLITS',
@@ -38,9 +41,12 @@ __all__ = [
   'array_batches',
   'both_directions',
   'check_labels',
+  'check_size',
   'clip_batches',
   'data_dir',
   'files_below',
+  'free_memory',
+  'in_words',
   'load_arrays',
   'load_directed',
   'load_scenes',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import numpy as np
 
 from .errors import DataError
 from .folders import listed, shown
+from .limits import check_regular, check_size
 
 
 class Arrays(NamedTuple):
@@ -56,6 +59,7 @@ def read_arrays(path: Path) -> Arrays:
 def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
   remedy = 'write it by np.savez(image=, label=), and name its folder by --config.data.source'
   try:
+    check_regular(path)
     found = np.load(path)
     if isinstance(found, np.ndarray):
       raise DataError(f'{where} holds one array, as np.save writes it; {remedy}')
@@ -63,6 +67,8 @@ def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
       lacking = {'image', 'label'} - set(found.files)
       if lacking:
         raise DataError(f'{where} has the arrays {listed(found.files)}, and not {listed(sorted(lacking))}; {remedy}')
+      for name in ('image', 'label'):
+        _check_member(path, name, where)
       return found['image'], found['label']
   except DataError:
     raise
@@ -71,6 +77,18 @@ def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
   except Exception as error:  # numpy, zipfile and zlib raise many kinds of a damaged file
     objects = 'it has arrays of objects' if 'Object arrays' in str(error) else f'{type(error).__name__}: {error}'
     raise DataError(f'{where} is no file of np.savez ({objects.splitlines()[0][:100]}); {remedy}') from error
+
+
+def _check_member(path: Path, name: str, where: str) -> None:
+  """Raises DataError if an array would not fit in memory, by its header alone; images become float32 beside it."""
+  with zipfile.ZipFile(path) as packed, packed.open(f'{name}.npy') as file:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    stored = packed.getinfo(f'{name}.npy').compress_size
+  count = math.prod(shape)
+  needed = count * (dtype.itemsize + (4 if name == 'image' else 0))
+  check_size(needed, stored, f"{where}: the array '{name}' of shape {shape}")
 
 
 def _whole(label: np.ndarray, where: str) -> np.ndarray:

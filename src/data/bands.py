@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from .pictures import opened
 from .video import from_jpeg, to_jpeg
 
 Frame = UInt8[np.ndarray, 'h w 3']
@@ -34,9 +34,7 @@ def to_bands(frame: Frame, bands: int) -> list[bytes]:
 
 def size_of(encoded: Sequence[bytes]) -> tuple[int, int]:
   """Height and width of a frame, from the headers of its bands."""
-  from PIL import Image
-
-  sizes = [Image.open(io.BytesIO(band)).size for band in encoded]
+  sizes = [opened(band).size for band in encoded]
   return sum(h for _, h in sizes), sizes[0][0]
 
 

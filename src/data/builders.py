@@ -6,18 +6,23 @@ import contextlib
 import fcntl
 import gzip
 import io
+import math
 import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from . import origin
+from .arrays import check_labels
 from .errors import DataError
 from .folders import shown
+from .limits import check_regular, check_size
 from .origin import Entries, Origin, origin_of
 
 FASHION_MNIST_DEBIAN = '/usr/share/datasets/fashion-mnist'
@@ -162,6 +167,8 @@ def from_idx(kind: type[tfds.core.DatasetBuilder], name: str, source: str, where
   """
   builder = kind(source=source or FASHION_MNIST_DEBIAN, data_dir=where, file_format='array_record')
   entries = idx_entries(builder.source)
+  if entries is not None and not Path(builder.data_path).is_dir():
+    _check_idx(builder.source)
   if entries is None and not Path(builder.data_path).is_dir():
     raise DataError(
       f'{name}: no IDX files in {shown(builder.source)}; install the Debian package dataset-fashion-mnist, '
@@ -169,6 +176,22 @@ def from_idx(kind: type[tfds.core.DatasetBuilder], name: str, source: str, where
     )
   from_source(builder, name, '' if entries is None and not source else builder.source, entries)
   return builder
+
+
+def _check_idx(folder: Path) -> None:
+  """Raises DataError unless files hold pictures of 28x28 pixels, and a label of 0 to 9 for each."""
+  for pair in _IDX.values():
+    images, labels = (read_idx(folder / name) for name in pair)
+    if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.ndim != 1:
+      raise DataError(
+        f'{shown(folder)}: {pair[0]} has shape {images.shape} and {pair[1]} {labels.shape}, not (n, 28, 28) and (n,)'
+      )
+    if len(images) != len(labels):
+      raise DataError(f'{shown(folder)}: {pair[0]} has {len(images)} pictures and {pair[1]} {len(labels)} labels')
+    check_labels(labels, 10, f'{shown(folder)}: {pair[1]}')
+    for name in pair:
+      if (folder / name).is_file() and (folder / f'{name}.gz').is_file():
+        logging.warning('%s: both %s and %s.gz are there; the packed one is read', shown(folder), name, name)
 
 
 def idx_entries(folder: Path) -> list[tuple[str, Path]] | None:
@@ -183,11 +206,25 @@ def idx_entries(folder: Path) -> list[tuple[str, Path]] | None:
 
 
 def read_idx(path: Path) -> np.ndarray:
-  """An IDX file of bytes, gzipped or not."""
+  """Reads an IDX file of bytes, gzipped or not.
+
+  Raises:
+    DataError: it is no IDX file of bytes, has fewer bytes than its header says, or they do not fit in memory.
+  """
   packed = path.with_name(path.name + '.gz')
-  data = gzip.decompress(packed.read_bytes()) if packed.is_file() else path.read_bytes()
-  if data[:3] != b'\0\0\x08':
-    raise ValueError(f'{path} is no IDX file of bytes')
-  ndim = data[3]
-  shape = struct.unpack(f'>{ndim}I', data[4 : 4 + 4 * ndim])
-  return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+  found = packed if packed.is_file() else path
+  check_regular(found)
+  try:
+    with gzip.open(found) if found == packed else found.open('rb') as file:
+      head = file.read(4)
+      if head[:3] != b'\0\0\x08' or len(head) < 4:
+        raise DataError(f'{shown(found)} is no IDX file of bytes')
+      shape = struct.unpack(f'>{head[3]}I', file.read(4 * head[3]))
+      count = math.prod(shape)
+      check_size(count, found.stat().st_size, f'{shown(found)}, of shape {shape},')
+      values = file.read(count)
+  except (OSError, EOFError, struct.error, zlib.error) as error:
+    raise DataError(f'{shown(found)} cannot be read: {getattr(error, "strerror", None) or error}') from error
+  if len(values) < count:
+    raise DataError(f'{shown(found)} is cut off: it has {len(values)} of the {count} bytes that its header says')
+  return np.frombuffer(values, np.uint8).reshape(shape)

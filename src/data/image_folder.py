@@ -9,6 +9,7 @@ from absl import logging
 
 from .errors import DataError
 from .folders import LeftOut, class_name, files_below, listed, loose_files, shown, subfolders
+from .limits import read_file
 from .pictures import ENDINGS
 
 
@@ -70,7 +71,7 @@ class ImageFolder:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     path, label = self.files[index]
-    return {'image': path.read_bytes(), 'label': label}
+    return {'image': read_file(path), 'label': label}
 
 
 def _nothing(where: Path, split: str) -> str:

@@ -100,7 +100,12 @@ def _of_table(table: Path, folder: Path, split: str) -> Found:
   if lacking:
     raise LayoutError(f'{shown(table)}: its first line has no column {listed(sorted(lacking))}')
   spans = collections.Counter(row['youtube_id'] for row in rows)
-  files = {_of_name(p.stem): p for p in _videos(folder)}
+  files: dict[tuple[str | int, ...], Path] = {}
+  same: list[LeftOut] = []
+  for path in _videos(folder):
+    first = files.setdefault(_of_name(path.stem), path)
+    if first != path:
+      same.append(LeftOut(path, 'another file of the same clip'))
   entries: dict[Path, Entry] = {}
   for row in rows:
     video = row['youtube_id']
@@ -114,7 +119,7 @@ def _of_table(table: Path, folder: Path, split: str) -> Found:
         f'{shown(table)}: {path.name} has the labels {entry.label!r} and {row["label"]!r}; leave one out'
       )
   left = [LeftOut(p, f'in no row of {table.name}') for p in files.values() if p not in entries]
-  return Found(list(entries.values()), left)
+  return Found(list(entries.values()), left + same)
 
 
 def _of_name(stem: str) -> tuple[str | int, ...]:
@@ -137,20 +142,40 @@ def ucf_crime(root: Path) -> Found:
   Lines of the lists are paths like `Abuse/Abuse001_x264.mp4`, which lie in the root or in folders like
   `Anomaly-Videos-Part-1`; those of the annotation `Abuse028_x264.mp4  Abuse  165  240  -1  -1`, in frames.
   """
-  spans = {}
+  spans: dict[str, tuple[tuple[float, float], ...]] = {}
   for name in ('Temporal_Anomaly_Annotation_for_Testing_Videos.txt', 'Temporal_Anomaly_Annotation.txt'):
-    for line in _lines(root / name) if (root / name).is_file() else []:
-      video, _, *numbers = line.split()
-      bounds = [float(x) for x in numbers]
-      spans[video] = tuple((a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a >= 0)
+    if (root / name).is_file():
+      spans |= _annotation(root / name)
   entries = []
   for split, name in (('train', 'Anomaly_Train.txt'), ('test', 'Anomaly_Test.txt')):
     for line in _lines(root / name):
-      relative = Path(line)
+      relative = Path(line.replace('\\', '/'))
       path = next((p for p in (root / relative, *root.glob(f'*/{relative}')) if p.is_file()), root / relative)
       label = 'Normal' if 'normal' in relative.parts[0].lower() else relative.parts[0]
       entries.append(Entry(path, split, label, spans.get(relative.name, ()), in_frames=True))
+  strange = sorted(spans.keys() - {e.path.name for e in entries})
+  if strange and len(strange) == len(spans):
+    raise LayoutError(
+      f'{shown(root)}: no film of the lists is called like one of the annotation, such as {strange[0]!r}'
+    )
+  if strange:
+    logging.warning('%s: the annotation has films that no list has: %s', shown(root), listed(strange))
   return Found(entries, [])
+
+
+def _annotation(path: Path) -> dict[str, tuple[tuple[float, float], ...]]:
+  """The spans of each film of a temporal annotation of UCF-Crime, in frames; -1 stands for none."""
+  spans = {}
+  for number, line in read_lines(path):
+    found = re.fullmatch(r'(.+?)\s+([A-Za-z]\S*)((?:\s+-?\d+(?:\.\d+)?)+)', line.strip())
+    bounds = [float(x) for x in found[3].split()] if found else []
+    if not found or len(bounds) % 2:
+      raise LayoutError(
+        f'{shown(path)}, line {number}: {line.strip()[:60]!r} is not a name, a class and pairs of frames, such as '
+        '"Abuse028_x264.mp4  Abuse  165  240  -1  -1"'
+      )
+    spans[found[1]] = tuple((a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a >= 0)
+  return spans
 
 
 def dad(root: Path) -> Found:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .errors import DataError
 from .folders import shown
+from .limits import read_file
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -39,7 +40,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
     DataError: the file cannot be read, is not UTF-8, or has a row with more or fewer fields than the header.
   """
   try:
-    head, *rows = csv.reader([f'{text}\n' for _, text in read_lines(path)], strict=True)
+    head, *rows = csv.reader([f'{text}\n' for _, text in read_lines(path)], strict=True, skipinitialspace=True)
   except csv.Error as error:
     raise DataError(f'{shown(path)}: is no CSV file: {error}') from error
   except ValueError as error:
@@ -53,14 +54,13 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
       raise DataError(
         f'{shown(path)}: row {number} has {what} fields than the header; put quotes around names with commas'
       )
-  return [dict(zip(names, row, strict=True)) for row in rows]
+  return [dict(zip(names, (field.strip() for field in row), strict=True)) for row in rows]
 
 
 def _bytes(path: str | Path) -> bytes:
-  try:
-    raw = Path(path).read_bytes()
-  except OSError as error:
-    raise DataError(f'{shown(path)} cannot be read: {error.strerror}') from error
+  raw = read_file(path)
+  if raw.startswith(b'\x1f\x8b'):
+    raise DataError(f'{shown(path)}: is packed by gzip; unpack it')
   if raw.startswith((b'\xff\xfe', b'\xfe\xff')):
     raise DataError(f'{shown(path)}, line 1: is UTF-16, not UTF-8; save the file as UTF-8 (by iconv, or in an editor)')
   if b'\0' in raw[:1000]:

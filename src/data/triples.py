@@ -9,11 +9,13 @@ import codecs
 import subprocess
 import sys
 import tempfile
+import unicodedata
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 
 from .datasets import data_dir
@@ -24,6 +26,12 @@ from .text import read_lines
 
 SPLITS = ('train', 'valid', 'test')
 _FILES = ('.txt', '.tsv', '.nt')
+# What columns are called where a file begins with their names.
+_HEADS = (
+  ('source', 'head', 'subject', 'from', 'h', 's'),
+  ('relation', 'predicate', 'property', 'edge', 'label', 'r', 'p'),
+  ('target', 'tail', 'object', 'to', 't', 'o'),
+)
 PYKEEN = 'pykeen==1.11.1'  # whose wheel brings these sets; nothing of it is installed
 OF_PYKEEN = ('umls', 'kinships', 'nations')
 
@@ -83,8 +91,10 @@ def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> Knowl
   train = named['train']
   if not train:
     raise DataError(f'{shown(where)}: train has no triples')
+  _check_blank(named, where)
   entities = {e: i for i, e in enumerate(sorted({t[0] for t in train} | {t[2] for t in train}))}
   relations = {r: i for i, r in enumerate(sorted({t[1] for t in train}))}
+  _tell_alike([*entities, *relations], where)
   seen: dict[tuple[str, str, str], str] = {}
   splits = {}
   for split, triples in named.items():
@@ -97,6 +107,27 @@ def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> Knowl
       seen[s, r, t] = split
     splits[split] = np.array([(entities[s], relations[r], entities[t]) for s, r, t in triples], np.int32).reshape(-1, 3)
   return KnowledgeGraph(tuple(entities), tuple(relations), splits)
+
+
+def _check_blank(named: dict[str, list[tuple[str, str, str]]], where: Path) -> None:
+  """Raises DataError if a split that is asked about has a blank node: it has no name by which train could know it."""
+  for split, triples in named.items():
+    blank = next((e for s, _, t in triples for e in (s, t) if e.startswith('_:')), None) if split != 'train' else None
+    if blank is not None:
+      raise DataError(
+        f'{shown(where)}: {blank} of {split} is a blank node, another one than that of train; give it a name (an IRI)'
+      )
+
+
+def _tell_alike(names: list[str], where: Path) -> None:
+  """Warns of names that look the same: composed and decomposed characters."""
+  seen: dict[str, str] = {}
+  for name in names:
+    other = seen.setdefault(unicodedata.normalize('NFC', name), name)
+    if other != name:
+      words = '%s: %r and %r look the same and are two names; one has composed characters (NFC), the other has not'
+      logging.warning(words, shown(where), ascii(other), ascii(name))
+      return
 
 
 def read_triples(path: Path) -> list[tuple[str, str, str]]:
@@ -114,6 +145,8 @@ def read_triples(path: Path) -> list[tuple[str, str, str]]:
       raise DataError(
         f'{shown(path)}, line {number}: {line[:80]!r} is no triple: source, relation, target with tabs between'
       )
+    if not found and parts[0].lower() in _HEADS[0] and parts[1].lower() in _HEADS[1] and parts[2].lower() in _HEADS[2]:
+      raise DataError(f'{shown(path)}, line {number}: {line[:80]!r} is a header, no triple; remove it')
     found.append(parts)
   return found
 
@@ -127,14 +160,26 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
   read_lines(path)  # which names the line of what is no UTF-8
   found: list[tuple[str, str, str]] = []
 
+  labels: dict[Any, str] = {}  # rdflib draws a name for every blank node; the label is what the file calls it
+
+  class Labels(dict):
+    def __setitem__(self, label, node):
+      labels[node] = f'_:{label}'
+      super().__setitem__(label, node)
+
+  def name(term: Any) -> str:
+    if isinstance(term, rdflib.BNode):
+      return labels[term]
+    return term.n3() if isinstance(term, rdflib.Literal) else str(term)  # "1" is no <1>, and no "1" of another type
+
   class Sink(NTGraphSink):  # in the file's order, and with triples that are there twice
     def triple(self, s, p, o):
-      found.append((str(s), str(p), str(o)))
+      found.append((name(s), name(p), name(o)))
 
   try:
     with path.open('rb') as file:
       file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
-      W3CNTriplesParser(Sink(rdflib.Graph())).parse(file)
+      W3CNTriplesParser(Sink(rdflib.Graph()), bnode_context=Labels()).parse(file)
   except Exception as error:
     raise DataError(
       f'{shown(path)}, after {len(found)} triples: {(str(error).splitlines() or [""])[0][:150]}'

@@ -17,14 +17,22 @@ from jaxtyping import UInt8
 
 from .errors import DataError
 from .folders import shown
-from .pictures import BACKGROUND
+from .limits import check_pixels, check_regular
+from .pictures import BACKGROUND, opened
 
 _WHOLE = 0.8  # a file that says how long it is must decode to this share of it
 _SOUND = 0.9  # this share of its frames must be without known damage
 _LONGEST_SIDE = 16384
+_STILL = 3600.0, 100_000  # seconds, and frames that are repeated, for which a film may stand still in all
 _DISCONTINUOUS = ('mpegts', 'mpeg', 'hls', 'rtsp')  # whose time stamps may leap, as FFmpeg has it
 _LEAP = 10.0  # seconds
 _JITTER = 3.0  # frames by which stamps may go back without the film's starting again
+# What FFmpeg may take a file for, whatever it is called. Others read more files than the one (lists, HLS), or devices.
+_FORMATS = (
+  '3dostr', 'apng', 'asf', 'avi', 'dv', 'flv', 'gif', 'h264', 'hevc', 'ivf', 'kux', 'live_flv', 'm4v', 'matroska', 'webm',
+  'mjpeg', 'mov', 'mp4', 'm4a', '3gp', '3g2', 'mj2', 'mpeg', 'mpegts', 'mpegvideo', 'mxf', 'nut', 'obu', 'ogg', 'rm',
+  'yuv4mpegpipe', 'aac', 'flac', 'mp3', 'wav',
+)  # fmt: skip
 # Of files that FFmpeg decodes and that are films.
 ENDINGS = (
   '.3g2', '.3gp', '.asf', '.avi', '.divx', '.dv', '.f4v', '.flv', '.gif', '.h264', '.h265', '.hevc', '.ivf', '.m2ts',
@@ -62,12 +70,14 @@ class Film(NamedTuple):
     if not 0 < rate <= 1000:
       raise VideoError(f'{self.name}: {rate:g} frames in a second are not between 0 and 1000; give another by rate=')
     frame, picture, begins, k, decoded, damaged = None, None, 0.0, 0, 0, 0
+    still = _Still(self, rate)
     size, clock = None, Clock(self, self.rate or rate)
     stretch = float(self.stream.sample_aspect_ratio or 1)
     for after in self.container.decode(self.stream):
       begins = clock.of(after)
       size = size or _size(after, stretch, short_side, self.name)  # of the first: a stream may change its own
       decoded, damaged = decoded + 1, damaged + bool(after.is_corrupt)
+      still.count(min(begins, longest) - k / rate)
       while frame is not None and k / rate < min(begins - 1e-6, longest):
         picture = _pixels(frame, size) if picture is None else picture
         yield picture
@@ -80,6 +90,7 @@ class Film(NamedTuple):
     if k / rate < longest:
       lasts = begins + max(clock.each, float((frame.duration or 0) * (frame.time_base or 0)))
       picture = _pixels(frame, size) if picture is None else picture
+      still.count(min(lasts, longest) - k / rate)
       while k == 0 or k / rate < min(lasts, longest) - 1e-6:
         yield picture
         k += 1
@@ -88,6 +99,24 @@ class Film(NamedTuple):
         raise VideoError(f'{self.name}: is cut off or damaged: {lasts:.1f} of its {says:.1f} seconds can be decoded')
     if damaged > (1 - _SOUND) * decoded:
       raise VideoError(f'{self.name}: is damaged: {damaged} of {decoded} frames')
+
+
+class _Still:
+  """Counts for how long a film stands still. A frame may claim to be shown for a thousand years."""
+
+  def __init__(self, film: Film, rate: float):
+    self.film, self.rate, self.seconds = film, rate, 0.0
+
+  def count(self, seconds: float) -> None:
+    """Takes in for how long a frame is shown; raises VideoError where that is too long in all."""
+    self.seconds += max(0.0, seconds - 1.0)
+    most, repeated = _STILL
+    if self.seconds > most or self.seconds * self.rate > repeated:
+      allowed = min(most, repeated / self.rate)
+      raise VideoError(
+        f'{self.film.name}: its frames stand still for {self.seconds:,.0f} seconds, and {allowed:,.0f} are allowed; '
+        'its time stamps are damaged'
+      )
 
 
 class Clock:
@@ -152,20 +181,25 @@ def open_video(source: str | Path | bytes, name: str = '') -> Iterator[Film]:
   name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else shown(source))
   try:
     # A whole path: FFmpeg takes what comes before a colon for a protocol.
-    opened = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
-    with av.open(opened, metadata_errors='replace') as container:
-      if container.format.name == 'concat':
-        raise VideoError(f'{name}: is a list of films, no film')
+    source_file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
+    if not isinstance(source, bytes):
+      check_regular(source)
+    with av.open(source_file, metadata_errors='replace', options={'format_whitelist': ','.join(_FORMATS)}) as container:
       stream = _film_of(container)
       if stream is None:
         kinds = ', '.join(sorted({s.type for s in container.streams})) or 'nothing'
         raise VideoError(f'{name}: no video in it, only {kinds}')
+      check_pixels(stream.width or 0, stream.height or 0)
       stream.thread_type = 'AUTO'
       yield Film(container, stream, float(stream.average_rate or stream.guessed_rate or 0), name)
   except VideoError:
     raise
+  except DataError as error:
+    raise VideoError(str(error)) from error
   except (av.error.FFmpegError, OSError, ValueError, MemoryError, OverflowError) as error:
     words = (str(getattr(error, 'strerror', None) or error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, av.error.ArgumentError):
+      words = 'it is of no kind of film that is read'
     raise VideoError(f'{name}: cannot be decoded: {words[:150]}') from error
 
 
@@ -281,6 +315,4 @@ def to_jpeg(frame: UInt8[np.ndarray, 'h w 3'], quality: int = 90) -> bytes:
 
 
 def from_jpeg(encoded: bytes) -> UInt8[np.ndarray, 'h w 3']:
-  from PIL import Image
-
-  return np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'))
+  return np.asarray(opened(encoded).convert('RGB'))

@@ -224,7 +224,7 @@ def test_rates_that_are_none(tmp_path, rate, words):
 def test_films_that_are_no_films(tmp_path):
   film(tmp_path / 'a.mp4', [0, 100, 200])
   (tmp_path / 'list.mp4').write_text("ffconcat version 1.0\nfile 'a.mp4'\n")
-  with pytest.raises(data.VideoError, match='is a list of films, no film'):
+  with pytest.raises(data.VideoError, match='of no kind of film that is read'):
     data.read_video(tmp_path / 'list.mp4')
   path = film(tmp_path / 'flat.mp4', [0, 100, 200], size=(2000, 2))
   with pytest.raises(data.VideoError, match='would be scaled to 64000x64'):

@@ -41,7 +41,7 @@ def test_n_triples(tmp_path):
     '# a comment\n' + '\n'.join(train) + '\n<http://x/a> <http://x/likes> "caf\\u00e9"@fr .\n'
   )
   graph = load(str(tmp_path))
-  assert 'café' in graph.entities and len(graph.splits['train']) == 4 and not len(graph.splits['valid'])
+  assert '"café"@fr' in graph.entities and len(graph.splits['train']) == 4 and not len(graph.splits['valid'])
   (tmp_path / 'train.nt').write_text(train[0] + '\n' + 'not a triple .\n')
   with pytest.raises(data.DataError, match=r'train\.nt, after 1 triples'):
     load(str(tmp_path))

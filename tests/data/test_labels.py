@@ -57,7 +57,7 @@ def test_labels_of_arrays(tmp_path, name, split):
 def test_whole_numbers_of_any_type_are_labels(tmp_path):
   for kind in (np.uint8, np.int64, np.float32, bool):
     labels = (LABELS % 2).astype(kind)
-    train, _, like, _ = build(tmp_path, (IMAGES, labels))
+    train, _, like, *_ = build(tmp_path, (IMAGES, labels))
     batch = next(train(0, 0))
     assert like['label'].dtype == np.int32 and set(np.asarray(batch['label']).tolist()) <= {0, 1}
 

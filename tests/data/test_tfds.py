@@ -50,7 +50,7 @@ def build(folder, task='classify', classes=2):
   config = defaults()
   config.data.update({'name': 'own', 'folder': folder, 'batch_size': 12, 'image_size': 16})
   config.task, config.model.classes = task, classes
-  _, held_out, _, _ = make_data(config, parallel.make_mesh('data=1', jax.devices()[:1]))
+  _, held_out, *_ = make_data(config, parallel.make_mesh('data=1', jax.devices()[:1]))
   return next(iter(held_out()))
 
 

@@ -67,7 +67,8 @@ def test_work_folders_with_something_else_in_them(tmp_path, name, make, words):
   make(tmp_path / name)
   with pytest.raises(ConfigError, match=f'{name} {words}'), folder.claimed(tmp_path):
     pass
-  assert folder.claimed(tmp_path / 'other').__enter__() is None
+  with folder.claimed(tmp_path / 'other') as claim:
+    claim.check()
 
 
 def test_work_folders_that_are_none(tmp_path):

@@ -63,7 +63,7 @@ def test_told_to_stop_while_python_still_imports(tmp_path, number):
   output, errors = process.communicate(timeout=60)
   assert process.returncode == CODES[number] and 'Traceback' not in errors and output == ''
   (line,) = errors.splitlines()
-  assert line.startswith('error: ') and line.endswith('while starting; the same command goes on')
+  assert line.startswith('error: ') and line.endswith('the same command goes on')
   assert not (tmp_path / 'run').exists()
 
 

@@ -1,0 +1,98 @@
+"""What a file may ask for: bounds that are checked before anything is allocated, as files may come from strangers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from .errors import DataError
+from .folders import shown
+
+MOST_BYTES = 2**31  # of one encoded picture, or one text
+MOST_PIXELS = 100_000_000  # of one picture or frame
+_MOST_PACKED = 250  # times its size on disk that a large array may have in memory
+_LARGE = 2**30
+
+
+def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
+  """Returns the content of a regular file.
+
+  Raises:
+    DataError: it is a device, a pipe or a folder, is larger than `most` bytes, or cannot be read.
+  """
+  try:
+    number = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))  # a pipe would wait for whoever writes it
+    with open(number, 'rb') as file:
+      found = os.fstat(number)
+      if not stat.S_ISREG(found.st_mode):
+        raise DataError(f'{shown(path)} cannot be read: it is no regular file')
+      if found.st_size > most:
+        raise DataError(f'{shown(path)} cannot be read: it has {in_words(found.st_size)}, more than {in_words(most)}')
+      return file.read(most)
+  except OSError as error:
+    raise DataError(f'{shown(path)} cannot be read: {error.strerror}') from error
+
+
+def check_regular(path: str | Path) -> None:
+  """Raises DataError if something is there that is no regular file, which may never end or never begin."""
+  try:
+    mode = os.stat(path).st_mode
+  except OSError:
+    return  # whoever opens it says why
+  if not stat.S_ISREG(mode):
+    raise DataError(f'{shown(path)} cannot be read: it is no regular file')
+
+
+def check_pixels(width: int, height: int) -> None:
+  """Raises ValueError if a picture has too many pixels."""
+  if width * height > MOST_PIXELS:
+    raise ValueError(f'{width}x{height} pixels are more than {MOST_PIXELS:,}; make it smaller')
+
+
+def check_size(needed: int, stored: int, what: str) -> None:
+  """Raises DataError if an array needs more memory than there is, or far more than its file can hold.
+
+  Args:
+    needed: bytes in memory.
+    stored: bytes in the file.
+    what: it is, for the message.
+  """
+  if needed > _LARGE and needed > _MOST_PACKED * stored:
+    raise DataError(
+      f'{what} claims {in_words(needed)} of {in_words(stored)} in its file; it is damaged, or made to fill the memory'
+    )
+  free = free_memory()
+  if free is not None and needed > free:
+    raise DataError(
+      f'{what} needs {in_words(needed)} of memory, and {in_words(free)} are free; take a smaller part of it'
+    )
+
+
+def free_memory() -> int | None:
+  """Returns the bytes that this process may still take; None where the system does not say."""
+  found = []
+  try:
+    lines = Path('/proc/meminfo').read_text().splitlines()
+    found += [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable')]
+  except OSError:
+    return None
+  for limit, used in (
+    ('memory.max', 'memory.current'),
+    ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
+  ):
+    try:
+      most, now = (Path('/sys/fs/cgroup', name).read_text().strip() for name in (limit, used))
+      found += [int(most) - int(now)] if most.isdigit() else []
+    except OSError:
+      continue
+  return min(found, default=None)
+
+
+def in_words(n: float) -> str:
+  """Returns a number of bytes in words."""
+  for unit in ('B', 'KB', 'MB', 'GB'):
+    if n < 1000:
+      return f'{n:.3g} {unit}'
+    n /= 1000
+  return f'{n:.3g} TB'

@@ -1,0 +1,121 @@
+"""Files that are written whole or not at all, never through a link, and that a power cut does not take back.
+
+A rename alone promises nothing: the disk may keep the new name and lose the content. So content is synced to the disk
+before the rename, and the folder after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_NO_LINK = getattr(os, 'O_NOFOLLOW', 0)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+  """Opens a new file for writing, which takes the place of `path` when the context ends without an error.
+
+  The new file gets a random name that did not exist, so that nobody can have put a link there. A link at `path` itself is
+  replaced, not followed.
+
+  Raises:
+    OSError: the folder cannot be written; then nothing is left behind.
+  """
+  path = Path(path)
+  new = path.with_name(f'.{path.name[:100]}.{secrets.token_hex(8)}.new')
+  try:
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666), 'wb') as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
+    raise
+
+
+def write(path: str | Path, content: str | bytes) -> None:
+  """Replaces a file by one with this content; text is written as UTF-8.
+
+  Raises:
+    OSError: the folder cannot be written; then the old file stays.
+  """
+  with replacing(path) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append_lines(path: str | Path, lines: Iterable[str], sync: bool = False) -> None:
+  """Adds lines to the end of a file, which is made if need be, in one write.
+
+  A last line that a killed process has left unfinished is ended first, so that it spoils no other.
+
+  Args:
+    path: of the file.
+    lines: without their ends; written as UTF-8.
+    sync: whether they are on the disk when this returns.
+
+  Raises:
+    OSError: the file cannot be written, or is a link (ELOOP).
+  """
+  text = ''.join(f'{line}\n' for line in lines)
+  with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), 'r+b', buffering=0) as file:
+    size = os.fstat(file.fileno()).st_size
+    unfinished = size and os.pread(file.fileno(), 1, size - 1) != b'\n'
+    rest = memoryview(f'{chr(10) if unfinished else ""}{text}'.encode())
+    while rest:
+      rest = rest[file.write(rest) :]
+    if sync:
+      os.fsync(file.fileno())
+
+
+def sync_file(path: str | Path) -> None:
+  """Waits until a file's content is on the disk; a file that is not there is passed over."""
+  with contextlib.suppress(FileNotFoundError):
+    _sync(path, os.O_RDONLY | _NO_LINK)
+
+
+def sync_folder(path: str | Path) -> None:
+  """Waits until the names in a folder are on the disk."""
+  _sync(path, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0))
+
+
+def _sync(path: str | Path, how: int) -> None:
+  number = os.open(path, how)
+  try:
+    os.fsync(number)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no sync of folders
+      raise
+  finally:
+    os.close(number)
+
+
+def sync_tree(folder: str | Path) -> None:
+  """Waits until all files and folders under a folder are on the disk, the innermost first."""
+  for where, _, names in os.walk(folder, topdown=False):
+    for name in names:
+      path = os.path.join(where, name)
+      if stat.S_ISREG(os.lstat(path).st_mode):
+        sync_file(path)
+    sync_folder(where)
+
+
+def first_link(folder: str | Path) -> Path | None:
+  """Returns a symbolic link that a folder is or holds at any depth, or None."""
+  if os.path.islink(folder):
+    return Path(folder)
+  for where, folders, names in os.walk(folder):
+    for name in (*folders, *names):
+      path = os.path.join(where, name)
+      if os.path.islink(path):
+        return Path(path)
+  return None
