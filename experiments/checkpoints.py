@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from experiments import durable, folder, graphs, jsonfile, processes
 from experiments.errors import ConfigError, RunError, is_common
 from experiments.players import of_each
-from kronmesh import data, kron, parallel
+from kronmesh import data, files, kron, parallel
 
 if TYPE_CHECKING:
   from experiments.run import Run
@@ -280,6 +280,9 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
   folder = Path(folder).absolute()
   if not folder.is_dir():
     raise ConfigError(f'no export in {folder}; a run writes it when it ends')
+  odd = files.first_odd(folder)
+  if odd is not None:
+    raise ConfigError(f'{odd[0]} is {odd[1]}, and no part of an export; export the run again')
   with ocp.Checkpointer(_exported(ocp.PyTreeCheckpointHandler())) as reader:
     try:
       shapes = reader.metadata(folder).item_metadata['variables'].tree

@@ -149,10 +149,10 @@ def check_contents(workdir: Path) -> None:
   """
   for names, kind, is_kind in ((_FOLDERS, 'folder', Path.is_dir), (_FILES, 'file', Path.is_file)):
     for path in (workdir / name for name in names):
-      link = files.first_link(path)
-      if link is not None:
+      odd = files.first_odd(path)
+      if odd is not None:
         raise ConfigError(
-          f'{link} is a link, through which a run does not write; remove it, or choose another --workdir '
+          f'{odd[0]} is {odd[1]}, through which a run does not write; remove it, or choose another --workdir '
           '(which may be a link itself)'
         )
       if path.exists() and not is_kind(path):
@@ -185,8 +185,8 @@ def check_same(config: Any, workdir: Path) -> None:
   path = workdir / 'config.json'
   if path.exists():
     try:
-      old = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+      old = jsonfile.read(path)
+    except (OSError, ValueError) as error:
       raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it') from error
     if not isinstance(old, dict):
       raise ConfigError(f'{path} cannot be read as a config; choose another --workdir or remove it')
@@ -205,8 +205,8 @@ def check_data(known_by: dict[str, Any], workdir: Path) -> None:
   """
   path = workdir / 'data.json'
   try:
-    before = json.loads(path.read_text())
-  except (OSError, ValueError, RecursionError):
+    before = jsonfile.read(path)
+  except (OSError, ValueError):
     before = {}
   now = json.loads(jsonfile.dumps(known_by))
   other = next((k for k, v in now.items() if isinstance(before, dict) and k in before and before[k] != v), None)

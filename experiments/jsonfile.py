@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
+
+_LARGEST = 2**24  # bytes of a file, or of a line
 
 
 def dumps(value: Any, **settings: Any) -> str:
@@ -14,8 +18,32 @@ def dumps(value: Any, **settings: Any) -> str:
 
 
 def loads(text: str) -> Any:
-  """Returns what a text of JSON holds."""
-  return json.loads(text)
+  """Returns what a text of JSON holds.
+
+  Raises:
+    ValueError: it is none, or brackets stand within brackets beyond all reason.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as error:
+    raise ValueError('it is nested too deeply') from error
+
+
+def read(path: Path) -> Any:
+  """Returns what a file of JSON holds.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no regular file, too large (16 MB), or no JSON.
+  """
+  number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for whoever writes it
+  with open(number, 'rb') as file:
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+      raise ValueError('it is no regular file')
+    if found.st_size > _LARGEST:
+      raise ValueError('it is too large')
+    return loads(file.read(_LARGEST).decode())
 
 
 def _finite(value: Any) -> Any:
@@ -32,7 +60,7 @@ def read_row(line: str) -> Any:
   Raises:
     ValueError: the line is no JSON.
   """
-  return _numbers(json.loads(line))
+  return _numbers(loads(line))
 
 
 def _numbers(value: Any) -> Any:
@@ -53,13 +81,23 @@ class Lines(NamedTuple):
 def read_lines(path: Path) -> Lines:
   """Reads the rows of a .jsonl file, which are objects; there are none where there is no file."""
   rows, bad = [], 0
-  *whole, last = path.read_bytes().split(b'\n') if path.exists() else [b'']
-  for line in (*whole, last):
-    try:
-      row = read_row(line.decode())
-      if not isinstance(row, dict):
-        raise ValueError('no row')
-      rows.append(row)
-    except (ValueError, RecursionError):
-      bad += bool(line.strip()) and line is not last
+  if not path.exists():
+    return Lines(rows, bad)
+  if not path.is_file():
+    return Lines(rows, 1)
+  with path.open('rb') as file:
+    while line := file.readline(_LARGEST):
+      whole = line.endswith(b'\n')
+      if not whole and len(line) == _LARGEST:  # a line beyond all reason: passed over to its end
+        while (rest := file.readline(_LARGEST)) and not rest.endswith(b'\n'):
+          pass
+        bad += 1
+        continue
+      try:
+        row = read_row(line.decode())
+        if not isinstance(row, dict):
+          raise ValueError('no row')
+        rows.append(row)
+      except ValueError:
+        bad += bool(line.strip()) and whole
   return Lines(rows, bad)

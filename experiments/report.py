@@ -8,7 +8,6 @@ A run writes it when it ends, by itself or by a fault; this makes it anew at any
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,6 @@ def write_report(workdir: Path) -> Path:
   scores = [row for row in rows if 'seconds' in row]
   times = [row for row in rows if 'compute_seconds' in row]
   title = f'{config["optimizer"]} on {config["data"]["name"]}'
-  coverage = workdir / 'coverage.txt'
   page = render(
     'run.html',
     title=title,
@@ -55,7 +53,7 @@ def write_report(workdir: Path) -> Path:
     layers=_layer_table(layers),
     events=events,
     about=[('folder', workdir), *((k.replace('_', ' '), v) for k, v in about.items() if v not in ('', None))],
-    coverage=coverage.read_text(errors='replace') if coverage.exists() else '',
+    coverage=_text(workdir / 'coverage.txt'),
     config=jsonfile.dumps(config, indent=2),
   )
   path = workdir / _NAME
@@ -70,10 +68,10 @@ def _config(workdir: Path) -> dict[str, Any]:
     ConfigError: there is none.
   """
   try:
-    found = json.loads((workdir / 'config.json').read_text())
+    found = jsonfile.read(workdir / 'config.json')
     if not isinstance(found, dict):
       raise ValueError('no config')
-  except (OSError, ValueError, RecursionError) as error:
+  except (OSError, ValueError) as error:
     raise ConfigError(f'{workdir} holds no run: config.json cannot be read') from error
   usual = folder.as_json(defaults())
   for key in ('optimizer', 'mesh', 'seed', 'steps', 'target', 'data', 'model'):
@@ -91,13 +89,21 @@ def _both_numbers(a: Any, b: Any) -> bool:
 def _about(workdir: Path) -> dict[str, Any]:
   """What a run says of where it was trained; nothing where that cannot be read."""
   try:
-    found = json.loads((workdir / 'about.json').read_text())
-  except (OSError, ValueError, RecursionError):
+    found = jsonfile.read(workdir / 'about.json')
+  except (OSError, ValueError):
     return {}
   plain = {k: v for k, v in found.items() if isinstance(v, str | int | float)} if isinstance(found, dict) else {}
   if not isinstance(plain.get('target_metric', ''), str) or not isinstance(plain.get('parameters', 0), int | float):
     return {}
   return plain
+
+
+def _text(path: Path) -> str:
+  """The first megabyte of a text; nothing where there is none."""
+  if not path.is_file():
+    return ''
+  with path.open('rb') as file:
+    return file.read(2**20).decode(errors='replace')
 
 
 def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

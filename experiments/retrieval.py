@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -161,7 +160,7 @@ def library(
 def read_record(path: Path) -> list[dict[str, Any]] | None:
   """None where there is none, or one that was damaged."""
   try:
-    return json.loads(path.read_text())
+    return jsonfile.read(path)
   except (OSError, ValueError):
     return None
 

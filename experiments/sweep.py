@@ -140,10 +140,10 @@ class Sweep:
     if not self.path.exists():
       return {}
     try:
-      found = json.loads(self.path.read_text())
+      found = jsonfile.read(self.path)
       if all({'name', 'state', 'overrides'} <= m.keys() for m in found['members']):
         return found
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
       pass
     print(f'{self.path} cannot be read: all members are started again, and go on from what they have', file=sys.stderr)
     return {}

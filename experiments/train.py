@@ -131,9 +131,11 @@ def _reported(workdir: Path, events: folder.Events, check: Callable[[], None]) -
 
   check: raises an error where the folder may not be written any more.
   """
+  well = True
   try:
     yield
   except Exception as error:
+    well = False
     with contextlib.suppress(OSError, StorageError):  # on a full disk
       check()
       rows = folder.read_rows(workdir / 'metrics.jsonl')
@@ -148,7 +150,7 @@ def _reported(workdir: Path, events: folder.Events, check: Callable[[], None]) -
       except Exception as error:  # a page is no reason to lose a run
         told = f'report.html cannot be made: {" ".join(str(error).split())[:200]}'
         with contextlib.suppress(OSError):
-          events.add('warning', 0, told)
+          events.add('warning', 0, told, tell=well)  # else what ended the run has been told
 
 
 def identity(config: Any, workdir: Path) -> dict[str, Any]:

@@ -163,10 +163,11 @@ class Watchdog:
         number, mark = next(iter(wrong.items()))
         processes.stop(f'process {number} stopped at step {mark.step}: {mark.words}', STOPPED)
       for number, (mark, age) in self.others.items():
-        if mark.words != 'ended' and age > _SILENT * (_COMPILES if mark.words == 'compiles' else 1):
-          self._stop(f'process {number} gives no sign since {age:g} seconds: it is frozen, or its machine gone')
+        patience = _SILENT * (_COMPILES if mark.words == 'compiles' else 1)
+        if mark.words != 'ended' and age > patience:
+          self._stop(f'process {number} gives no sign since {patience} seconds: it is frozen, or its machine gone')
       limit = self.seconds + 10 * self.longest
-      if self.seconds and self.idle * _PULSE > limit:
+      if self.seconds and self.idle * _PULSE > limit and not wrong:
         self._stop(f'{_who_hangs(marks)}; nothing done for {limit:.0f} seconds (see config.watchdog_seconds)')
 
   def _doing(self) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from experiments import jsonfile, retrieval, trec
 from experiments.errors import ConfigError
 from experiments.tables import columns
 from kronmesh import data
-from kronmesh.data.builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, idx_files_in, read_idx
+from kronmesh.data.builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, idx_entries, read_idx
 from kronmesh.data.moving import MOTIONS, moving
 
 RUN = flags.DEFINE_string('run', None, 'Work folder of a finished run on moving_fashion_mnist.', required=True)
@@ -116,7 +116,7 @@ def write_judgements(path: Path, judged: trec.Judgements) -> None:
 
 def measure() -> None:
   workdir = Path(WORKDIR.value)
-  if not idx_files_in(SOURCE.value):
+  if idx_entries(Path(SOURCE.value)) is None:
     raise ConfigError(
       f'no IDX files in {SOURCE.value}; install the Debian package dataset-fashion-mnist, or name --source'
     )

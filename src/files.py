@@ -109,13 +109,13 @@ def sync_tree(folder: str | Path) -> None:
     sync_folder(where)
 
 
-def first_link(folder: str | Path) -> Path | None:
-  """Returns a symbolic link that a folder is or holds at any depth, or None."""
-  if os.path.islink(folder):
-    return Path(folder)
-  for where, folders, names in os.walk(folder):
-    for name in (*folders, *names):
-      path = os.path.join(where, name)
-      if os.path.islink(path):
-        return Path(path)
+def first_odd(path: str | Path) -> tuple[Path, str] | None:
+  """Returns what is neither a file nor a folder, among `path` and what it holds at any depth, and what it is; or None."""
+  found = [os.fspath(path)] if os.path.lexists(path) else []
+  for where, folders, names in os.walk(path):
+    found += (os.path.join(where, name) for name in (*folders, *names))
+  for one in found:
+    mode = os.lstat(one).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+      return Path(one), 'a link' if stat.S_ISLNK(mode) else 'no file'
   return None

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import zlib
 from importlib.metadata import version
 
 # What one test has compiled serves the others, on all workers and in the commands they start.
@@ -149,6 +150,7 @@ def triples_folder(tmp_path_factory):
 
 def pytest_addoption(parser):
   parser.addoption('--all', action='store_true', help='run the long tests too')
+  parser.addoption('--share', default='', help='K/N: of the long tests every Nth, from number K, counted from 0')
 
 
 def pytest_collection_modifyitems(config, items):
@@ -156,3 +158,8 @@ def pytest_collection_modifyitems(config, items):
     long = [item for item in items if item.get_closest_marker('long')]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if not item.get_closest_marker('long')]
+  if config.getoption('--share'):
+    number, count = map(int, config.getoption('--share').split('/'))
+    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % count != number]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]

@@ -168,7 +168,10 @@ def from_idx(kind: type[tfds.core.DatasetBuilder], name: str, source: str, where
   builder = kind(source=source or FASHION_MNIST_DEBIAN, data_dir=where, file_format='array_record')
   entries = idx_entries(builder.source)
   if entries is not None and not Path(builder.data_path).is_dir():
-    _check_idx(builder.source)
+    try:
+      _check_idx(builder.source)
+    except DataError as error:
+      raise DataError(f'{name}: {error}') from error
   if entries is None and not Path(builder.data_path).is_dir():
     raise DataError(
       f'{name}: no IDX files in {shown(builder.source)}; install the Debian package dataset-fashion-mnist, '

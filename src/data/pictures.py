@@ -77,14 +77,15 @@ def _in_rgb(image: Any) -> Any:
   wide = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
   tags = getattr(image, 'tag_v2', {})
   hidden = image.info.get('transparency') if wide else None
-  image = ImageOps.exif_transpose(image)
+  image.load()
+  ImageOps.exif_transpose(image, in_place=True)
   if wide:
     return Image.fromarray(_narrow(np.asarray(image), tags, hidden)).convert('RGB')
   if image.mode in ('F', 'I'):
     raise ValueError(f'pixels of mode {image.mode!r} have no known range; store 8 or 16 bits')
   _scale_transparency(image, raw)
   if not image.has_transparency_data:
-    return image.convert('RGB')
+    return image if image.mode == 'RGB' else image.convert('RGB')
   under = Image.new('RGBA', image.size, (BACKGROUND, BACKGROUND, BACKGROUND, 255))
   return Image.alpha_composite(under, image.convert('RGBA')).convert('RGB')
 

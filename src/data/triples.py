@@ -26,6 +26,7 @@ from .text import read_lines
 
 SPLITS = ('train', 'valid', 'test')
 _FILES = ('.txt', '.tsv', '.nt')
+_LONGEST = 65_536  # characters of a line of N-Triples: rdflib's time grows with their square
 # What columns are called where a file begins with their names.
 _HEADS = (
   ('source', 'head', 'subject', 'from', 'h', 's'),
@@ -157,7 +158,9 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
     from rdflib.plugins.parsers.ntriples import NTGraphSink, W3CNTriplesParser
   except ImportError as error:
     raise DataError(f"{path}: N-Triples are read by rdflib; pip install 'kronmesh[graphs]'") from error
-  read_lines(path)  # which names the line of what is no UTF-8
+  for number, line in read_lines(path):  # which names the line of what is no UTF-8
+    if len(line) > _LONGEST:
+      raise DataError(f'{shown(path)}, line {number}: has {len(line):,} characters, more than {_LONGEST:,}')
   found: list[tuple[str, str, str]] = []
 
   labels: dict[Any, str] = {}  # rdflib draws a name for every blank node; the label is what the file calls it

@@ -25,10 +25,10 @@ def film(path, count=20, rate=10, size=(48, 64), **options):
   return path
 
 
-def uneven_film(path, times):
+def uneven_film(path, times, codec='mpeg4'):
   """Frame k is shown at times[k] seconds."""
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream('mpeg4', rate=30)
+    stream = container.add_stream(codec, rate=30)
     stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
     stream.codec_context.time_base = Fraction(1, 1000)
     for k, time in enumerate(times):

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 from experiments import train as trainer
 from experiments.launch import launch
 
+plain = trainer.build
 
-def main(config, workdir):
-  run = trainer.build(config)
+
+def build(config):
+  """The run, with a fault in its data. The trainer builds it, as it does in the other processes."""
+  if HOW == 'hang at the start':
+    time.sleep(1000)
+  run = plain(config)
 
   def batches(seed, start):
     for number, batch in enumerate(run.train_batches(seed, start), start):
@@ -22,9 +27,10 @@ def main(config, workdir):
         batch = {**batch, 'image': batch['image'] * jnp.nan}
       yield batch
 
-  trainer.train(config, workdir, run=run._replace(train_batches=batches))
+  return run._replace(train_batches=batches)
 
 
 if __name__ == '__main__':
   HOW = sys.argv.pop(1)
-  launch(main)
+  trainer.build = build
+  launch(lambda config, workdir: trainer.train(config, workdir))

@@ -4,13 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments import folder
+from experiments import folder, sweep, trec
+from experiments.build import build
 from experiments.configs import digits
 from experiments.errors import ConfigError
-from experiments.overrides import parse_sweep
-from experiments.ranges import check_ranges
+from experiments.inputs import check_options
+from experiments.overrides import check_different, parse_sweep, resolved
+from experiments.profile import Profile
+from experiments.ranges import check_ranges, check_whole
+from tests.experiments.small import small
 
 ROOT = Path(__file__).parents[2]
 BODY = 'from experiments.configs.digits import get_config as g\ndef get_config():\n'
@@ -86,3 +91,109 @@ def test_work_folders_that_are_none(tmp_path):
 def test_sweeps_that_are_none(text, words):
   with pytest.raises(ConfigError, match=words):
     parse_sweep(text, digits.get_config())
+
+
+def changed(**values):
+  config = digits.get_config()
+  with config.unlocked(), config.ignore_type():
+    config.update_from_flattened_dict(values)
+  return config
+
+
+@pytest.mark.parametrize('values, words', [
+  ({'sgd.learning_rte': 0.1}, "config.sgd.learning_rte is no option; did you mean 'learning_rate'"),
+  ({'data.batchsize': 8}, "config.data.batchsize is no option; did you mean 'batch_size'"),
+  ({'checkpoints_every': 5}, "config.checkpoints_every is no option; did you mean 'checkpoint_every'"),
+  ({'data.source': Path('/data')}, r"config.data.source=PosixPath\('/data'\) is of the type PosixPath; write it as text"),
+  ({'steps': np.int64(4)}, r'config.steps=.+ is of the type int64; write .item\(\) behind it, or 4'),
+  ({'data.folder': '~/data'}, "config.data.folder='~/data': write the whole path; ~ is expanded by shells alone"),
+])  # fmt: skip
+def test_own_config_files(values, words):
+  with pytest.raises(ConfigError, match=words):
+    check_whole(changed(**values))
+
+
+@pytest.mark.parametrize('values, words', [
+  ({'data.source': '/my/arrays'}, "config.data.source='/my/arrays' does nothing to config.data.name='digits'"),
+  ({'data.name': 'image_folder', 'data.augment': True}, 'config.data.augment=True does nothing to'),
+  ({'data.name': 'image_folder', 'data.train_examples': 4}, 'config.data.train_examples=4 does nothing to'),
+  ({'data.name': 'video_folder', 'data.eval_examples': 4}, 'config.data.eval_examples=4 does nothing to'),
+  ({'data.name': 'noise', 'data.augment': True}, 'config.data.augment=True does nothing to'),
+])  # fmt: skip
+def test_options_that_would_do_nothing(values, words):
+  with pytest.raises(ConfigError, match=words):
+    check_options(changed(**values))
+
+
+@pytest.mark.parametrize('values, words', [
+  ({'task': 'classify', 'target': 95.0}, "config.target=95 is never reached: the metric of 'classify' is at most 1"),
+])  # fmt: skip
+def test_targets_that_are_never_reached(values, words):
+  with pytest.raises(ConfigError, match=words):
+    check_ranges(changed(**values))
+
+
+def test_best_checkpoints_where_none_are_kept(tmp_path):
+  config = small('sgd')
+  config.keep_checkpoints, config.keep_best = 0, 2
+  with pytest.raises(ConfigError, match=r'config.keep_best=2 keeps nothing where config.keep_checkpoints=0'):
+    build(config)
+
+
+def test_a_trace_of_steps_that_the_run_has_not():
+  with pytest.raises(ConfigError, match='--profile=100:200: the run has 4 steps'):
+    Profile('100:200', Path('/nowhere'), 4)
+
+
+def test_members_that_would_be_the_same():
+  config = digits.get_config()
+  config.optimizer = 'sgd'
+  with pytest.raises(ConfigError, match=r"--sweep: kfac.damping makes no difference to config.optimizer='sgd'"):
+    check_different(parse_sweep('kfac.damping=0.1,0.2', config), config)
+  check_different(parse_sweep('optimizer=sgd,kfac;kfac.damping=0.1', config), config)
+
+
+@pytest.mark.parametrize('found, words', [
+  ({'seed': 0}, 'returns dict; let it yield a dict for each member'), (None, 'returns NoneType; let it yield'),
+  ([], 'yields nothing'), ([1], 'yields 1, not a dict of settings by their keys'),
+])  # fmt: skip
+def test_functions_that_yield_no_members(monkeypatch, found, words):
+  monkeypatch.setattr(sweep, 'config_path', lambda: 'own.py')
+  with pytest.raises(ConfigError, match=words):
+    sweep.yielded(lambda: found)
+
+
+def test_numbers_of_numpy_are_numbers():
+  config = digits.get_config()
+  (found,) = [resolved(own, config) for own in [{'sgd.learning_rate': np.float64(0.5)}]]
+  assert found == {'sgd.learning_rate': 0.5} and type(found['sgd.learning_rate']) is float
+
+
+@pytest.mark.parametrize('text', ['{"config": ', '[]', '{}', '{"config": 1, "members": [1]}'])
+def test_a_sweep_whose_states_cannot_be_read_starts_all_members(tmp_path, capsys, text):
+  (tmp_path / 'sweep.json').write_text(text)
+  config = digits.get_config()
+  member = sweep.Member('seed=0', {'seed': 0}, str(tmp_path / 'members/seed=0'))
+  assert sweep.Sweep(config, tmp_path, [member]).waiting() == [member]
+  assert 'sweep.json cannot be read: all members are started again' in capsys.readouterr().err
+
+
+def test_splits_that_are_stored_differently_are_told(tmp_path, caplog):
+  rng = np.random.default_rng(0)
+  np.savez(tmp_path / 'train.npz', image=(rng.random((16, 8, 8)) * 255).astype('u1'), label=np.arange(16) % 10)
+  np.savez(tmp_path / 'test.npz', image=(rng.random((8, 8, 8)) * 255).astype('f4'), label=np.arange(8) % 10)
+  config = small('sgd')
+  config.data.name, config.data.source, config.data.eval_split = 'arrays', str(tmp_path), 'test'
+  config.data.batch_size = config.data.eval_batch_size = 8
+  with caplog.at_level('WARNING', 'absl'):
+    build(config)
+  assert 'are both stored in the same way?' in caplog.text
+
+
+@pytest.mark.parametrize('judged, words', [
+  ('a 0 my film.mp4 1\na 0 other.mp4 1\n', 'line 2: has 4 fields and the first line 5; write a space in a name as %20'),
+])  # fmt: skip
+def test_judgements_with_a_space_in_a_name(tmp_path, judged, words):
+  (tmp_path / 'q.txt').write_text(judged)
+  with pytest.raises(ConfigError, match=words):
+    trec.read_judgements(tmp_path / 'q.txt')

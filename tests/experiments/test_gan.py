@@ -260,8 +260,8 @@ def test_a_share_of_a_batch_is_made_and_filtered(tmp_path):
       {'generated.share': 1.5},
       'config.generated.share=1.5 of 32 examples on 4 shards is more than all; it is at most 1',
     ),
-    ({'model.classes': 7}, 'makes images of 10 classes; config.model.classes=7'),
-    ({'data.name': 'digits'}, r'makes images of \(28, 28, 1\); those of digits are \(8, 8, 1\)'),
+    ({'model.classes': 11}, 'makes images of 10 classes; config.model.classes=11'),
+    ({'data.name': 'digits', 'data.source': ''}, r'makes images of \(28, 28, 1\); those of digits are \(8, 8, 1\)'),
     ({'generated.run': str(tmp_path / 'whole')}, "is a run of 'classify'; a generator is one of 'generate'"),
   ):
     wrong = config.copy_and_resolve_references()
