@@ -292,8 +292,7 @@ def test_a_hang_before_the_first_step_is_noticed_and_named(tmp_path, victim):
   """While data are read and the run is built, as of a disk that does not answer."""
   with group(faulty_commands('hang at the start', victim, tmp_path, '--config.watchdog_seconds=5')) as processes:
     outputs = [p.communicate(timeout=90)[0] for p in processes]
-  assert any(f'process {victim} hangs at faulty.py:' in output or f'process {victim} hangs at its start' in output
-             for output in outputs), outputs  # fmt: skip
+  assert all(f'process {victim} hangs at train.py:' in output for output in outputs), outputs
   assert all(p.returncode == 4 for p in processes), outputs
 
 
@@ -313,7 +312,7 @@ def test_a_job_that_is_stopped_as_a_whole_and_continued_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize('key, own', [
-  pytest.param('config.kfac.learning_rate', '--config.kfac.learning_rate=0.3', marks=long),
+  pytest.param('config.kfac.learning_rate', '--config.kfac.learning_rate=0.123', marks=long),
   pytest.param('config.seed', '--config.seed=1', marks=long),
   ('config.steps', '--config.steps=30'),
 ])  # fmt: skip
@@ -333,23 +332,12 @@ def test_processes_that_see_different_data_train_nothing(tmp_path):
       path = tmp_path / f'data{number}' / split
       data.write_arrays(data.Arrays(rng.random((64, 8, 8, 1), np.float32), np.zeros(64, np.int32)), path)
   (tmp_path / 'data').mkdir()
-  base = [
-    *SMALL,
-    '--config.data.name=arrays',
-    f'--config.data.source={tmp_path / "data"}',
-    '--config.data.eval_batch_size=64',
-  ]
+  base = [*SMALL, '--config.data.name=arrays', f'--config.data.source={tmp_path / "data"}']
+  base += ['--config.data.eval_batch_size=64']
   commands = train_commands(2, 1, 'data=2', tmp_path / 'run', *SHORT[:1], base=base)
   for number, command in enumerate(commands):  # each on a machine of its own, whose disk has another content
-    command[:] = [
-      'unshare',
-      '-m',
-      'sh',
-      '-c',
-      f'mount --bind {tmp_path}/data{number} {tmp_path}/data && exec "$@"',
-      'sh',
-      *command,
-    ]
+    mount = f'mount --bind {tmp_path}/data{number} {tmp_path}/data && exec "$@"'
+    command[:] = ['unshare', '-m', 'sh', '-c', mount, 'sh', *command]
   if subprocess.run(['unshare', '-m', 'true'], capture_output=True).returncode:
     pytest.skip('no file system can be mounted here')
   with group(commands) as processes:
