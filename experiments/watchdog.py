@@ -179,10 +179,10 @@ class Watchdog:
     frames = list(_frames(sys._current_frames().get(self.main.ident)))
     names = [frame.f_code.co_filename for frame in frames]
     place = next((f'{Path(f.f_code.co_filename).name}:{f.f_lineno}' for f in frames if _is_ours(f)), '')
+    if any(name.endswith(_WAITING) for name in names):  # the runtime connects processes within its compiler
+      return 'waits', place
     if any(name.endswith(_COMPILER) for name in names):
       return 'compiles', place
-    if any(name.endswith(_WAITING) for name in names):
-      return 'waits', place
     if self.started:
       return 'trains', place
     works = self.used - before > _BUSY * _PULSE or any(name.endswith(_CHILD) for name in names)
