@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,7 +134,19 @@ def require_alike(what: str, values: dict[str, Any]) -> None:
   _client().key_value_set(f'kronmesh/{key}/{jax.process_index()}', jsonfile.dumps(values, sort_keys=True))
   verdict = _told(f'{key}/verdict', _difference(key) if chief() else None)
   if verdict:
+    _take_leave(key)
     raise ConfigError(verdict)
+
+
+def _take_leave(key: str) -> None:
+  """Has process 0 wait until the others know why all end: the runtime aborts those that it leads where it is gone."""
+  if not chief():
+    _client().key_value_set(f'kronmesh/{key}/known/{jax.process_index()}', '')
+    return
+  for number in range(1, jax.process_count()):
+    with contextlib.suppress(ConfigError):
+      _read(f'{key}/known/{number}', seconds=10)
+  time.sleep(1)  # to say it
 
 
 def _difference(key: str) -> str:
@@ -159,12 +172,12 @@ def _told(key: str, value: str | None) -> str:
   return _read(key)
 
 
-def _read(key: str) -> str:
+def _read(key: str, seconds: int = _LAUNCHED) -> str:
   try:
-    return _client().blocking_key_value_get(f'kronmesh/{key}', 1000 * _LAUNCHED)
+    return _client().blocking_key_value_get(f'kronmesh/{key}', 1000 * seconds)
   except Exception as error:
     raise ConfigError(
-      f'another process did not say its {key.partition("/")[0]} within {_LAUNCHED} seconds; see what the others say'
+      f'another process did not say its {key.partition("/")[0]} within {seconds} seconds; see what the others say'
     ) from error
 
 

@@ -156,7 +156,7 @@ def test_a_run_that_failed_says_so(tmp_path):
   with pytest.raises(RunError):
     train(config, tmp_path, quiet=True, run=poisoned(build(config), [4], np.nan))
   page = (tmp_path / 'report.html').read_text()
-  assert 'RunError: step 5: the batch holds values that are not finite' in page and 'class="bad"' in page
+  assert 'Diverged: step 5: the batch holds values that are not finite' in page and 'class="bad"' in page
 
 
 def test_a_report_by_its_command(run_of_two_parts, tmp_path):
