@@ -49,6 +49,13 @@ def build(config: Any, load: bool = True) -> Run:
 
   if config.recipe.cutmix and len(pixels.shape) != 5:
     raise ConfigError(f'config.recipe.cutmix cuts clips in time; images of {config.data.name} are {pixels.shape[1:]}')
+  ranks = {'convnet': 4, 'resnet': 4, 'vit': 4, 'r2plus1d': 5, 'video_transformer': 5}
+  if len(pixels.shape) != ranks.get(config.model.name, len(pixels.shape)):
+    needed = '(height, width, channels)' if ranks[config.model.name] == 4 else '(time, height, width, channels)'
+    there = f'those of {config.data.name} are {pixels.shape[1:]}'
+    raise ConfigError(
+      f'{config.model.name} needs inputs of shape {needed}, and {there}; reshape them, or choose another config.model.name'
+    )
   with of_model():
     boxed = jax.eval_shape(
       lambda: task.model.init(jax.random.key(0), jnp.zeros(pixels.shape, pixels.dtype), train=False)
@@ -70,6 +77,8 @@ def build(config: Any, load: bool = True) -> Run:
   if mesh.size == 1:  # nothing to pack, and nowhere to send it
     placement, spread = kron.Local(), None
   param_shardings = parallel.param_shardings(params, logical, rules, mesh)
+  if load:
+    memory.check_state(params, param_shardings)  # before K-FAC looks at what they are made of
   layers = parallel.layer_strips(param_shardings, params, mesh)
   if not own_collectives:
     task = task._replace(loss=on_mesh(task.loss, rules, mesh, strips, layers))

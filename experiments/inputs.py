@@ -288,7 +288,9 @@ def _links(config: Any) -> Source:
   first = np.arange(len(held_out.label)).reshape(2, -1).T.reshape(-1)[: own.eval_examples or None]
   held_out = type(held_out)(*(x[first] for x in held_out))
   if not len(held_out.label):
-    raise ConfigError(f'{own.eval_split} of {own.name} has no triples to evaluate')
+    raise ConfigError(
+      f'{own.eval_split} of {own.source or own.name} has no triples to evaluate; choose another data.eval_split'
+    )
   arrays = data.Arrays(arrays.image, arrays.label)
   return Source(
     {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},

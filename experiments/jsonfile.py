@@ -9,7 +9,10 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.errors import ConfigError
+
 _LARGEST = 2**24  # bytes of a file, or of a line
+_MOST = 2**30  # bytes of a file of rows
 
 
 def dumps(value: Any, **settings: Any) -> str:
@@ -79,12 +82,18 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: Path) -> Lines:
-  """Reads the rows of a .jsonl file, which are objects; there are none where there is no file."""
+  """Reads the rows of a .jsonl file, which are objects; there are none where there is no file.
+
+  Raises:
+    ConfigError: the file has more than 1 GB.
+  """
   rows, bad = [], 0
   if not path.exists():
     return Lines(rows, bad)
   if not path.is_file():
     return Lines(rows, 1)
+  if path.stat().st_size > _MOST:
+    raise ConfigError(f'{path} has {path.stat().st_size / 1e9:.1f} GB, more than a run writes; move it away')
   with path.open('rb') as file:
     while line := file.readline(_LARGEST):
       whole = line.endswith(b'\n')

@@ -219,6 +219,8 @@ def _known_mistake(text: str, file: str) -> str | None:
   if number:
     return f'--{number[1]}={number[2]} must be a whole number, written in digits'
   failed = 'earlier failure to load' in text or 'Failed loading config file' in text
+  if 'RequiredValueError' in text or 'required reference' in text:
+    return f'the config file {file} has a placeholder without a value (required_placeholder); give it one in the file'
   if 'is defined twice' in text and 'config' in text:
     return '--config is given twice; write it once'
   if (failed or "'NoneType'" in text) and not Path(file).is_file():

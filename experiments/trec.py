@@ -2,7 +2,8 @@
 
 A run's line is `topic Q0 document rank score tag`; documents are ranked by score (equal ones by name, last first, as
 trec_eval does), and ranks are not read. A line of judgements is `topic 0 document relevance`, or with strata, as NIST's
-sample_eval.pl reads them, `topic 0 document stratum relevance`; relevance -1 is in the pool and not judged.
+sample_eval.pl reads them, `topic 0 document stratum relevance`; relevance -1 is in the pool and not judged, and anything else
+below 1 is judged and not relevant.
 """
 
 from __future__ import annotations
@@ -45,6 +46,20 @@ def read_run(path: str | Path) -> Run:
       raise ConfigError(f'{path}, line {number}: {document} is in the run of topic {topic} twice')
     found[topic][document] = value
   return {topic: ranked(scores) for topic, scores in found.items()}
+
+
+def contradicted(path: str | Path) -> list[str]:
+  """Returns the topics of a run file whose scores grow where ranks do, as distances would: they are read as scores."""
+  found: dict[str, list[tuple[float, float]]] = {}
+  for _, (topic, _, _, rank, score, _) in _lines(path):
+    if re.fullmatch(r'\d+', rank):
+      found.setdefault(topic, []).append((float(rank), float(score)))
+  odd = []
+  for topic, pairs in found.items():
+    scores = [score for _, score in sorted(pairs)]
+    if len(scores) > 2 and scores[0] < scores[-1] and all(a <= b for a, b in zip(scores, scores[1:], strict=False)):
+      odd.append(topic)
+  return odd
 
 
 def ranked(scores: Mapping[str, float]) -> list[str]:
@@ -124,7 +139,7 @@ def inferred_precision(documents: Sequence[str], judged: Mapping[str, Judgement]
   """
   strata = {j.stratum for j in judged.values()}
   pool = {s: sum(j.stratum == s for j in judged.values()) for s in strata}
-  known = {s: sum(j.stratum == s and j.relevance >= 0 for j in judged.values()) for s in strata}
+  known = {s: sum(j.stratum == s and j.relevance != -1 for j in judged.values()) for s in strata}
   weight = {s: pool[s] / known[s] for s in strata if known[s]}
   relevant = sum(weight[j.stratum] for j in judged.values() if j.relevance > 0)
   above = {s: [0, 0, 0] for s in strata}  # of the pool, judged, relevant
@@ -137,7 +152,7 @@ def inferred_precision(documents: Sequence[str], judged: Mapping[str, Judgement]
       expected = sum(n * (r + EPSILON) / (k + 2 * EPSILON) for n, k, r in above.values())
       total += weight[stratum] * (1 + expected) / rank
     above[stratum][0] += 1
-    above[stratum][1] += relevance >= 0
+    above[stratum][1] += relevance != -1
     above[stratum][2] += relevance > 0
   return total / relevant if relevant else 0.0
 

@@ -40,6 +40,12 @@ def score() -> None:
     print(f'{len(missing)} topics are not in the run and count 0: {", ".join(sorted(missing)[:5])}')
   if others:
     print(f'{len(others)} topics of the run have nothing relevant and do not count: {", ".join(sorted(others)[:5])}')
+  backwards = trec.contradicted(RUN_FILE.value)
+  if backwards:
+    print(
+      f'{len(backwards)} topics have scores that grow with the rank ({", ".join(backwards[:5])}): documents are ordered by score, '
+      'the largest first; write distances with a minus'
+    )
   strange = [topic for topic in sorted(set(scores) & set(run)) if not set(run[topic]) & judgements[topic].keys()]
   if strange:
     name = next(iter(judgements[strange[0]]))

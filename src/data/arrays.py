@@ -101,6 +101,10 @@ def _whole(label: np.ndarray, where: str) -> np.ndarray:
 
 
 def _pixels(image: np.ndarray, where: str) -> np.ndarray:
+  if image.ndim == 4 and image.shape[1] in (1, 3, 4) and image.shape[3] > 4:
+    raise DataError(
+      f'{where} has images of shape {image.shape[1:]}, whose channels seem to come first; store np.moveaxis(image, 1, -1)'
+    )
   if image.dtype.kind == 'u' and image.dtype.itemsize <= 2:  # in any order of bytes
     image = image.astype(np.float32) / np.iinfo(image.dtype).max
   elif image.dtype.kind not in 'fb':

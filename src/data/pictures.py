@@ -21,7 +21,7 @@ ENDINGS = (
 FORMATS = ('AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA', 'TIFF', 'WEBP')
 _LARGE = 16_000_000  # pixels, from which on one picture is decoded at a time: many threads would each take a gigabyte
 _ALONE = threading.Lock()
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+_BITS, _PHOTOMETRIC, _SAMPLES, _WHITE_IS_ZERO = 258, 262, 277, 0  # of TIFF
 BACKGROUND = 128  # under transparent pixels: a grey on which both black and white shapes are seen
 
 
@@ -42,7 +42,7 @@ def decode(picture: bytes | np.ndarray) -> Any:
   image = opened(picture)
   check_pixels(*image.size)
   with _ALONE if image.size[0] * image.size[1] > _LARGE else contextlib.nullcontext():
-    return _in_rgb(image)
+    return _in_rgb(image, picture)
 
 
 def opened(picture: bytes) -> Any:
@@ -70,9 +70,10 @@ def _formats() -> list[str]:
   return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _in_rgb(image: Any) -> Any:
+def _in_rgb(image: Any, picture: bytes) -> Any:
   from PIL import Image, ImageOps
 
+  clear = picture[17] & 15 if image.format == 'TGA' else None  # bits of transparency, as a TGA's header has them
   raw = image.tile[0][3] if image.format == 'PNG' and image.tile else ''
   wide = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
   tags = getattr(image, 'tag_v2', {})
@@ -81,6 +82,13 @@ def _in_rgb(image: Any) -> Any:
   ImageOps.exif_transpose(image, in_place=True)
   if wide:
     return Image.fromarray(_narrow(np.asarray(image), tags, hidden)).convert('RGB')
+  bands = tags.get(_SAMPLES, 0)
+  if bands > max(len(image.getbands()), 1):
+    raise ValueError(
+      f'it has {bands} bands, of which {len(image.getbands())} would be read; store those that are meant'
+    )
+  if image.mode == 'RGBA' and clear == 0:
+    image = image.convert('RGB')
   if image.mode in ('F', 'I'):
     raise ValueError(f'pixels of mode {image.mode!r} have no known range; store 8 or 16 bits')
   _scale_transparency(image, raw)

@@ -23,6 +23,7 @@ from .pictures import BACKGROUND, opened
 _WHOLE = 0.8  # a file that says how long it is must decode to this share of it
 _SOUND = 0.9  # this share of its frames must be without known damage
 _LONGEST_SIDE = 16384
+_SHAPE = 0.05  # by which the shape of frames may change within a film, as a share
 _STILL = 3600.0, 100_000  # seconds, and frames that are repeated, for which a film may stand still in all
 _DISCONTINUOUS = ('mpegts', 'mpeg', 'hls', 'rtsp')  # whose time stamps may leap, as FFmpeg has it
 _LEAP = 10.0  # seconds
@@ -69,13 +70,17 @@ class Film(NamedTuple):
     rate = rate or self.rate
     if not 0 < rate <= 1000:
       raise VideoError(f'{self.name}: {rate:g} frames in a second are not between 0 and 1000; give another by rate=')
-    frame, picture, begins, k, decoded, damaged = None, None, 0.0, 0, 0, 0
+    first, frame, picture, begins, k, decoded, damaged = None, None, None, 0.0, 0, 0, 0
     still = _Still(self, rate)
     size, clock = None, Clock(self, self.rate or rate)
     stretch = float(self.stream.sample_aspect_ratio or 1)
     for after in self.container.decode(self.stream):
       begins = clock.of(after)
       size = size or _size(after, stretch, short_side, self.name)  # of the first: a stream may change its own
+      first = first or after
+      if abs(after.width * first.height - first.width * after.height) > _SHAPE * first.width * after.height:
+        sizes = f'{first.width}x{first.height} to {after.width}x{after.height}'
+        raise VideoError(f'{self.name}: its frames change from {sizes} after {begins:.1f} s; cut it there')
       decoded, damaged = decoded + 1, damaged + bool(after.is_corrupt)
       still.count(min(begins, longest) - k / rate)
       while frame is not None and k / rate < min(begins - 1e-6, longest):

@@ -232,3 +232,43 @@ def test_what_is_no_file_is_not_read(tmp_path, how):
     data.read_lines(path)
   with pytest.raises(data.VideoError, match='it is no regular file'):
     data.read_video(path)
+
+
+# A third trial
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_channels_that_come_first_are_refused(tmp_path, channels):
+  np.savez(tmp_path / 'train.npz', image=np.zeros((4, channels, 16, 16), np.uint8), label=np.arange(4))
+  with pytest.raises(data.DataError, match=r'whose channels seem to come first; store np.moveaxis\(image, 1, -1\)'):
+    data.load_arrays('arrays', 'train', source=str(tmp_path))
+
+
+def test_a_fourth_band_is_not_dropped():
+  file = io.BytesIO()
+  Image.new('RGBA', (4, 4), (1, 2, 3, 4)).save(file, 'TIFF')
+  raw = file.getvalue()
+  entry = struct.pack('<HHI', 338, 3, 1)  # ExtraSamples: unspecified, and no transparency
+  at = raw.index(entry)
+  raw = raw[: at + 8] + struct.pack('<I', 0) + raw[at + 12 :]
+  with pytest.raises(ValueError, match='it has 4 bands, of which 3 would be read'):
+    decode(raw)
+
+
+@pytest.mark.parametrize('bits, expected', [(0, [30, 20, 10]), (8, [BACKGROUND] * 3)])
+def test_padding_of_a_tga_is_no_transparency(bits, expected):
+  raw = struct.pack('<BBBHHBHHHHBB', 0, 0, 2, 0, 0, 0, 0, 0, 1, 1, 32, 0x20 | bits) + bytes([10, 20, 30, 0])
+  assert np.asarray(decode(raw)).reshape(-1).tolist() == expected
+
+
+@pytest.mark.parametrize('size, whole', [((24, 32), True), ((96, 128), True), ((64, 48), False)])
+def test_a_film_that_changes_its_shape_is_refused(tmp_path, size, whole):
+  for name, own in (('a', (48, 64)), ('b', size)):
+    film(tmp_path / f'{name}.ts', size=own, rate=25, codec='mpeg2video')
+  joined = tmp_path / 'joined.ts'
+  joined.write_bytes((tmp_path / 'a.ts').read_bytes() + (tmp_path / 'b.ts').read_bytes())
+  if whole:
+    assert data.read_video(joined).frames.shape[1:] == (48, 64, 3)
+  else:
+    with pytest.raises(data.VideoError, match=r'its frames change from 64x48 to 48x64 after .+ s; cut it there'):
+      data.read_video(joined)

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import folder, sweep, trec
 from experiments.build import build
-from experiments.configs import digits
+from experiments.configs import digits, digits_classifier, fashion_mnist_resnet
 from experiments.errors import ConfigError
 from experiments.inputs import check_options
 from experiments.overrides import check_different, parse_sweep, resolved
@@ -34,7 +34,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize('name', WRONG)
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (i > 1)) for i, n in enumerate(WRONG)])
 def test_configs_on_the_command_line(tmp_path, name):
   for file, text in FILES.items():
     (tmp_path / file).write_text(text)
@@ -133,6 +133,21 @@ def test_targets_that_are_never_reached(values, words):
     check_ranges(changed(**values))
 
 
+@pytest.mark.parametrize('optimizer', ['sgd', 'kfac'])
+def test_models_and_batches_that_fit_no_memory(optimizer):
+  config = digits_classifier.get_config()
+  config.optimizer, config.model.hidden, config.mesh = optimizer, (100_000, 100_000), 'data=8'
+  with pytest.raises(
+    ConfigError, match=r'need .+B of memory on this machine, where .+ are free \(the largest array has shape'
+  ):
+    build(config)
+  config.model.hidden, config.data.batch_size = (8,), 8 * 10**8
+  with pytest.raises(
+    ConfigError, match=r'config.data.batch_size=800000000: a batch needs \d+ GB of memory, and .+ are free'
+  ):
+    build(config)
+
+
 def test_best_checkpoints_where_none_are_kept(tmp_path):
   config = small('sgd')
   config.keep_checkpoints, config.keep_best = 0, 2
@@ -197,3 +212,30 @@ def test_judgements_with_a_space_in_a_name(tmp_path, judged, words):
   (tmp_path / 'q.txt').write_text(judged)
   with pytest.raises(ConfigError, match=words):
     trec.read_judgements(tmp_path / 'q.txt')
+
+
+def test_distances_in_place_of_scores_are_told(tmp_path):
+  lines = [f'a Q0 d{k} {k + 1} {0.1 * k} knn' for k in range(4)]
+  (tmp_path / 'run.txt').write_text('\n'.join(lines))
+  assert trec.contradicted(tmp_path / 'run.txt') == ['a']
+  (tmp_path / 'run.txt').write_text('\n'.join(line.replace(' 0.', ' -0.') for line in lines))
+  assert trec.contradicted(tmp_path / 'run.txt') == []
+
+
+def test_junk_is_judged_and_not_relevant():
+  judged = lambda value: {f'd{k}': trec.Judgement('1', value if k % 2 else k) for k in range(5)}  # noqa: E731
+  documents = [f'd{k}' for k in range(5)]
+  assert trec.inferred_precision(documents, judged(-2)) == trec.inferred_precision(documents, judged(0))
+  assert trec.inferred_precision(documents, judged(-1)) != trec.inferred_precision(documents, judged(0))
+
+
+def test_flat_inputs_of_a_network_of_pictures(tmp_path):
+  for split in ('train', 'test'):
+    np.savez(tmp_path / f'{split}.npz', image=np.zeros((16, 784), np.float32), label=np.arange(16) % 10)
+  config = fashion_mnist_resnet.get_config()
+  config.mesh, config.data.name, config.data.source, config.data.batch_size = 'data=8', 'arrays', str(tmp_path), 8
+  config.data.augment = False
+  with pytest.raises(
+    ConfigError, match=r'resnet needs inputs of shape \(height, width, channels\), and those of arrays are'
+  ):
+    build(config)

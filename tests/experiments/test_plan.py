@@ -42,9 +42,13 @@ def test_a_plan():
   'flags, words',
   [
     (['--mesh=data=-1'], "error: --mesh='data=-1': give every axis its size"),
-    (['--mesh=space=x'], "error: --mesh='space=x': give every axis its size"),
-    (['--mesh=data=1024'], 'has 1024 devices; at most 512 are emulated'),
-    (['--mesh=data=2', '--devices=4'], "error: --mesh='data=2' has 2 devices, --devices=4; give one of both"),
+    pytest.param(['--mesh=space=x'], "error: --mesh='space=x': give every axis its size", marks=pytest.mark.long),
+    pytest.param(['--mesh=data=1024'], 'has 1024 devices; at most 512 are emulated', marks=pytest.mark.long),
+    pytest.param(
+      ['--mesh=data=2', '--devices=4'],
+      "error: --mesh='data=2' has 2 devices, --devices=4; give one of both",
+      marks=pytest.mark.long,
+    ),
   ],
 )
 def test_mistakes_are_one_line(flags, words):
