@@ -2,12 +2,13 @@
 
 A run's line is `topic Q0 document rank score tag`; documents are ranked by score (equal ones by name, last first, as
 trec_eval does), and ranks are not read. A line of judgements is `topic 0 document relevance`, or with strata, as NIST's
-sample_eval.pl reads them, `topic 0 document stratum relevance`; relevance -1 is in the pool and not judged, and anything else
+sample_eval.pl reads them, `topic 0 document stratum relevance`; relevance -1 is in the pool and not judged, and all else
 below 1 is judged and not relevant.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def contradicted(path: str | Path) -> list[str]:
   odd = []
   for topic, pairs in found.items():
     scores = [score for _, score in sorted(pairs)]
-    if len(scores) > 2 and scores[0] < scores[-1] and all(a <= b for a, b in zip(scores, scores[1:], strict=False)):
+    if len(scores) > 2 and scores[0] < scores[-1] and all(a <= b for a, b in itertools.pairwise(scores)):
       odd.append(topic)
   return odd
 

@@ -43,8 +43,8 @@ def score() -> None:
   backwards = trec.contradicted(RUN_FILE.value)
   if backwards:
     print(
-      f'{len(backwards)} topics have scores that grow with the rank ({", ".join(backwards[:5])}): documents are ordered by score, '
-      'the largest first; write distances with a minus'
+      f'{len(backwards)} topics have scores that grow with the rank ({", ".join(backwards[:5])}): documents are ordered by '
+      'score, the largest first; write distances with a minus'
     )
   strange = [topic for topic in sorted(set(scores) & set(run)) if not set(run[topic]) & judgements[topic].keys()]
   if strange:
