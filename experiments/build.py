@@ -49,8 +49,8 @@ def build(config: Any, load: bool = True) -> Run:
 
   if config.recipe.cutmix and len(pixels.shape) != 5:
     raise ConfigError(f'config.recipe.cutmix cuts clips in time; images of {config.data.name} are {pixels.shape[1:]}')
-  ranks = {'convnet': 4, 'resnet': 4, 'vit': 4, 'r2plus1d': 5, 'video_transformer': 5}
-  if len(pixels.shape) != ranks.get(config.model.name, len(pixels.shape)):
+  ranks = {'convnet': 4, 'resnet': 4, 'vit': 4, 'r2plus1d': 5, 'video_transformer': 5}  # at least
+  if len(pixels.shape) < ranks.get(config.model.name, 0):
     needed = '(height, width, channels)' if ranks[config.model.name] == 4 else '(time, height, width, channels)'
     there = f'those of {config.data.name} are {pixels.shape[1:]}'
     raise ConfigError(

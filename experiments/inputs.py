@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +64,7 @@ def check_options(config: Any) -> None:
   """Raises ConfigError for an option of config.data that this data set does not look at."""
   own = config.data
   if own.name in data.LAYOUTS:
-    used = ('frames', 'source')
+    used = ('eval_examples', 'frames', 'source')
   elif own.name == 'noise':
     used = ('eval_examples', 'shape')
   elif own.name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
@@ -72,10 +72,10 @@ def check_options(config: Any) -> None:
   elif own.name in (*data.IN_MEMORY, *data.SCENES, 'directed_motion'):
     used = _OF_ARRAYS if own.name in ('digits', *data.MADE) else (*_OF_ARRAYS, 'source')
   else:
-    used = ()
+    used = ('eval_examples',)
   idle = [name for name in _OPTIONS if own[name] and name not in used]
   if idle:
-    what = 'nothing' if not used else ', '.join(used)
+    what = ', '.join(used)
     raise ConfigError(
       f'config.data.{idle[0]}={own[idle[0]]!r} does nothing to config.data.name={own.name!r} (of such options it looks at '
       f'{what}); take it away, or name another data set'
@@ -161,6 +161,22 @@ def _source(config: Any, load: bool) -> Source:
   return _records(config, load)
 
 
+class First(Sequence):
+  """The first so many examples of a source."""
+
+  def __init__(self, source: Any, count: int):
+    self.source, self.count = source, min(count, len(source))
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, index: int) -> Any:
+    return self.source[index]
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.source, name)
+
+
 def _videos(config: Any, load: bool) -> Source:
   own = config.data
   size = own.image_size, own.image_width or own.image_size
@@ -174,6 +190,7 @@ def _videos(config: Any, load: bool) -> Source:
   if not {'train', own.eval_split} <= set(prepared.info.splits):
     raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
   source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
+  split = First(split, own.eval_examples) if own.eval_examples else split
   _check_classes(prepared.info.features['label'].num_classes, config)
   changes = {'flip': own.flip, 'colour': own.colour}
   clips = functools.partial(data.clip_batches, **settings)
@@ -194,6 +211,7 @@ def _records(config: Any, load: bool) -> Source:
     return Source(like, _nothing, _nothing, 1)
   found = {s: data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split)}
   source, split = found['train'], found[own.eval_split]
+  split = First(split, own.eval_examples) if own.eval_examples else split
   if not source.labelled and config.task == 'classify':
     raise ConfigError(f"{own.name} has no feature 'label', which config.task='classify' needs")
   _check_classes(source.classes, config)

@@ -117,7 +117,7 @@ def test_own_config_files(values, words):
   ({'data.source': '/my/arrays'}, "config.data.source='/my/arrays' does nothing to config.data.name='digits'"),
   ({'data.name': 'image_folder', 'data.augment': True}, 'config.data.augment=True does nothing to'),
   ({'data.name': 'image_folder', 'data.train_examples': 4}, 'config.data.train_examples=4 does nothing to'),
-  ({'data.name': 'video_folder', 'data.eval_examples': 4}, 'config.data.eval_examples=4 does nothing to'),
+  ({'data.name': 'video_folder', 'data.train_examples': 4}, 'config.data.train_examples=4 does nothing to'),
   ({'data.name': 'noise', 'data.augment': True}, 'config.data.augment=True does nothing to'),
 ])  # fmt: skip
 def test_options_that_would_do_nothing(values, words):
