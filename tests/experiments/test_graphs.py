@@ -121,6 +121,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path, triples_folder):
   assert found[-1]['eval_loss'] == pytest.approx(whole[-1]['eval_loss'], rel=1e-3)
 
 
+@pytest.mark.long
 def test_meshes_agree(triples_folder):
   """Five steps of K-FAC, on one device and on eight, with the graph in eight parts."""
   found = []
@@ -209,6 +210,7 @@ def test_a_noun_fits_one_garment_of_both(directed_folder, wordnet_folder):
     data.load_directed('train', over, tuple(range(13)), folder=directed_folder)
 
 
+@pytest.mark.long
 def test_a_noun_directs_a_network_of_clips(tmp_path, directed_folder, wordnet_folder):
   """Trained and resumed; every layer has factors; another noun gives other logits."""
   config = small_clips(directed_folder, wordnet_folder)

@@ -141,7 +141,7 @@ VIDEO = {
 }
 
 
-@pytest.mark.parametrize('name', VIDEO)
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (i > 0)) for i, n in enumerate(VIDEO)])
 def test_video_models_in_bfloat16_have_factors_whatever_is_kept(name):
   """Every kernel is Kronecker-factored; what the backward pass computes again is what it was, but for rounding."""
   x = jax.random.normal(jax.random.key(0), (6, 4, 8, 8, 1))
