@@ -182,9 +182,9 @@ def _read(key: str, seconds: int = _LAUNCHED) -> str:
 
 
 def _client() -> Any:
-  from jax._src import distributed  # JAX has no public name for the store that its processes share
+  from orbax.checkpoint import multihost  # JAX itself has no public name for the store that its processes share
 
-  return distributed.global_state.client
+  return multihost.get_jax_distributed_client()
 
 
 @contextlib.contextmanager

@@ -416,7 +416,7 @@ def test_a_page_is_made_of_damaged_rows_or_refused(tmp_path, finished, seed):
 
 
 def test_pages_are_made_of_at_most_as_many_points_as_can_be_seen(tmp_path, finished):
-  """Of 20,000 rows the page has no more than of 2,000."""
+  """The page of 20,000 rows is about as large as the page of 2,000."""
   for name in ('config.json', 'about.json'):
     shutil.copy(finished / name, tmp_path / name)
   row = next(r for r in rows(finished) if 'loss' in r)
