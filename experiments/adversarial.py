@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from experiments import guard, recipe
+from experiments import guard, memory, recipe
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.judge import Judge, read_judge
@@ -130,7 +130,10 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
     )
 
   everywhere = parallel.replicated(mesh)
-  shardings = state_shardings(jax.eval_shape(init, 0), lying, mesh, spread)
+  state = jax.eval_shape(init, 0)
+  shardings = state_shardings(state, lying, mesh, spread)
+  if load:
+    memory.check_state(state, shardings)
   batch_sharding = dict.fromkeys(batch, parallel.batch_sharding(mesh, config.data.batch_size))
   compiled = jax.jit(
     make_step(config, nets, loss, curvature, tx, shardings, batch_sharding),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.errors import ConfigError
+from kronmesh import files
 
 _LARGEST = 2**24  # bytes of a file, or of a line
 _MOST = 2**30  # bytes of a file of rows
@@ -39,14 +38,7 @@ def read(path: Path) -> Any:
     OSError: it cannot be read.
     ValueError: it is no regular file, too large (16 MB), or no JSON.
   """
-  number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for whoever writes it
-  with open(number, 'rb') as file:
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode):
-      raise ValueError('it is no regular file')
-    if found.st_size > _LARGEST:
-      raise ValueError('it is too large')
-    return loads(file.read(_LARGEST).decode())
+  return loads(files.read(path, _LARGEST).decode())
 
 
 def _finite(value: Any) -> Any:

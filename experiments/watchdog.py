@@ -71,7 +71,7 @@ class Watchdog:
     self.main, self.done = threading.current_thread(), threading.Event()
     self.started = False  # whether steps are taken
     self.pulse = self.idle = self.longest = 0
-    self.paused_at: list[None] = []
+    self.pauses = 0
     self.others: dict[int, Seen] = {}
     self.used = 0.0
     self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -86,11 +86,11 @@ class Watchdog:
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """For what may take its time: saves, restoring."""
-    self.paused_at.append(None)
+    self.pauses += 1
     try:
       yield
     finally:
-      self.paused_at.pop()
+      self.pauses -= 1
       self.idle = 0
 
   def __enter__(self) -> Watchdog:
@@ -156,7 +156,7 @@ class Watchdog:
       marks = {n: seen.mark for n, seen in self.others.items()}
       marks[jax.process_index()] = Mark(self.pulse, self.step, words, place)
       works = any(m.words in ('compiles', 'starts') for m in marks.values())
-      self.idle = 0 if works or self.paused_at else self.idle + 1
+      self.idle = 0 if works or self.pauses else self.idle + 1
       wrong = {n: m for n, m in marks.items() if m.words not in (*_AT_WORK, 'hangs')}
       wrong_for = wrong_for + 1 if wrong else 0
       if wrong_for > _GRACE:

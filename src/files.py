@@ -43,6 +43,22 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     raise
 
 
+def read(path: str | Path, most: int) -> bytes:
+  """Returns the content of a regular file of at most so many bytes.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is a device, a pipe or the like, which may never begin or end, or it is larger.
+  """
+  with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0)), 'rb') as file:
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+      raise ValueError('it is no regular file')
+    if found.st_size > most:
+      raise ValueError(f'it has {found.st_size:,} bytes, more than {most:,}')
+    return file.read(most)
+
+
 def write(path: str | Path, content: str | bytes) -> None:
   """Replaces a file by one with this content; text is written as UTF-8.
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from .. import files
 from . import origin
 from .arrays import check_labels
 from .errors import DataError
@@ -118,6 +119,7 @@ def prepare(builder: tfds.core.DatasetBuilder, made_of: Origin | None = None) ->
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
+    files.sync_tree(path.parent)  # a power cut leaves the whole set, or one that cannot be read and says so
   return True
 
 

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Float32, UInt8
 
+from .. import files
 from .bands import Crop, Rows, size_of, strip, to_bands
 from .batches import Readable, example_batches
 from .builders import from_source
@@ -115,7 +116,7 @@ def prepared(
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
   if not from_source(builder, layout, source, builder.made_of()):
     return tfds.builder_from_directory(path)
-  Path(builder.data_path, SKIPPED).write_text(json.dumps(builder.skipped, indent=1))
+  files.write(Path(builder.data_path, SKIPPED), json.dumps(builder.skipped, indent=1))
   if builder.skipped:
     words = '%s: %d of %d files are left out; %s lists them'
     logging.warning(words, layout, len(builder.skipped), builder.files, builder.data_path / SKIPPED)

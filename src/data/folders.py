@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from .. import files
 from .errors import DataError
 
 # What systems and tools put into folders. Names that begin with a dot are passed over too.
@@ -113,7 +114,7 @@ def tell_left_out(name: str, left_out: Sequence[LeftOut], used: int, kept: Path)
   path = kept / f'{name.replace("/", "-")}-{zlib.crc32(os.fsencode(first.parent)):08x}.txt'
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(f'{shown(f.path)}: {f.why}\n' for f in left_out), encoding='utf-8')
+    files.write(path, ''.join(f'{shown(f.path)}: {f.why}\n' for f in left_out))
     logging.warning('%s; %s lists them', words, path)
   except OSError:  # the warning is what counts
     logging.warning('%s', words)

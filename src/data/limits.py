@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from .. import files
 from .errors import DataError
 from .folders import shown
 
@@ -22,14 +23,9 @@ def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
     DataError: it is a device, a pipe or a folder, is larger than `most` bytes, or cannot be read.
   """
   try:
-    number = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))  # a pipe would wait for whoever writes it
-    with open(number, 'rb') as file:
-      found = os.fstat(number)
-      if not stat.S_ISREG(found.st_mode):
-        raise DataError(f'{shown(path)} cannot be read: it is no regular file')
-      if found.st_size > most:
-        raise DataError(f'{shown(path)} cannot be read: it has {in_words(found.st_size)}, more than {in_words(most)}')
-      return file.read(most)
+    return files.read(path, most)
+  except ValueError as error:
+    raise DataError(f'{shown(path)} cannot be read: {error}') from error
   except OSError as error:
     raise DataError(f'{shown(path)} cannot be read: {error.strerror}') from error
 

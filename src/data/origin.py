@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from .. import files
 from .errors import DataError
 from .folders import shown
 
@@ -49,10 +50,7 @@ def origin_of(source: str | Path, entries: Entries) -> Origin:
 
 def keep(records: Path, origin: Origin) -> None:
   """Writes the origin of records that are about to be made in a folder; it lies beside the folder."""
-  path = _beside(records)
-  part = path.with_name(path.name + '.new')
-  part.write_text(json.dumps(origin._asdict(), indent=1) + '\n')
-  part.replace(path)
+  files.write(_beside(records), json.dumps(origin._asdict(), indent=1) + '\n')
 
 
 def check(name: str, records: Path, source: str | Path, entries: Entries | None) -> None:

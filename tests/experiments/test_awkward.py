@@ -20,7 +20,14 @@ from tests.experiments.small import small
 ROOT = Path(__file__).parents[2]
 BODY = 'from experiments.configs.digits import get_config as g\ndef get_config():\n'
 FILES = {'none.py': BODY + '  g()\n', 'ends.py': 'import sys\nsys.exit(0)\n', 'good.py': BODY + '  return g()\n'}
+FILES['empty.py'] = (
+  'from ml_collections import config_dict\n'
+  + BODY
+  + '  config = g()\n  with config.unlocked(), config.ignore_type():\n'
+  '    config.steps = config_dict.required_placeholder(int)\n  return config\n'
+)
 WRONG = {
+  'a placeholder': (['--config=empty.py'], 'the config file empty.py has a placeholder without a value'),
   'returns nothing': (['--config=none.py', '--config.steps=1'], "get_config() of 'none.py' returns no ConfigDict"),
   'ends the program': (['--config=ends.py'], 'the config file ends.py ends the program'),
   'is missing': (['--config=gone.py'], "no config file 'gone.py'; see experiments/configs"),
