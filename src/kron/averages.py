@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .blocks import Block
+from .block import Block
 from .placing import Placement
 from .stacks import Layout
 from .statistics import Statistics

@@ -11,34 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..program import Program, source_line
+from .block import Block
 from .errors import CurvatureError
 from .kernel_blocks import Use, flops, kernel_block
-from .operators import Embedding, Kronecker, Unit, Unitwise
+from .operators import Embedding, Unit
 from .operators.unit import diagonal
 from .options import Options, chosen
 from .parts import Split
 from .reach import biases, reaching
 from .sites import Site, Survey
-from .statistics import COUNTS
+from .statistics import BlockSums
 from .tapped import Tap, Taps
 from .weights import Arrangement
-
-
-class Block(NamedTuple):
-  """One diagonal block of the curvature. `name` is that of its first parameter, `params` are in the operator's order."""
-
-  name: str
-  params: tuple[str, ...]
-  operator: Kronecker | Unitwise | Unit
-  dtype: Any  # of its statistics
-  sampled_diagonal: bool = False  # its statistic is a squared sum of gradients, for want of a site
-  partial: bool = False  # it does not hold every entry of its parameters
-  flops: int = 0  # of the statistics of the batch that was read
-  whole_batch: bool = False  # its statistics cannot be told apart by shard, and are of the whole batch
-
-  def signature(self) -> tuple:
-    factors = tuple((name, f.rows, f.n) for name, f in self.operator.factors.items())
-    return self.params, self.operator.name, factors
 
 
 class Plan(NamedTuple):
@@ -55,17 +39,12 @@ class Plan(NamedTuple):
 
   blocks: tuple[Block, ...]
   taps: Taps
-  probes: dict[str, dict[str, tuple[int, ...]]]
+  probes: dict[str, BlockSums]
   loops: dict[str, tuple[int, ...]]
   gradient_only: dict[str, str]
   regularised: tuple[str, ...]
   split: Split
   aux_tree: Any = None
-
-
-def key_of(block: str) -> str:
-  """A block's name as checkpoints write it."""
-  return block.replace('/', '.')
 
 
 def plan_blocks(
@@ -159,8 +138,9 @@ def plan_blocks(
     loops[name] = (taps[0].lifted or taps[0].site).weight.stack
     # The rows that *reduce* keeps are split at the end; counts are of all shards.
     lead = options.split.lead if block.operator.reduced is None else ()
-    shapes_of = block.operator.probes().items()
-    probes[name] = {k: (*loops[name], *(() if k.startswith(COUNTS) else lead), *shape) for k, shape in shapes_of}
+    own = block.operator.probes()
+    products = {k: (*loops[name], *lead, *shape) for k, shape in own.products.items()}
+    probes[name] = BlockSums(products, {k: (*loops[name], *shape) for k, shape in own.uses.items()})
   return Plan(ordered, Taps(by_key, survey.chains, from_loss), probes, loops, gradient_only, regularised, options.split)
 
 

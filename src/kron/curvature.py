@@ -10,22 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..program import Op, Program, has_mark, observation_marks, reduced_behind, trace, untracked, vary, varying
-from .blocks import Block, Plan, plan_blocks
+from ..program import Op, Program, has_mark, observation_marks, reduced_behind, trace, untracked, varying
+from .backward import Backward, make_probes
+from .block import Block
+from .blocks import Plan, plan_blocks
 from .errors import CurvatureError
 from .evaluate import NOTHING, evaluate
-from .explicit import typed_as
 from .fishers import exact, random_key
 from .masks import check_used
 from .observations import Number, Observed, check_marks, largest, positive, shares
-from .operators.factor import accurate
 from .options import Options
 from .param_trees import Parameters, param_names
 from .parts import WHOLE, Split
 from .placing import Placement
-from .probes import BASIS, DUE, due_probes, moment_probes, where_due
 from .products import Outputs, Products, information_product, make_products, rank_one_product
-from .statistics import COUNTS, Statistics, of_loss_times
+from .statistics import Statistics
 from .survey import survey
 from .table import table
 
@@ -219,89 +218,34 @@ class Curvature:
     if [b.signature() for b in plan.blocks] != [b.signature() for b in self.blocks]:
       raise CurvatureError('the loss uses its parameters otherwise than when kron.curvature read it; call that again')
     leaves, treedef = jax.tree.flatten(params)
-    data = jax.tree.leaves(args)
-    names = param_names(params)
-
-    def run(leaves, probes, factors=None):
-      taps = plan.taps._replace(factors=factors)
-      outputs, marks = evaluate(program, taps, [*leaves, *data], probes)
-      return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
-
-    dtypes, split = {b.name: b.dtype for b in plan.blocks}, plan.split
-    probes = {
-      name: {k: jnp.zeros(shape, jnp.float32 if k.startswith(COUNTS) else dtypes[name]) for k, shape in shapes.items()}
-      for name, shapes in plan.probes.items()
-    }
-    for b in plan.blocks:
-      if b.name in (basis or {}):
-        probes[b.name] |= moment_probes(b, plan.loops[b.name], split.lead, basis[b.name])
-      if b.name in due and b.name in probes:
-        probes[b.name] |= due_probes(b, plan.probes[b.name], plan.loops[b.name], due[b.name])
-    probes = split.typed(probes, plan.loops)
-    # Inside of a shard_map: summed over the axes that gradients are summed over, those along which parameters are the same.
-    by_name = dict(zip(names, leaves, strict=True))
-    for b in plan.blocks:
-      if b.name in probes:
-        axes = frozenset().union(*(varying(by_name[name]) for name in b.params))
-        probes[b.name] = {k: vary(z, axes) for k, z in probes[b.name].items()}
-    (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
-    observed = [Observed.of(mark, z, extra) for mark, z, extra in zip(marks, outputs, extras, strict=True)]
+    names, basis = param_names(params), basis or {}
+    probes = make_probes(plan, dict(zip(names, leaves, strict=True)), basis, due)
+    backward = Backward.of(program, plan, marks, leaves, jax.tree.leaves(args), probes, basis, due, names)
+    observed, loss = backward.observed, backward.loss
     # Inside of a shard_map: the loss is a mean over the axes along which it is the same, statistics are summed over those
     # along which parameters are.
     apart = functools.reduce(frozenset.intersection, (varying(leaf) for leaf in leaves))
     averaged = untracked(reduced_behind(program, marks))
     numbers = self._numbers(observed, params, args, without=varying(loss), averaged=averaged)
-    kept = self._numbers(observed, params, args, split, apart, averaged)
-    share = shares(kept)
-    nothing = [jnp.zeros_like(z) for z in outputs]
-
-    def finished(slopes, sums):
-      """The sums of one backward pass."""
-      slopes = dict(zip(names, slopes, strict=True))
-      result = {}
-      for b in plan.blocks:
-        if b.sampled_diagonal:
-          squares = (accurate(slopes[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)
-          result[b.name] = split.of_all({'F': squares})
-        else:
-          own = {k: s for k, s in sums[b.name].items() if not k.startswith((BASIS, DUE))}
-          flat = {k: s if k.startswith(COUNTS) else _by_slot(s, plan, b, split) for k, s in own.items()}
-          finish = functools.partial(_finish, b, flat, (basis or {}).get(b.name), split)
-          flags = {DUE + f: flag for f, flag in due.get(b.name, {}).items()} if b.operator.reduced else {}
-          result[b.name] = where_due(flags, finish)
-      return result
-
-    def statistics_from(output_cotangents):
-      """Sums of a backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
-      cotangents = [typed_as(c, z) for c, z in zip(output_cotangents, outputs, strict=True)]
-      return finished(*pull((jnp.zeros_like(loss), cotangents)))
-
-    grads, sums = pull((jnp.ones_like(loss), nothing))
+    kept = self._numbers(observed, params, args, plan.split, apart, averaged)
+    grads, sums = backward.of_loss()
     if self.fisher == 'empirical':
-      count = largest(numbers)
-      if any(not isinstance(s, int) for s in (*share, *shares(numbers))):  # marks of several sizes
-        factors = {
-          mark.outputs[0].index: jnp.sqrt(jnp.asarray(s, jnp.float32)) * n / positive(count)
-          for mark, s, n in zip(marks, share, numbers, strict=True)
-        }
-        _, again, _ = jax.vjp(functools.partial(run, factors=factors), leaves, probes, has_aux=True)
-        sums = finished(*again((jnp.ones_like(loss), nothing)))
-      else:
-        sums = finished(grads, sums)
-      sums = of_loss_times(sums, count)  # of the sum over observations, not of the mean
+      sums = backward.of_own_gradient(grads, sums, numbers, shares(kept))
     elif self.fisher == 'sampled':
-      keys = jax.random.split(random_key(key, args, program), len(outputs))
+      keys = jax.random.split(random_key(key, args, program), len(observed))
       drawn = [
-        o.scaled(o.likelihood.draw(_apart(k, o), o.prepared()), s)
-        for o, k, s in zip(observed, keys, share, strict=True)
+        o.scaled(o.likelihood.draw(_apart(k, o), o.prepared()), share)
+        for o, k, share in zip(observed, keys, shares(kept), strict=True)
       ]
-      sums = statistics_from(drawn)
+      sums = backward.of_cotangents(drawn)
     else:
       key = random_key(key, args, program, otherwise=0)
-      sums = exact(statistics_from, observed, share, [_apart(key, o) for o in observed])
+      sums = exact(backward.of_cotangents, observed, shares(kept), [_apart(key, o) for o in observed])
     examples = jnp.asarray(largest(kept), jnp.promote_types(loss.dtype, jnp.float32))
     stats = Statistics.of(sums, examples)
-    value = (loss, jax.tree.unflatten(plan.aux_tree, aux)) if self.has_aux else loss
+    if self.fisher == 'empirical':
+      stats = stats.of_loss_times(largest(numbers))  # of the sum over observations, not of the mean
+    value = (loss, jax.tree.unflatten(plan.aux_tree, backward.aux)) if self.has_aux else loss
     return value, jax.tree.unflatten(treedef, grads), stats
 
   def _read(self, params: Any, args: tuple) -> tuple[Program, Plan, list[Op]]:
@@ -373,27 +317,6 @@ def _apart(key: PRNGKeyArray, observed: Observed) -> PRNGKeyArray:
   for axis in sorted(varying(observed.outputs)):
     key = jax.random.fold_in(key, jax.lax.axis_index(axis))
   return key
-
-
-def _by_slot(s: Array, plan: Plan, block: Block, split: Split) -> Array:
-  """A probe's cotangent with its loops among the slots, behind the axis of shards."""
-  lead = split.lead if block.operator.reduced is None else ()
-  s = jnp.moveaxis(s, len(plan.loops[block.name]), 0) if lead else s
-  return s.reshape(*lead, -1, *s.shape[-2:])
-
-
-def _finish(block: Block, sums: Mapping[str, Array], basis: Any, split: Split) -> dict[str, Array]:
-  operator = block.operator
-  if operator.reduced is None or split.trivial:
-    return operator.finish(sums, basis)
-  if block.whole_batch:
-    return split.of_all(operator.finish(sums, basis))
-  rows = [k for k in sums if not k.startswith(COUNTS)]
-  counts = {k: s for k, s in sums.items() if k.startswith(COUNTS)}
-  kept = operator._replace(reduced=int(operator.reduced // split.shards * split.part))
-  own = {k: s * kept.reduced / operator.reduced for k, s in counts.items()}
-  finish = lambda *parts: kept.finish({**dict(zip(rows, parts, strict=True)), **own}, basis)  # noqa: E731
-  return split.of_each(finish, [sums[k] for k in rows], [1] * len(rows))
 
 
 def _known(fisher: str) -> str:

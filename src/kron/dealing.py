@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .blocks import Block
+from .block import Block
 from .errors import CurvatureError
 from .operators.factor import Factor
 from .placing import Placement

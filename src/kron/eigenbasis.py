@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .averages import Averages
-from .blocks import Block
+from .block import Block
 from .curvature import Curvature
 from .dealing import Deal, lay_out
 from .operators import Kronecker

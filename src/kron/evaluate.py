@@ -222,7 +222,7 @@ def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
   axes = tuple(a for a in batch_axes(op) if a not in spread.values())
   # Probes of layers that lie over the mesh lead with the layers, as the parameters do.
   specs = {
-    name: dict.fromkeys(own, PartitionSpec(spread[name]) if name in spread else PartitionSpec())
+    name: jax.tree.map(lambda _, name=name: PartitionSpec(spread[name]) if name in spread else PartitionSpec(), own)
     for name, own in probes.items()
   }
   masks = {i: op.params['in_specs'][i] for i in about.masks}

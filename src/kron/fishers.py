@@ -34,9 +34,10 @@ def exact(
       signs = jax.random.rademacher(jax.random.fold_in(jax.random.fold_in(key, i), k), o.leading, jnp.float32)
       column = o.scaled(o.likelihood.column(read, k) * o.expanded(signs), share[i])
       parts = statistics_from([column if j == i else zeros for j, zeros in enumerate(nothing)])
+      add = lambda name, s, new: s + new if degree(name) else s  # noqa: E731
       return {
-        block: {name: s + parts[block][name] if degree(name) else s for name, s in factors.items()}
-        for block, factors in sums.items()
+        block: own._replace(products={k: add(k, s, parts[block].products[k]) for k, s in own.products.items()})
+        for block, own in sums.items()
       }, None
 
     total, _ = jax.lax.scan(add, total, jnp.arange(o.likelihood.columns(o.outputs)))

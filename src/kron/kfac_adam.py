@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .blocks import Block, key_of
+from .block import Block, key_of
 from .curvature import Curvature
 from .dealing import lay_out, undivided
 from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back

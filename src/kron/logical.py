@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .blocks import key_of
+from .block import key_of
 from .curvature import Curvature
 from .dealing import lay_out
 from .placing import Placement

@@ -18,7 +18,7 @@ from .errors import CurvatureError
 from .explicit import explicit, typed
 from .placing import Placement
 from .probes import Probes
-from .statistics import COUNTS, degree
+from .statistics import BlockSums, degree
 
 
 class Split(NamedTuple):
@@ -83,20 +83,25 @@ class Split(NamedTuple):
     """Probes of the types that their statistics have, under Explicit axes."""
     if not explicit():
       return probes
-    whole = lambda name, z: z.ndim > len(loops[name]) + 3 or not self.lead  # noqa: E731
-    spec = lambda name: PartitionSpec(*(None,) * len(loops[name]), *self.spec)  # noqa: E731
+    if not self.lead:
+      return probes
+
+    def one(z: Array, depth: int) -> Array:
+      by_shard = z.ndim > depth + 3
+      return typed(z, PartitionSpec(*(None,) * depth, *self.spec)) if by_shard else z
+
     return {
-      name: {k: typed(z, spec(name)) if whole(name, z) and self.lead else z for k, z in own.items()}
+      name: own._replace(products={k: one(z, len(loops[name])) for k, z in own.products.items()})
       for name, own in probes.items()
     }
 
   def of_each(
     self,
-    statistics: Callable[..., dict[str, Array]],
+    statistics: Callable[..., BlockSums],
     arrays: Sequence[Array],
     axes: Sequence[int],
     by_device: bool = False,
-  ) -> dict[str, Array]:
+  ) -> BlockSums:
     """Returns the statistics of each shard from arrays that have examples along these axes; counts are summed.
 
     by_device: whether the devices take them each for itself, as a partitioner would gather what they are made of.
@@ -106,18 +111,17 @@ class Split(NamedTuple):
     if by_device and self.placement is not None:
       each = self.placement.over_shards(each, self.shards)
     found = each(*parts)
-    summed = {k: s.sum(0) if k.startswith(COUNTS) else s for k, s in found.items()}
-    return summed if self.lead else {k: s if k.startswith(COUNTS) else s[0] for k, s in summed.items()}
+    products = found.products if self.lead else {k: s[0] for k, s in found.products.items()}
+    return BlockSums(products, {k: s.sum(0) for k, s in found.uses.items()})
 
-  def of_all(self, sums: Mapping[str, Array]) -> dict[str, Array]:
+  def of_all(self, sums: BlockSums) -> BlockSums:
     """Statistics that cannot be told apart by shard, as if every shard had the same; those of gradients for the part."""
-    result = {}
-    for k, s in sums.items():
-      if not k.startswith(COUNTS):
-        share = (self.part if degree(k) else 1.0) / self.shards
-        s = jnp.broadcast_to(s * jnp.asarray(share, s.dtype), (*self.lead, *s.shape))
-      result[k] = s
-    return result
+
+    def one(name: str, s: Array) -> Array:
+      share = (self.part if degree(name) else 1.0) / self.shards
+      return jnp.broadcast_to(s * jnp.asarray(share, s.dtype), (*self.lead, *s.shape))
+
+    return sums._replace(products={k: one(k, s) for k, s in sums.products.items()})
 
 
 WHOLE = Split()

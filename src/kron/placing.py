@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array
 
-if TYPE_CHECKING:
-  from .stacks import Layout
+
+class Layout(Protocol):
+  """How matrices are laid into stacks, as `Local` asks for it: `stacks.Layout`, which stands above this module."""
+
+  def gather(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]: ...
+
+  def padded(self, wholes: Mapping[str, Array]) -> dict[str, Array]: ...
+
+  def unpadded(self, stacks: Mapping[str, Array]) -> dict[str, Array]: ...
 
 
 class Placement(Protocol):

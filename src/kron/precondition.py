@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from .averages import Averages
-from .blocks import Block
+from .block import Block
 from .curvature import Curvature
 from .dealing import Deal, deal_of, lay_out
 from .errors import CurvatureError

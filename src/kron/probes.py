@@ -6,78 +6,98 @@ Whatever rides on a probe is sliced by the loops that slice it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-if TYPE_CHECKING:
-  from .blocks import Block
 from ..program import vary, varying
-from .statistics import COUNTS
+from .operators import Kronecker, Unit, Unitwise
+from .statistics import BlockSums
 
-Probes = dict[str, dict[str, Array]]  # by block and statistic
 Basis = Mapping[str, Array]  # eigenvectors of A and G
-BASIS = 'basis '
-DUE = 'due '  # a probe of this name and a factor's: 0 where the factor's statistics are not wanted
 
 
-def moment_probes(
-  block: Block, loops: tuple[int, ...], lead: tuple[int, ...], basis: Mapping[str, Array]
-) -> dict[str, Array]:
-  """For second moments in a basis: their probe, and the basis laid out by the loops that slice the block as A's is.
+class Probe(NamedTuple):
+  """What rides on the operations at the sites of one block.
+
+  products, uses: zeros, whose cotangents are the block's statistics.
+  basis: eigenvectors of A and G, where second moments in that basis are wanted; else empty.
+  due: by statistic a number that is 0 where it is not wanted; empty where all are.
+  """
+
+  products: dict[str, Array]
+  uses: dict[str, Array]
+  basis: dict[str, Array]
+  due: dict[str, Array]
+
+
+Probes = dict[str, Probe]  # by block
+
+
+def zero_probe(shapes: BlockSums, dtype: Any) -> Probe:
+  """Returns a probe for statistics of these shapes."""
+  zeros = lambda shape: jnp.zeros(shape, dtype)  # noqa: E731
+  counts = {k: jnp.zeros(shape, jnp.float32) for k, shape in shapes.uses.items()}
+  return Probe({k: zeros(shape) for k, shape in shapes.products.items()}, counts, {}, {})
+
+
+def with_basis(
+  probe: Probe, operator: Kronecker | Unitwise, basis: Basis, loops: tuple[int, ...], lead: tuple[int, ...], dtype: Any
+) -> Probe:
+  """Adds a probe for second moments in a basis, and the basis, laid out by the loops that slice the block as A's is.
 
   lead: the axis of shards, if there is one.
   """
-  found = {BASIS + k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}
-  if block.operator.reduced is None:
-    found['S'] = jnp.zeros((*loops, *lead, *block.operator.moments), block.dtype)
-  return found
+  vectors = {k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}
+  products = dict(probe.products)
+  if operator.reduced is None:
+    products['S'] = jnp.zeros((*loops, *lead, *operator.moments), dtype)
+  return probe._replace(products=products, basis=vectors)
 
 
-def due_probes(
-  block: Block, probes: Mapping[str, tuple], loops: tuple[int, ...], due: Mapping[str, Array]
-) -> dict[str, Array]:
-  """For each statistic a flag, one for each iteration of the loops that slice the block.
+def with_due(
+  probe: Probe, operator: Kronecker | Unitwise | Unit, due: Mapping[str, Array], loops: tuple[int, ...]
+) -> Probe:
+  """Adds for each statistic whether it is due, once for each iteration of the loops that slice the block.
 
   The uses of a transposed kernel make both factors, so all its statistics are due together; rows that are still to be
   summed (*reduce*) are always wanted.
   """
-  if block.operator.reduced is not None:
-    return {}
-  own = [k for k in probes if not k.startswith(COUNTS)]
-  if block.operator.transposed:
-    together = functools.reduce(jnp.logical_or, due.values())
-    due = dict.fromkeys(own, together)
-  return {DUE + k: jnp.full(loops, due[k], jnp.float32) for k in own}
+  if operator.reduced is not None:
+    return probe
+  own = [k for k in probe.products if k != 'S']
+  if operator.transposed:
+    due = dict.fromkeys(own, functools.reduce(jnp.logical_or, due.values()))
+  return probe._replace(due={k: jnp.full(loops, due[k], jnp.float32) for k in own})
 
 
-def basis_of(probe: dict[str, Array]) -> Basis | None:
-  """The eigenvectors that came with the probe, so that loops slice them as they slice it."""
-  found = {k.removeprefix(BASIS): v for k, v in probe.items() if k.startswith(BASIS)}
-  return found or None
-
-
-def where_due(probe: dict[str, Array], statistics: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+def where_due(due: Mapping[str, Array], statistics: Callable[[], BlockSums]) -> BlockSums:
   """The statistics, each computed on the device only if its factor is due."""
-  if not any(k.startswith(DUE) for k in probe):
-    return statistics()
+  computed = statistics()
+  if not due:
+    return computed
 
-  computed = statistics()  # of these only what has no flag is kept
-
+  # Of those computed only what has no flag is kept.
   def one(name: str, like: Array) -> Array:
     nothing = lambda: vary(jnp.zeros(like.shape, like.dtype), varying(like))  # noqa: E731
-    return jax.lax.cond(probe[DUE + name] > 0, lambda: statistics()[name], nothing)
+    return jax.lax.cond(due[name] > 0, lambda: statistics().products[name], nothing)
 
-  return {k: one(k, s) if DUE + k in probe else s for k, s in computed.items()}
+  products = {k: one(k, s) if k in due else s for k, s in computed.products.items()}
+  return computed._replace(products=products)
 
 
-def cotangent(probe: dict[str, Array], found: list[dict[str, Array]]) -> dict[str, Array]:
+def cotangent(probe: Probe, found: Sequence[BlockSums]) -> Probe:
   """The probe's cotangent: of each statistic the sum of what was found, in the probe's own type and shape."""
-  sums = {}
-  for k, z in probe.items():
-    parts = [f[k].astype(z.dtype).reshape(z.shape) for f in found if k in f]
-    sums[k] = vary(sum(parts[1:], start=parts[0]), varying(z)) if parts else jnp.zeros_like(z)
-  return sums
+
+  def total(zeros: Mapping[str, Array], parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    sums = {}
+    for k, z in zeros.items():
+      own = [p[k].astype(z.dtype).reshape(z.shape) for p in parts if k in p]
+      sums[k] = vary(sum(own[1:], start=own[0]), varying(z)) if own else jnp.zeros_like(z)
+    return sums
+
+  rest = jax.tree.map(jnp.zeros_like, (probe.basis, probe.due))
+  return Probe(total(probe.products, [f.products for f in found]), total(probe.uses, [f.uses for f in found]), *rest)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .blocks import Block
+from .block import Block
 
 
 class Stack(NamedTuple):

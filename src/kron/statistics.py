@@ -9,6 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+class BlockSums(NamedTuple):
+  """What the uses of one block's parameters add up to.
+
+  products: sums of outer products, by statistic: A and G, or F; of a kernel also used transposed A' and G'; S, the second
+    moments in an eigenbasis.
+  uses: over how many rows the statistics of inputs, A and A', sum.
+  """
+
+  products: dict[str, Any]
+  uses: dict[str, Any]
+
+
 class Statistics(NamedTuple):
   """What one batch says of the curvature. Sums: microbatches and shards add.
 
@@ -29,15 +41,14 @@ class Statistics(NamedTuple):
     return any(s.ndim == 4 for parts in self.sums.values() for s in parts.values())
 
   @classmethod
-  def of(cls, parts: dict[str, dict[str, Array]], examples: Array) -> Statistics:
+  def of(cls, blocks: dict[str, BlockSums], examples: Array) -> Statistics:
     """From what the probes returned."""
-    sums = {b: {k: s for k, s in p.items() if not k.startswith(COUNTS)} for b, p in parts.items()}
-    uses = {b: {k.removeprefix(COUNTS): s for k, s in p.items() if k.startswith(COUNTS)} for b, p in parts.items()}
-    return cls(sums, uses, examples)
+    return cls({b: own.products for b, own in blocks.items()}, {b: own.uses for b, own in blocks.items()}, examples)
 
   def of_loss_times(self, factor: Any) -> Statistics:
     """What they would be of a loss so many times as large, as far as they come from its own gradient."""
-    return self._replace(sums=of_loss_times(self.sums, factor))
+    times = lambda name, s: s * jnp.asarray(factor, s.dtype) ** degree(name)  # noqa: E731
+    return self._replace(sums={b: {k: times(k, s) for k, s in own.items()} for b, own in self.sums.items()})
 
   def used(self, block: str) -> Float[Array, ' slots']:
     """How often each slot of a kernel was used, transposed uses included."""
@@ -57,20 +68,12 @@ class Statistics(NamedTuple):
     return shares
 
 
-COUNTS = 'uses '  # what the names of counts begin with
+OF_INPUTS = ('A', "A'")
 
 
 def degree(statistic: str) -> int:
-  """How a statistic grows with the loss's gradient: 0 for those of inputs and counts, 2 for the others."""
-  return 0 if statistic.startswith((COUNTS, 'A')) else 2
-
-
-def of_loss_times(sums: dict[str, dict[str, Array]], factor: Any) -> dict[str, dict[str, Array]]:
-  """Sums from the gradient of a loss, as of one that is `factor` times as large."""
-  return {
-    block: {name: s * jnp.asarray(factor, s.dtype) ** degree(name) for name, s in parts.items()}
-    for block, parts in sums.items()
-  }
+  """Returns how a statistic grows with the loss's gradient: not at all (0) if it is one of inputs, else with its square."""
+  return 0 if statistic in OF_INPUTS else 2
 
 
 def accumulate(*statistics: Statistics) -> Statistics:

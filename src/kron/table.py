@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
-from .blocks import Block
+from .block import Block
 from .operators import Unitwise
 
 

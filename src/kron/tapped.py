@@ -18,9 +18,9 @@ from .operators import Conv, Kronecker, Side, Unit, Unitwise
 from .operators.factor import accurate
 from .operators.unit import by_example
 from .parts import Split
-from .probes import BASIS, DUE, Basis, Probes, basis_of, cotangent, where_due
+from .probes import Basis, Probe, Probes, cotangent, where_due
 from .sites import Site
-from .statistics import COUNTS
+from .statistics import BlockSums
 
 
 class Tap(NamedTuple):
@@ -90,7 +90,7 @@ def tapped(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known
   def backward(residuals, dy):
     pull, values, probes, known = residuals
     slopes = with_floats([None] * len(values), pull(dy)[0], values)
-    found: dict[str, list[dict[str, Array]]] = {}
+    found: dict[str, list[BlockSums]] = {}
     for tap, c in zip(here, known, strict=True):
       statistics = _typed_statistics(op, tap, values, _of_all_devices(tap, dy), c, probes[tap.block])
       found.setdefault(tap.block, []).append(_once(tap, statistics))
@@ -122,7 +122,7 @@ def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
     probe, known = residuals
 
     def statistics(dy, known, probe):
-      return where_due(probe, lambda: _of_all(tap, _of_copies(tap, dy, known, basis_of(probe))))
+      return where_due(probe.due, lambda: _of_all(tap, _of_copies(tap, dy, known, probe.basis or None)))
 
     found = automatic(statistics, _specs(tap, probe))(_of_all_devices(tap, dy), known, probe)
     return dy, cotangent(probe, [_once(tap, found)]), jax.tree.map(jnp.zeros_like, known)
@@ -134,7 +134,7 @@ def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
   return twin(value, probe, known)
 
 
-def _of_copies(tap: Tap, slope: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
+def _of_copies(tap: Tap, slope: Array, known: Known, basis: Basis | None) -> BlockSums:
   """Statistics from the gradient of each example's copy of a weight."""
   u = _over_places(tap, _of_examples(tap, slope, known.coefficient))
   if tap.lifted is None:
@@ -157,22 +157,22 @@ def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
   return by_example(slope.real, tap.site.weight.axes)
 
 
-def _typed_statistics(op: Op, tap: Tap, values, dy, known: Known, probe) -> dict[str, Array]:
+def _typed_statistics(op: Op, tap: Tap, values, dy, known: Known, probe: Probe) -> BlockSums:
   """`_of_site` where it is due; under Explicit axes of the probe's type."""
 
   def statistics(values, dy, known, probe):
-    return where_due(probe, functools.partial(_of_site, op, tap, values, dy, known, basis_of(probe)))
+    return where_due(probe.due, functools.partial(_of_site, op, tap, values, dy, known, probe.basis or None))
 
   return automatic(statistics, _specs(tap, probe))(values, dy, known, probe)
 
 
-def _specs(tap: Tap, probe: Mapping[str, Array]) -> dict[str, PartitionSpec]:
-  """Of a site's statistics."""
-  led = lambda k: tap.operator.reduced is None and not k.startswith(COUNTS)  # noqa: E731
-  return {k: tap.split.spec if led(k) else PartitionSpec() for k in probe if not k.startswith((BASIS, DUE))}
+def _specs(tap: Tap, probe: Probe) -> BlockSums:
+  """Returns the sharding of each of a site's statistics."""
+  led = tap.split.spec if tap.operator.reduced is None else PartitionSpec()
+  return BlockSums(dict.fromkeys(probe.products, led), dict.fromkeys(probe.uses, PartitionSpec()))
 
 
-def _of_gradients(tap: Tap, gradients: list[Array]) -> dict[str, Array]:
+def _of_gradients(tap: Tap, gradients: list[Array]) -> BlockSums:
   """Statistics from the gradients of each example, (b, c) each; of an example whose places lie on several devices, its own
   is the sum of theirs."""
   gradients = [_over_places(tap, u) for u in gradients]
@@ -187,11 +187,11 @@ def _of_all_devices(tap: Tap, dy: Array) -> Array:
   return jax.lax.psum(dy, axes) if axes else dy
 
 
-def _once(tap: Tap, statistics: dict[str, Array]) -> dict[str, Array]:
+def _once(tap: Tap, statistics: BlockSums) -> BlockSums:
   """Statistics that several devices of an unchecked shard_map have alike, so that their sum over all has them once."""
   axes = (tap.site.unchecked - tap.site.differs) | (_joint(tap) & tap.site.unchecked)
   times = math.prod(jax.lax.axis_size(a) for a in axes)
-  return statistics if times == 1 else {k: s / times for k, s in statistics.items()}
+  return statistics if times == 1 else jax.tree.map(lambda s: s / times, statistics)
 
 
 def _over_places(tap: Tap, u: Array) -> Array:
@@ -199,11 +199,11 @@ def _over_places(tap: Tap, u: Array) -> Array:
   return jax.lax.psum(u, axes) if axes else u
 
 
-def _of_all(tap: Tap, sums: dict[str, Array]) -> dict[str, Array]:
+def _of_all(tap: Tap, sums: BlockSums) -> BlockSums:
   return sums if tap.splits or tap.operator.reduced is not None else tap.split.of_all(sums)
 
 
-def _of_site(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
+def _of_site(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> BlockSums:
   """What one site adds to the statistics of its block, shard by shard."""
   return _of_all(tap, _statistics(op, tap, values, dy, known, basis))
 
@@ -221,7 +221,7 @@ def _slope(op: Op, position: int, values: Sequence[Any], dy: Array) -> Array:
   return dy * jax.jvp(function, (operand,), (jnp.ones_like(operand),))[1]
 
 
-def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> dict[str, Array]:
+def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> BlockSums:
   site, coefficient = tap.site, known.coefficient
   if site.kind == 'entrywise' and tap.lifted is not None:
     return _of_copies(tap, _slope(op, site.position, values, dy), known, basis)

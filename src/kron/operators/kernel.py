@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..statistics import BlockSums
 from .conv import Conv
 from .dense import Dense
 from .embedding import Embedding
@@ -64,11 +65,11 @@ def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = 
 
 
 def means_over_uses(
-  block: Any, sums: dict[str, Array]
+  block: Any, sums: BlockSums
 ) -> tuple[Float[Array, 's b i'], Float[Array, 's b o'], Float[Array, ' s']]:
   """For *reduce*: each example's mean a and summed g from what came back, and how often each example used the kernel."""
-  each = jnp.maximum(sums['uses A'].reshape(-1) / block.reduced, 1)
-  return sums['A'] / each[:, None, None].astype(sums['A'].dtype), sums['G'], each
+  each, a = jnp.maximum(sums.uses['A'].reshape(-1) / block.reduced, 1), sums.products['A']
+  return a / each[:, None, None].astype(a.dtype), sums.products['G'], each
 
 
 def to_matrix(block: Any, gradients: Sequence[Array]) -> Float[Array, 's i o']:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..errors import CurvatureError
+from ..statistics import BlockSums
 from ..weights import Arrangement
 from .conv import Conv
 from .factor import Factor, accurate, gram, multiply, rotate
@@ -47,17 +48,17 @@ class Kronecker(NamedTuple):
   def factors(self) -> dict[str, Factor]:
     return {'A': self.rows, 'G': self.columns}
 
-  def probes(self) -> dict[str, tuple[int, ...]]:
+  def probes(self) -> BlockSums:
     """Shapes of what `statistics` returns in one iteration; uses are counted for each slot."""
     a, g = self.rows, self.columns
     slots = a.slots // self.loops
     if self.reduced is not None:
-      return {'A': (slots, self.reduced, a.size), 'G': (slots, self.reduced, g.size), 'uses A': (slots,)}
+      return BlockSums({'A': (slots, self.reduced, a.size), 'G': (slots, self.reduced, g.size)}, {'A': (slots,)})
     by_rows, by_columns = (a.rows // self.loops, a.n, a.n), (g.rows // self.loops, g.n, g.n)
-    shapes = {'A': by_rows, 'G': by_columns, 'uses A': (slots,)}
+    products, uses = {'A': by_rows, 'G': by_columns}, {'A': (slots,)}
     if self.transposed:
-      shapes |= {"A'": by_columns, "G'": by_rows, "uses A'": (slots,)}
-    return shapes
+      products, uses = products | {"A'": by_columns, "G'": by_rows}, uses | {"A'": (slots,)}
+    return BlockSums(products, uses)
 
   @property
   def flops_of_use(self) -> int:
@@ -78,7 +79,7 @@ class Kronecker(NamedTuple):
     bias: bool,
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
-  ) -> dict[str, Array]:
+  ) -> BlockSums:
     """What one use of the kernel adds: sums of a aT and g gT over its rows, or for *reduce* the summed rows.
 
     Args:
@@ -97,7 +98,7 @@ class Kronecker(NamedTuple):
       and linear.by_distance(x)
     ):
       a, g = self._gram_by_distance(linear, x, coefficient.scale, bias), scaled(g, coefficient.columns)
-      return {'A': a[None], 'G': gram(self.columns, flat(g)), 'uses A': uses_of(g)}
+      return BlockSums({'A': a[None], 'G': gram(self.columns, flat(g))}, {'A': uses_of(g)})
     if not linear.one_hot:
       return self.statistics_of_rows(linear.input_rows(x), g, coefficient, bias, transposed, basis)
     if coefficient.where is not None:
@@ -106,11 +107,11 @@ class Kronecker(NamedTuple):
     by = coefficient.scale if coefficient.rows is None else coefficient.rows
     g = scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
     uses = there.sum((1, 2)).astype(jnp.float32)
-    sums = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, flat(g)), 'uses A': uses}
+    products = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, flat(g))}
     if basis is not None:  # that of a diagonal is the axes themselves
       squares = rotate(self.columns, basis['G'], flat(g)) ** 2
-      sums['S'] = linear.scatter(x, squares) * jnp.reshape(by**2, (-1, 1) if jnp.ndim(by) else ())
-    return sums
+      products['S'] = linear.scatter(x, squares) * jnp.reshape(by**2, (-1, 1) if jnp.ndim(by) else ())
+    return BlockSums(products, {'A': uses})
 
   def _gram_by_distance(self, conv: Conv, x: Array, scale: float, bias: bool) -> Float[Array, 'i i']:
     a = conv.input_gram(x) * scale**2
@@ -128,26 +129,17 @@ class Kronecker(NamedTuple):
     bias: bool,
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
-  ) -> dict[str, Array]:
+  ) -> BlockSums:
     """As `statistics`, from the rows."""
     a, g = sides(self, a, g, coefficient, bias, transposed)
     if self.reduced is not None:
-      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses_of(g, coefficient.where)}
+      return BlockSums({'A': accurate(a).sum(2), 'G': accurate(g).sum(2)}, {'A': uses_of(g, coefficient.where)})
     along, across = (flat(g), flat(a)) if transposed else (flat(a), flat(g))
     moments = self._second_moments(along, across, basis)
+    by_rows, by_columns, uses = gram(self.rows, along), gram(self.columns, across), uses_of(g, coefficient.where)
     if transposed:
-      return {
-        "A'": gram(self.columns, across),
-        "G'": gram(self.rows, along),
-        "uses A'": uses_of(g, coefficient.where),
-        **moments,
-      }
-    return {
-      'A': gram(self.rows, along),
-      'G': gram(self.columns, across),
-      'uses A': uses_of(g, coefficient.where),
-      **moments,
-    }
+      return BlockSums({"A'": by_columns, "G'": by_rows, **moments}, {"A'": uses})
+    return BlockSums({'A': by_rows, 'G': by_columns, **moments}, {'A': uses})
 
   def _second_moments(
     self, a: Float[Array, 's k i'], g: Float[Array, 's k o'], basis: Mapping[str, Array] | None
@@ -160,13 +152,13 @@ class Kronecker(NamedTuple):
     a, g = rotate(self.rows, basis['A'], a) ** 2, rotate(self.columns, basis['G'], g) ** 2
     return {'S': jnp.einsum('ski,sko->sio', a, g)}
 
-  def finish(self, sums: dict[str, Array], basis: Mapping[str, Array] | None = None) -> dict[str, Array]:
+  def finish(self, sums: BlockSums, basis: Mapping[str, Array] | None = None) -> BlockSums:
     """Sums over examples and uses from what came back through the probes."""
     if self.reduced is None:
       return sums
     a, g, each = means_over_uses(self, sums)
     moments = self._second_moments(a, g, basis)
-    return {'A': gram(self.rows, a), 'G': gram(self.columns, g), 'uses A': sums['uses A'] / each, **moments}
+    return BlockSums({'A': gram(self.rows, a), 'G': gram(self.columns, g), **moments}, {'A': sums.uses['A'] / each})
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:
     """The two factors from the means of all statistics, or the shards' shares of both."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..statistics import BlockSums
 from ..weights import Arrangement
 from .factor import Factor, accurate, whole
 
@@ -40,11 +41,11 @@ class Unit(NamedTuple):
   def factors(self) -> dict[str, Factor]:
     return {'F': whole(math.prod(self.layouts[0].shape), len(self.layouts))}
 
-  def probes(self) -> dict[str, tuple[int, ...]]:
+  def probes(self) -> BlockSums:
     k = len(self.layouts)
-    return {'F': (self.factors['F'].slots // self.loops, k, k)}
+    return BlockSums({'F': (self.factors['F'].slots // self.loops, k, k)}, {})
 
-  def statistics(self, gradients: list[Float[Array, 'b c']]) -> dict[str, Float[Array, 'c k k']]:
+  def statistics(self, gradients: list[Float[Array, 'b c']]) -> BlockSums:
     """Sums over the examples of the outer products of their gradients, channel by channel."""
     if self.spread is not None:
       (g,) = gradients
@@ -52,9 +53,9 @@ class Unit(NamedTuple):
       gradients = [jax.vmap(back)(g)]
     u = jnp.stack(gradients, axis=-1)
     # Not an einsum: as one fused reduction it compiles in half the time of a batched product of tiny matrices.
-    return {'F': (u[..., :, None] * u[..., None, :]).sum(0)}
+    return BlockSums({'F': (u[..., :, None] * u[..., None, :]).sum(0)}, {})
 
-  def finish(self, sums: dict[str, Array], basis: None = None) -> dict[str, Array]:
+  def finish(self, sums: BlockSums, basis: None = None) -> BlockSums:
     del basis
     return sums
 

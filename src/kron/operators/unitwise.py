@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..errors import CurvatureError
+from ..statistics import BlockSums
 from ..weights import Arrangement
 from .factor import Factor, accurate, whole
 from .kernel import Linear, Side, from_matrix, means_over_uses, scaled, sides, to_matrix, uses_of
@@ -48,12 +49,13 @@ class Unitwise(NamedTuple):
   def flops_of_use(self) -> int:
     return 2 * self.columns * self.rows * (1 if self.diagonal else self.rows)
 
-  def probes(self) -> dict[str, tuple[int, ...]]:
+  def probes(self) -> BlockSums:
     slots = self.slots // self.loops
     if self.reduced is not None:
-      return {'A': (slots, self.reduced, self.rows), 'G': (slots, self.reduced, self.columns), 'uses A': (slots,)}
+      rows, columns = ((slots, self.reduced, n) for n in (self.rows, self.columns))
+      return BlockSums({'A': rows, 'G': columns}, {'A': (slots,)})
     factor = self.factors['F']
-    return {'F': (factor.rows // self.loops, factor.n, factor.n)}
+    return BlockSums({'F': (factor.rows // self.loops, factor.n, factor.n)}, {})
 
   def statistics(
     self,
@@ -64,7 +66,7 @@ class Unitwise(NamedTuple):
     bias: bool,
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
-  ) -> dict[str, Array]:
+  ) -> BlockSums:
     """What one use of the kernel adds; arguments as of `Kronecker.statistics`."""
     del basis
     g = linear.output_rows(dy)
@@ -75,7 +77,7 @@ class Unitwise(NamedTuple):
     g = scaled(g, coefficient.columns)  # a table has no bias
     by = coefficient.scale if coefficient.rows is None else coefficient.rows[..., None]
     squares = linear.scatter(x, accurate(g).reshape(g.shape[0], -1, g.shape[-1]) ** 2) * by**2
-    return {'F': self._laid_out(squares)}
+    return BlockSums({'F': self._laid_out(squares)}, {})
 
   def statistics_of_rows(
     self,
@@ -85,16 +87,16 @@ class Unitwise(NamedTuple):
     bias: bool,
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
-  ) -> dict[str, Array]:
+  ) -> BlockSums:
     """As `statistics`, from the rows."""
     del basis
     if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
       raise CurvatureError(f"approximation: {self.name!r} with complex activations knows 'kronecker' only")
     a, g = sides(self, a, g, coefficient, bias, transposed)
     if self.reduced is not None:
-      return {'A': accurate(a).sum(2), 'G': accurate(g).sum(2), 'uses A': uses_of(g, coefficient.where)}
+      return BlockSums({'A': accurate(a).sum(2), 'G': accurate(g).sum(2)}, {'A': uses_of(g, coefficient.where)})
     flat = lambda rows: accurate(rows).reshape(rows.shape[0], -1, rows.shape[-1])  # noqa: E731
-    return {'F': self._of(flat(g), flat(a)) if transposed else self._of(flat(a), flat(g))}
+    return BlockSums({'F': self._of(flat(g), flat(a)) if transposed else self._of(flat(a), flat(g))}, {})
 
   def _of(self, a: Float[Array, 's k i'], g: Float[Array, 's k o']) -> Float[Array, 'm n n']:
     if self.diagonal:
@@ -111,13 +113,13 @@ class Unitwise(NamedTuple):
   def _laid_out(self, entries: Float[Array, 's i o']) -> Float[Array, 'm 1 1']:
     return jnp.swapaxes(entries, 1, 2).reshape(-1, 1, 1)
 
-  def finish(self, sums: dict[str, Array], basis: Mapping[str, Array] | None = None) -> dict[str, Array]:
+  def finish(self, sums: BlockSums, basis: Mapping[str, Array] | None = None) -> BlockSums:
     """Sums over examples from what came back through the probes."""
     del basis
     if self.reduced is None:
       return sums
     a, g, _ = means_over_uses(self, sums)
-    return {'F': self._of(a, g)}
+    return BlockSums({'F': self._of(a, g)}, {})
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:
     return means
