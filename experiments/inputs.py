@@ -351,7 +351,12 @@ def _nothing(*_: Any) -> Any:
 def _check_classes(classes: int, config: Any) -> None:
   own = config.data
   if classes and classes != config.model.get('classes', 0):
-    raise ConfigError(f'{own.name} in {own.folder} has {classes} classes; set --config.model.classes={classes}')
+    where = f'{own.name} in {own.folder}'
+    if classes == 1:
+      raise ConfigError(
+        f'{where} has one class; classes are the folders right below train and test: move them up if they lie deeper'
+      )
+    raise ConfigError(f'{where} has {classes} classes; set --config.model.classes={classes}')
 
 
 def _arrays(config: Any, split: str) -> data.Arrays | data.Directed:

@@ -169,7 +169,10 @@ def use_devices(config: Any) -> None:
 
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
   try:
-    return values(argv)
+    # Editors put a byte order mark before the first word of a flag file.
+    words = values.read_flags_from_files(argv, force_gnu=False)
+    marked = [word for word in words if not word.startswith(('\ufeff#', '\ufeff//'))]
+    return values([word.removeprefix('\ufeff') for word in marked])
   except SystemExit as error:
     files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
     if str(Path(_config_file(argv)).absolute()) in {str(Path(file).absolute()) for file in files}:

@@ -30,7 +30,7 @@ from absl import flags
 from experiments import faults, folder, processes, starting
 from experiments.build import Run, build
 from experiments.checkpoints import Saver, export, exported_step, open_checkpoints, restore, set_aside
-from experiments.errors import Preempted, Stopped, StorageError
+from experiments.errors import ConfigError, Preempted, Stopped, StorageError
 from experiments.layers import Layers
 from experiments.machine import peak
 from experiments.meter import Meter
@@ -108,6 +108,12 @@ def train(
         )
     if start:
       events.add('resumed', start, f'from the checkpoint of step {start}')
+    elif not restored.unreadable and processes.agree(ended_without_checkpoints(run, workdir)):
+      return folder.evaluations(workdir) if chief else []
+    elif folder.read_rows(workdir / 'metrics.jsonl'):
+      events.add(
+        'warning', 0, f'{workdir} has no checkpoint: rows of the steps before are dropped, and the run begins anew'
+      )
     for name, last in (('metrics', start), ('layers', start), ('events', math.inf)):  # and lines that are not whole
       bad = folder.Rows(workdir / f'{name}.jsonl', chief).drop_after(last)
       if bad:
@@ -287,6 +293,23 @@ def evaluate_all(run: Run, state: TrainState, beat: Callable[[], None] = lambda:
   counts = [part.pop('examples') for part in parts]
   means = {name: float(np.average([part[name] for part in parts], weights=counts)) for name in parts[0]}
   return run.task.scores(means)
+
+
+def ended_without_checkpoints(run: Run, workdir: Path) -> bool:
+  """Returns whether the folder holds this run's end, and no checkpoint: somebody removed them, or none were kept.
+
+  Raises:
+    ConfigError: it holds the end of a shorter or longer run, whose results a new beginning would replace.
+  """
+  ended = exported_step(workdir)
+  if ended is None:
+    return False
+  if ended != run.config.steps and not arrived(run, folder.evaluations(workdir)):
+    raise ConfigError(
+      f'{workdir} holds the export of step {ended} and no checkpoint to go on from, and config.steps={run.config.steps} '
+      'would begin anew and replace it; choose another --workdir'
+    )
+  return True
 
 
 def arrived(run: Run, rows: list[dict[str, float]]) -> bool:

@@ -9,6 +9,7 @@ below 1 is judged and not relevant.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -36,13 +37,15 @@ def read_run(path: str | Path) -> Run:
   """Raises ConfigError with the number of the line that is wrong."""
   found: dict[str, dict[str, float]] = {}
   for number, fields in _lines(path):
+    if len(fields) != 6:
+      raise ConfigError(f'{path}, line {number}: not `topic Q0 document rank score tag`')
+    topic, _, document, _, score, _ = fields
     try:
-      topic, _, document, _, score, _ = fields
       value = float(score)
-    except ValueError as error:
-      raise ConfigError(f'{path}, line {number}: not `topic Q0 document rank score tag`') from error
+    except ValueError:
+      value = math.nan
     if value != value:
-      raise ConfigError(f'{path}, line {number}: the score is not a number')
+      raise ConfigError(f'{path}, line {number}: the score {score!r} is no number, such as 0.93')
     if document in found.setdefault(topic, {}):
       raise ConfigError(f'{path}, line {number}: {document} is in the run of topic {topic} twice')
     found[topic][document] = value
@@ -87,14 +90,14 @@ def read_judgements(path: str | Path) -> Judgements:
       raise ConfigError(
         f'{path}, line {number}: has {len(fields)} fields and the first line {first}; write a space in a name as %20'
       )
-    try:
-      topic, _, document, *stratum, relevance = fields
-      judgement = Judgement(stratum[0] if stratum else '1', int(relevance))
-      if len(stratum) > 1:
-        raise ValueError
-    except ValueError as error:
+    if len(fields) not in (4, 5):
       words = 'not `topic 0 document relevance` or `topic 0 document stratum relevance`'
-      raise ConfigError(f'{path}, line {number}: {words}') from error
+      raise ConfigError(f'{path}, line {number}: {words}')
+    topic, _, document, *stratum, relevance = fields
+    try:
+      judgement = Judgement(stratum[0] if stratum else '1', int(relevance))
+    except ValueError as error:
+      raise ConfigError(f'{path}, line {number}: the relevance {relevance!r} is no whole number') from error
     if document in found.setdefault(topic, {}):
       raise ConfigError(f'{path}, line {number}: {document} is judged for topic {topic} twice')
     found[topic][document] = judgement

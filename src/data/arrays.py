@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from .errors import DataError
 from .folders import listed, shown
@@ -101,12 +102,19 @@ def _whole(label: np.ndarray, where: str) -> np.ndarray:
 
 
 def _pixels(image: np.ndarray, where: str) -> np.ndarray:
-  if image.ndim == 4 and image.shape[1] in (1, 3, 4) and image.shape[3] > 4:
+  if image.ndim in (4, 5) and image.shape[1] in (1, 3, 4) and image.shape[-1] > 4:
+    what = 'images' if image.ndim == 4 else 'clips'
     raise DataError(
-      f'{where} has images of shape {image.shape[1:]}, whose channels seem to come first; store np.moveaxis(image, 1, -1)'
+      f'{where} has {what} of shape {image.shape[1:]}, whose channels seem to come first; store np.moveaxis(image, 1, -1)'
     )
   if image.dtype.kind == 'u' and image.dtype.itemsize <= 2:  # in any order of bytes
-    image = image.astype(np.float32) / np.iinfo(image.dtype).max
+    limit, most = np.iinfo(image.dtype).max, int(image.max(initial=0))
+    if most < limit / 8:
+      words = (
+        '%s: images of %s reach %d and are divided by %d; store bool for 0 and 1, or floats in the range that is meant'
+      )
+      logging.warning(words, where, image.dtype, most, limit)
+    image = image.astype(np.float32) / limit
   elif image.dtype.kind not in 'fb':
     raise DataError(
       f'{where} has images of type {image.dtype}, whose range is not known; store uint8, uint16 or floats'

@@ -63,7 +63,9 @@ def ucf101(root: Path, fold: int = 1) -> Found:
   entries = []
   for split, name in (('train', f'trainlist{fold:02}.txt'), ('test', f'testlist{fold:02}.txt')):
     for line in _lines(lists / name):
-      relative = re.sub(r'\s+\d+$', '', line)  # without the number of the class; a name may have spaces
+      relative = re.sub(r'\s+\d+$', '', line).replace(
+        '\\', '/'
+      )  # without the number of the class; a name may have spaces
       entries.append(Entry(videos / relative, split, relative.split('/')[0]))
   return Found(entries, [])
 

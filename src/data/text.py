@@ -14,7 +14,8 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
   """Returns the number, from 1, and the text of every line that is not blank.
 
   A line ends with a line feed, with or without a carriage return before it, and nowhere else: other characters that
-  Unicode calls line ends (U+2028, U+0085) may stand in a name.
+  Unicode calls line ends (U+2028, U+0085) may stand in a name. A byte order mark is dropped at the start of any line, as
+  files that are joined keep theirs.
 
   Raises:
     DataError: the file cannot be read, or a line is not UTF-8.
@@ -28,6 +29,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
       raise DataError(
         f'{shown(path)}, line {number}: byte {byte:#04x} is not UTF-8; save the file as UTF-8 (by iconv, or in an editor)'
       ) from error
+    text = text.removeprefix('\ufeff')
     if text.strip():
       found.append((number, text))
   return found
@@ -65,4 +67,4 @@ def _bytes(path: str | Path) -> bytes:
     raise DataError(f'{shown(path)}, line 1: is UTF-16, not UTF-8; save the file as UTF-8 (by iconv, or in an editor)')
   if b'\0' in raw[:1000]:
     raise DataError(f'{shown(path)}: has zero bytes, as UTF-16 has; save the file as UTF-8 (by iconv, or in an editor)')
-  return raw.removeprefix(b'\xef\xbb\xbf')
+  return raw

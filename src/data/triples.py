@@ -121,14 +121,23 @@ def _check_blank(named: dict[str, list[tuple[str, str, str]]], where: Path) -> N
 
 
 def _tell_alike(names: list[str], where: Path) -> None:
-  """Warns of names that look the same: composed and decomposed characters."""
+  """Warns of names that look the same: composed and decomposed characters, other spaces, what has no width."""
   seen: dict[str, str] = {}
   for name in names:
-    other = seen.setdefault(unicodedata.normalize('NFC', name), name)
+    other = seen.setdefault(_looks(name), name)
     if other != name:
-      words = '%s: %r and %r look the same and are two names; one has composed characters (NFC), the other has not'
+      words = (
+        '%s: %r and %r look the same and are two names: composed characters (NFC), kinds of spaces or signs of no width'
+      )
       logging.warning(words, shown(where), ascii(other), ascii(name))
       return
+
+
+def _looks(name: str) -> str:
+  """Returns how a name looks: composed, with plain spaces, without characters that have no width."""
+  seen = {c: unicodedata.category(c) for c in set(name)}
+  plain = ''.join(' ' if seen[c] == 'Zs' else c for c in name if seen[c] != 'Cf')
+  return unicodedata.normalize('NFC', ' '.join(plain.split(' '))).strip()
 
 
 def read_triples(path: Path) -> list[tuple[str, str, str]]:

@@ -34,6 +34,8 @@ _FORMATS = (
   'mjpeg', 'mov', 'mp4', 'm4a', '3gp', '3g2', 'mj2', 'mpeg', 'mpegts', 'mpegvideo', 'mxf', 'nut', 'obu', 'ogg', 'rm',
   'yuv4mpegpipe', 'aac', 'flac', 'mp3', 'wav',
 )  # fmt: skip
+# The decoders that know of transparency.
+_CLEAR = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}
 # Of files that FFmpeg decodes and that are films.
 ENDINGS = (
   '.3g2', '.3gp', '.asf', '.avi', '.divx', '.dv', '.f4v', '.flv', '.gif', '.h264', '.h265', '.hevc', '.ivf', '.m2ts',
@@ -74,7 +76,7 @@ class Film(NamedTuple):
     still = _Still(self, rate)
     size, clock = None, Clock(self, self.rate or rate)
     stretch = float(self.stream.sample_aspect_ratio or 1)
-    for after in self.container.decode(self.stream):
+    for after in self._decoded():
       begins = clock.of(after)
       size = size or _size(after, stretch, short_side, self.name)  # of the first: a stream may change its own
       first = first or after
@@ -104,6 +106,18 @@ class Film(NamedTuple):
         raise VideoError(f'{self.name}: is cut off or damaged: {lasts:.1f} of its {says:.1f} seconds can be decoded')
     if damaged > (1 - _SOUND) * decoded:
       raise VideoError(f'{self.name}: is damaged: {damaged} of {decoded} frames')
+
+  def _decoded(self) -> Iterator[Any]:
+    """All frames as they are stored. FFmpeg's own decoders of VP8 and VP9 drop what is transparent."""
+    import av
+
+    decoder = _CLEAR.get(self.stream.codec_context.name)
+    if decoder is None or self.stream.metadata.get('alpha_mode') != '1':
+      yield from self.container.decode(self.stream)
+      return
+    clear = av.CodecContext.create(decoder, 'r')
+    for packet in self.container.demux(self.stream):
+      yield from clear.decode(packet if packet.size else None)
 
 
 class _Still:
