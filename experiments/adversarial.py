@@ -19,17 +19,18 @@ from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.judge import Judge, read_judge
 from experiments.networks import TASK, Networks, grid, networks
-from experiments.players import NAMES, Players, config_of, make_player, second_order
+from experiments.players import NAMES, config_of, make_player, second_order
 from experiments.run import Run
 from experiments.steps import TrainState, phase
-from experiments.tasks import Task
+from experiments.task import Task
 from kronmesh import kron, models, parallel
 
 Batch = dict[str, Array]
 
 
-def make_task(config: Any) -> Task:
+def make_task(config: Any, parts: int = 1) -> Task:
   """The task of a run; its score is what share of images a judge gives the class asked for, without one the loss."""
+  del parts
   judged = bool(config.gan.judge)
   return Task(networks(config), _unbuilt, 'agreement' if judged else 'loss', not judged)
 
@@ -110,7 +111,7 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
   loss = {name: on_mesh(fn) for name, fn in losses(nets, tuple(config.gan.augment)).items()}
   own = {name: config_of(config, name) for name in NAMES}
   curvature = curvatures(own, loss, params, shapes, like, placement)
-  tx = {name: make_player(own[name], getattr(curvature, name), placement) for name in NAMES}
+  tx = {name: make_player(own[name], curvature.get(name), placement) for name in NAMES}
 
   def init(seed: int) -> TrainState:
     key = jax.random.key(seed)
@@ -154,7 +155,7 @@ def build(config: Any, mesh: Mesh, load: bool = True) -> Run:
     config=config,
     task=make_task(config)._replace(loss=functools.partial(_both_losses, config, nets, loss)),
     mesh=mesh,
-    curvature=curvature if any(c is not None for c in curvature) else None,
+    curvatures=curvature,
     placement=placement,
     shardings=shardings,
     init=jax.jit(init, out_shardings=shardings),
@@ -191,7 +192,7 @@ def _variables(nets: Networks, name: str, like: dict[str, jax.ShapeDtypeStruct],
 
 def curvatures(
   own: dict[str, Any], loss: dict[str, Callable], params: Any, shapes: Any, like: Any, placement: kron.Placement
-) -> Players:
+) -> dict[str, kron.Curvature]:
   """Of those players whose optimiser (`own` has each one's config) is of second order."""
 
   def one(name: str) -> kron.Curvature | None:
@@ -202,7 +203,7 @@ def curvatures(
     settings = {'fisher': section.fisher, 'part': section.part, 'placement': placement}
     return kron.curvature(loss[name], params[name], context, like, has_aux=True, **settings)
 
-  return Players(**{name: one(name) for name in NAMES})
+  return {name: own for name in NAMES if (own := one(name)) is not None}
 
 
 def state_shardings(like: TrainState, params: Any, mesh: Mesh, placement: parallel.Placement | None) -> TrainState:
@@ -263,7 +264,7 @@ def make_step(
   config: Any,
   nets: Networks,
   loss: dict[str, Callable],
-  curvature: Players,
+  curvature: dict[str, kron.Curvature],
   tx: dict[str, optax.GradientTransformationExtraArgs],
   shardings: TrainState,
   batch_sharding: Any,
@@ -276,7 +277,7 @@ def make_step(
   def moved(name, params, model_state, opt_state, batch, key, statistics, refresh):
     """One step of a player: all of the new state, its gradient and metrics."""
     context = model_state[name], {'params': params[OTHER[name]], **model_state[OTHER[name]]}
-    own, extra = getattr(curvature, name), {}
+    own, extra = curvature.get(name), {}
     if own is None:
       (_, aux), grads = jax.value_and_grad(loss[name], has_aux=True)(params[name], context, batch)
     else:

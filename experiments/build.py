@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import adversarial, graphs, guard, kfac_jax_peer, memory, recipe, reduce, writers
+from experiments import constants, guard, kfac_jax_peer, memory, recipe, reduce, registry, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
 from experiments.optimizers import SECOND_ORDER, make_optimizer, make_upkeep
 from experiments.ranges import check_ranges, check_whole
+from experiments.registry import make_task
 from experiments.run import Run
 from experiments.steps import TrainState, make_steps
-from experiments.tasks import make_task
 from kronmesh import kron, parallel
 
 
@@ -34,8 +34,8 @@ def build(config: Any, load: bool = True) -> Run:
     return kfac_jax_peer.build(config, load)
   mesh = parallel.make_mesh(config.mesh)
   check(config, mesh)
-  if config.task == adversarial.TASK:
-    return adversarial.build(config, mesh, load)
+  if config.task == 'generate':
+    return registry.load('adversarial').build(config, mesh, load)
   task = make_task(config, parallel.batch_shards(mesh))
   own_collectives = reduce.check(config, mesh)
   rules = parallel.RULES[config.model.name]
@@ -124,7 +124,7 @@ def build(config: Any, load: bool = True) -> Run:
   shardings = TrainState(
     step=replicated,
     params=param_shardings,
-    model_state=graphs.shardings(like.model_state, mesh),
+    model_state=constants.shardings(like.model_state, mesh),
     opt_state=parallel.state_shardings(like.opt_state, param_shardings, mesh, placement=spread),
     key=replicated,
     guard=all_of(like.guard, replicated),
@@ -141,7 +141,7 @@ def build(config: Any, load: bool = True) -> Run:
     config=config,
     task=task,
     mesh=mesh,
-    curvature=curvature,
+    curvatures={} if curvature is None else {'model': curvature},
     placement=placement,
     shardings=shardings,
     init=jax.jit(init, out_shardings=shardings),

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from experiments import durable, folder, graphs, jsonfile, processes
+from experiments import constants, durable, folder, jsonfile, processes
 from experiments.errors import ConfigError, RunError, is_common
-from experiments.players import of_each
+from experiments.run import Run
+from experiments.steps import TrainState
 from kronmesh import data, files, kron, parallel
-
-if TYPE_CHECKING:
-  from experiments.run import Run
-  from experiments.steps import TrainState
 
 
 class Restored(NamedTuple):
@@ -91,13 +88,9 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 def _logical(run: Run, state: TrainState) -> TrainState:
   """As a checkpoint holds it: factors by parameter, keys as numbers, no graphs, which are constants of a mesh."""
-  own = {k: v for k, v in state.model_state.items() if k != graphs.COLLECTION}
-  state = state._replace(key=jax.random.key_data(state.key), model_state=own)
-  return (
-    state
-    if run.curvature is None
-    else state._replace(opt_state=of_each(kron.to_logical, run.curvature, state.opt_state, run.placement))
-  )
+  own = {k: v for k, v in state.model_state.items() if k != constants.COLLECTION}
+  logical = kron.to_logical(state.opt_state)
+  return state._replace(key=jax.random.key_data(state.key), model_state=own, opt_state=logical)
 
 
 class Saver:
@@ -228,11 +221,12 @@ def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int, values: list[
   like = jax.eval_shape(lambda: run.init(0)).opt_state
 
   def physical(found: TrainState) -> TrainState:
-    constants = {k: v for k, v in run.init(0).model_state.items() if k == graphs.COLLECTION}
-    found = found._replace(key=jax.random.wrap_key_data(found.key), model_state={**found.model_state, **constants})
-    if run.curvature is None:
-      return found
-    return found._replace(opt_state=of_each(kron.from_logical, run.curvature, found.opt_state, like, run.placement))
+    constants = {k: v for k, v in run.init(0).model_state.items() if k == constants.COLLECTION}
+    return found._replace(
+      key=jax.random.wrap_key_data(found.key),
+      model_state={**found.model_state, **constants},
+      opt_state=kron.from_logical(found.opt_state, like),
+    )
 
   return jax.jit(physical, out_shardings=run.shardings)(found)
 

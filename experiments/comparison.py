@@ -7,17 +7,24 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from experiments import folder
 from experiments.charts import chart, render, short
-from experiments.overrides import apply
+from experiments.overrides import Overrides, apply
+from experiments.registry import TASKS
 from experiments.tables import columns
-from experiments.tasks import TASKS
 from kronmesh import files
 
-if TYPE_CHECKING:
-  from experiments.sweep import Member
+
+class Member(NamedTuple):
+  """One run. state: 'waits', 'runs', 'done', 'failed' or 'stopped'; words: why it failed."""
+
+  name: str
+  overrides: Overrides
+  workdir: str
+  state: str = 'waits'
+  words: str = ''
 
 
 class Outcome(NamedTuple):
@@ -34,7 +41,8 @@ class Outcome(NamedTuple):
 def outcome(member: Member, config: Any) -> Outcome:
   """What a member's folder says."""
   own, workdir = apply(config, member.overrides), Path(member.workdir)
-  _, metric, lower, *_ = TASKS[own.task]
+  entry = TASKS[own.task]
+  metric, lower = entry.target, entry.lower_is_better
   key, sign = f'eval_{metric}', 1 if lower else -1
   rows = folder.read_rows(workdir / 'metrics.jsonl')
   curve = [(row['step'], row['seconds'], row[key]) for row in rows if 'seconds' in row and key in row]

@@ -130,7 +130,7 @@ def _gathers(name: str, audit: parallel.Audit, run: Run, state: Any) -> Iterator
   for c in audit.select('all-gather'):
     param = next((shapes[s] for s in map(_dims, c.shapes) if s in shapes), None)
     if name.startswith('upkeep'):
-      cause = 'inverses go from their owners to the devices that use them (config.placement.fraction)'
+      cause = 'inverses go from their owners to the devices that use them (config.placement.inverses)'
     elif param is not None:
       cause = f'parameters that lie along {c.axes}, or their gradients, are used whole'
     elif set(run.strips) and {'space', 'columns'} & set(c.axes.split(',')):
@@ -183,7 +183,7 @@ def advice(found: Forecast, config: Any, limit: int) -> list[str]:
     )
   else:
     result.append(
-      f'  the state takes most ({found.state / 2**30:.1f} GiB): --mesh with fsdp, and config.placement.fraction=0'
+      f'  the state takes most ({found.state / 2**30:.1f} GiB): --mesh with fsdp, and --config.placement.inverses=owners'
     )
   return result
 

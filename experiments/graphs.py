@@ -6,27 +6,28 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from experiments import recipe
 from experiments.errors import ConfigError
-from kronmesh import data, kron, models, parallel
+from experiments.graph_data import known_graph
+from experiments.registry import TASKS
+from experiments.task import Task, make_model
+from kronmesh import data, kron, models
 
-MODELS = ('directed_video', 'link_predictor', 'zero_shot')
-COLLECTION = 'graph'  # of the model's state: constants, which no checkpoint holds
 
+def make_task(config: Any, parts: int = 1) -> Task:
+  """The config's task, of a model with its graph in so many parts.
 
-def known_graph(config: Any) -> data.KnowledgeGraph:
-  """The triples that links are predicted of."""
-  own = config.data
-  if own.name == 'wordnet':
-    return data.noun_graph(own.source)
-  return data.load_triples(own.name, folder=own.folder, source=own.source)
+  Raises:
+    ConfigError: no classes, or all, are held out.
+  """
+  _check(config)
+  model, entry, loss = make_model(config, **settings(config, parts)), TASKS[config.task], LOSSES[config.task]
+  return Task(model, loss(model, config), entry.target, entry.lower_is_better, SCORES.get(config.task, dict))
 
 
 def settings(config: Any, parts: int) -> dict[str, Any]:
@@ -43,33 +44,10 @@ def settings(config: Any, parts: int) -> dict[str, Any]:
   return found if config.model.name == 'directed_video' else {**found, 'nodes': tuple(range(len(data.GARMENTS)))}
 
 
-def kinds(config: Any) -> Bool[np.ndarray, 'classes nodes']:
-  """Whether each class of Fashion-MNIST is a kind of each node of the graph above them (or is it)."""
-  nouns = data.read_nouns(config.data.graph_source)
-  nodes, links = data.above(nouns, data.synsets(nouns))
-  found = np.eye(len(nodes), dtype=bool)
-  for _ in nodes:  # paths of any length
-    for source, _, target in links:
-      found[:, target] |= found[:, source]
-  return found[: len(data.GARMENTS)]
-
-
 def _in_parts(config: Any, nodes: int, links: Int[np.ndarray, 'n 3'], relations: int, parts: int) -> models.Graph:
   if config.data.graph_shuffled:
     links = data.permuted(links, nodes, config.data.graph_seed)
   return models.Graph(*data.partitioned(nodes, links, parts), relations=relations)
-
-
-def shardings(model_state: Any, mesh: Any) -> Any:
-  """Of a model's state: a graph's parts lie as a batch does, all else is everywhere."""
-  parts = parallel.batch_shards(mesh)
-
-  def one(path: Any, x: Any) -> NamedSharding:
-    keys = [k.key for k in path]
-    apart = keys[0] == COLLECTION and keys[-1] not in ('part', 'place') and parts > 1 and x.shape[0] == parts
-    return parallel.batch_sharding(mesh, parts) if apart else parallel.replicated(mesh)
-
-  return jax.tree_util.tree_map_with_path(one, model_state)
 
 
 def links(model: nn.Module, config: Any) -> Callable:
@@ -165,15 +143,12 @@ def directed_scores(means: dict[str, float]) -> dict[str, float]:
   return {**means, 'new_nouns': right / share} if share else means
 
 
-def check(config: Any) -> None:
-  """Raises ConfigError for a model without its task, or unless some classes, and not all, are held out."""
+def _check(config: Any) -> None:
+  """Raises ConfigError unless some classes, and not all, are held out."""
   own, classes = tuple(config.data.held_out), len(data.GARMENTS)
-  wanted = {'directed': 'directed_video', 'links': 'link_predictor', 'zero_shot': 'zero_shot'}
-  for task, model in wanted.items():
-    if (config.task == task) != (config.model.name == model):
-      raise ConfigError(
-        f'config.task={config.task!r} does not go with config.model.name={config.model.name!r}: '
-        f'{task!r} and {model!r} belong together'
-      )
   if config.task == 'zero_shot' and not (0 < len(set(own)) < classes and set(own) <= set(range(classes))):
     raise ConfigError(f'config.data.held_out={own}: name some of the classes 0 to {classes - 1}, not all')
+
+
+LOSSES = {'directed': directed, 'links': links, 'zero_shot': zero_shot}
+SCORES = {'directed': directed_scores, 'zero_shot': zero_shot_scores}

@@ -12,10 +12,9 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
-from experiments import memory, processes
+from experiments import memory, processes, registry
 from experiments.errors import ConfigError
-from experiments.generated import fill
-from experiments.graphs import kinds, known_graph
+from experiments.graph_data import kinds, known_graph
 from kronmesh import data, parallel
 
 DIRECTIONS = ('moving_fashion_mnist', 'directed_motion')  # sets whose clips are of another class in a mirror
@@ -127,7 +126,8 @@ def make_data(config: Any, mesh: Mesh, load: bool = True) -> Data:
         for name, x in batch.items()
       }
 
-  filled = fill(config, mesh, example, strips) if load else None
+  wanted_images = load and config.generated.run
+  filled = registry.load('generated').fill(config, mesh, example, strips) if wanted_images else None
 
   def train_batches(seed: int, start: int) -> Iterator[dict[str, jax.Array]]:
     batches = streamed(source.train(seed, shard, wanted), start, train_sharding, train_size)

@@ -16,6 +16,7 @@ from scipy import linalg
 
 from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
+from experiments.registry import make_task
 
 Features = Float[np.ndarray, 'n d']
 
@@ -34,8 +35,6 @@ def read_judge(run: str | Path) -> Judge:
   Raises:
     ConfigError: there is none.
   """
-  from experiments.tasks import make_task
-
   variables, about = load_export(Path(run) / 'export')
   config = ConfigDict(about['config'])
   if config.task != 'classify':

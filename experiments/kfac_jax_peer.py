@@ -26,9 +26,9 @@ from jax.extend import core as jex
 from experiments import guard, writers
 from experiments.errors import ConfigError
 from experiments.inputs import make_data
+from experiments.registry import make_task
 from experiments.run import Run
 from experiments.steps import TrainState
-from experiments.tasks import make_task
 from kronmesh import kron, parallel
 from kronmesh.kron import observe
 from kronmesh.program import observe_p
@@ -221,7 +221,7 @@ def build(config: Any, load: bool = True) -> Run:
     config=config,
     task=task,
     mesh=mesh,
-    curvature=None,
+    curvatures={},
     placement=kron.Local(),
     shardings=jax.tree.map(lambda _: everywhere, like),
     init=init,

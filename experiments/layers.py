@@ -13,7 +13,6 @@ import numpy as np
 
 from experiments.folder import Rows
 from experiments.guard import norms
-from experiments.players import Players
 from experiments.run import Run
 from experiments.steps import TrainState
 from experiments.writers import Writers
@@ -57,7 +56,7 @@ class Layers:
 
 def make_health(run: Run) -> Callable[[TrainState], Any] | None:
   """Of a state with factors and inverses, else None: their health as it is on the devices, to be fetched."""
-  if run.config.optimizer not in ('kfac', 'stale_kfac', 'adaptive_kfac') or isinstance(run.curvature, Players):
+  if run.config.optimizer not in ('kfac', 'stale_kfac', 'adaptive_kfac') or run.curvature is None:
     return None
   own = run.config[run.config.optimizer]
 
@@ -66,7 +65,7 @@ def make_health(run: Run) -> Callable[[TrainState], Any] | None:
     damping = own.damping
     if run.config.optimizer == 'adaptive_kfac':
       damping = kron.find_state(state.opt_state, kron.AdaptDampingState).damping
-    return kron.health(state.opt_state, run.curvature, damping * state.guard.caution, run.placement)
+    return kron.health(state.opt_state, damping * state.guard.caution, run.placement)
 
   return health
 

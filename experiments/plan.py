@@ -36,7 +36,7 @@ def plan(run: Run, workdir: Path) -> str:
     ('checkpoints', f'{config.keep_checkpoints} newest, {config.keep_best} best, in {workdir / "checkpoints"}'),
   ]
   text = '\n'.join(f'{name:12}{value}' for name, value in lines)
-  return f'{text}\n\n{run.curvature}' if run.curvature is not None else text
+  return f'{text}\n\n{run.coverage}' if run.coverage else text
 
 
 def step_flops(run: Run, state: Any, batch: Any) -> float:

@@ -1,9 +1,8 @@
-"""Two players' curvatures and optimisers, where a run has two."""
+"""The optimisers of two players, where a run has two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.errors import ConfigError
 from experiments.optimizers import FIRST_ORDER, OPTIMIZERS, SECOND_ORDER, make_optimizer
@@ -11,27 +10,6 @@ from kronmesh import kron
 
 NAMES = ('generator', 'discriminator')
 ALLOWED = ('kfac', *FIRST_ORDER)
-
-
-class Players(NamedTuple):
-  """The curvature of each player; None for one with an optimiser of first order."""
-
-  generator: kron.Curvature | None
-  discriminator: kron.Curvature | None
-
-  def __str__(self) -> str:
-    return '\n\n'.join(f'{name}\n\n{own}' for name, own in self._asdict().items() if own is not None)
-
-
-def of_each(fn: Callable, curvature: Players | kron.Curvature, opt_state: Any, *rest: Any) -> Any:
-  """`fn` of (a state, its curvature, ...), of every player's, or of the only one's."""
-  if not isinstance(curvature, Players):
-    return fn(opt_state, curvature, *rest)
-  found = dict(opt_state)
-  for name, own in curvature._asdict().items():
-    if own is not None:
-      found[name] = fn(opt_state[name], own, *(r[name] if isinstance(r, dict) else r for r in rest))
-  return found
 
 
 def config_of(config: Any, player: str) -> Any:

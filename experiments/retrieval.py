@@ -20,7 +20,7 @@ from experiments import jsonfile
 from experiments.checkpoints import load_export
 from experiments.errors import ConfigError
 from experiments.judge import before_logits
-from experiments.tasks import make_task
+from experiments.registry import make_task
 from kronmesh import data, files
 from kronmesh.data import clips, video
 from kronmesh.data.shots import Shot, shots

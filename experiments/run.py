@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.players import Players
 from experiments.steps import TrainState
-from experiments.tasks import Task
+from experiments.task import Task
 from kronmesh import kron, parallel
 
 
@@ -26,13 +25,14 @@ class Run(NamedTuple):
   batch: shapes and shardings of a training batch, with the padding of its strips.
   strips: in which images lie, by axis.
   known_by: what tells its data from others, by name.
+  curvatures: of the networks whose optimiser is of second order, by name; the only one of a run is called 'model'.
   draw: of a state, a picture (h, w, c) of what it makes; None where there is none.
   """
 
   config: Any
   task: Task
   mesh: Mesh
-  curvature: kron.Curvature | Players | None
+  curvatures: dict[str, kron.Curvature]
   placement: kron.Placement
   shardings: TrainState
   init: Callable[[int], TrainState]  # of the seed
@@ -46,3 +46,15 @@ class Run(NamedTuple):
   strips: parallel.Strips
   known_by: dict[str, Any]
   draw: Callable[[TrainState], np.ndarray] | None = None
+
+  @property
+  def curvature(self) -> kron.Curvature | None:
+    """That of the only network, if it has one."""
+    return self.curvatures.get('model')
+
+  @property
+  def coverage(self) -> str:
+    """What K-FAC covers, as text; '' where nothing is of second order."""
+    if self.curvature is not None:
+      return str(self.curvature)
+    return '\n\n'.join(f'{name}\n\n{own}' for name, own in self.curvatures.items())

@@ -12,7 +12,7 @@ import optax
 
 from experiments import guard, recipe
 from experiments.optimizers import SECOND_ORDER, gradients
-from experiments.tasks import Task
+from experiments.task import Task
 from kronmesh import kron
 
 Metrics = dict[str, jax.Array]

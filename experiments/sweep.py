@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,7 +31,7 @@ from experiments.launch import launch, launch_flags  # isort: skip  (sets the en
 from absl import flags
 
 from experiments import folder, jsonfile
-from experiments.comparison import Known, write_comparison
+from experiments.comparison import Known, Member, write_comparison
 from experiments.configfile import config_functions, config_path, fresh_config
 from experiments.errors import AGAIN, ConfigError, RunError
 from experiments.overrides import Overrides, check_different, differences, flags_of, names_of, parse_sweep, resolved
@@ -43,16 +43,6 @@ _WORKERS = flags.DEFINE_integer('workers', 1, 'Members that train at the same ti
 _GPUS = flags.DEFINE_list('gpus', [], 'CUDA devices, one for each worker: --gpus=0,1,2,3.')
 _CLUSTER = flags.DEFINE_enum('cluster', '', ['', 'slurm', 'local'], "Through submitit; '': own processes.")
 _SLURM = flags.DEFINE_list('slurm', [], "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600.")
-
-
-class Member(NamedTuple):
-  """One run. state: 'waits', 'runs', 'done', 'failed' or 'stopped'; words: why it failed."""
-
-  name: str
-  overrides: Overrides
-  workdir: str
-  state: str = 'waits'
-  words: str = ''
 
 
 def members_of(config: Any, workdir: Path) -> list[Member]:

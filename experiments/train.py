@@ -41,7 +41,7 @@ from experiments.profile import Profile
 from experiments.progress import Progress
 from experiments.report import write_report
 from experiments.steps import TrainState
-from experiments.tasks import first_at
+from experiments.task import first_at
 from experiments.watchdog import Watchdog
 from experiments.writers import Writers
 from kronmesh import files
@@ -90,8 +90,8 @@ def train(
       folder.check_data(run.known_by, workdir)
       folder.write_about(run, workdir)
       stack.enter_context(_reported(workdir, events, check))
-      if run.curvature is not None:
-        files.write(workdir / 'coverage.txt', f'{run.curvature}\n')
+      if run.coverage:
+        files.write(workdir / 'coverage.txt', f'{run.coverage}\n')
       for old in (workdir / '.processes').glob('*'):
         if old != marks:
           shutil.rmtree(old, ignore_errors=True)

@@ -35,9 +35,10 @@ from experiments.errors import ConfigError, Diverged
 from experiments.folder import evaluations, read_rows
 from experiments.members import member
 from experiments.optimizers import MISSING, PEERS, SECOND_ORDER
+from experiments.registry import make_task
 from experiments.steps import phase
 from experiments.tables import columns
-from experiments.tasks import Task, first_at, make_task
+from experiments.task import Task, first_at
 from experiments.train import arrived, train
 from kronmesh import files
 from scripts.search import SEED, rank, try_all

@@ -38,7 +38,7 @@ _DEVICES = flags.DEFINE_integer(
 _MESH = flags.DEFINE_string('mesh', 'data=-1', 'With --devices: the mesh.')
 
 COUNTS = (1, 2, 4, 8, 64, 512)
-PLACEMENTS = {'COMM-OPT': 1.0, 'MEM-OPT': 0.0}
+PLACEMENTS = {'COMM-OPT': False, 'MEM-OPT': True}  # whether inverses are local
 MESHES = ('data=8', 'data=4,model=2', 'data=2,fsdp=2,model=2')
 
 
@@ -46,13 +46,13 @@ def deals(blocks: Any) -> list[list[Any]]:
   """For each placement and number of devices: the busiest device's work and memory, and what travels at a refresh."""
   rows = []
   numbers = sum(f.rows * f.n * (f.n + 1) // 2 for b in blocks for f in b.operator.factors.values())
-  for name, fraction in PLACEMENTS.items():
+  for name, local_inverses in PLACEMENTS.items():
     for split in (False, True):
       for devices in COUNTS:
-        deal = kron.Deal(devices, 1 if fraction else devices, split)
+        deal = kron.Deal(devices, local_inverses and devices > 1, split)
         layout = kron.lay_out(blocks, deal)
         found, least = kron.load(layout, deal), kron.least(blocks, deal)
-        sizes = sorted(s.n for s in layout.stacks.values() if s.split)
+        sizes = sorted(s.n for s in layout.stacks.values() if s.row_sharded)
         sent = sum(_travels(s) for s in layout.stacks.values())
         rows.append([
           name, 'yes' if split else 'no', devices, found.work / 1e9, found.work / least.work, found.memory * 4 / 2**20,
@@ -63,7 +63,7 @@ def deals(blocks: Any) -> list[list[Any]]:
 
 def _travels(stack: kron.Stack) -> int:
   """Numbers on their way to the owners of a stack."""
-  if stack.split:  # half of each row, and the other half from its neighbours
+  if stack.row_sharded:  # half of each row, and the other half from its neighbours
     rows = stack.owners * stack.rows
     return stack.count * rows * (stack.n // 2 + 1 + stack.rows)
   slots = stack.count if stack.sparse else stack.owners * stack.slots

@@ -26,7 +26,8 @@ from experiments import jsonfile
 from experiments.build import build, check_target
 from experiments.configfile import config_functions, config_path
 from experiments.errors import ConfigError, Diverged, Preempted, Stopped
-from experiments.tasks import first_at, make_task
+from experiments.registry import make_task
+from experiments.task import first_at
 from experiments.train import train
 from kronmesh import files
 

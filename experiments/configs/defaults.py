@@ -47,10 +47,12 @@ def defaults() -> ConfigDict:
   config.mesh = 'data=-1'
   config.devices = 0  # emulated CPU devices; 0: those there are
   config.watchdog_seconds = 40.0  # several processes end if one does nothing for this and ten steps more; 0: never
-  # Where K-FAC's factors live: the share of devices that keep a block's inverses (1 is COMM-OPT, 0 MEM-OPT), the type in
-  # which statistics travel, whether large factors may be split over all devices, and whether those of kernels that lie
-  # along `model` are kept in blocks, one for each shard (another approximation; the others change no result).
-  config.placement = ConfigDict({'fraction': 1.0, 'statistics': 'float32', 'split': True, 'blocks': False})
+  # Where K-FAC's factors live: whether inverses go 'everywhere' or stay with their 'owners', the type in which statistics
+  # travel, whether the rows of large factors may be divided over all devices, and whether factors of kernels that lie along
+  # `model` are kept in blocks, one for each shard (another approximation; the others change no result).
+  config.placement = ConfigDict(
+    {'inverses': 'everywhere', 'statistics': 'float32', 'row_sharded': True, 'blocks': False}
+  )
   # How gradients are summed over the batch's shards: 'auto' (XLA's choice), or by shard_map 'psum', 'ring', 'hierarchical',
   # 'torus'; half: '', 'bfloat16' or 'float16', the type they travel in.
   config.gradients = ConfigDict({'all_reduce': 'auto', 'half': '', 'bucket_mb': 25.0})

@@ -1,17 +1,18 @@
 """Second-order optimisation as functions: curvature of a loss, and optax transformations that use it."""
 
 from . import observe
-from .control import AdaptDampingState, QuadraticStepState, adapt_damping, adaptive_kfac, quadratic_step
 from .curvature import Curvature, curvature
-from .dealing import Deal, lay_out, least, load
-from .eigenbasis import Eigenbasis, basis
-from .ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
 from .errors import CurvatureError
-from .health import Health, health
-from .kfac import ClipByKlState, clip_by_kl, kfac
-from .kfac_adam import ScaleByKfacAdamState, kfac_adam, scale_by_kfac_adam
-from .logical import from_logical, to_logical
-from .newton import (
+from .operators import SHARING
+from .optimizers.control import AdaptDampingState, QuadraticStepState, adapt_damping, adaptive_kfac, quadratic_step
+from .optimizers.eigenbasis import Eigenbasis, basis
+from .optimizers.ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
+from .optimizers.health import Health, health
+from .optimizers.inverse_schedule import Upkeep, upkeep
+from .optimizers.kfac import ClipByKlState, clip_by_kl, kfac
+from .optimizers.kfac_adam import ScaleByKfacAdamState, kfac_adam, scale_by_kfac_adam
+from .optimizers.logical import from_logical, to_logical
+from .optimizers.newton import (
   ScaleByCurvatureState,
   conjugate_gradients,
   gauss_newton,
@@ -19,16 +20,15 @@ from .newton import (
   newton,
   scale_by_curvature,
 )
-from .operators import SHARING
+from .optimizers.precondition import ScaleByKfacState, factors, find_state, replace_state, scale_by_kfac
+from .optimizers.staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
 from .param_trees import param_names
 from .placing import Local, Placement
-from .precondition import ScaleByKfacState, factors, find_state, replace_state, scale_by_kfac
 from .products import Products
-from .schedule import Unit, deal_units, growing
-from .stacks import Layout, Stack
-from .staleness import ScaleByStaleKfacState, Staleness, due, intervals, scale_by_stale_kfac, stale_kfac
+from .state.dealing import Deal, lay_out, least, load
+from .state.schedule import Unit, deal_units, growing
+from .state.stacks import Layout, Stack, Stacked
 from .statistics import Statistics, accumulate
-from .upkeep import Upkeep, upkeep
 from .uses import copies, used
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
   'ScaleByKfacState',
   'ScaleByStaleKfacState',
   'Stack',
+  'Stacked',
   'Staleness',
   'Statistics',
   'Unit',

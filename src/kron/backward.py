@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..program import Op, Program, vary, varying
-from .block import Block
-from .blocks import Plan
-from .evaluate import evaluate
+from .blocks.block import Block
+from .blocks.plan import Plan
 from .explicit import typed_as
-from .observations import Number, Observed, largest, positive, shares
+from .measuring.evaluate import evaluate
+from .measuring.observations import Number, Observed, largest, positive, shares
+from .measuring.probes import Basis, Probes, where_due, with_basis, with_due, zero_probe
+from .measuring.shards import Shards
 from .operators.factor import accurate
-from .parts import Split
-from .probes import Basis, Probes, where_due, with_basis, with_due, zero_probe
 from .statistics import BlockSums
 
 Due = Mapping[str, Mapping[str, Array]]  # by block and factor
@@ -40,11 +40,11 @@ def make_probes(
       continue
     probe, loops = zero_probe(plan.probes[b.name], b.dtype), plan.loops[b.name]
     if b.name in basis:
-      probe = with_basis(probe, b.operator, basis[b.name], loops, plan.split.lead, b.dtype)
+      probe = with_basis(probe, b.operator, basis[b.name], loops, plan.shards.lead, b.dtype)
     if b.name in due:
       probe = with_due(probe, b.operator, due[b.name], loops)
     probes[b.name] = probe
-  probes = plan.split.typed(probes, plan.loops)
+  probes = plan.shards.typed(probes, plan.loops)
   # Inside of a shard_map: summed over the axes that gradients are summed over, those along which parameters are the same.
   for b in plan.blocks:
     if b.name in probes:
@@ -133,32 +133,32 @@ class Backward(NamedTuple):
     for b in self.plan.blocks:
       if b.sampled_diagonal:
         squares = (accurate(by_name[b.name]).reshape(-1, 1, 1) ** 2).astype(b.dtype)
-        result[b.name] = self.plan.split.of_all(BlockSums({'F': squares}, {}))
+        result[b.name] = self.plan.shards.of_all(BlockSums({'F': squares}, {}))
       else:
         products = {k: _by_slot(s, self.plan, b) for k, s in sums[b.name].products.items()}
         own = BlockSums(products, sums[b.name].uses)
-        finish = functools.partial(_finish, b, own, self.basis.get(b.name), self.plan.split)
+        finish = functools.partial(_finish, b, own, self.basis.get(b.name), self.plan.shards)
         result[b.name] = where_due(self.due.get(b.name, {}) if b.operator.reduced else {}, finish)
     return result
 
 
 def _by_slot(s: Array, plan: Plan, block: Block) -> Array:
   """A probe's cotangent with its loops among the slots, behind the axis of shards."""
-  lead = plan.split.lead if block.operator.reduced is None else ()
+  lead = plan.shards.lead if block.operator.reduced is None else ()
   s = jnp.moveaxis(s, len(plan.loops[block.name]), 0) if lead else s
   return s.reshape(*lead, -1, *s.shape[-2:])
 
 
-def _finish(block: Block, sums: BlockSums, basis: Basis | None, split: Split) -> BlockSums:
+def _finish(block: Block, sums: BlockSums, basis: Basis | None, shards: Shards) -> BlockSums:
   operator = block.operator
-  if operator.reduced is None or split.trivial:
+  if operator.reduced is None or shards.trivial:
     return operator.finish(sums, basis)
   if block.whole_batch:
-    return split.of_all(operator.finish(sums, basis))
-  kept = operator._replace(reduced=int(operator.reduced // split.shards * split.part))
+    return shards.of_all(operator.finish(sums, basis))
+  kept = operator._replace(reduced=int(operator.reduced // shards.count * shards.subsample))
   uses = {k: s * kept.reduced / operator.reduced for k, s in sums.uses.items()}
 
   def finish(*parts: Array) -> BlockSums:
     return kept.finish(BlockSums(dict(zip(sums.products, parts, strict=True)), uses), basis)
 
-  return split.of_each(finish, list(sums.products.values()), [1] * len(sums.products))
+  return shards.of_each(finish, list(sums.products.values()), [1] * len(sums.products))

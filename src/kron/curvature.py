@@ -12,21 +12,21 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ..program import Op, Program, has_mark, observation_marks, reduced_behind, trace, untracked, varying
 from .backward import Backward, make_probes
-from .block import Block
-from .blocks import Plan, plan_blocks
+from .blocks.block import Block
+from .blocks.options import Options
+from .blocks.plan import Plan, plan_blocks
+from .blocks.table import table
 from .errors import CurvatureError
-from .evaluate import NOTHING, evaluate
-from .fishers import exact, random_key
-from .masks import check_used
-from .observations import Number, Observed, check_marks, largest, positive, shares
-from .options import Options
+from .measuring.evaluate import NOTHING, evaluate
+from .measuring.fishers import exact, random_key
+from .measuring.observations import Number, Observed, check_marks, largest, positive, shares
+from .measuring.shards import WHOLE, Shards
+from .operators.masks import check_used
 from .param_trees import Parameters, param_names
-from .parts import WHOLE, Split
 from .placing import Placement
 from .products import Outputs, Products, information_product, make_products, rank_one_product
+from .reading.find_sites import find_sites
 from .statistics import Statistics
-from .survey import survey
-from .table import table
 
 FISHERS = ('sampled', 'empirical', 'exact')
 
@@ -45,7 +45,6 @@ def curvature(
   oversize: str = 'diagonal',
   operators: Mapping[str, Callable] | None = None,
   blocks: Mapping[str, Mapping[str, int]] | None = None,
-  shards: int = 1,
   part: float = 1.0,
   placement: Placement | None = None,
 ) -> Curvature:
@@ -76,9 +75,9 @@ def curvature(
     blocks: of kernels' factors, by name or pattern: {'*/mlp_in/kernel': {'G': 4}} keeps G as 4 blocks along its diagonal,
       as where a layer's columns lie on 4 devices (its rows: A); `parallel.shard_blocks` makes it. Another approximation:
       whole factors are the default on any mesh.
-    shards: into how many parts a mesh divides the batch. Statistics then lead with an axis of that length, one sum for
-      each shard, which `kfac(..., placement=)` adds up at the owners of the factors.
-    placement: the one of the optimiser: it says into how many shards, and where the statistics of each are taken.
+    placement: the one of the optimiser: it says into how many shards the batch is divided, and where the statistics of each
+      are taken. Statistics then lead with an axis of shards, which `kfac(..., placement=)` adds up at the owners of the
+      factors.
     part: the share of each shard's examples from which statistics are taken, the first of each.
 
   Returns:
@@ -89,9 +88,9 @@ def curvature(
   """
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
-  split = Split(shards, part, placement)
+  by_shard = Shards(1, part, placement)
   options = Options(
-    everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, split, blocks or {}
+    everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, by_shard, blocks or {}
   )
   return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
 
@@ -227,7 +226,7 @@ class Curvature:
     apart = functools.reduce(frozenset.intersection, (varying(leaf) for leaf in leaves))
     averaged = untracked(reduced_behind(program, marks))
     numbers = self._numbers(observed, params, args, without=varying(loss), averaged=averaged)
-    kept = self._numbers(observed, params, args, plan.split, apart, averaged)
+    kept = self._numbers(observed, params, args, plan.shards, apart, averaged)
     grads, sums = backward.of_loss()
     if self.fisher == 'empirical':
       sums = backward.of_own_gradient(grads, sums, numbers, shares(kept))
@@ -278,12 +277,12 @@ class Curvature:
     lengths = tuple(dict.fromkeys(mark.outputs[0].shape[0] for mark in marks if _leads(mark)))
     if not marks and isinstance(self._examples, int):
       lengths = (self._examples,)
-    split = self._options.split.fitted(lengths)
-    split.check(lengths)
+    shards = self._options.shards.fitted(lengths)
+    shards.check(lengths)
     from_loss = self.fisher == 'empirical'
-    found = survey(program, len(names), from_loss, lengths)
+    found = find_sites(program, len(names), from_loss, lengths)
     check_marks(found.marks, self._examples is not None)
-    plan = plan_blocks(program, found, names, sizes, self._options._replace(split=split), from_loss, lengths)
+    plan = plan_blocks(program, found, names, sizes, self._options._replace(shards=shards), from_loss, lengths)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
 
@@ -292,7 +291,7 @@ class Curvature:
     observed: Sequence[Observed],
     params: Any,
     args: tuple,
-    split: Split = WHOLE,
+    shards: Shards = WHOLE,
     without: frozenset[str] = frozenset(),
     averaged: frozenset[str] = frozenset(),
   ) -> list[Number]:
@@ -303,8 +302,8 @@ class Curvature:
     """
     given = self._examples(params, *args) if callable(self._examples) else self._examples
     if given is not None:
-      return [given * split.part if split.part != 1 else given] * max(1, len(observed))
-    return [o.number(split, varying(o.outputs) - without, averaged) for o in observed]
+      return [given * shards.subsample if shards.subsample != 1 else given] * max(1, len(observed))
+    return [o.number(shards, varying(o.outputs) - without, averaged) for o in observed]
 
 
 def _leads(mark: Op) -> bool:

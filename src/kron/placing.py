@@ -23,7 +23,7 @@ class Placement(Protocol):
 
   An object rather than several arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
 
-  owners, groups, split: how factors are dealt, see `dealing.Deal`.
+  owners, local_inverses, row_sharded: how factors are dealt, see `dealing.Deal`.
   axes: the mesh axes that number the owners, for collectives inside of `over_stacks`.
   """
 
@@ -31,10 +31,10 @@ class Placement(Protocol):
   def owners(self) -> int: ...
 
   @property
-  def groups(self) -> int: ...
+  def local_inverses(self) -> bool: ...
 
   @property
-  def split(self) -> bool: ...
+  def row_sharded(self) -> bool: ...
 
   @property
   def axes(self) -> tuple[str, ...]: ...
@@ -59,9 +59,9 @@ class Placement(Protocol):
     """Makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner."""
     ...
 
-  def over_groups(self, fn: Callable, layout: Layout) -> Callable:
-    """Makes a function of (stacks that `share` returned, trees that lead with the group axis) into one that runs group by
-    group, its results (which lead with the group axis) on every device."""
+  def at_owners(self, fn: Callable, layout: Layout) -> Callable:
+    """Makes a function of (stacks that `share` returned, trees that lead with the owner axis) into one that runs owner by
+    owner, its results (which lead with the owner axis) on every device."""
     ...
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
@@ -69,7 +69,7 @@ class Placement(Protocol):
     ...
 
   def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
-    """Matrices from their owners to those that hold them: (matrix, n, n) on every device, or stacks with a group."""
+    """Matrices from their owners to those that hold them: (matrix, n, n) on every device, or stacks with their owners."""
     ...
 
   def own(self, held: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
@@ -85,8 +85,8 @@ class Local(NamedTuple):
   """The placement of a program that knows of no mesh."""
 
   owners: int = 1
-  groups: int = 1
-  split: bool = False
+  local_inverses: bool = False
+  row_sharded: bool = False
   axes: tuple[str, ...] = ()
 
   def shards(self, examples: int) -> int:
@@ -104,7 +104,7 @@ class Local(NamedTuple):
   def over_stacks(self, fn: Callable) -> Callable:
     return fn
 
-  def over_groups(self, fn: Callable, layout: Layout) -> Callable:
+  def at_owners(self, fn: Callable, layout: Layout) -> Callable:
     return fn
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:

@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
   """What one batch says of the curvature. Sums: microbatches and shards add.
 
   sums: block -> statistic -> sum of outer products, (slots, n, n). A and G, of a kernel also used transposed A' and G'.
-    With `curvature(shards=)` they lead with an axis of shards, each with the sum of its own examples.
+    With `curvature(placement=)` they lead with an axis of shards, each with the sum of its own examples.
   uses: block -> over how many rows the statistics of its inputs, A and A', sum: (slots,), after the iterations of the loops
     that slice a kernel.
   examples: how many observations there were; 0 means that no statistics were taken.

@@ -3,19 +3,18 @@
 Each device owns the leading index of every stack that carries its number. At a refresh
   - the sums of the shards go to the owners: one reduce-scatter, triangular-packed, optionally in bfloat16;
   - owners invert; sizes of which there are too few are inverted by all together;
-  - inverses go to their group by one all-gather, triangular-packed. One group is COMM-OPT: a step without refresh then
-    communicates nothing more. Groups of one are MEM-OPT: inverses stay, and results are gathered at every step.
+  - inverses go to every device by one all-gather, triangular-packed (COMM-OPT: a step without refresh communicates nothing
+    more); or they stay with their owners, and preconditioned gradients are gathered at every step (MEM-OPT).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -26,36 +25,42 @@ from .packing import fold, kept, mirrored, skew, unfold, unskew
 APART = (*STRIPS, 'pipe')  # axes whose devices have their own part of every example's statistics
 
 
+@runtime_checkable
+class Stacked(Protocol):
+  """Arrays of an optimiser's state that a placement spreads: `kron.Stacked`."""
+
+  layout: Any
+  held: bool
+
+  def filled(self, arrays: Mapping[str, Any]) -> Any: ...
+
+
 class Placement(NamedTuple):
   """`kron.kfac(..., placement=Placement(mesh))` deals factors over all devices of a mesh.
 
   mesh: data and model axes, in any order.
-  fraction: of the devices that keep a block's inverses: 1 is COMM-OPT, 0 (or 1 / devices) MEM-OPT, between them HYBRID.
+  inverses: where they are kept: 'everywhere' (COMM-OPT), or with their 'owners' (MEM-OPT).
   statistics: the type in which statistics travel, 'float32' (their own, in fact) or 'bfloat16' (summed in their own).
-  split: whether sizes of which there are too few for a fair deal may be split by rows over all devices.
+  row_sharded: whether sizes of which there are too few for a fair deal may be split by rows over all devices.
 
   It is a `kron.Placement`; layouts and stacks are `kron.stacks`'.
   """
 
   mesh: Mesh
-  fraction: float = 1.0
+  inverses: str = 'everywhere'
   statistics: str = 'float32'
-  split: bool = True
+  row_sharded: bool = True
 
   def check(self) -> Placement:
     """The placement itself.
 
     Raises:
-      MeshError: a fraction that does not divide the devices, or an unknown type.
+      MeshError: an unknown place or type.
     """
-    n = self.mesh.size
-    members = round(self.fraction * n) or 1
-    if not 0 <= self.fraction <= 1 or n % members or (members != 1 and members != self.fraction * n):
-      raise MeshError(f'fraction={self.fraction} of {n} devices is no divisor of them; choose 0, 1 or one between')
+    if self.inverses not in ('everywhere', 'owners'):
+      raise MeshError(f"inverses={self.inverses!r} is unknown; choose 'everywhere' or 'owners'")
     if self.statistics not in ('float32', 'bfloat16'):
       raise MeshError(f"statistics={self.statistics!r} is unknown; choose 'float32' or 'bfloat16'")
-    if 1 < members < n and self.axes != self.mesh.axis_names:
-      raise MeshError(f'fraction={self.fraction}: write the axes of the batch first, {",".join(self.axes)}')
     return self
 
   @property
@@ -63,8 +68,8 @@ class Placement(NamedTuple):
     return self.mesh.size
 
   @property
-  def groups(self) -> int:
-    return self.owners // (round(self.check().fraction * self.owners) or 1)
+  def local_inverses(self) -> bool:
+    return self.check().inverses == 'owners'
 
   @property
   def axes(self) -> tuple[str, ...]:
@@ -78,26 +83,11 @@ class Placement(NamedTuple):
     """Of an array that leads with the owner axis."""
     return PartitionSpec(self.axes)
 
-  @property
-  def _grid(self) -> tuple[Mesh, tuple[str, ...], tuple[str, ...]]:
-    """The mesh as groups and members, and the axes of both."""
-    groups, members = self.groups, self.owners // self.groups
-    if groups == 1:
-      return self.auto, (), self.axes
-    if members == 1:
-      return self.auto, self.axes, ()
-    devices = np.asarray(self.mesh.devices).reshape(groups, members)
-    return Mesh(devices, ('group', 'member'), axis_types=(AxisType.Auto,) * 2), ('group',), ('member',)
-
-  def sharding(self, field: str, stack: str) -> NamedSharding:
-    """Of one stack of a state: in the field `inverses` as `share` leaves it, else with its owners."""
-    if field != 'inverses':
-      return NamedSharding(self.mesh, self.spec)
-    grid, group_axes, _ = self._grid
-    return NamedSharding(grid, PartitionSpec() if self._by_all(stack) else PartitionSpec(group_axes))
-
-  def _by_all(self, stack: str) -> bool:
-    return self.groups == 1 or stack.endswith('_shared')
+  def shardings(self, stacked: Stacked) -> Any:
+    """Returns the sharding of each stack of a state: inverses as `share` leaves them, all else with its owners."""
+    own, everywhere = (NamedSharding(self.mesh, spec) for spec in (self.spec, PartitionSpec()))
+    stacks = stacked.layout.stacks
+    return stacked.filled({name: everywhere if stacked.held and stacks[name].shared else own for name in stacks})
 
   @property
   def auto(self) -> Mesh:
@@ -152,17 +142,19 @@ class Placement(NamedTuple):
     """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
     return jax.shard_map(fn, mesh=self.auto, in_specs=self.spec, out_specs=self.spec, check_vma=False)
 
-  def over_groups(self, fn: Callable, layout: Any) -> Callable:
-    """`fn` of (stacks as shared, trees that lead with the group axis), run by each group; every device gets the results."""
-    grid, group_axes, _ = self._grid
-    specs = {name: PartitionSpec() if s.shared else PartitionSpec(group_axes) for name, s in layout.stacks.items()}
+  def at_owners(self, fn: Callable, layout: Any) -> Callable:
+    """`fn` of (stacks as shared, trees that lead with the owner axis), run by each owner; every device gets the results."""
 
     def local(stacks: dict[str, Array], inputs: Any) -> Any:
-      return jax.tree.map(lambda x: jax.lax.all_gather(x, group_axes, tiled=True), fn(stacks, inputs))
+      return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axes, tiled=True), fn(stacks, inputs))
 
-    return jax.shard_map(
-      local, mesh=grid, in_specs=(specs, PartitionSpec(group_axes)), out_specs=PartitionSpec(), check_vma=False
-    )
+    specs = (self._held(layout), self.spec)
+    run = jax.shard_map(local, mesh=self.auto, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return lambda stacks, inputs: run(dict(stacks), inputs)
+
+  def _held(self, layout: Any) -> dict[str, PartitionSpec]:
+    """How stacks of inverses lie, by name."""
+    return {name: PartitionSpec() if stack.shared else self.spec for name, stack in layout.stacks.items()}
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
     """Stacks with their owners, from what each shard of the batch adds to every factor."""
@@ -185,12 +177,12 @@ class Placement(NamedTuple):
       # Most of what a reduce-scatter would move is padding.
       summed = unfold(all_reduce(fold(x), axes, half=half), stack.n) if axes else x
       return stack.take(layout.orders[name], jax.lax.axis_index(self.axes), summed)
-    packed = stack.put(skew(x) if stack.split else fold(x), layout.orders[name])
+    packed = stack.put(skew(x) if stack.row_sharded else fold(x), layout.orders[name])
     if axes:
       packed = reduce_scatter(packed, axes, half=half)
     if others:
       packed = jax.lax.dynamic_slice_in_dim(packed, jax.lax.axis_index(others), 1)
-    return self._whole_rows(packed[0], stack)[None] if stack.split else unfold(packed, stack.n)
+    return self._whole_rows(packed[0], stack)[None] if stack.row_sharded else unfold(packed, stack.n)
 
   def _whole_rows(self, half: Array, stack: Any) -> Array:
     """An owner's rows, (slot, rows, n), from what `skew` keeps of them: the rest are columns of the other owners."""
@@ -203,59 +195,40 @@ class Placement(NamedTuple):
     return jnp.where(kept(r, n, first), own, columns)
 
   def share(self, stacks: Mapping[str, Array], layout: Any, symmetric: bool = True) -> dict[str, Array]:
-    """Matrices from their owners to every device, (matrix, n, n), or to their groups; triangular-packed if symmetric."""
-    grid, group_axes, member_axes = self._grid
-    everyone = (*group_axes, *member_axes)
+    """Matrices from their owners to every device, (matrix, n, n), triangular-packed if symmetric; local ones stay."""
 
     def to_all(x: Array, name: str) -> Array:
       stack, at = layout.stacks[name], layout.positions(name)
-      if stack.split:
-        rows = skew(x[0], jax.lax.axis_index(everyone) * stack.rows)
-        half = jax.lax.all_gather(rows, everyone)  # owner, slot, row
-        return mirrored(
-          unskew(jnp.moveaxis(half, 0, 1).reshape(stack.slots, -1, rows.shape[-1])[:, : stack.n], stack.n)
-        )
+      if not stack.shared:
+        return x
+      if stack.row_sharded:
+        rows = skew(x[0], jax.lax.axis_index(self.axes) * stack.rows)
+        half = jax.lax.all_gather(rows, self.axes)  # owner, slot, row
+        whole = jnp.moveaxis(half, 0, 1).reshape(stack.slots, -1, rows.shape[-1])[:, : stack.n]
+        return mirrored(unskew(whole, stack.n))
       x = fold(x) if symmetric else x
       if stack.sparse:
-        mine = jnp.asarray(at // stack.slots) == jax.lax.axis_index(everyone)
-        x = jax.lax.psum(jnp.where(mine[:, None, None], x[0, at % stack.slots], 0), everyone)
+        mine = jnp.asarray(at // stack.slots) == jax.lax.axis_index(self.axes)
+        x = jax.lax.psum(jnp.where(mine[:, None, None], x[0, at % stack.slots], 0), self.axes)
       else:
-        x = jax.lax.all_gather(x, everyone, tiled=True)
+        x = jax.lax.all_gather(x, self.axes, tiled=True)
         x = x.reshape(-1, *x.shape[2:])[at]
       return unfold(x, stack.n) if symmetric else x
 
-    def to_group(x: Array, name: str) -> Array:
-      if not member_axes:
-        return x
-      if layout.stacks[name].split or not symmetric:
-        return jax.lax.all_gather(x, member_axes, tiled=True)
-      return unfold(jax.lax.all_gather(fold(x), member_axes, tiled=True), x.shape[-1])
-
-    def local(stacks: Mapping[str, Array]) -> dict[str, Array]:
-      return {name: (to_all if layout.stacks[name].shared else to_group)(x, name) for name, x in stacks.items()}
-
-    specs = {name: PartitionSpec() if layout.stacks[name].shared else PartitionSpec(group_axes) for name in stacks}
-    owners = PartitionSpec(everyone)
-    return jax.shard_map(local, mesh=grid, in_specs=owners, out_specs=specs, check_vma=False)(dict(stacks))
+    local = lambda stacks: {name: to_all(x, name) for name, x in stacks.items()}  # noqa: E731
+    specs = {name: spec for name, spec in self._held(layout).items() if name in stacks}
+    return jax.shard_map(local, mesh=self.auto, in_specs=self.spec, out_specs=specs, check_vma=False)(dict(stacks))
 
   def own(self, held: Mapping[str, Array], layout: Any) -> dict[str, Array]:
     """The inverse of `share`; nothing travels. Padding holds anything."""
-    grid, group_axes, member_axes = self._grid
-    everyone = (*group_axes, *member_axes)
 
-    def local(held: Mapping[str, Array]) -> dict[str, Array]:
-      result = {}
-      for name, x in held.items():
-        if layout.stacks[name].shared:
-          x = layout.stacks[name].take(layout.orders[name], jax.lax.axis_index(everyone), x)
-        elif member_axes:
-          x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(member_axes), 1)
-        result[name] = x
-      return result
+    def mine(x: Array, name: str) -> Array:
+      stack = layout.stacks[name]
+      return stack.take(layout.orders[name], jax.lax.axis_index(self.axes), x) if stack.shared else x
 
-    specs = {name: PartitionSpec() if layout.stacks[name].shared else PartitionSpec(group_axes) for name in held}
-    owners = PartitionSpec(everyone)
-    return jax.shard_map(local, mesh=grid, in_specs=(specs,), out_specs=owners, check_vma=False)(dict(held))
+    local = lambda held: {name: mine(x, name) for name, x in held.items()}  # noqa: E731
+    specs = {name: spec for name, spec in self._held(layout).items() if name in held}
+    return jax.shard_map(local, mesh=self.auto, in_specs=(specs,), out_specs=self.spec, check_vma=False)(dict(held))
 
   def replicate(self, values: Any) -> Any:
     """The same values on every device."""

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .mesh import BATCH, MeshError, batch_axes, batch_shards
-from .placement import Placement
+from .placement import Placement, Stacked
 
 Rules = Mapping[str, str | None]
 
@@ -136,20 +136,20 @@ def state_shardings(state: Any, shardings: Any, mesh: Mesh, placement: Placement
     state: arrays or ShapeDtypeStructs, from `jax.eval_shape(tx.init, params)`.
     shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's.
     mesh: the mesh.
-    placement: of leaves under a field called `weights`, `inverses` or `...factors` (K-FAC's stacks), if there are such.
+    placement: of K-FAC's stacks (`kron.Stacked`), if there are such.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
   by_path = {tuple(map(str, path)): sharding for path, sharding in flat}
 
   def one(path, leaf):
+    if isinstance(leaf, Stacked):
+      whole = lambda _: replicated(mesh)  # noqa: E731
+      return jax.tree.map(whole, leaf) if placement is None else placement.shardings(leaf)
     keys = tuple(map(str, path))
     for i in range(len(keys)):
       mirrored = by_path.get(keys[i:])
       if mirrored is not None and len(mirrored.spec) <= leaf.ndim:
         return mirrored
-    field, stack = (k.strip(".[]'") for k in (('', '', *keys)[-2:]))
-    if placement is not None and (field in ('weights', 'inverses') or field.endswith('factors')):
-      return placement.sharding(field, stack)
     return replicated(mesh)
 
-  return jax.tree_util.tree_map_with_path(one, state)
+  return jax.tree_util.tree_map_with_path(one, state, is_leaf=lambda x: isinstance(x, Stacked))

@@ -86,13 +86,13 @@ def test_kfac_covers_every_layer_of_both(tmp_path):
   config = small_gan(tmp_path, 'kfac')
   config.model.attention = True
   run = build(config)
-  for curvature in run.curvature:
+  for curvature in run.curvatures.values():
     assert not curvature.gradient_only
     kinds = {b.name: b.operator.name for b in curvature.blocks}
     assert all(
       kinds[name] in ('conv', 'dense', 'embedding') for name in kinds if name.endswith(('kernel', 'embedding'))
     )
-  assert 'generator' in str(run.curvature) and 'discriminator' in str(run.curvature)
+  assert 'generator' in run.coverage and 'discriminator' in run.coverage
 
 
 def test_each_player_has_its_own_optimiser(tmp_path):

@@ -155,7 +155,7 @@ def test_another_group_goes_on_from_the_checkpoint(tmp_path):
 @long
 def test_a_larger_group_goes_on_from_the_checkpoint(tmp_path):
   run(1, 1, 'data=1', tmp_path / 'parts', '--config.steps=3')
-  run(4, 1, 'data=2,model=2', tmp_path / 'parts', '--config.steps=6', '--config.placement.fraction=0.0')
+  run(4, 1, 'data=2,model=2', tmp_path / 'parts', '--config.steps=6', '--config.placement.inverses=owners')
   run(1, 1, 'data=1', tmp_path / 'whole', '--config.steps=6')
   np.testing.assert_allclose(rows(tmp_path / 'parts'), rows(tmp_path / 'whole'), rtol=1e-5)
 

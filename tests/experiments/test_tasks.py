@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import basic, graphs
 from experiments.configs import defaults
-from experiments.tasks import TASKS
 from kronmesh import data, kron, models
 
 
 def loss_of(task, model):
-  return TASKS[task][0](model, defaults.defaults())
+  return {**basic.LOSSES, **graphs.LOSSES}[task](model, defaults.defaults())
 
 
 class Solution(nn.Module):

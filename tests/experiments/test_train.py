@@ -66,7 +66,7 @@ def five_steps(mesh, devices):
     state, metrics = run.step(state, batch, 0)
     losses.append(float(metrics['loss']))
   way = jax.tree.map(np.subtract, jax.device_get(state.params), start)
-  return losses, way, kron.factors(jax.device_get(state.opt_state), run.curvature)
+  return losses, way, kron.factors(jax.device_get(state.opt_state))
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +159,7 @@ MISTAKES = {
   'collective mesh': ({'gradients.all_reduce': 'ring'}, ConfigError, 'is for meshes of data and fsdp'),
   'torus': ({'gradients.all_reduce': 'torus', 'mesh': 'data=8'}, ConfigError, 'runs along two mesh axes'),
   'half': ({'gradients.half': 'bfloat16'}, ConfigError, 'choose config.gradients.all_reduce too'),
-  'fraction': ({'placement.fraction': 0.3}, MeshError, 'fraction=0.3 of 8 devices is no divisor'),
+  'inverses': ({'placement.inverses': 'group'}, MeshError, "inverses='group' is unknown"),
   'statistics': ({'placement.statistics': 'int8'}, MeshError, "statistics='int8' is unknown"),
   'mesh': ({'mesh': 'data=3'}, MeshError, 'does not make the 8 devices'),
   'axis': ({'mesh': 'date=8'}, MeshError, "axis 'date' is unknown"),

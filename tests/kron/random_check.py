@@ -11,6 +11,7 @@ from kronmesh import kron
 from tests.kron.random_programs import generate
 from tests.kron.random_reference import Coupled, Measured, expected, layout_ids
 from tests.kron.random_trees import TREES
+from tests.kron.reference import in_shards
 
 TOLERANCE = 1e-5
 DAMPING = 0.01
@@ -86,12 +87,12 @@ def compare(program, measured, optimizers=True):
 def check_shards(program, measured, params, args):
   """The same means from statistics that are kept apart for two shards of the batch."""
   try:
-    curvature = kron.curvature(program.loss(), params, *args, fisher=program.fisher, shards=2)
+    curvature = kron.curvature(program.loss(), params, *args, fisher=program.fisher, placement=in_shards(2))
   except kron.CurvatureError:
     return
   stats = jax.jit(curvature.value_and_grad)(params, *args)[2]
   for block in curvature.blocks:
-    block_error(block, stats, measured, params, 'shards=2: ')
+    block_error(block, stats, measured, params, 'in two shards: ')
 
 
 def near(what, found, right, tolerance=TOLERANCE, scale=None):

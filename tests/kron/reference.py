@@ -4,12 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kronmesh import kron
+
 
 def close(a, b, tolerance):
   """Norm-relative error below the tolerance."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
   assert a.shape == b.shape and error < tolerance, (a.shape, b.shape, error)
+
+
+def in_shards(count):
+  """A placement on one device that divides every batch into so many shards; None for one."""
+  kind = type('InShards', (kron.Local,), {'shards': lambda self, examples: count})
+  return kind() if count != 1 else None
 
 
 def gram(rows):

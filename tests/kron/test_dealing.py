@@ -26,7 +26,7 @@ def resnet50():
 @pytest.mark.parametrize('mem_opt', [False, True])
 def test_resnet50_is_dealt_fairly(resnet50, owners, mem_opt):
   """The busiest device: within 1.1 of a fair share or the largest matrix, padding counted; MEM-OPT's memory too."""
-  deal = kron.Deal(owners, owners if mem_opt else 1)
+  deal = kron.Deal(owners, mem_opt)
   found, least = kron.load(kron.lay_out(resnet50, deal), deal), kron.least(resnet50, deal)
   assert found.work <= 1.1 * least.work
   assert found.memory <= 1.1 * least.memory
@@ -36,10 +36,10 @@ def test_resnet50_is_dealt_fairly(resnet50, owners, mem_opt):
 def test_past_the_largest_matrix_more_devices_are_faster(resnet50, mem_opt):
   work = {}
   for owners in (8, 64):
-    deal = kron.Deal(owners, owners if mem_opt else 1)
+    deal = kron.Deal(owners, mem_opt)
     work[owners] = kron.load(kron.lay_out(resnet50, deal), deal).work
   assert work[64] <= work[8] / 4
-  whole = kron.Deal(64, split=False)
+  whole = kron.Deal(64, row_sharded=False)
   assert kron.load(kron.lay_out(resnet50, whole), whole).work >= 4608**3
 
 
@@ -59,10 +59,10 @@ SHAPES = st.lists(
 
 @pytest.mark.long
 @settings(deadline=None, max_examples=25)
-@given(SHAPES, st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2), (5, 5), (6, 1)]), st.booleans())
-def test_every_matrix_has_one_place(shapes, owners_groups, split):
+@given(SHAPES, st.sampled_from([1, 2, 4, 5, 6]), st.booleans(), st.booleans())
+def test_every_matrix_has_one_place(shapes, owners, local, row_sharded):
   items = blocks_of(shapes)
-  layout = kron.lay_out(items, kron.Deal(*owners_groups, split))
+  layout = kron.lay_out(items, kron.Deal(owners, local and owners > 1, row_sharded))
   seen = {name: set() for name in layout.stacks}
   values, draw = {}, np.random.default_rng(0)
   for block, _, factors in items:
@@ -79,12 +79,11 @@ def test_every_matrix_has_one_place(shapes, owners_groups, split):
     for name, x in own.items():
       np.testing.assert_array_equal(layout.read(stacks, block, name), x)
       np.testing.assert_array_equal(layout.read(whole, block, name), x)
-  # A block's inverses are kept by one group, but for those that every device has.
-  owners, groups = owners_groups
+  # A block's local inverses are kept by one owner, but for those that every device has.
   for block, _, factors in items:
     places = [(layout.stacks[layout.places[block, n][0]], layout.places[block, n][1]) for n, _ in factors]
-    if groups > 1 and not any(s.shared or s.split for s, _ in places):
-      by = [index // s.slots // (owners // groups) for s, index in places]
+    if local and not any(s.shared or s.row_sharded for s, _ in places):
+      by = [index // s.slots for s, index in places]
       np.testing.assert_array_equal(*by)
 
 
@@ -92,13 +91,8 @@ def test_every_matrix_has_one_place(shapes, owners_groups, split):
 @given(SHAPES, st.integers(1, 6))
 def test_padding_is_the_least_there_can_be(shapes, owners):
   """One program runs on all owners, so that the largest share of a stack is what each pays."""
-  layout = kron.lay_out(blocks_of(shapes), kron.Deal(owners, split=False))
+  layout = kron.lay_out(blocks_of(shapes), kron.Deal(owners, row_sharded=False))
   assert all(s.slots == math.ceil(s.count / owners) for s in layout.stacks.values())
-
-
-def test_groups_must_divide():
-  with pytest.raises(kron.CurvatureError, match='8 owners do not fall into 3 groups'):
-    kron.lay_out((), kron.Deal(8, 3))
 
 
 @pytest.mark.parametrize('devices, n', [(8, 40), (8, 37), (4, 5)])
@@ -106,11 +100,11 @@ def test_rows_of_an_inverse(devices, n):
   """Split over devices it is the inverse, and NaN throughout where there is none."""
   from jax.sharding import PartitionSpec as P
 
-  from kronmesh.kron.inverse import split_inverse
+  from kronmesh.kron.state.inverse import split_inverse
   from kronmesh.parallel import make_mesh
 
   mesh = make_mesh(f'data={devices}', jax.devices()[:devices])
-  stack = kron.Stack(devices, 2, 2, n, jnp.float32, split=True)
+  stack = kron.Stack(devices, 2, 2, n, jnp.float32, row_sharded=True)
   x = np.random.default_rng(0).standard_normal((2, n, 2 * n)).astype(np.float32)
   m = jnp.asarray(x @ x.swapaxes(1, 2) / n)
   run = jax.jit(

@@ -212,7 +212,7 @@ def test_ekfac_equals_its_dense_form():
   curvature = kron.curvature(loss_of(dense_net), params, x, y, fisher='empirical')
   tx = kron.scale_by_ekfac(curvature, damping=0.01, decay=0.0, basis_every=2)
   grads, state, updates = one_step(tx, curvature, params, (x, y))
-  factors = kron.factors(state, curvature)
+  factors = kron.factors(state)
   for name, v in matrices(grads).items():
     dense = np.kron(factors[name]['A'][0], factors[name]['G'][0]) + 0.01 * np.eye(v.size)
     close(matrices(updates)[name].reshape(-1), np.linalg.solve(dense, v.reshape(-1)), 2e-4)
@@ -231,7 +231,7 @@ def test_ekfac_is_nearer_to_the_fisher_than_kfac():
   curvature = kron.curvature(loss_of(dense_net), params, x, y, fisher='empirical')
   tx = kron.scale_by_ekfac(curvature, decay=0.0, basis_every=2)
   _, state, _ = one_step(tx, curvature, params, (x, y))
-  factors, basis = kron.factors(state, curvature), kron.basis(state, curvature)
+  factors, basis = kron.factors(state), kron.basis(state, curvature)
   _, state, _ = one_step(tx, curvature, params, (x, y), state)
   one = lambda p, x, y: cross_entropy(dense_net(p, x[None])[0], y)  # noqa: E731
   g = jax.vmap(jax.grad(one), (None, 0, 0))(params, x, y)
@@ -332,8 +332,8 @@ def test_any_number_of_owners_gives_the_same_update_and_checkpoint(name):
     placement = kron.Local(owners)
     tx = LINKS[name](curvature, placement=placement)
     _, state, updates = one_step(tx, curvature, params, args)
-    logical = kron.to_logical(state, curvature)
-    back = kron.to_logical(kron.from_logical(logical, curvature, state), curvature)
+    logical = kron.to_logical(state)
+    back = kron.to_logical(kron.from_logical(logical, state))
     jax.tree.map(np.testing.assert_array_equal, back, logical)
     results.append((updates, logical))
   jax.tree.map(lambda a, b: close(a, b, 1e-5), *results)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from kronmesh import kron, parallel
-from kronmesh.kron.inverse import sure_inverse
+from kronmesh.kron.state.inverse import sure_inverse
 from tests.draws import normal
 
 SIZES = (5, 7, 7, 3)
@@ -35,13 +35,13 @@ def refreshed(placement=None, damping=1e-2):
   return curvature, jax.jit(lambda s: tx.update(grads, s, params, stats=stats)[1])(state)
 
 
-@pytest.mark.parametrize('fraction', [None, 1.0, 0.0, 0.5])
-def test_conditions_are_those_of_dense_matrices(fraction):
+@pytest.mark.parametrize('inverses', [None, 'everywhere', 'owners'])
+def test_conditions_are_those_of_dense_matrices(inverses):
   """On one device and by every placement; the factors are small enough that 30 steps suffice."""
-  placement = None if fraction is None else parallel.Placement(parallel.make_mesh('data=8'), fraction)
-  curvature, state = refreshed(placement)
-  found = jax.jit(lambda s: kron.health(s, curvature, 1e-2, placement))(state)
-  factors = kron.factors(state, curvature, placement)
+  placement = None if inverses is None else parallel.Placement(parallel.make_mesh('data=8'), inverses)
+  _, state = refreshed(placement)
+  found = jax.jit(lambda s: kron.health(s, 1e-2, placement))(state)
+  factors = kron.factors(state)
   for block, own in factors.items():
     traces = {name: float(np.trace(m[0])) / m.shape[-1] for name, m in own.items()}
     ratio = np.sqrt(traces['A'] / traces['G'])
@@ -55,9 +55,9 @@ def test_conditions_are_those_of_dense_matrices(fraction):
 
 
 def test_a_state_without_factors():
-  curvature, params, _ = problem()
+  _, params, _ = problem()
   with pytest.raises(kron.CurvatureError, match='holds 0 of ScaleByKfacState'):
-    kron.health(optax.sgd(0.1).init(params), curvature, 0.1)
+    kron.health(optax.sgd(0.1).init(params), 0.1)
 
 
 def test_a_matrix_that_is_not_positive_definite_gets_as_much_damping_as_it_needs():
@@ -69,7 +69,7 @@ def test_a_matrix_that_is_not_positive_definite_gets_as_much_damping_as_it_needs
   x = jnp.concatenate([good, bad, hopeless, bad], 1)
   wanted = jnp.array([[True, True, True, False]])
   old = jnp.full_like(x, 7)
-  new, failed, more = jax.jit(lambda x: sure_inverse(x, jnp.full((1, 4), 1e-3), wanted, 'cholesky', old))(x)
+  new, failed, more = jax.jit(lambda x: sure_inverse(x, jnp.full((1, 4), 1e-3), wanted, old))(x)
   eye = np.eye(4)
   np.testing.assert_allclose(new[0, 0], np.linalg.inv(good[0, 0] + 1e-3 * eye), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(new[0, 1], np.linalg.inv(bad[0, 0] + 0.1 * eye), rtol=1e-3, atol=1e-3)

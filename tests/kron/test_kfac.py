@@ -40,7 +40,7 @@ def test_update_solves_the_damped_system(problem):
   tx = kron.scale_by_kfac(curvature, damping=0.05)
   _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
-  f = kron.factors(state, curvature)
+  f = kron.factors(state)
   for name, layer in (('first/kernel', 'first'), ('last/kernel', 'last')):
     a, g = np.asarray(f[name]['A'][0], np.float64), np.asarray(f[name]['G'][0], np.float64)
     pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
@@ -69,7 +69,7 @@ def test_moving_averages_are_debiased(problem):
     _, state = jax.jit(tx.update)(grads, state, params, stats=stats)
   weights = np.array([0.1 * 0.9**2, 0.1 * 0.9, 0.1])
   expected = sum(w * m for w, m in zip(weights, means, strict=True)) / weights.sum()
-  close(kron.factors(state, curvature)['last/kernel']['A'][0], expected, 1e-5)
+  close(kron.factors(state)['last/kernel']['A'][0], expected, 1e-5)
 
 
 def test_intervals_equal_the_phases_of_a_host_loop(problem):
@@ -224,9 +224,9 @@ def test_any_number_of_owners_gives_the_same_update_and_checkpoint(problem):
     _, grads, stats = curvature.value_and_grad(params, x, y)
     updates, state = jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
     results.append(updates)
-    logical.append(kron.to_logical(state, curvature))
-    back = kron.from_logical(logical[0], curvature, state)
-    jax.tree.map(lambda a, b: close(a, b, 1e-6), kron.to_logical(back, curvature), logical[0])
+    logical.append(kron.to_logical(state))
+    back = kron.from_logical(logical[0], state)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), kron.to_logical(back), logical[0])
     check_types(state, back)
   for other in results[1:]:
     jax.tree.map(lambda a, b: close(a, b, 1e-5), other, results[0])

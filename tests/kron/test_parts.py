@@ -9,7 +9,7 @@ import pytest
 from kronmesh import kron
 from tests.draws import normal
 from tests.kron.gallery import GALLERY
-from tests.kron.reference import close
+from tests.kron.reference import close, in_shards
 
 BRIEF = ('MLP',)
 NAMES = [n for n in GALLERY if n != 'hypernetwork']
@@ -25,7 +25,7 @@ def test_shards_add_up(name):
   case = GALLERY[name]()
   found = []
   for shards in (1, 7):  # the gallery has seven examples
-    curvature = kron.curvature(case.loss, case.params, *case.args, fisher='empirical', shards=shards)
+    curvature = kron.curvature(case.loss, case.params, *case.args, fisher='empirical', placement=in_shards(shards))
     value, grads, stats = jax.jit(curvature.value_and_grad)(case.params, *case.args)
     found.append((value, grads, flattened(stats, curvature.blocks)))
     assert stats.by_shard == (shards > 1)
@@ -59,7 +59,7 @@ def test_a_part_is_the_first_examples_of_every_shard(shards, sharing, approximat
   each = 12 // shards
   rows = np.concatenate([np.arange(s * each, s * each + kept // shards) for s in range(shards)])
   options = {'fisher': 'exact', 'sharing': {'[wv]': sharing}, 'approximation': {'[wv]': approximation}}
-  whole = kron.curvature(loss_fn, params(), x, y, mask, shards=shards, part=kept / 12, **options)
+  whole = kron.curvature(loss_fn, params(), x, y, mask, placement=in_shards(shards), part=kept / 12, **options)
   assert 'whole batch' not in str(whole)
   few = kron.curvature(loss_fn, params(), x[rows], y[rows], mask[rows], **options)
   _, grads, stats = jax.jit(whole.value_and_grad)(params(), x, y, mask)
@@ -73,7 +73,7 @@ def test_a_part_is_the_first_examples_of_every_shard(shards, sharing, approximat
 
 def test_each_shard_has_the_sum_of_its_own():
   x, y, mask = sets()
-  whole = kron.curvature(loss_fn, params(), x, y, mask, fisher='exact', shards=3)
+  whole = kron.curvature(loss_fn, params(), x, y, mask, fisher='exact', placement=in_shards(3))
   _, _, stats = jax.jit(whole.value_and_grad)(params(), x, y, mask)
   for s in range(3):
     rows = slice(4 * s, 4 * s + 4)
@@ -94,7 +94,7 @@ def test_a_use_without_examples_says_so():
   own = params()
   own['u'] = normal(7, 4, seed=9)
   del own['b']
-  curvature = kron.curvature(loss, own, x, y, mask, shards=2, fisher='empirical')
+  curvature = kron.curvature(loss, own, x, y, mask, placement=in_shards(2), fisher='empirical')
   plain = kron.curvature(loss, own, x, y, mask, fisher='empirical')
   assert 'of the whole batch' in str(curvature)
   stats, expected = (jax.jit(c.value_and_grad)(own, x, y, mask)[2] for c in (curvature, plain))
@@ -104,10 +104,9 @@ def test_a_use_without_examples_says_so():
 @pytest.mark.parametrize(
   'options, words',
   [
-    ({'shards': 5}, '12 examples do not divide'),
-    ({'shards': 0}, 'at least one shard'),
-    ({'part': 0.0}, 'a part in'),
-    ({'shards': 2, 'part': 0.25}, 'no whole number'),
+    ({'placement': in_shards(5)}, '12 examples do not divide'),
+    ({'part': 0.0}, 'choose one in'),
+    ({'placement': in_shards(2), 'part': 0.25}, 'no whole number'),
   ],
 )
 def test_what_does_not_divide_is_one_line(options, words):
@@ -119,7 +118,7 @@ def test_ekfac_and_masked_updates_take_shards():
   x, y, mask = sets()
   results = []
   for shards in (1, 3):
-    curvature = kron.curvature(loss_fn, params(), x, y, mask, fisher='exact', shards=shards)
+    curvature = kron.curvature(loss_fn, params(), x, y, mask, fisher='exact', placement=in_shards(shards))
     tx = kron.ekfac(0.1, curvature)
     state = tx.init(params())
     _, grads, stats = jax.jit(curvature.value_and_grad)(params(), x, y, mask, basis=kron.basis(state, curvature))

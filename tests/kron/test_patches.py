@@ -90,16 +90,3 @@ def test_statistics_of_a_layer_are_those_of_its_rows(x64, options):
   with mock.patch.object(Conv, 'by_distance', lambda *_: False):
     expected = jax.jit(lambda *args: curvature.value_and_grad(*args))(params, *batch)[2]
   jax.tree.map(lambda a, b: close(a, b, 1e-12), found, expected)
-
-
-def test_shards_of_an_unknown_mesh_take_rows(x64):
-  """A partitioner divides those by shards, and would gather the places that distances are taken of."""
-  params = {'kernel': normal(3, 3, 8, 4, dtype=jnp.float64), 'bias': normal(4, dtype=jnp.float64)}
-  batch = normal(16, 20, 18, 8, dtype=jnp.float64), jnp.arange(16) % 4
-  take = lambda **options: jax.jit(  # noqa: E731
-    kron.curvature(loss_fn, params, *batch, fisher='empirical', **options).value_and_grad
-  )(params, *batch)[2]
-  with mock.patch.object(Conv, 'input_gram', autospec=True, side_effect=Conv.input_gram) as used:
-    found = take(shards=2)
-    assert not used.called
-  jax.tree.map(lambda a, b: close(a if a.ndim == b.ndim else a.sum(0), b, 1e-12), found, take())

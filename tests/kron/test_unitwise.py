@@ -95,7 +95,7 @@ def test_equals_gradients_of_single_examples(case, approximation):
   curvature = kron.curvature(loss, params, x, fisher='empirical', examples=N, approximation=approximation)
   _, _, stats = jax.jit(curvature.value_and_grad)(params, x)
   tx = kron.scale_by_kfac(curvature)
-  found = kron.factors(jax.jit(tx.update)(params, tx.init(params), stats=stats)[1], curvature)
+  found = kron.factors(jax.jit(tx.update)(params, tx.init(params), stats=stats)[1])
   copies = single_gradients(network, params, x, n)
   block = next(b for b in curvature.blocks if b.name == '0')
   joined = len(block.params) == 2  # the bias is the last row of its kernel

@@ -7,6 +7,7 @@ import pytest
 
 from kronmesh import kron
 from tests.draws import normal
+from tests.kron.reference import in_shards
 
 
 def network(p, x, where):
@@ -28,7 +29,9 @@ def test_padding_is_left_out_of_factors(shards):
   results = []
   for filled in (0.0, 7.0):
     padded = jnp.where(where, x, filled)
-    c = kron.curvature(loss, params, padded, fisher='empirical', shards=shards, fallback={'out': 'gradient'})
+    c = kron.curvature(
+      loss, params, padded, fisher='empirical', placement=in_shards(shards), fallback={'out': 'gradient'}
+    )
     results.append(jax.jit(c.value_and_grad)(params, padded)[2])
   for stats in results:
     np.testing.assert_array_equal(stats.uses['w']['A'], [lengths.sum()])

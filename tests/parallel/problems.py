@@ -163,7 +163,7 @@ def five_steps(c: Compiled, steps=5) -> dict[str, np.ndarray]:
     losses.append(loss)
     first = grads if first is None else first
   whole = NamedSharding(c.mesh, PartitionSpec())
-  read = jax.jit(lambda s: kron.factors(s, c.curvature, c.placement), out_shardings=whole)
+  read = jax.jit(lambda s: kron.factors(s), out_shardings=whole)
   found = {'losses': losses, 'gradients': first, 'parameters': carry[0], 'factors': read(carry[2])}
   found = jax.device_get(jax.jit(lambda x: x, out_shardings=whole)(found))
   return {k: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(v)]) for k, v in found.items()}

@@ -148,8 +148,8 @@ def case(model, spec, **settings):
 
 def packed(c):
   """How many numbers the packed factors are, with the padding that reduce-scatters carry."""
-  layout = kron.lay_out(c.curvature.blocks, kron.Deal(c.mesh.size, c.placement.groups, c.placement.split))
-  assert not any(s.split for s in layout.stacks.values())
+  layout = kron.lay_out(c.curvature.blocks, kron.Deal(c.mesh.size, c.placement.local_inverses, c.placement.row_sharded))
+  assert not any(s.row_sharded for s in layout.stacks.values())
   slots = lambda s: s.count if s.sparse else s.owners * s.slots  # noqa: E731
   return sum(slots(s) * s.n * (s.n + 1) // 2 for s in layout.stacks.values()), len(layout.partners)
 
@@ -161,7 +161,7 @@ SOME = [pytest.param(m, marks=[] if m == 'mlp' else [pytest.mark.long]) for m in
 @pytest.mark.parametrize('model', SOME)
 def test_a_refresh_moves_packed_factors_once_in_and_once_out(model):
   """In the compiled program, over data: what a step without one does not, is the factors, the inverses, and few numbers."""
-  c = case(model, 'data=8', split=False)
+  c = case(model, 'data=8', row_sharded=False)
   numbers, matrices = packed(c)
   refresh, plain = (audit(step, *arguments(c), mesh=c.mesh) for step in (c.step, c.plain))
   few = 64 * matrices + 256  # flags, counts, mean diagonals
@@ -173,7 +173,7 @@ def test_a_refresh_moves_packed_factors_once_in_and_once_out(model):
 @pytest.mark.parametrize('model', SOME)
 def test_statistics_travel_in_half_precision(model):
   """In the program as it is written; the CPU's compiler may widen it."""
-  c = case(model, 'data=8', split=False, statistics='bfloat16')
+  c = case(model, 'data=8', row_sharded=False, statistics='bfloat16')
   numbers, matrices = packed(c)
   found = written(c.step, *arguments(c), mesh=c.mesh)
   halves = [x for x in found if x.shapes[0].startswith('bfloat16')]

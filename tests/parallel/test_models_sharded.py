@@ -15,11 +15,10 @@ PAIRS = ('data=4,fsdp=2', 'data=4,model=2', 'fsdp=4,model=2')
 ALL = 'data=2,fsdp=2,model=2'
 BRIEF = {('mlp', 'model=8'), ('transformer', 'fsdp=4,model=2')}
 PLACEMENTS = {
-  'MEM-OPT': ('data=4,model=2', {'fraction': 0.0}),
-  'HYBRID': ('data=8', {'fraction': 0.5}),
-  'nothing split': ('fsdp=4,model=2', {'split': False}),
-  'MEM-OPT, nothing split': ('data=8', {'fraction': 0.0, 'split': False}),
-  'model first': ('model=2,data=4', {'fraction': 0.0}),
+  'MEM-OPT': ('data=4,model=2', {'inverses': 'owners'}),
+  'nothing split': ('fsdp=4,model=2', {'row_sharded': False}),
+  'MEM-OPT, nothing split': ('data=8', {'inverses': 'owners', 'row_sharded': False}),
+  'model first': ('model=2,data=4', {'inverses': 'owners'}),
 }
 long = pytest.mark.long
 
@@ -71,14 +70,14 @@ def test_statistics_in_half_precision_are_near():
 
 
 @pytest.mark.parametrize('model', [pytest.param(m, marks=[] if m == 'mlp' else [long]) for m in MODELS])
-@pytest.mark.parametrize('fraction', [1.0, pytest.param(0.0, marks=long)])
-def test_blocks_along_the_shards_equal_the_same_blocks_on_one_device(model, fraction):
+@pytest.mark.parametrize('inverses', ['everywhere', pytest.param('owners', marks=long)])
+def test_blocks_along_the_shards_equal_the_same_blocks_on_one_device(model, inverses):
   mesh = parallel.make_mesh('data=2,model=4')
   problem = problems(jnp.float32)[model]
   blocks = parallel.shard_blocks(compiled(problem, mesh).shardings[0])
   sides = {side for parts in blocks.values() for side in parts}
   assert blocks and sides == {'A', 'G'}
-  placement = parallel.Placement(mesh, fraction)
+  placement = parallel.Placement(mesh, inverses)
   found = compiled(problem, mesh, placement=placement, blocks=blocks)
   assert '4 blocks of' in str(found.curvature)
   one = parallel.make_mesh('data=1', jax.devices()[:1])

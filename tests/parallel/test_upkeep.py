@@ -12,9 +12,8 @@ from tests.parallel.problems import compiled, placed, problems
 CASES = {
   'COMM-OPT': ('data=8', {}),
   'two axes': ('data=4,model=2', {}),
-  'MEM-OPT': ('data=8', {'fraction': 0.0}),
-  'HYBRID': ('data=8', {'fraction': 0.5}),
-  'nothing split': ('data=4,model=2', {'fraction': 0.5, 'split': False}),
+  'MEM-OPT': ('data=8', {'inverses': 'owners'}),
+  'nothing split': ('data=4,model=2', {'inverses': 'owners', 'row_sharded': False}),
 }
 
 

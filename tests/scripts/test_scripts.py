@@ -16,8 +16,8 @@ from experiments.errors import ConfigError
 from experiments.members import member
 from experiments.optimizers import OPTIMIZERS, PEERS
 from experiments.programs import abstract, compile_all, held, programs_of
+from experiments.registry import make_task
 from experiments.tables import columns
-from experiments.tasks import make_task
 from scripts import overhead_tables
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table

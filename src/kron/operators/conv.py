@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from ...program import Op
 from ..errors import CurvatureError
-from ..masks import fits
-from ..weights import Weight
 from .dense import kernel_matrix
 from .factor import accurate
+from .masks import fits
 from .patches import gram_of_patches, near, patches
+from .weights import Weight
 
 
 class Conv(NamedTuple):
@@ -39,7 +39,6 @@ class Conv(NamedTuple):
   kernel_dilation: tuple[int, ...]
   input_spec: tuple[int, ...]  # the axes of batch, channels, space...
   output_spec: tuple[int, ...]
-  from_rows: bool = False  # whether factors are always taken from rows, which a partitioner can divide by shards
 
   name = 'conv'
   one_hot = False
@@ -106,8 +105,6 @@ class Conv(NamedTuple):
     Thin inputs are left to rows: one distance is then too little for a product. So are few places, where writing the
     factor takes longer than its products.
     """
-    if self.from_rows:
-      return False
     plain = self.slots == 1 and {*self.strides, *self.input_dilation, *self.kernel_dilation} == {1}
     wide = math.prod(self.window) > 1 and x.shape[self.input_spec[1]] >= 8
     if not (plain and wide and near(self.window, self.padding)) or jnp.iscomplexobj(x):

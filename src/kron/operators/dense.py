@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float
 
 from ...program import Op
 from ..errors import CurvatureError
-from ..masks import fits
-from ..weights import Weight
 from .factor import accurate
+from .masks import fits
+from .weights import Weight
 
 
 class Dense(NamedTuple):

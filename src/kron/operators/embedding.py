@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...program import Op
 from ..errors import CurvatureError
-from ..weights import Weight
 from .dense import kernel_matrix
+from .weights import Weight
 
 
 class Embedding(NamedTuple):

@@ -20,10 +20,10 @@ from jaxtyping import Array, Float
 
 from ..errors import CurvatureError
 from ..statistics import BlockSums
-from ..weights import Arrangement
 from .conv import Conv
 from .factor import Factor, accurate, gram, multiply, rotate
 from .kernel import Linear, Side, flat, from_matrix, means_over_uses, scaled, sides, to_matrix, uses_of
+from .weights import Arrangement
 
 
 class Kronecker(NamedTuple):

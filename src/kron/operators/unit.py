@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..statistics import BlockSums
-from ..weights import Arrangement
 from .factor import Factor, accurate, whole
+from .weights import Arrangement
 
 
 class Unit(NamedTuple):

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from ..errors import CurvatureError
 from ..statistics import BlockSums
-from ..weights import Arrangement
 from .factor import Factor, accurate, whole
 from .kernel import Linear, Side, from_matrix, means_over_uses, scaled, sides, to_matrix, uses_of
+from .weights import Arrangement
 
 
 class Unitwise(NamedTuple):

@@ -1,0 +1,24 @@
+"""Constants in a model's state, such as a graph: they lie as a batch does, and no checkpoint holds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from kronmesh import parallel
+
+COLLECTION = 'graph'  # of the model's state
+
+
+def shardings(model_state: Any, mesh: Any) -> Any:
+  """Of a model's state: a graph's parts lie as a batch does, all else is everywhere."""
+  parts = parallel.batch_shards(mesh)
+
+  def one(path: Any, x: Any) -> NamedSharding:
+    keys = [k.key for k in path]
+    apart = keys[0] == COLLECTION and keys[-1] not in ('part', 'place') and parts > 1 and x.shape[0] == parts
+    return parallel.batch_sharding(mesh, parts) if apart else parallel.replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(one, model_state)

@@ -1,0 +1,1 @@
+"""Which parameters share a block of the curvature, and which approximation it gets."""

@@ -1,0 +1,71 @@
+"""Which cotangents of the observed outputs make the Fisher information, and how their sums are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from ...program import Program, Ref, draws_from
+from ..errors import CurvatureError
+from ..statistics import degree
+from .observations import Observed
+
+_SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels are drawn apart from dropout masks
+
+
+def exact(
+  statistics_from: Callable, observed: Sequence[Observed], share: Sequence[Any], keys: Sequence[PRNGKeyArray]
+) -> Any:
+  """Sums the statistics of degree 2 over all columns of every likelihood's root; those of degree 0 are taken once.
+
+  Each observation's column gets a random sign. It cancels in that observation's own outer product, and makes the
+  products between observations vanish on average where the network couples them, as batch normalisation does.
+  """
+  nothing = [jnp.zeros_like(o.outputs) for o in observed]
+  total = statistics_from(nothing)
+  for i, (o, key) in enumerate(zip(observed, keys, strict=True)):
+    read = o.prepared()
+
+    def add(sums, k, i=i, o=o, key=key, read=read):
+      signs = jax.random.rademacher(jax.random.fold_in(jax.random.fold_in(key, i), k), o.leading, jnp.float32)
+      column = o.scaled(o.likelihood.column(read, k) * o.expanded(signs), share[i])
+      parts = statistics_from([column if j == i else zeros for j, zeros in enumerate(nothing)])
+      add = lambda name, s, new: s + new if degree(name) else s  # noqa: E731
+      return {
+        block: own._replace(products={k: add(k, s, parts[block].products[k]) for k, s in own.products.items()})
+        for block, own in sums.items()
+      }, None
+
+    total, _ = jax.lax.scan(add, total, jnp.arange(o.likelihood.columns(o.outputs)))
+  return total
+
+
+def random_key(key: PRNGKeyArray | None, args: tuple, program: Program, otherwise: int | None = None) -> PRNGKeyArray:
+  """Returns the key given, or one folded out of the only key among the loss's arguments, or one from a seed.
+
+  Two numbers of type uint32 are a key where the loss draws from them.
+  """
+  if key is not None:
+    return key
+  leaves = jax.tree.leaves(args)
+  inputs = program.inputs[len(program.inputs) - len(leaves) :]
+  keys = [leaf for leaf, ref in zip(leaves, inputs, strict=True) if _is_key(leaf, ref, program)]
+  if len(keys) == 1:
+    return jax.random.fold_in(keys[0], _SAMPLING)
+  if otherwise is not None:
+    return jax.random.key(otherwise)
+  raise CurvatureError(
+    f"fisher='sampled' draws targets: pass key= to value_and_grad (the loss's arguments hold {len(keys)} PRNG keys)"
+  )
+
+
+def _is_key(leaf: Any, ref: Ref, program: Program) -> bool:
+  if not hasattr(leaf, 'dtype'):
+    return False
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return leaf.shape == ()
+  return leaf.dtype == jnp.uint32 and leaf.shape == (2,) and draws_from(program, ref)

@@ -1,0 +1,125 @@
+"""Statistics of parts of the batch: one sum for each shard, so that a mesh need not add up whole factors everywhere.
+
+Rows that lead with examples are reshaped to (shards, rows of a shard, ...). Where the batch is sharded in the same way that
+moves nothing, and each device keeps the sum of its own examples until a `Placement` adds the sums up at their owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from ..errors import CurvatureError
+from ..explicit import explicit, typed
+from ..placing import Placement
+from ..statistics import BlockSums, degree
+from .probes import Probes
+
+
+class Shards(NamedTuple):
+  """`count` equal parts of the batch, of each the first `subsample` of its examples; where they lie says the placement."""
+
+  count: int = 1
+  subsample: float = 1.0
+  placement: Placement | None = None
+
+  def fitted(self, examples: Sequence[int]) -> Shards:
+    """With the placement's number of shards for batches of these lengths; one where they are not known."""
+    if self.placement is None:
+      return self
+    return self._replace(count=min((self.placement.shards(n) for n in examples), default=1))
+
+  @property
+  def trivial(self) -> bool:
+    return self.count == 1 and self.subsample == 1
+
+  @property
+  def lead(self) -> tuple[int, ...]:
+    """The axis that statistics lead with: none for a single shard."""
+    return (self.count,) if self.count > 1 else ()
+
+  def check(self, examples: Sequence[int]) -> None:
+    """Raises CurvatureError if batches of these lengths do not divide."""
+    if not 0 < self.subsample <= 1:
+      raise CurvatureError(f'part={self.subsample}: choose one in (0, 1]')
+    if self.trivial:
+      return
+    if not examples:
+      raise CurvatureError(f'part={self.subsample}: the observations have no axis that counts examples')
+    for n in examples:
+      if n % self.count:
+        raise CurvatureError(f'shards={self.count}: {n} examples do not divide by that; change the batch or the mesh')
+      if not self.fits(n):
+        each = n // self.count
+        raise CurvatureError(f'part={self.subsample} of the {each} examples of a shard is no whole number; change one')
+
+  def fits(self, length: int) -> bool:
+    """Whether an axis of this length has such parts."""
+    kept = length / self.count * self.subsample
+    return length % self.count == 0 and kept == int(kept) >= 1
+
+  def cut(self, x: Array, axis: int) -> Array:
+    """(..., b, ...) as (shards, ..., kept, ...)."""
+    x = x if self.placement is None else self.placement.place(x, axis, False)
+    shape = (*x.shape[:axis], self.count, x.shape[axis] // self.count, *x.shape[axis + 1 :])
+    kept = int(shape[axis + 1] * self.subsample)
+    x = jax.lax.slice_in_dim(x.reshape(shape), 0, kept, axis=axis + 1)
+    x = jnp.moveaxis(x, axis, 0)
+    return x if self.placement is None else self.placement.place(x, 0, True)
+
+  @property
+  def spec(self) -> PartitionSpec:
+    """The sharding of statistics, which lead with shards if there are several."""
+    return PartitionSpec(self.placement.along(self.count)) if self.lead and self.placement else PartitionSpec()
+
+  def typed(self, probes: Probes, loops: Mapping[str, tuple[int, ...]]) -> Probes:
+    """Probes of the types that their statistics have, under Explicit axes."""
+    if not explicit():
+      return probes
+    if not self.lead:
+      return probes
+
+    def one(z: Array, depth: int) -> Array:
+      by_shard = z.ndim > depth + 3
+      return typed(z, PartitionSpec(*(None,) * depth, *self.spec)) if by_shard else z
+
+    return {
+      name: own._replace(products={k: one(z, len(loops[name])) for k, z in own.products.items()})
+      for name, own in probes.items()
+    }
+
+  def of_each(
+    self,
+    statistics: Callable[..., BlockSums],
+    arrays: Sequence[Array],
+    axes: Sequence[int],
+    by_device: bool = False,
+  ) -> BlockSums:
+    """Returns the statistics of each shard from arrays that have examples along these axes; counts are summed.
+
+    by_device: whether the devices take them each for itself, as a partitioner would gather what they are made of.
+    """
+    parts = [self.cut(x, axis) for x, axis in zip(arrays, axes, strict=True)]
+    each = jax.vmap(statistics)
+    if by_device and self.placement is not None:
+      each = self.placement.over_shards(each, self.count)
+    found = each(*parts)
+    products = found.products if self.lead else {k: s[0] for k, s in found.products.items()}
+    return BlockSums(products, {k: s.sum(0) for k, s in found.uses.items()})
+
+  def of_all(self, sums: BlockSums) -> BlockSums:
+    """Statistics that cannot be told apart by shard, as if every shard had the same; those of gradients for the part."""
+
+    def one(name: str, s: Array) -> Array:
+      share = (self.subsample if degree(name) else 1.0) / self.count
+      return jnp.broadcast_to(s * jnp.asarray(share, s.dtype), (*self.lead, *s.shape))
+
+    return sums._replace(products={k: one(k, s) for k, s in sums.products.items()})
+
+
+WHOLE = Shards()

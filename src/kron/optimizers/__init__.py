@@ -1,0 +1,1 @@
+"""The optax transformations, and what they report."""

@@ -1,0 +1,256 @@
+r"""Damping, learning rate and momentum that set themselves, from the quadratic model of the loss.
+
+With the Fisher information F of the whole network (by its products, not its blocks), damping $\lambda$ and the
+coefficient $\eta$ of an l2 term in the loss, the model of a step $\delta$ is
+$M(\delta) = h + g^T \delta + \delta^T (F + (\lambda + \eta) I) \delta / 2$ (Martens and Grosse 2015, section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..curvature import Curvature
+from ..errors import CurvatureError
+from ..operators.factor import accurate
+from ..products import Products
+from ..state.schedule import at
+from ..trees import add, dot
+from .kfac import shortening
+from .precondition import scale_by_kfac
+
+
+class QuadraticStepState(NamedTuple):
+  """State of `quadratic_step`.
+
+  previous: the last step.
+  learning_rate, momentum: what the model chose last, before the clip; zeros before the first step.
+  clip: the factor by which the last step was shortened, 1 where it was not.
+  """
+
+  count: Int[Array, '']
+  previous: PyTree
+  learning_rate: Float[Array, '']
+  momentum: Float[Array, '']
+  clip: Float[Array, '']
+  inner: optax.OptState
+
+
+def quadratic_step(
+  inner: optax.GradientTransformation,
+  *,
+  damping: optax.ScalarOrSchedule = 1e-3,
+  l2: float = 0.0,
+  use_momentum: bool = True,
+  scale: optax.ScalarOrSchedule = 1.0,
+  kl_clip: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""The step $-\alpha\Delta + \mu\delta_0$ that minimises the quadratic model; it replaces learning rate and momentum.
+
+  $\Delta$ is what `inner` makes of the gradient and $\delta_0$ the step before. Two forward derivatives at each step.
+
+  Args:
+    inner: near $F^{-1} g$: `scale_by_kfac` or a relative.
+    damping: lambda of the model, if `update` is not given one.
+    l2: eta, where the loss has a term eta / 2 times the sum of all squared parameters.
+    use_momentum: False chooses the learning rate only.
+    scale: by which the step is then multiplied: a schedule that ends a run with smaller steps.
+    kl_clip: largest $\delta^T F \delta$ of a step, in nats, as in `clip_by_kl` but with the network's own F; None for no
+      clip. Where curvature changes within a step, the model promises what the loss does not keep, and steps grow.
+
+  Returns:
+    A transformation whose `update` takes `products=curvature.products(params, *batch, fisher='exact')` of the batch of
+    the gradient, beside what `inner` takes, and returns steps to be added to the parameters.
+
+  Raises:
+    CurvatureError: there are no products.
+
+  References:
+    Martens and Grosse, 2015 (arXiv:1503.05671), sections 6.4 and 7.
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params):
+    zero = jnp.zeros((), jnp.float32)
+    previous = jax.tree.map(lambda p: jnp.zeros_like(accurate(p)), params)
+    return QuadraticStepState(jnp.zeros((), jnp.int32), previous, zero, zero, jnp.ones_like(zero), inner.init(params))
+
+  def update(updates, state, params=None, *, products: Products | Callable[[], Products] | None = None, **extra):
+    natural, inner_state = inner.update(updates, state.inner, params, products=products, **extra)
+    strength = extra.get('damping')
+    strength = at(damping, state.count) if strength is None else strength
+    g, natural = jax.tree.map(accurate, updates), jax.tree.map(accurate, natural)
+    directions = [jax.tree.map(jnp.negative, natural), *([state.previous] if use_momentum else [])]
+    forms = _made(products).forms(directions)
+    weights = _minimum(forms + (strength + l2) * _gram(directions), jnp.stack([dot(g, d) for d in directions]))
+    rate, momentum = (*weights, jnp.zeros(()))[:2]
+    weights = weights * at(scale, state.count)
+    clip = jnp.ones(())
+    if kl_clip is not None:
+      clip = shortening(weights @ forms @ weights, at(kl_clip, state.count))
+    step = jax.tree.map(jnp.zeros_like, natural)
+    for weight, direction in zip(weights * clip, directions, strict=True):
+      step = add(step, weight, direction)
+    chosen = (x.astype(jnp.float32) for x in (rate, momentum, clip))
+    state = QuadraticStepState(optax.safe_increment(state.count), step, *chosen, inner_state)
+    return jax.tree.map(lambda s, u: s.astype(u.dtype), step, updates), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _gram(directions: Sequence[PyTree]) -> Float[Array, 'k k']:
+  return jnp.stack([jnp.stack([dot(u, v) for v in directions]) for u in directions])
+
+
+def _minimum(matrix: Float[Array, 'k k'], slopes: Float[Array, ' k']) -> Float[Array, ' k']:
+  """-matrix^-1 slopes for one or two directions; a second one that vanishes or repeats the first gets nothing."""
+  first = -slopes[0] / jnp.where(matrix[0, 0] > 0, matrix[0, 0], jnp.inf)
+  alone = jnp.zeros_like(slopes).at[0].set(first)
+  if len(slopes) == 1:
+    return alone
+  scales = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), jnp.finfo(matrix.dtype).tiny))
+  cosine = matrix[0, 1] / (scales[0] * scales[1])
+  # Beyond this the two directions differ by rounding only.
+  apart = (1 - cosine**2 > 1e-6) & (matrix[1, 1] > 0)
+  unit = slopes / scales
+  both = -jnp.stack([unit[0] - cosine * unit[1], unit[1] - cosine * unit[0]]) / jnp.where(apart, 1 - cosine**2, 1)
+  return jnp.where(apart, both / scales, alone)
+
+
+def _made(products: Products | Callable[[], Products] | None) -> Products:
+  if products is None:
+    raise CurvatureError("update needs products=curvature.products(params, *batch, fisher='exact')")
+  return products if isinstance(products, Products) else products()
+
+
+class AdaptDampingState(NamedTuple):
+  """State of `adapt_damping`. ratio: the last one of change to predicted change, 1 before the first."""
+
+  count: Int[Array, '']
+  damping: Float[Array, '']
+  ratio: Float[Array, '']
+  inner: optax.OptState
+
+
+def adapt_damping(
+  inner: optax.GradientTransformation,
+  initial: float = 1.0,
+  *,
+  every: int = 5,
+  rate: optax.ScalarOrSchedule = 0.95,
+  smallest: float = 1e-8,
+  largest: float = 1e4,
+  l2: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Levenberg and Marquardt's rule: the damping follows how well the quadratic model foretells the loss.
+
+  Every `every` steps $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$ is measured: above 3/4 the
+  damping is multiplied by rate^every, below 1/4 (or where the loss is not finite) divided by it.
+
+  Args:
+    inner: a whole chain, learning rate included, one link of which takes `damping=` in its update.
+    initial: lambda at the first step.
+    every: T_1 of the paper.
+    rate: omega_1 for one step; a number or a schedule.
+    smallest, largest: bounds of lambda.
+    l2: see `quadratic_step`.
+
+  Returns:
+    A transformation whose `update` takes `value=` (the loss), `value_fn=` (params -> loss, same batch and keys) and
+    `products=` (or a function that makes them: then they are made only when needed), beside what `inner` takes.
+
+  Raises:
+    CurvatureError: one of them is missing.
+
+  References:
+    Martens and Grosse, 2015 (arXiv:1503.05671), section 6.5.
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params):
+    number = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    return AdaptDampingState(jnp.zeros((), jnp.int32), number(initial), number(1.0), inner.init(params))
+
+  def update(updates, state, params=None, *, value=None, value_fn=None, products=None, **extra):
+    if value is None or value_fn is None:
+      raise CurvatureError('adapt_damping: update needs value=loss and value_fn=(params -> loss on the same batch)')
+    step, inner_state = inner.update(
+      updates,
+      state.inner,
+      params,
+      value=value,
+      value_fn=value_fn,
+      products=products,
+      **{**extra, 'damping': state.damping},
+    )
+
+    def judged(damping: Array) -> tuple[Array, Array]:
+      g, d = jax.tree.map(accurate, updates), jax.tree.map(accurate, step)
+      change = value_fn(optax.apply_updates(params, step)) - value
+      curved = _made(products).forms([d])[0, 0] + (damping + l2) * dot(d, d)
+      predicted = dot(g, d) + curved / 2
+      ratio = change / jnp.where(predicted < 0, predicted, jnp.inf)
+      ratio = jnp.where(jnp.isfinite(change) & jnp.isfinite(predicted), ratio, -1)
+      factor = jnp.asarray(at(rate, state.count), jnp.float32) ** every
+      moved = jnp.where(ratio > 0.75, damping * factor, jnp.where(ratio < 0.25, damping / factor, damping))
+      return jnp.clip(moved, smallest, largest).astype(damping.dtype), ratio.astype(jnp.float32)
+
+    due = (state.count + 1) % every == 0
+    damping, ratio = jax.lax.cond(due, judged, lambda damping: (damping, state.ratio), state.damping)
+    return step, AdaptDampingState(optax.safe_increment(state.count), damping, ratio, inner_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adaptive_kfac(
+  curvature: Curvature,
+  *,
+  damping: float = 1.0,
+  damping_every: int = 5,
+  damping_rate: optax.ScalarOrSchedule = 0.95,
+  smallest_damping: float = 1e-8,
+  scale: optax.ScalarOrSchedule = 1.0,
+  kl_clip: optax.ScalarOrSchedule | None = None,
+  l2: float = 0.0,
+  **settings: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """K-FAC without learning rate, momentum and damping to tune: `adapt_damping` of a `quadratic_step` of `scale_by_kfac`.
+
+  Args:
+    curvature: from `kron.curvature`.
+    damping: the first one.
+    damping_every, damping_rate, smallest_damping: see `adapt_damping`.
+    scale, kl_clip, l2: see `quadratic_step`.
+    **settings: see `scale_by_kfac`.
+
+  Returns:
+    A transformation whose `update` takes `stats`, `products`, `value` and `value_fn`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from kronmesh import kron
+    >>> def loss_fn(params, x, y):
+    ...   mean = kron.observe.gaussian(jnp.tanh(x @ params['w']) @ params['out'])
+    ...   return 0.5 * ((mean - y) ** 2).sum(-1).mean()
+    >>> x = jax.random.normal(jax.random.key(0), (64, 3)); y = jnp.tanh(x @ jnp.ones((3, 2)))
+    >>> params = {'w': 0.1 + jnp.eye(3, 4), 'out': jnp.full((4, 2), 0.1)}
+    >>> curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')
+    >>> tx = kron.adaptive_kfac(curvature)
+    >>> state, losses = tx.init(params), []
+    >>> for _ in range(20):
+    ...   loss, grads, stats = curvature.value_and_grad(params, x, y)
+    ...   products = curvature.products(params, x, y)
+    ...   updates, state = tx.update(grads, state, params, stats=stats, products=products, value=loss,
+    ...                              value_fn=lambda p: loss_fn(p, x, y))
+    ...   params = optax.apply_updates(params, updates); losses.append(float(loss))
+    >>> losses[-1] < 0.1 * losses[0]
+    True
+  """
+  natural = scale_by_kfac(curvature, damping=damping, **settings)
+  step = quadratic_step(natural, damping=damping, l2=l2, scale=scale, kl_clip=kl_clip)
+  return adapt_damping(step, damping, every=damping_every, rate=damping_rate, smallest=smallest_damping, l2=l2)

@@ -1,0 +1,143 @@
+"""Adam in K-FAC's eigenbasis."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ..blocks.block import Block, key_of
+from ..curvature import Curvature
+from ..explicit import typed_update
+from ..operators.factor import accurate
+from ..param_trees import match
+from ..placing import Local, Placement
+from ..state.dealing import lay_out, undivided
+from ..state.schedule import at, is_due
+from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
+from .kfac import keeping_types
+from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
+
+
+class ScaleByKfacAdamState(NamedTuple):
+  """State of `scale_by_kfac_adam`.
+
+  mu: the gradient's average; nu: that of its squares, by block in the eigenbasis; rest: by parameter, of those that have
+    entries in no block.
+  """
+
+  eigenbasis: Eigenbasis
+  mu: PyTree
+  nu: dict[str, Float[Array, 's i o']]
+  rest: dict[str, Float[Array, '...']]
+
+
+def scale_by_kfac_adam(
+  curvature: Curvature,
+  *,
+  b1: optax.ScalarOrSchedule = 0.9,
+  b2: optax.ScalarOrSchedule = 0.99,
+  eps: float = 1e-8,
+  decay: optax.ScalarOrSchedule = 0.95,
+  statistics_every: int = 1,
+  basis_every: int = 10,
+  placement: Placement | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Adam on the gradient as K-FAC's eigenbasis sees it: no damping to tune.
+
+  $V \to U_A [\hat m' / (\sqrt{\hat v} + \epsilon)] U_G^T$, with $m' = U_A^T m U_G$ for the average m of gradients and v the
+  average of squares of $U_A^T V U_G$. Parameters without a block get Adam as it is.
+
+  Args:
+    curvature: from `kron.curvature`.
+    b1, b2, eps: Adam's; see `optax.scale_by_adam`.
+    decay, statistics_every, placement: see `scale_by_kfac`.
+    basis_every: every how many updates the eigenvectors are computed anew. v is kept, as eigenvectors come in order.
+
+  References:
+    George et al., 2018 (arXiv:1806.03884), section 4; SOAP (Vyas et al., 2024, arXiv:2409.11321) is the same in Shampoo's
+    eigenbasis.
+  """
+  blocks, placement = curvature.blocks, placement or Local()
+  layout = lay_out(blocks, undivided(placement))
+
+  whole = {name for b in blocks if not b.partial for name in b.params}
+
+  def of_rest(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {key_of(name): x for name, x in leaves.items() if name not in whole}
+
+  def init(params):
+    mu = jax.tree.map(lambda p: jnp.zeros_like(accurate(p)), params)
+    nu = {key_of(b.name): jnp.zeros(matrix_shape(b), b.dtype) for b in blocks}
+    own = match(params, curvature.parameters).leaves
+    rest = {name: jnp.zeros_like(accurate(p)) for name, p in of_rest(own).items()}
+    return ScaleByKfacAdamState(Eigenbasis.of_nothing(layout), mu, nu, rest)
+
+  def update(updates, state, params=None, *, stats=NOT_GIVEN, phase: Phase | None = None, **extra):
+    del params, extra
+    stats = given(stats, phase)
+    eigenbasis, count = state.eigenbasis, state.eigenbasis.count
+    averages = averaged(eigenbasis, stats, phase, layout, blocks, decay, statistics_every, placement)
+    eigenbasis = eigenbasis._replace(averages=averages)
+    due = is_due(count, basis_every) if phase is None else phase == 'refresh'
+    eigenbasis = when(due, lambda e: e.refreshed(layout, blocks, placement), eigenbasis)
+    first, second = at(b1, count), at(b2, count)
+    mu = jax.tree.map(lambda m, g: first * m + (1 - first) * accurate(g), state.mu, updates)
+    tree = match(updates, curvature.parameters)
+    gradients = {name: accurate(g) for name, g in tree.leaves.items()}
+    second_of = lambda old, g: second * old + (1 - second) * g.astype(old.dtype) ** 2  # noqa: E731
+    rest = {name: second_of(state.rest[name], g) for name, g in of_rest(gradients).items()}
+    nu = dict(state.nu)
+
+    def divided(m: Array, n: Array) -> Array:
+      """Both averages begin at zero and are divided by the sum of their weights."""
+      steps = count + 1
+      return (m / (1 - first**steps)) / (jnp.sqrt(n / (1 - second**steps)) + eps)
+
+    def square(block: Block, v: Array) -> Array:
+      nu[key_of(block.name)] = second_of(nu[key_of(block.name)], rotated(block, v, eigenbasis.of(block)))
+      return v
+
+    def adam(block: Block, m: Array) -> Array:
+      vectors, n = eigenbasis.of(block), nu[key_of(block.name)]
+      step = jnp.where(_above_rounding(n), divided(rotated(block, m, vectors), n), 0)
+      return rotated_back(block, step, vectors)
+
+    by_block(gradients, blocks, placement, square)
+    means = tree.named(mu)
+    plain = {name: divided(m, rest[key_of(name)]) if key_of(name) in rest else m for name, m in means.items()}
+    new = tree.rebuilt(by_block(means, blocks, placement, adam, otherwise=plain))
+    new = jax.tree.map(lambda x, u: x.astype(u.dtype), new, updates)
+    eigenbasis = eigenbasis._replace(count=optax.safe_increment(count))
+    return new, ScaleByKfacAdamState(eigenbasis, mu, nu, rest)
+
+  return optax.GradientTransformationExtraArgs(init, typed_update(update))
+
+
+def _above_rounding(nu: Float[Array, ' s *n']) -> Bool[Array, ' s *n']:
+  """Whether there is a gradient along each direction, and not what rounding leaves of the others.
+
+  Adam would make steps of full length of the rounding of a direction without any gradient, such as the sum of a softmax's
+  logits.
+  """
+  total = nu.sum(tuple(range(1, nu.ndim)), keepdims=True)
+  return nu > (4 * jnp.finfo(nu.dtype).eps) ** 2 * total
+
+
+def kfac_adam(
+  learning_rate: optax.ScalarOrSchedule,
+  curvature: Curvature,
+  *,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  **settings: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Adam in K-FAC's eigenbasis: `scale_by_kfac_adam` (which takes `settings`), decoupled weight decay, learning rate."""
+  plain = optax.chain(
+    scale_by_kfac_adam(curvature, **settings),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+  return keeping_types(plain)

@@ -1,0 +1,58 @@
+"""K-FAC's state by parameter name, without stacks or padding: the form that checkpoints hold.
+
+How factors are stacked depends on the number of owners, and so on the mesh; their logical form does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..blocks.block import key_of
+from ..state.stacks import Stacked
+
+
+def to_logical(state: Any) -> Any:
+  """Replaces every `Stacked` of an optax state by dictionaries block -> factor -> (slots, ...)."""
+
+  def convert(x: Any) -> Any:
+    return {key_of(block): own for block, own in x.by_block().items()} if isinstance(x, Stacked) else x
+
+  return jax.tree.map(convert, state, is_leaf=_is_stacked)
+
+
+def from_logical(logical: Any, like: Any) -> Any:
+  """The inverse of `to_logical`, for any number of owners.
+
+  Args:
+    logical: what `to_logical` returned.
+    like: the state of the optimiser that is to go on, or the shapes of that (`jax.eval_shape(tx.init, params)`).
+  """
+  return jax.tree.map(
+    lambda own, x: _stacked(own, x) if isinstance(own, Stacked) else x, like, logical, is_leaf=_is_stacked
+  )
+
+
+def _is_stacked(x: Any) -> bool:
+  return isinstance(x, Stacked)
+
+
+def _stacked(like: Stacked, values: Mapping[str, Mapping[str, Array]]) -> Stacked:
+  layout = like.layout
+  by_block = {block: values[key_of(block)] for block, _ in layout.places}
+  if next(iter(like.values())).ndim == 2:
+    return like.filled(layout.gather_numbers(by_block))
+  joined = layout.joined(by_block)
+  padded = layout.padded(joined)
+  if not like.held:
+    return like.filled(padded)
+  # Padding of what is held is identities, as in a new state.
+  result = {}
+  for name, stack in layout.stacks.items():
+    used = (layout.wholes[name] > 0)[..., None, None]
+    result[name] = joined[name] if stack.shared else jnp.where(used, padded[name], stack.identities())
+  return like.filled(result)

@@ -1,0 +1,117 @@
+"""What matters of a survey: the sites whose gradients reach the curvature, and the biases that join them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...program import Op, Program, Ref, has_mark, observe_p, scan_split
+from .sites import Site, Survey
+
+
+def reaching(program: Program, found: Survey, from_loss: bool, through_kernels: bool = False) -> set[int]:
+  """The keys (first outputs) of the operations from which a gradient flows into the curvature.
+
+  from_loss: whether it starts from the loss (the empirical Fisher) or from the observed outputs.
+  through_kernels: whether a kernel's own making counts. It does not for the curvature: its scale, where it is computed, is
+    taken for a constant.
+  """
+  keys: set[int] = set()
+  sites = {} if through_kernels else found.sites
+  _trace_back(program, found._replace(sites=sites), program.outputs[:1] if from_loss else (), not from_loss, keys)
+  return keys
+
+
+def _trace_back(program: Program, found: Survey, outputs: Iterable, from_marks: bool, keys: set[int]) -> set[int]:
+  """Adds the keys of one program; returns the values that matter in it."""
+  live = {v.index for v in outputs if isinstance(v, Ref)}
+  for op in reversed(program.ops):
+    observed = from_marks and has_mark(op)
+    if op.name != 'stop_gradient' and (observed or any(v.index in live for v in op.outputs)):
+      keys.add(op.outputs[0].index)
+      live |= {v.index for v in _sources(op, found, live, from_marks, keys) if isinstance(v, Ref)}
+  return live
+
+
+def _sources(op: Op, found: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
+  """The operands of a live operation that matter."""
+  if op.bodies:
+    return _sources_of_region(op, found, live, from_marks, keys)
+  if op.name == observe_p.name:
+    return list(op.inputs[:1])
+  kernels = {site.position for site in found.sites.get(op.outputs[0].index, ())}
+  return [v for i, v in enumerate(op.inputs) if i not in kernels]
+
+
+def _sources_of_region(op: Op, found: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
+  wanted = [v.index in live for v in op.outputs]
+  if op.region == 'scan':
+    (body,) = op.bodies
+    n_consts, n_carry = scan_split(op)
+    while True:
+      inner = _trace_back(body, found, [v for v, w in zip(body.outputs, wanted, strict=True) if w], from_marks, keys)
+      carried = [v.index in inner for v in body.inputs[n_consts : n_consts + n_carry]]
+      now = [a or b for a, b in zip(wanted[:n_carry], carried, strict=True)] + wanted[n_carry:]
+      if now == wanted:
+        break
+      wanted = now
+    pairs = list(zip(body.inputs, op.inputs, strict=True))
+  else:
+    operands = op.inputs[1:] if op.region == 'cond' else op.inputs
+    inner, pairs = set(), []
+    for body in op.bodies:
+      inner |= _trace_back(body, found, [v for v, w in zip(body.outputs, wanted, strict=True) if w], from_marks, keys)
+      pairs += zip(body.inputs, operands, strict=True)
+  free = {site.position for site in found.sites.get(op.outputs[0].index, ())}
+  taken = {id(op.inputs[i]) for i in free}
+  return [outer for v, outer in pairs if v.index in inner and id(outer) not in taken]
+
+
+def biases(program: Program, found: Survey, keys: set[int]) -> dict[int, tuple[Site, tuple[int, ...]]]:
+  """The key of a linear site or a scale -> the shift added to its result, directly or after casts and transposes, and
+
+  the axes of the sum that are the first site's features, in their order.
+  """
+  result: dict[int, tuple[Site, tuple[int, ...]]] = {}
+  for op in program.ops:
+    for body in op.bodies:
+      result |= biases(body, found, keys)
+    for site in found.sites.get(op.outputs[0].index, ()) if op.outputs else ():
+      scale = site.kind == 'entrywise' and (op.name == 'mul' or (op.name == 'div' and site.position == 0))
+      if site.kind == 'linear' or scale:
+        shift, axes = _shift_after(site, found)
+        if shift is not None and {site.key, shift.key} <= keys:
+          result[site.key] = shift, axes
+  return result
+
+
+def _shift_after(site: Site, found: Survey) -> tuple[Site | None, tuple[int, ...]]:
+  """The shift added to the result of a site that nothing else reads."""
+  value, axes = site.op.outputs[0], tuple(site.features)
+  while True:
+    following = found.readers.get(value.index, [])
+    if len(following) != 1 or following[0] is None:
+      return None, axes
+    (op,) = following
+    if op.name == 'transpose':
+      axes = tuple(op.params['permutation'].index(a) for a in axes)
+    elif op.name == 'reshape' and _trailing(value.shape, op.outputs[0].shape, axes):
+      axes = tuple(a + len(op.outputs[0].shape) - len(value.shape) for a in axes)
+    elif op.name not in ('convert_element_type', 'copy', 'copy_p', 'reduce_precision'):
+      shifts = [s for s in found.sites.get(op.outputs[0].index, ()) if s.kind == 'entrywise'] if op.outputs else []
+      joins = len(shifts) == 1 and op.outputs[0].shape == value.shape and _runs_along(shifts[0], axes, site)
+      return (shifts[0] if joins else None), axes
+    value = op.outputs[0]
+
+
+def _trailing(old: tuple[int, ...], new: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+  """Whether these are the last axes, and a reshape leaves them as they are."""
+  n = len(axes)
+  return axes == tuple(range(len(old) - n, len(old))) and old[len(old) - n :] == new[len(new) - n :]
+
+
+def _runs_along(shift: Site, axes: tuple[int, ...], site: Site) -> bool:
+  """Whether the shift is plain and has one entry for each index along these axes."""
+  weight, shape = shift.weight, shift.op.outputs[0].shape
+  plain = shift.op.name in ('add', 'add_any') and not weight.chained and weight.scale == 1 and weight.unique
+  same_loops = weight.stack == site.weight.stack and shift.loops == site.loops
+  return plain and same_loops and {a for a in weight.axes if shape[a] != 1} == {a for a in axes if shape[a] != 1}

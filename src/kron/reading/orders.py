@@ -1,0 +1,71 @@
+"""Kernels that are read in an order which the program itself gives: is it one of rows, or of examples?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...program import Op, Ref, bind
+from .sites import Walk
+
+
+def summed_over(value: Ref, axis: int, walk: Walk, origin: Ref | None = None) -> bool:
+  """Whether a product sums over an axis of a value: rows of a kernel, and no examples.
+
+  Whatever happens to the value before it meets data is followed. origin: the value that was asked for first.
+  """
+  origin = origin or value
+  for op in walk.found.readers.get(value.index, ()):
+    if op is None:
+      continue
+    sides = [side for side, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index == value.index]
+    if op.name == 'dot_general' and any(axis in op.params['dimension_numbers'][0][side] for side in sides):
+      return True
+    if op.name == 'conv_general_dilated' and sides == [1] and axis != op.params['dimension_numbers'].rhs_spec[0]:
+      return True
+    others = [v for side, v in enumerate(op.inputs) if side not in sides]
+    if all(_without_data(v, walk, origin) for v in others) and any(
+      summed_over(op.outputs[0], moved, walk, origin) for moved in _along(op, sides[0], axis)
+    ):
+      return True
+  return False
+
+
+def _without_data(value: Any, walk: Walk, origin: Ref) -> bool:
+  """Whether a value follows from `origin` and the program's constants alone."""
+  if not isinstance(value, Ref) or value == origin or value.index in walk.found.consts:
+    return True
+  op = walk.found.makers.get(value.index)
+  return op is not None and all(_without_data(v, walk, origin) for v in op.inputs)
+
+
+def _along(op: Op, side: int, axis: int) -> list[int]:
+  """The axes of the result along which an axis of an operand goes on, of an operation that moves or changes entries."""
+  old, new = op.inputs[side].shape, op.outputs[0].shape
+  if op.name == 'gather':
+    numbers = op.params['dimension_numbers']
+    kept = [a for a in range(len(old)) if a not in numbers.collapsed_slice_dims]
+    return [numbers.offset_dims[kept.index(axis)]] if side == 0 and axis in kept else []
+  if op.name == 'transpose':
+    return [op.params['permutation'].index(axis)]
+  if op.name == 'broadcast_in_dim':
+    return [op.params['broadcast_dimensions'][axis]]
+  if op.name == 'reshape':  # those whose strides lie between the axis's own and that of the axis before it
+    low, high = math.prod(old[axis + 1 :]), math.prod(old[axis:])
+    return [a for a in range(len(new)) if math.prod(new[a + 1 :]) < high and math.prod(new[a:]) > low]
+  if op.name == 'squeeze':
+    return [axis - sum(d < axis for d in op.params['dimensions'])] if axis not in op.params['dimensions'] else []
+  return [axis] if len(new) == len(old) else []
+
+
+def picks_once(op: Op, places: list[Any], shape: tuple[int, ...]) -> bool:
+  """Whether no entry is picked twice, and nothing stands in for entries outside."""
+  with jax.ensure_compile_time_eval():
+    numbers = jnp.arange(1, math.prod(shape) + 1, dtype=jnp.int32).reshape(shape)
+    like = lambda v: v.astype(numbers.dtype) if op.name == 'pad' else v  # noqa: E731
+    found = np.asarray(bind(op, numbers, *map(like, places))[0]).reshape(-1)
+  return bool((found > 0).all()) and len(np.unique(found)) == len(found)

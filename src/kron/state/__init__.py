@@ -1,0 +1,1 @@
+"""What an optimiser keeps of the factors: stacks, their owners, averages and inverses."""

@@ -1,0 +1,97 @@
+"""Moving averages of the factors, in stacks: what every transformation that uses them keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..blocks.block import Block
+from ..placing import Placement
+from ..statistics import Statistics
+from .stacks import Layout, Stacked
+
+
+class Averages(NamedTuple):
+  """Moving averages of the factors; stacks are named by the size of their matrices.
+
+  factors: (owner, slot, rows, n) by stack, not yet divided by `weights`.
+  weights: (owner, slot), the sum of the averages' weights so far: at most 1, and 0 before the first statistics.
+  rejected_statistics: how many matrices were dropped so far for not being finite.
+  """
+
+  factors: Stacked
+  weights: Stacked
+  rejected_statistics: Int[Array, '']
+
+  @classmethod
+  def of_nothing(cls, layout: Layout) -> Averages:
+    return cls(
+      factors=layout.zeros(),
+      weights=layout.zero_numbers(),
+      rejected_statistics=jnp.zeros((), jnp.int32),
+    )
+
+  def add(
+    self, stats: Statistics, layout: Layout, blocks: Sequence[Block], decay: Any, placement: Placement
+  ) -> Averages:
+    """Takes the batch's means in, but for matrices that are not finite and those that the batch says nothing of."""
+    return self.add_means(batch_means(stats, layout, blocks, placement), seen(stats, layout, blocks), decay, layout)
+
+  def add_means(self, new: dict[str, Float[Array, 'o s r n']], due: Any, decay: Any, layout: Layout) -> Averages:
+    """Takes means in where they are due and finite.
+
+    Args:
+      due, decay: for all, or by stack (owner, slot).
+    """
+    by_stack = lambda x, stack: x[stack] if isinstance(x, dict) else x  # noqa: E731
+    factors, weights, rejected = {}, {}, self.rejected_statistics
+    for stack, x in new.items():
+      own = layout.stacks[stack]
+      finite, wanted = own.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, stack)
+      take = finite & wanted
+      rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, stack), x.dtype), take.shape)
+      old = self.factors[stack]
+      mixed = rate[..., None, None] * old + (1 - rate)[..., None, None] * x
+      factors[stack] = jnp.where(take[..., None, None], mixed, old)
+      weights[stack] = jnp.where(take, rate * self.weights[stack] + (1 - rate), self.weights[stack])
+      dropped = ~finite & wanted
+      rejected = rejected + (dropped[0] if own.row_sharded else dropped).sum(dtype=jnp.int32)
+    return Averages(self.factors.filled(factors), self.weights.filled(weights), rejected)
+
+  def means(self) -> dict[str, Float[Array, 'o s r n']]:
+    """The factors without the bias towards their start at zero."""
+    return {
+      stack: x / jnp.where(self.weights[stack] > 0, self.weights[stack], 1)[..., None, None]
+      for stack, x in self.factors.items()
+    }
+
+
+def seen(stats: Statistics, layout: Layout, blocks: Sequence[Block]) -> dict[str, Bool[Array, 'o s']]:
+  """Which matrices the batch has observed, (owner, slot) by stack.
+
+  A factor of inputs is a mean over the uses of its kernel: an expert without tokens, or a head that this batch does not
+  use, tells nothing of it. A factor of gradients is a mean over the examples, which zeros belong to: so the product of the
+  two averages is the mean of the products.
+  """
+  flags = {}
+  for block in blocks:
+    flags[block.name] = {}
+    for name, factor in block.operator.factors.items():
+      count = stats.used(block.name) if name == 'A' else stats.examples
+      every = jnp.broadcast_to(count > 0, (factor.slots,)) & (stats.examples > 0)
+      flags[block.name][name] = jnp.repeat(every, factor.parts)
+  return {name: x > 0 for name, x in layout.gather_numbers(flags).items()}
+
+
+def batch_means(
+  stats: Statistics, layout: Layout, blocks: Sequence[Block], placement: Placement
+) -> dict[str, Float[Array, 'o s r n']]:
+  """The factors of one batch, in stacks."""
+  if stats.by_shard:
+    shares = {block.name: block.operator.combine(stats.shares(block.name)) for block in blocks}
+    return placement.collect(shares, layout)
+  means = {block.name: block.operator.combine(stats.means(block.name)) for block in blocks}
+  return layout.gather(placement.replicate(means))

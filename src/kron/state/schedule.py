@@ -1,0 +1,107 @@
+"""When statistics and inverses are due: intervals that grow with a run, and the deal of inverses over the steps of one."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ..errors import CurvatureError
+from .stacks import Layout
+
+Interval = int | Callable[[Any], Any]  # in steps, or a function of the step
+
+
+def growing(every: int) -> Callable[[Any], Any]:
+  """An interval that grows from 1: the largest power of two up to a sixteenth of the steps so far, at most `every`.
+
+  Curvature changes fastest at the start, and averages of few statistics are noisy; what is refreshed by this is never older
+  than about an eighth of the run. 1 up to step 31, 2 up to step 63, 4 up to step 127.
+
+  Args:
+    every: the longest interval, in steps.
+
+  Returns:
+    A function of the step, a Python int or a traced one.
+
+  Raises:
+    CurvatureError: `every` is below 1.
+  """
+  if every < 1:
+    raise CurvatureError(f'an interval of {every} steps; it must be at least 1')
+
+  def interval(step: int | Int[Array, '']) -> Any:
+    if isinstance(step, int | np.integer):
+      step = int(step)
+      return min(every, 1 << max(step // 16, 1).bit_length() - 1)
+    young = jnp.maximum(jnp.asarray(step, jnp.int32) // 16, 1)
+    return jnp.minimum(every, jnp.left_shift(1, 31 - jax.lax.clz(young)))
+
+  return interval
+
+
+def at(value: Any, step: Any) -> Any:
+  """A hyper-parameter or an interval at a step: a schedule's value, or the number itself."""
+  return value(step) if callable(value) else value
+
+
+def is_due(step: Any, every: Interval) -> Any:
+  """A static yes where the interval is the number 1; a traced interval (inject_hyperparams) is decided on the device."""
+  return True if isinstance(every, int) and every == 1 else step % at(every, step) == 0
+
+
+class Unit(NamedTuple):
+  """A run of slots, the same of each owner, that is inverted at once.
+
+  first, width: its slots.
+  at: the step among `every` at which it is due.
+  work: n^3 for each inverse of one owner.
+  """
+
+  stack: str
+  first: int
+  width: int
+  at: int
+  every: int
+  work: int
+
+  def due(self, step: int, interval: int) -> bool:
+    """At this step, where all are due once in `interval` steps, at most `every`."""
+    return step % interval == self.at * interval // self.every
+
+
+def deal_units(layout: Layout, every: int, statistics_every: int = 1) -> tuple[Unit, ...]:
+  """Spreads the inverses of a layout over `every` steps, so that no step has more than its share or one matrix.
+
+  Small matrices go together, up to a step's share. Steps that take statistics (each `statistics_every`-th, if that divides
+  `every`) have none. By longest processing time; steps next to each other are far apart in the deal, so that shorter
+  intervals, which merge neighbours, are balanced too.
+  """
+  apart = statistics_every > 1 and every % statistics_every == 0
+  steps = [s for s in _scattered(every) if not (apart and s % statistics_every == 0)]
+  work = {name: stack.rows * stack.n**2 for name, stack in layout.stacks.items()}
+  share = sum(stack.slots * work[name] for name, stack in layout.stacks.items()) / len(steps)
+  runs = []
+  for name, stack in layout.stacks.items():
+    count = math.ceil(stack.slots / min(max(share // work[name], 1), stack.slots))
+    width = math.ceil(stack.slots / count)
+    runs += [(width * work[name], name, first, width) for first in range(0, stack.slots, width)]
+  loads = [(0, order, step) for order, step in enumerate(steps)]
+  units = []
+  for cost, name, first, width in sorted(runs, key=lambda run: (-run[0], run[1:])):
+    load, order, step = heapq.heappop(loads)
+    units.append(Unit(name, first, width, step, every, cost))
+    heapq.heappush(loads, (load + cost, order, step))
+  return tuple(units)
+
+
+def _scattered(n: int) -> list[int]:
+  """0 to n - 1 in the order of their bits reversed: each start of it is spread over all (van der Corput)."""
+  bits = max(n - 1, 1).bit_length()
+  return [i for i in (int(f'{k:0{bits}b}'[::-1], 2) for k in range(2**bits)) if i < n]

@@ -1,0 +1,258 @@
+"""Factors of one size live in one array: one batched inverse per size, placed on a mesh by its leading axis.
+
+A `Layout` says where each matrix is; it is a function of shapes alone, made by `dealing.lay_out`, and needs no devices.
+Stacks are (owner, slot, n, n). One whose factors are split over all owners is (owner, slot, rows, n): every owner has some
+rows of each of its matrices. Padding slots belong to nobody. What every device holds is (matrix, n, n), without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..blocks.block import Block
+
+
+class Stack(NamedTuple):
+  """One array of matrices.
+
+  slots: of each owner; of a row-sharded stack, of all.
+  count: of matrices; the other slots are padding.
+  row_sharded: whether every owner has some rows of every matrix.
+  shared: whether every device holds the inverses, and not the owner alone.
+  """
+
+  owners: int
+  slots: int
+  count: int
+  n: int
+  dtype: Any
+  row_sharded: bool = False
+  shared: bool = True
+
+  @property
+  def rows(self) -> int:
+    """How many rows of a matrix an owner has."""
+    return -(-self.n // self.owners) if self.row_sharded else self.n
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    return self.owners, self.slots, self.rows, self.n
+
+  def take(
+    self, order: Int[np.ndarray, ' m'] | None, owner: Any, matrices: Float[Array, 'm n n']
+  ) -> Float[Array, '1 s r n']:
+    """One owner's share of all matrices; padding holds any of them."""
+    if self.row_sharded:
+      return self.put(matrices, None)[owner][None]
+    table = np.arange(self.count) if order is None else np.maximum(order, 0)
+    return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
+
+  def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, ' m'] | None) -> Float[Array, '*d o s r n']:
+    """Matrices (or what stands for them) in their places; `order` says which comes where, -1 for none (zeros)."""
+    lead = matrices.shape[:-3]
+    if order is not None and (order < 0).any():
+      matrices = jnp.concatenate([matrices, jnp.zeros_like(matrices[..., :1, :, :])], -3)
+    if order is not None:
+      matrices = jnp.take(matrices, np.where(order < 0, matrices.shape[-3] - 1, order), -3)
+    if not self.row_sharded:
+      return matrices.reshape(*lead, self.owners, self.slots, *matrices.shape[-2:])
+    missing = self.owners * self.rows - self.n
+    matrices = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, missing), (0, 0)])
+    parts = matrices.reshape(*lead, self.slots, self.owners, self.rows, matrices.shape[-1])
+    return jnp.moveaxis(parts, -3, -4)
+
+  def matrices(self, stack: Float[Array, 'o s r n']) -> Float[Array, 'm n n']:
+    """All slots, whole."""
+    if not self.row_sharded:
+      return stack.reshape(-1, self.n, self.n)
+    return jnp.moveaxis(stack, 0, 1).reshape(self.slots, -1, self.n)[:, : self.n]
+
+  @property
+  def sparse(self) -> bool:
+    """Whether most slots are padding, so that each matrix had better travel by itself."""
+    return not self.row_sharded and self.owners * self.slots > 2 * self.count
+
+  @property
+  def inverses(self) -> tuple[int, ...]:
+    """Shape of the inverses as they are held."""
+    return (self.count, self.n, self.n) if self.shared else self.shape
+
+  def diagonal(self) -> np.ndarray | Array:
+    """Where the diagonal is, as (owners, 1, rows, n) or less."""
+    rows = jnp.arange(self.rows)[:, None]
+    if self.row_sharded:
+      rows = rows + self.rows * jnp.arange(self.owners)[:, None, None, None]
+    return rows == jnp.arange(self.n)
+
+  def identities(self) -> Float[Array, 'o s r n']:
+    return jnp.broadcast_to(self.diagonal(), self.shape).astype(self.dtype)
+
+  def together(self, flags: Array) -> Array:
+    """For each slot whether all that have a part of it agree."""
+    return jnp.broadcast_to(flags.all(0), flags.shape) if self.row_sharded else flags
+
+
+class Layout(NamedTuple):
+  """Where matrices are.
+
+  stacks: by name.
+  places: (block, factor) -> (stack, the position of each of its matrices among the slots of all owners).
+  orders: stack -> which of its factors' matrices, in the order of `places`, is at each position; -1 for padding; None where
+    they are in order.
+  wholes: stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together; 0 for none.
+  partners: whole matrix -> its partner, or itself.
+  parts: whole matrix -> into how many it is cut.
+  starts: (block, factor) -> the place of its first matrix among all of its stack, in the order of the factors.
+  local_inverses: whether some inverses stay with their owners, see `dealing.Deal`.
+  """
+
+  stacks: dict[str, Stack]
+  places: dict[tuple[str, str], tuple[str, np.ndarray]]
+  orders: dict[str, np.ndarray | None]
+  wholes: dict[str, np.ndarray]
+  partners: np.ndarray
+  parts: np.ndarray
+  starts: dict[tuple[str, str], int]
+  local_inverses: bool = False
+
+  def __eq__(self, other: object) -> bool:
+    """Whether both lay the same matrices into the same places."""
+    if self is other:
+      return True
+    if not isinstance(other, Layout) or self.stacks != other.stacks or self.places.keys() != other.places.keys():
+      return False
+    return all(
+      name == theirs and np.array_equal(index, index_of_theirs)
+      for (name, index), (theirs, index_of_theirs) in zip(self.places.values(), other.places.values(), strict=True)
+    )
+
+  def __hash__(self) -> int:
+    return hash(tuple(self.stacks.items()))
+
+  def gather(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """Stacks from factors by block, (*shards, slots, n, n) each."""
+    return self.padded(self.joined(values))
+
+  def gather_numbers(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """(owner, slot) by stack from one number for each matrix; padding has none (zero)."""
+    result = {}
+    for name, stack in self.stacks.items():
+      flat = jnp.concatenate([values[b][f] for (b, f), (own, _) in self.places.items() if own == name])
+      order = self.orders[name]
+      if order is not None:
+        flat = jnp.where(order < 0, 0, flat[np.maximum(order, 0)])
+      result[name] = jnp.broadcast_to(flat, stack.shape[:2]) if stack.row_sharded else flat.reshape(stack.shape[:2])
+    return result
+
+  def read(self, stacks: Mapping[str, Array], block: str, factor: str) -> Array:
+    """One factor's (slots, n, n) out of the stacks, or of what every device holds; its numbers out of (owner, slot)."""
+    name, index = self.places[block, factor]
+    stack, x = self.stacks[name], stacks[name]
+    if x.ndim == 3:
+      start = self.starts[block, factor]
+      return x[start : start + len(index)]
+    if x.ndim == 2:
+      return (x[0] if stack.row_sharded else x.reshape(-1))[index]
+    return stack.matrices(x)[index]
+
+  def padded(self, wholes: Mapping[str, Array]) -> dict[str, Array]:
+    """Stacks from all matrices in the order of the factors."""
+    return {name: self.stacks[name].put(x, self.orders[name]) for name, x in wholes.items()}
+
+  def unpadded(self, stacks: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `padded`."""
+    return {name: self.stacks[name].matrices(x)[self.positions(name)] for name, x in stacks.items()}
+
+  def positions(self, name: str) -> np.ndarray:
+    """Where each matrix of a stack is among the slots of all owners, in the order of the factors."""
+    return np.concatenate([index for own, index in self.places.values() if own == name])
+
+  def joined(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """(*shards, matrix, n, n) by stack from factors by block, in the order of the factors."""
+    rows: dict[str, list[Array]] = {name: [] for name in self.stacks}
+    for (block, factor), (name, _) in self.places.items():
+      rows[name].append(values[block][factor])
+    return {name: jnp.concatenate(r, -3) if len(r) > 1 else r[0] for name, r in rows.items()}
+
+  def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, ' wholes']:
+    """The mean of the diagonal of each whole matrix, over its parts; number 0 is nobody's."""
+    own = [jnp.where(s.diagonal(), stacks[name], 0).sum((-1, -2)) / s.n for name, s in self.stacks.items()]
+    flat = replicate(jnp.concatenate(own, axis=1)).reshape(-1)
+    index = np.concatenate([self.wholes[name] for name in self.stacks], axis=1).reshape(-1)
+    return jax.ops.segment_sum(flat, index, len(self.partners)) / self.parts.astype(flat.dtype)
+
+  def sizes(self, blocks: Sequence[Block]) -> dict[str, np.ndarray]:
+    """For each slot how much of its matrix a factor fills: all, but for the last part of one that is cut unevenly."""
+    result = {name: np.full(stack.shape[:2], stack.n) for name, stack in self.stacks.items()}
+    for block in blocks:
+      for factor_name, factor in block.operator.factors.items():
+        name, index = self.places[block.name, factor_name]
+        result[name].reshape(-1)[index[factor.parts - 1 :: factor.parts]] = factor.size - (factor.parts - 1) * factor.n
+    return result
+
+  def zeros(self) -> Stacked:
+    """Returns factors that are zero."""
+    return Stacked(self, {name: jnp.zeros(stack.shape, stack.dtype) for name, stack in self.stacks.items()})
+
+  def zero_numbers(self) -> Stacked:
+    """Returns a zero for each matrix, (owner, slot)."""
+    return Stacked(self, {name: jnp.zeros(stack.shape[:2], stack.dtype) for name, stack in self.stacks.items()})
+
+  def identities(self) -> Stacked:
+    """Returns inverses before the first refresh."""
+    arrays = {
+      name: jnp.broadcast_to(jnp.eye(s.n, dtype=s.dtype), s.inverses) if s.shared else s.identities()
+      for name, s in self.stacks.items()
+    }
+    return Stacked(self, arrays, held=True)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Stacked(Mapping[str, Array]):
+  """Arrays by stack, together with the layout that says which matrix of which block is where.
+
+  Optimiser states keep factors, weights and inverses in it, so that whoever shards or saves a state knows them by type.
+
+  held: whether the arrays are laid out as devices hold inverses (`Stack.inverses`), else each with its owner.
+  """
+
+  def __init__(self, layout: Layout, arrays: Mapping[str, Any], held: bool = False):
+    self.layout, self.arrays, self.held = layout, arrays, held
+
+  def __getitem__(self, name: str) -> Any:
+    return self.arrays[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.arrays)
+
+  def __len__(self) -> int:
+    return len(self.arrays)
+
+  def __repr__(self) -> str:
+    return f'Stacked({dict(self.arrays)!r}, held={self.held})'
+
+  def filled(self, arrays: Mapping[str, Any]) -> Stacked:
+    """Returns the same stacks with other arrays."""
+    return Stacked(self.layout, arrays, self.held)
+
+  def by_block(self) -> dict[str, dict[str, Array]]:
+    """Returns what each factor has, by the names of its block and its own, without padding."""
+    found: dict[str, dict[str, Array]] = {}
+    for block, factor in self.layout.places:
+      found.setdefault(block, {})[factor] = self.layout.read(self.arrays, block, factor)
+    return found
+
+  def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Any]:
+    names = tuple(sorted(self.arrays))
+    return tuple((jax.tree_util.DictKey(n), self.arrays[n]) for n in names), (self.layout, names, self.held)
+
+  @classmethod
+  def tree_unflatten(cls, static: Any, arrays: Sequence[Any]) -> Stacked:
+    layout, names, held = static
+    return cls(layout, dict(zip(names, arrays, strict=True)), held)
