@@ -23,6 +23,7 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'error: Python 3.11 or newer is needed; name one by make PYTHON=/path/to/python'; exit 2; }

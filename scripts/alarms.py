@@ -1,10 +1,10 @@
-"""Trains a network to raise alarms on scenes, and scores it frame by frame beside a detector without learning.
+"""Trains a network to raise alarms on scenes, and scores it frame by frame against a detector without learning.
 
 python scripts/alarms.py --config=experiments/configs/anomalies.py --workdir=runs/anomalies
 python scripts/alarms.py --config=experiments/configs/accidents.py --workdir=runs/accidents
 
-What is trained already in the work folder is not trained again. Scores are of the test's scenes, which training and its
-evaluations have not seen; a frame's score is the network's probability for the clip that ends there.
+A network that the work folder already holds is not trained again. Scores are for the test scenes, which training and
+its evaluations have not seen. The score of a frame is the network's probability for the clip that ends there.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 import matplotlib
 import numpy as np
 from absl import flags
 
-from experiments import alarms, baselines, jsonfile
-from experiments.build import Run, build
-from experiments.checkpoints import load_export
-from experiments.errors import ConfigError
-from experiments.tables import columns
-from experiments.train import train
-from kronmesh import data
+from kronmesh import data, files
 from kronmesh.data import dashcam
+from kronmesh.tasks.video import alarms, baselines
+from kronmesh.train import jsonfile
+from kronmesh.train.build import Run, build
+from kronmesh.train.checkpoints import load_export
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.reporting.tables import columns
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -43,17 +44,17 @@ BASELINES = {
 
 
 def probabilities(run: Run, variables: Any, clips: Any, batch: int = 100) -> np.ndarray:
-  """Of the second class, for each of the clips."""
+  """Returns the probability of the second class for each clip."""
   of = jax.jit(lambda x: jax.nn.softmax(run.task.model.apply(variables, x).astype('float32'))[:, 1])
   n, found = len(clips), []
   for first in range(0, n, batch):
-    rows = np.minimum(np.arange(first, first + batch), n - 1)  # one shape for all
+    rows = np.minimum(np.arange(first, first + batch), n - 1)  # one shape for all batches
     found.append(np.asarray(of(clips[rows])))
   return np.concatenate(found)[:n]
 
 
 def measures(name: str, label: np.ndarray, score: np.ndarray, rate: float, first: int) -> dict[str, float]:
-  """What the set's page tells of one detector; `first` is the frame of the first score."""
+  """Returns the measures of one detector on a data set. first: the frame of the first score."""
   found = {'frame AUC': alarms.frame_auc(label, score), 'scene AUC': alarms.scene_auc(label, score)}
   if name == 'surveillance':
     at = alarms.detection(label, score, FALSE_RATE.value, rate)
@@ -64,7 +65,7 @@ def measures(name: str, label: np.ndarray, score: np.ndarray, rate: float, first
 
 
 def by_kind(scenes: data.Scenes, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
-  """The frame AUC of each kind of event against the normal scenes, or against its twin."""
+  """Returns the frame AUC of each kind of event against the normal scenes, or against its twin."""
   found = {}
   for number, kind in enumerate(scenes.kinds):
     event = kind.removesuffix('_collision')
@@ -76,7 +77,10 @@ def by_kind(scenes: data.Scenes, label: np.ndarray, score: np.ndarray) -> dict[s
 
 
 def picture(scenes: data.Scenes, scores: dict[str, np.ndarray], first: int, path: Path) -> None:
-  """A row for each kind of event: five frames of a scene, and both detectors' scores over time (each over its maximum)."""
+  """Draws a row for each kind of event: five frames of a scene, and both detectors' scores over time.
+
+  Each detector's scores are divided by their maximum.
+  """
   chosen = [int(np.flatnonzero(scenes.kind == k)[0]) for k in range(len(scenes.kinds)) if (scenes.kind == k).any()]
   figure, axes = plt.subplots(
     len(chosen), 6, figsize=(13, 1.55 * len(chosen)), layout='constrained', width_ratios=[1] * 5 + [2.4]
@@ -102,12 +106,13 @@ def picture(scenes: data.Scenes, scores: dict[str, np.ndarray], first: int, path
     row[-1].tick_params(labelsize=7)
   axes[0, -1].legend(frameon=False, fontsize=7)
   axes[-1, -1].set_xlabel('seconds; grey: an alarm is right', fontsize=8)
-  figure.savefig(path, dpi=100)
+  with files.replacing(path) as file:
+    figure.savefig(file, dpi=100, format='png')
   plt.close(figure)
 
 
 def verdict(low: float, high: float) -> str:
-  """What a 95 % interval of the network's lead says."""
+  """Describes a 95 % interval of the network's lead in words."""
   if low <= 0 <= high:
     return f'no difference is shown at 95 % ({low:.3g} to {high:.3g})'
   word, near, far = ('ahead', low, high) if low > 0 else ('behind', -high, -low)
@@ -129,7 +134,7 @@ def main(config: Any, workdir: str) -> None:
   label = scenes.label[:, first:].astype(np.int64)
   word, baseline = BASELINES[own.name]
   scores = {
-    config.model.name: probabilities(run, variables, clips.image).reshape(label.shape).astype(np.float64),
+    config.model.name: probabilities(run, variables, clips.inputs).reshape(label.shape).astype(np.float64),
     word: np.stack([baseline(f) for f in scenes.frames])[:, first:],
   }
   told = {name: measures(own.name, label, score, scenes.rate, first) for name, score in scores.items()}
@@ -144,8 +149,8 @@ def main(config: Any, workdir: str) -> None:
   text += '\n\nframe AUC by kind\n'
   text += columns(('', *next(iter(kinds.values()))), [(n, *(f'{v:.3g}' for v in k.values())) for n, k in kinds.items()])
   text += '\n\n' + '\n'.join(f'{name}: {verdict(*ends)}' for name, ends in gains.items())
-  (folder / 'alarms.txt').write_text(text + '\n')
-  (folder / 'alarms.json').write_text(jsonfile.dumps({'measures': told, 'kinds': kinds, 'ahead': gains}, indent=1))
+  files.write(folder / 'alarms.txt', text + '\n')
+  files.write(folder / 'alarms.json', jsonfile.dumps({'measures': told, 'kinds': kinds, 'ahead': gains}, indent=1))
   picture(scenes, scores, first, folder / 'alarms.png')
   print(f'\n{text}\n')
   if own.name == 'surveillance':

@@ -1,12 +1,13 @@
-"""Few labels: what classical augmentation, a GAN's images, and a GAN trained with DiffAugment are worth to a classifier.
+"""Measures how much augmentation, a GAN and a GAN with DiffAugment help a classifier with few labels.
 
 python scripts/augmentation.py --workdir=runs/augmentation --out=docs/augmentation
 
-Of Fashion-MNIST 100, 500 and 1,000 images have labels, and there are no others. With each number and seed a classifier is
-trained on them ('none'), with shifts and mirrors ('classical'), and with half of every batch made by a GAN that has seen
-the same labels alone, without DiffAugment or with it; its images are filtered by the classifier of 'none'. CAS is the
-accuracy of a classifier of made images alone. All are on the 10,000 real test images. What augmentation.jsonl in --out has
-of the same settings is not made again: a second call goes on where the first ended, there or on another machine.
+The data are 100, 500 or 1,000 labelled images of Fashion-MNIST and nothing else. For each number and seed, one
+classifier is trained on the images alone ('none'), one with shifts and mirrors ('classical'), and two with half of
+every batch made by a GAN, trained without or with DiffAugment. The GAN has seen only the same labelled images, and the
+classifier of 'none' filters its images. CAS is the accuracy of a classifier trained on generated images alone. All
+accuracies are on the 10,000 real test images. Results with the same settings in --out's augmentation.jsonl are not
+measured again: a second call goes on where the first ended, on the same machine or another.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 from absl import flags
 
-from experiments import few_labels
+from kronmesh import files
+from scripts import few_labels
 
-WORKDIR = experiments.launch.define_folder('workdir', 'runs/augmentation', 'Folder for all runs.')
+WORKDIR = launch.define_folder('workdir', 'runs/augmentation', 'Folder for all runs.')
 OUT = flags.DEFINE_string('out', 'runs/augmentation', 'Folder for augmentation.jsonl and augmentation.txt.')
 LABELS = flags.DEFINE_multi_integer('labels', [100, 500, 1000], 'How many images have labels.')
 SEEDS = flags.DEFINE_integer('seeds', 5, 'Of labels, networks and noise.', lower_bound=2)
@@ -43,9 +45,9 @@ def measure() -> None:
       print(labels, seed, arms, file=sys.stderr)
   table = few_labels.table(few_labels.read(path, settings))
   about = f'Means and their 95 % intervals; classifiers {STEPS.value} steps, GANs {GAN_STEPS.value}'
-  (out / 'augmentation.txt').write_text(f'{about}\n\n{table}\n')
+  files.write(out / 'augmentation.txt', f'{about}\n\n{table}\n')
   print(table)
 
 
 if __name__ == '__main__':
-  experiments.launch.command(measure, '--labels=...')
+  launch.command(measure, '--labels=...')

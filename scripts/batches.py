@@ -1,9 +1,9 @@
-"""How far a batch may grow before examples are wasted: examples to a target by optimiser and batch, a table and a plot.
+"""Measures how far a batch may grow before examples are wasted: a table and a plot of the examples to a target.
 
 python scripts/batches.py --config=experiments/configs/fashion_mnist_resnet.py:small --trials=4 --workdir=runs/batches
 
-At every batch each optimiser has as many trials, of the same number of examples, and is then run with several seeds. All
-runs end at the target. A second call goes on where the first stopped.
+At every batch size, each optimiser gets the same number of trials with the same number of examples, and then runs with
+several seeds. All runs end at the target. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import matplotlib
 from absl import flags
 
-from experiments import jsonfile
-from experiments.build import check_target
-from experiments.errors import ConfigError
-from experiments.members import member
-from experiments.optimizers import SECOND_ORDER
-from experiments.tables import columns
+from kronmesh import files
+from kronmesh.train import jsonfile
+from kronmesh.train.build import check_target
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.optimizers import SECOND_ORDER
+from kronmesh.train.reporting.tables import columns
+from kronmesh.train.sweeps.variants import member
 from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
 
 matplotlib.use('Agg')
@@ -35,14 +36,14 @@ from matplotlib.ticker import LogFormatter, NullLocator
 
 _BATCHES = flags.DEFINE_list('batches', ['256', '1024', '4096', '16384'], 'Batches, the smallest first.')
 _EXAMPLES = flags.DEFINE_integer('examples', 240_000, 'The budget of every run.', lower_bound=1)
-_ALLOWED = 1.5  # times the examples of the smallest batch
+_ALLOWED = 1.5  # the most examples that are not wasteful, over those of the smallest batch
 
 
 def configure(config: Any, batch: int, examples: int) -> Any:
-  """The config at another batch.
+  """Returns the config for another batch size.
 
-  It is evaluated about a hundred times in its budget, at large batches after every step. Statistics and inverses are
-  renewed after as many examples as the config has it: every step from some batch on.
+  A run evaluates about a hundred times within its budget, or after every step if batches are large. Statistics and
+  inverses are renewed after the same number of examples as in the config, or at every step if batches are large.
   """
   own = copy.deepcopy(config)
   for name in SECOND_ORDER:
@@ -54,7 +55,10 @@ def configure(config: Any, batch: int, examples: int) -> Any:
 
 
 def largest_batch(examples: dict[int, float | None]) -> int | None:
-  """The largest batch up to which the examples stay within 1.5 times those of the smallest; None without these."""
+  """Returns the largest batch up to which the examples stay within 1.5 times those of the smallest batch.
+
+  It returns None if the smallest batch did not reach the target.
+  """
   base, found = examples[min(examples)], None
   for batch in sorted(examples):
     if base is None or examples[batch] is None or examples[batch] > _ALLOWED * base:
@@ -64,7 +68,7 @@ def largest_batch(examples: dict[int, float | None]) -> int | None:
 
 
 def table(found: dict[str, dict[int, float | None]]) -> str:
-  """By optimiser: median examples to the target at every batch, and the largest one that is not wasteful."""
+  """Formats each optimiser's median examples to the target at every batch, and its largest batch without waste."""
   batches = list(next(iter(found.values())))
   rows = [
     [name, *['-' if of[b] is None else f'{of[b]:,.0f}' for b in batches], largest_batch(of) or '-']
@@ -74,20 +78,24 @@ def table(found: dict[str, dict[int, float | None]]) -> str:
 
 
 def picture(found: dict[str, dict[int, float | None]], title: str, path: Path) -> None:
-  """Examples to the target over the batch, both on logarithmic scales; a dotted line bounds what each may spend."""
+  """Plots the examples to the target over the batch, on logarithmic scales, with a dotted limit for each optimiser."""
   figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
   for i, (name, of) in enumerate(found.items()):
     known = {b: n for b, n in of.items() if n is not None}
     axes.plot(list(known), list(known.values()), marker='o', color=f'C{i}', label=name)
     if of[min(of)] is not None:
       axes.axhline(_ALLOWED * of[min(of)], color=f'C{i}', linestyle=':', linewidth=0.9)
-  axes.set(xscale='log', yscale='log', xlabel='batch', ylabel='examples to the target', title=title)
+  reached = any(n is not None for of in found.values() for n in of.values())
+  title = title if reached else f'{title}: not reached'
+  scale = 'log' if reached else 'linear'  # without points a logarithmic scale fails
+  axes.set(xscale='log', yscale=scale, xlabel='batch', ylabel='examples to the target', title=title)
   axes.set_xticks(list(next(iter(found.values()))), [str(b) for b in next(iter(found.values()))])
   axes.xaxis.set_minor_locator(NullLocator())
   axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
-  figure.savefig(path, dpi=130)
+  with files.replacing(path) as file:
+    figure.savefig(file, dpi=130, format='png')
   plt.close(figure)
 
 
@@ -108,8 +116,8 @@ def main(config: Any, workdir: str) -> None:
       found[summary['optimizer']][batch] = median([row and row['examples'] for row in reached])
       told.append({'batch': batch, **summary})
   text = table(found)
-  (folder / 'table.txt').write_text(text + '\n')
-  (folder / 'batches.json').write_text(jsonfile.dumps({'config': json.loads(config.to_json()), 'runs': told}, indent=1))
+  files.write(folder / 'table.txt', text + '\n')
+  files.write(folder / 'batches.json', jsonfile.dumps({'config': json.loads(config.to_json()), 'runs': told}, indent=1))
   title = f'{config.model.name} on {config.data.name}, target {config.target:g}'
   picture(found, title, folder / 'batches.png')
   print(f'\n{text}\n\nmedians of {SEEDS.value} seeds, {TRIALS.value} trials for each batch and optimiser')

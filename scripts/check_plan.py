@@ -1,9 +1,9 @@
-"""Is what `scripts/plan.py` says true? The memory of real steps beside it, for several configs, each in its own process.
+"""Compares the memory that `scripts/plan.py` forecasts with that of real steps, for several configs.
 
   python scripts/check_plan.py --out=docs/plan
 
-A step of each kind runs on the CPU's devices, and the most memory that the process held meanwhile, above what it held
-before its state was made, is compared with the forecast.
+Each config has a separate process. A step of each kind runs on CPU devices. The script compares the forecast with the
+process's peak memory during the step, less the memory that it held before the state was made.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import xla  # isort: skip  (sets XLA's flags before JAX loads)
+from kronmesh.train.runtime import xla  # isort: skip  (sets XLA's flags before JAX loads)
 
 xla.for_plans()
 
-from experiments.launch import launch  # isort: skip
+from kronmesh.train.runtime.launch import launch  # isort: skip
 
 import jax
 from absl import flags
 
-from experiments import forecast, jsonfile
-from experiments.build import Run, build
-from experiments.programs import abstract, programs_of
-from experiments.tables import columns
+from kronmesh.train import jsonfile
+from kronmesh.train.build import Run, build
+from kronmesh.train.planning import forecast
+from kronmesh.train.planning.programs import abstract, programs_of
+from kronmesh.train.reporting.tables import columns
 
 _OUT = flags.DEFINE_string(
   'out', None, 'Where to write OUT/checked.txt and OUT/checked.json; nothing is written without it.'
 )
 _ONE = flags.DEFINE_string('mesh', '', "The config's own step on this mesh, as one JSON line; for the script itself.")
 
-# config, mesh, what is changed: steps of half a GB and more, beside which the interpreter's own memory is little. The last
-# ones are convolutional: their gradients take memory of Eigen's own on a CPU, which is no part of XLA's plan.
+# Config, mesh, changes. The steps take half a GB or more, so that the interpreter's memory matters little. The last
+# ones are convolutional: on a CPU their gradients also take memory of Eigen, which is not part of XLA's plan.
 CASES = (
   ('noise.py:autoencoder', 'data=1', ('data.batch_size=65536',)),
   ('noise.py:autoencoder', 'data=2', ('data.batch_size=65536', 'optimizer=adam')),
@@ -54,7 +55,7 @@ CASES = (
 
 
 def peak(path: str = '/proc/self/status') -> int:
-  """The most memory the process has held since `reset_peak`, in bytes."""
+  """Returns the most memory that the process has held since `reset_peak`, in bytes."""
   line = next(line for line in Path(path).read_text().splitlines() if line.startswith('VmHWM'))
   return int(line.split()[1]) * 1024
 
@@ -64,7 +65,7 @@ def reset_peak() -> None:
 
 
 def measured(config: Any, mesh: str) -> dict[str, Any]:
-  """The forecast of all devices together, and what the process really took for the same programs."""
+  """Returns the forecast for all devices together, and the memory that the process took for the same programs."""
   count = 1
   for part in mesh.split(','):
     count *= int(part.partition('=')[2])
@@ -82,7 +83,7 @@ def measured(config: Any, mesh: str) -> dict[str, Any]:
   for name, program in compiled.items():
     if name == 'update':
       continue
-    jax.block_until_ready(program(run.init(0), batch)[1:])  # what the first run leaves behind is no part of a step
+    jax.block_until_ready(program(run.init(0), batch)[1:])  # memory that the first run keeps is not part of a step
     before = held()
     state = jax.block_until_ready(run.init(0))
     reset_peak()
@@ -97,7 +98,7 @@ def _programs(run: Run) -> dict[str, tuple]:
 
 
 def held() -> int:
-  """What the process holds now, in bytes; what it has freed is given back first."""
+  """Returns the memory that the process holds now, in bytes, after it has returned freed memory."""
   gc.collect()
   ctypes.CDLL('libc.so.6').malloc_trim(0)
   line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmRSS'))

@@ -1,11 +1,11 @@
-"""Runs one config by several optimisers and seeds, and writes a table, a JSON file and pictures.
+"""Runs one config with several optimisers and seeds, and writes a table, a JSON file and pictures.
 
 python scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
 python scripts/compare.py --config=experiments/configs/poisson.py --optimizers=kfac,adam,muon --trials=6
 python scripts/compare.py --config=experiments/configs/digits.py --optimizers=kfac,kfac:inverses_every=10,stale_kfac
 
-With --trials each optimiser's settings are chosen first, by as many runs for each. A second call goes on where the first
-stopped.
+With --trials each optimiser's settings are chosen first, with the same number of runs for each. A second call goes on
+where the first stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 import matplotlib
@@ -26,21 +26,21 @@ import numpy as np
 from absl import flags
 from scipy.stats import qmc
 
-from experiments import jsonfile, kfac_jax_peer
-from experiments.build import Run, build, check_target
-from experiments.checkpoints import load_export
-from experiments.configfile import config_functions, config_path
-from experiments.configs import defaults
-from experiments.errors import ConfigError, Diverged
-from experiments.folder import evaluations, read_rows
-from experiments.members import member
-from experiments.optimizers import MISSING, PEERS, SECOND_ORDER
-from experiments.registry import make_task
-from experiments.steps import phase
-from experiments.tables import columns
-from experiments.task import Task, first_at
-from experiments.train import arrived, train
 from kronmesh import files
+from kronmesh.train import jsonfile, kfac_jax_peer
+from kronmesh.train.build import Run, build, check_target
+from kronmesh.train.checkpoints import load_export
+from kronmesh.train.errors import ConfigError, Diverged
+from kronmesh.train.loop import arrived, train
+from kronmesh.train.optimizers import MISSING, PEERS, SECOND_ORDER
+from kronmesh.train.registry import make_task
+from kronmesh.train.reporting.tables import columns
+from kronmesh.train.runtime.workdir import evaluations, read_rows
+from kronmesh.train.settings import defaults
+from kronmesh.train.settings.configfile import config_functions, config_path
+from kronmesh.train.steps import phase
+from kronmesh.train.sweeps.variants import member
+from kronmesh.train.task import Task, first_at
 from scripts.search import SEED, rank, try_all
 
 matplotlib.use('Agg')
@@ -57,9 +57,14 @@ _TARGETS = flags.DEFINE_list('targets', [], 'More values of the metric whose ste
 
 
 def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: int = 0) -> list[dict[str, Any]]:
-  """Trains all members, seed by seed over one compiled program, and returns one summary for each."""
+  """Trains all members and returns a summary of each. All seeds of a member use the same compiled programs."""
   summaries, pictures = [], {}
   for name in members:
+    odd = files.first_odd(workdir / name)
+    if odd is not None:
+      raise ConfigError(
+        f'{odd[0]} is {odd[1]}, through which a run does not write; remove it, or choose another --workdir'
+      )
     own, settings = member(config, name)
     chosen = tune(own, settings, workdir, trials) if trials else {}
     own.update_from_flattened_dict(chosen)
@@ -88,13 +93,13 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
 
 
 def why_not(name: str) -> str | None:
-  """Says in one line why a member cannot run here, whatever its settings are; None where it can."""
+  """Says in one line why a member cannot run here, whatever its settings, or returns None if it can."""
   optimizer = name.partition(':')[0]
   return kfac_jax_peer.why_not() if optimizer == kfac_jax_peer.NAME else MISSING.get(optimizer)
 
 
 def tune(config: Any, settings: dict[str, Any], workdir: Path, trials: int) -> dict[str, float]:
-  """The best of so many settings from the optimiser's space (see `defaults.spaces`); all are told in trials.jsonl."""
+  """Returns the best of `trials` settings from the optimiser's space (see `defaults.spaces`); trials.jsonl has all."""
   spaces = {**defaults.spaces(), **config_functions().get('spaces', dict)()}
   drawn = [{**trial, **settings} for trial in draw(config.optimizer, spaces[config.optimizer], trials)]
   done = try_all(config, drawn, workdir / 'trials.jsonl', SEED)
@@ -103,7 +108,7 @@ def tune(config: Any, settings: dict[str, Any], workdir: Path, trials: int) -> d
 
 
 def draw(optimizer: str, space: dict[str, tuple[float, float]], trials: int) -> list[dict[str, Any]]:
-  """The first points of Halton's sequence in the space, on a logarithmic scale: as many for every optimiser."""
+  """Returns `trials` points of Halton's sequence in the space, the first after 0, on a logarithmic scale."""
   points = qmc.Halton(d=len(space), scramble=False).random(trials + 1)[1:]
   result = []
   for point in points:
@@ -116,15 +121,15 @@ def draw(optimizer: str, space: dict[str, tuple[float, float]], trials: int) -> 
 
 
 def reconstruct(run: Run, folder: Path, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
-  """The first images of the evaluation set, and what the run's model makes of them: (n, height, width)."""
+  """Returns the first images of the evaluation set and the model's reconstructions, each (n, height, width)."""
   variables, _ = load_export(folder / 'export')
-  images = np.asarray(next(run.eval_batches())['image'])[:n]
+  images = np.asarray(next(run.eval_batches())['inputs'])[:n]
   made = jax.nn.sigmoid(run.task.model.apply(variables, images))
   return images[..., 0], np.asarray(made).reshape(images.shape)[..., 0]
 
 
 def warm_up(run: Run) -> None:
-  """Compiles every program of a run, so that the seconds of its curves are of training alone."""
+  """Compiles every program of a run, so that the seconds of its curves measure training alone."""
   batch = next(run.train_batches(0, 0))
   kinds = {phase(run.config, step): step for step in reversed(range(run.config.steps))}
   for step in sorted(kinds.values()):
@@ -132,21 +137,21 @@ def warm_up(run: Run) -> None:
 
 
 def is_complete(run: Run, folder: Path) -> bool:
-  """Whether a run of the folder has nothing left to do."""
+  """Checks whether the run in the folder has nothing left to do."""
   rows = evaluations(folder)
   return bool(rows) and (rows[-1]['step'] >= run.config.steps or arrived(run, rows))
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-  """What a run logged at its last step."""
+  """Returns the metrics that a run logged at its last step."""
   rows = read_rows(folder / 'metrics.jsonl')
   return next((row for row in reversed(rows) if 'loss' in row), {})
 
 
 def summarise(name: str, run: Run, curves: list[list[dict[str, float]] | None]) -> dict[str, Any]:
-  """What the runs of one optimiser came to; a curve of None is a run that failed.
+  """Summarises the runs of one optimiser. A curve of None is a run that diverged.
 
-  targets: value -> for each seed the first evaluation there, as {'step', 'seconds', 'examples'}, or None.
+  targets: value -> for each seed the first evaluation that reached it, as {'step', 'seconds', 'examples'}, or None.
   """
   key, config = f'eval_{run.task.target}', run.config
   paces = [1000 * rows[-1]['seconds'] / rows[-1]['step'] for rows in curves if rows]
@@ -174,13 +179,13 @@ def _targets(config: Any) -> list[float]:
 
 
 def median(values: list[float | None]) -> float | None:
-  """None where most are."""
+  """Returns the median of the values, or None if most are None."""
   middle = statistics.median(float('inf') if v is None else v for v in values)
   return None if middle == float('inf') else middle
 
 
 def _spread(values: list[float | None], form: str) -> str:
-  """The median, and behind it the range."""
+  """Formats the median, followed by the range if the values differ."""
   middle = median(values)
   text = '-' if middle is None else format(middle, form)
   ends = [float('inf') if v is None else v for v in values]
@@ -189,9 +194,9 @@ def _spread(values: list[float | None], form: str) -> str:
 
 
 def table(summaries: list[dict[str, Any]], target: str, metric: str) -> str:
-  """One row for each optimiser, medians (and ranges) over the seeds.
+  """Formats one row for each optimiser, with medians (and ranges) over the seeds.
 
-  The third column is the first optimiser's steps as a share of the row's; '>' where the budget did not suffice.
+  The third column is the first optimiser's steps as a share of the row's. '>' marks a target not reached in the budget.
   """
   of = lambda s, field: [row and row[field] for row in s['targets'][target]]  # noqa: E731
   first = median(of(summaries[0], 'step'))
@@ -238,7 +243,7 @@ def _picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, pa
 
 
 def _picture_reconstructions(pictures: dict[str, np.ndarray], path: Path) -> None:
-  """One row of images for each name."""
+  """Draws one row of images for each name."""
   n = len(next(iter(pictures.values())))
   size = (n * 0.8, len(pictures) * 0.85)
   figure, axes = plt.subplots(len(pictures), n, figsize=size, layout='constrained', squeeze=False)

@@ -1,9 +1,10 @@
-"""What reading statistics adds to tracing and compiling, and how programs grow with depth: a table and a JSON file.
+"""Measures the tracing and compilation that statistics add, and how programs grow with depth.
 
 python scripts/compile_cost.py --out=docs/compile_cost
 
-ResNet-50 as in experiments/configs/imagenet_resnet50.py (224 pixels, bf16), and thinner ones of growing depth. Times are
-ratios to the plain gradient's, interleaved in one process.
+The models are ResNet-50 as in experiments/configs/imagenet_resnet50.py (224 pixels, bf16) and thinner ones of growing
+depth. Times are ratios to the plain gradient's. All programs are measured in turn in one process. The results are a
+table and a JSON file.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from experiments import jsonfile
-from experiments.tables import columns
 from kronmesh import kron, models
+from kronmesh.train import jsonfile
+from kronmesh.train.reporting.tables import columns
 from scripts.losses import problem
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -44,13 +45,13 @@ def program(name: str, loss: Callable, params: Any, args: tuple) -> Callable:
 
 
 def two_passes(loss: Callable, params: Any, *args: Any) -> Any:
-  """The gradient and one more backward pass: the least that a sampled Fisher can cost."""
+  """Computes the gradient and one more backward pass, the least that a sampled Fisher can cost."""
   value, pull, aux = jax.vjp(lambda params: loss(params, *args), params, has_aux=True)
-  return value, aux, pull(jnp.ones_like(value)), pull(value)  # another cotangent, so that nothing is shared
+  return value, aux, pull(jnp.ones_like(value)), pull(value)  # different cotangents, so that XLA shares nothing
 
 
 def measure(name: str, loss: Callable, params: Any, args: tuple) -> dict[str, float]:
-  """Seconds to trace and to compile, and the number of operations traced."""
+  """Measures the seconds to trace and to compile, and the number of traced operations."""
   jax.clear_caches()
   start = time.perf_counter()
   traced = jax.jit(program(name, loss, params, args)).trace(params, *args)

@@ -1,10 +1,10 @@
-"""The A factor of a 3x3 convolution beside its floor: by distance as K-FAC takes it, and from the patches.
+"""Times the A factor of a 3x3 convolution against its floor: by distance, as K-FAC computes it, and from patches.
 
 python scripts/conv_factors.py --out=docs/conv_factors
 
-Sizes are those of ResNet-50's 3x3 layers of stride 1, at an eighth of 256 images; --dtype=bfloat16 on a GPU. The floor is
-half of the products of all patches (the factor is symmetric) at the machine's peak, or the image read and the factor
-written once, whichever takes longer.
+Sizes are those of ResNet-50's 3x3 layers of stride 1, at an eighth of 256 images. Use --dtype=bfloat16 on a GPU. The
+floor is the longer of two times: half of the products of all patches (the factor is symmetric) at the machine's peak,
+and reading the images and writing the factor once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 from jax import lax
 
-from experiments import jsonfile
-from experiments.machine import least, machine
-from experiments.tables import columns
 from kronmesh.kron.operators.patches import gram_of_patches, patches
+from kronmesh.train import jsonfile
+from kronmesh.train.reporting.tables import columns
+from kronmesh.train.runtime.machine import least, machine
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images.', lower_bound=1)

@@ -1,9 +1,9 @@
-"""What kron makes of every architecture of the gallery (tests/kron/gallery.py): the table of docs/coverage.md.
+"""Writes the table of docs/coverage.md: kron's blocks for every architecture of tests/kron/gallery.py.
 
 python scripts/coverage.py --out=docs/coverage.md
 
-For each: sites and blocks by operator, the share of parameters with a block, and the largest error of its factors against
-the reference that unrolls the program (tests/kron/unrolled.py). A refusal is shown with its reason.
+A row has the blocks by operator, the share of parameters with a block, and the largest error of the factors against the
+reference that unrolls the program (tests/kron/unrolled.py). If kron refuses the program, the row shows the reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 from absl import app, flags

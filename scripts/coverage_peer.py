@@ -1,8 +1,8 @@
-"""Writes the second table of docs/coverage.md: what kronmesh and kfac-jax make of every parameter of the gallery.
+"""Writes the second table of docs/coverage.md: verdicts on kronmesh and kfac-jax for the gallery's parameters.
 
 python scripts/coverage_peer.py --out=docs/coverage.md
 
-`scripts/peer_verdicts.py` says what is held against what; `experiments/kfac_jax_peer.py` how to install kfac-jax.
+`scripts/peer_verdicts.py` says what is compared, and `src/train/kfac_jax_peer.py` how to install kfac-jax.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 from absl import app, flags, logging
 
-from experiments import kfac_jax_peer
+from kronmesh.train import kfac_jax_peer
 from scripts.peer_verdicts import BEGIN, END, look_at, row, rows_of, table
 from tests.kron.gallery import GALLERY
 

@@ -1,11 +1,11 @@
-"""Searches a folder of videos for shots like an example, and writes a page of thumbnails and a run file in TREC's format.
+"""Searches a folder of videos for shots like an example, and writes a page of thumbnails and a TREC run file.
 
 python scripts/find.py --videos=/my/films --example=/my/clip.mp4
 python scripts/find.py --videos=/my/films --example=/my/films/a.mp4 --at=12.5 --run=runs/moving --top=50
 
-A shot is compared by what a trained network of clips (--run: a work folder of experiments/train.py) has before its logits;
-without --run by the colours of its middle frame. Files are cut into shots once; what was found of them is kept in the work
-folder. Files that cannot be decoded are left out, and listed.
+Shots are compared by the features before the logits of a trained network of clips (--run: a work folder of
+experiments/train.py), or, without --run, by the colours of their middle frames. Files are cut into shots only once; the
+work folder keeps the results. Files that cannot be decoded are left out and listed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import flags
 
-from experiments import folder, retrieval, trec
-from experiments.charts import render
-from experiments.errors import ConfigError
 from kronmesh import files
 from kronmesh.data import shown
+from kronmesh.tasks.video import retrieval, trec
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.reporting.charts import render
+from kronmesh.train.runtime.workdir import storage_errors
 
 VIDEOS = flags.DEFINE_string('videos', None, 'The folder that is searched, with all folders in it.', required=True)
 EXAMPLE = flags.DEFINE_string('example', None, 'A video: what is looked for.', required=True)
@@ -35,14 +36,14 @@ AT = flags.DEFINE_float('at', -1.0, 'The shot of the example at so many seconds;
 RUN = flags.DEFINE_string('run', '', 'Work folder of a finished run of a network of clips; empty: colours.')
 TOP = flags.DEFINE_integer('top', 20, 'How many shots are shown.', lower_bound=1)
 THRESHOLD = flags.DEFINE_float('threshold', 2.0, 'A cut is a change so many times that of the frames around it.', 1.0)
-WORKDIR = experiments.launch.define_folder('workdir', 'runs/find', 'Folder for the library, the page and the run file.')
+WORKDIR = launch.define_folder('workdir', 'runs/find', 'Folder for the library, the page and the run file.')
 
 
 def chosen(path: Path, embedding: retrieval.Embedding) -> tuple[retrieval.Shot, retrieval.Vectors]:
-  """The shot of the example that is looked for.
+  """Returns the shot of the example to search for, and its vector.
 
   Raises:
-    ConfigError: no such file, or it ends before that time.
+    ConfigError: the file does not exist, it ends before --at, or a flag is not finite.
   """
   if not path.is_file():
     raise ConfigError(f'--example={shown(path)}: {"no file" if path.exists() else "no such file"}')
@@ -69,7 +70,7 @@ def find() -> None:
   for name in ('found.html', 'run.txt'):
     if (workdir / name).is_dir():
       raise ConfigError(f'{workdir / name} is a folder, where a file is to be written; choose another --workdir')
-  with folder.storage_errors(workdir):
+  with storage_errors(workdir):
     search(workdir)
 
 
@@ -134,4 +135,4 @@ def search(workdir: Path) -> None:
 
 
 if __name__ == '__main__':
-  experiments.launch.command(find, '--example=...')
+  launch.command(find, '--example=...')

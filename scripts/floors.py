@@ -1,19 +1,21 @@
-"""The least time that each part of a K-FAC step can take: flops over the machine's peak, bytes over its bandwidth."""
+"""The least time of each part of a K-FAC step: flops over the machine's peak, or bytes over its bandwidth."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from experiments.build import Run
-from experiments.machine import Machine
+from kronmesh.train.build import Run
+from kronmesh.train.runtime.machine import Machine
 
 
 def floors(run: Run, here: Machine) -> dict[str, dict[str, float]]:
-  """Seconds a step of each part at the very least, on one device.
+  """Returns the least seconds per step that each part takes on one device.
 
-  statistics: half of each product, as it is symmetric; factors read and written once. (Rows are counted as free: they are
-    there.) inverses: n^3 flops for an inverse by Cholesky (a third for the root, two for the inverse); factors read,
-    inverses written. update: A^-1 V G^-1 of every kernel; inverses read.
+  statistics: half of each product, because it is symmetric; factors read and written once. Rows count as free, because
+    they are already in memory.
+  inverses: n^3 flops for an inverse by Cholesky (a third for the root, two for the inverse); factors read, inverses
+    written.
+  update: A^-1 V G^-1 for every kernel; inverses read.
   """
   own = run.config[run.config.optimizer]
   size = lambda b: sum(f.rows * f.n**2 for f in b.operator.factors.values()) * 4  # noqa: E731
@@ -32,7 +34,7 @@ def floors(run: Run, here: Machine) -> dict[str, dict[str, float]]:
 
 
 def _apply_flops(block: Any) -> int:
-  """Of the products with both inverses, blocks along the diagonal counted as such."""
+  """Counts the flops of the products with both inverses, where only blocks along the diagonal count."""
   factors = block.operator.factors
   if set(factors) != {'A', 'G'}:
     return 2 * sum(f.rows * f.n**2 for f in factors.values())

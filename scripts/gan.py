@@ -1,12 +1,12 @@
-"""What a generator's images are worth: agreement, distance, and a classifier trained on them alone.
+"""Scores a generator's images: agreement, distance, and a classifier trained on them alone.
 
 python scripts/gan.py --run=runs/gan --judge=runs/judge --out=docs/gan
 
-- agreement: the share of images that the judge, a classifier trained on real ones, gives the class asked for;
-- Frechet distance in the judge's features, of as many generated as real test images (no FID: the network is the judge), and
-  of the training images beside it, which is the least that can be hoped for;
+- agreement: the share of images to which the judge, a classifier trained on real images, gives the requested class. -
+Frechet distance in the judge's features, between equal numbers of generated and real test images. It is not FID, whose
+  network is another. The training images' distance is shown beside it as a lower limit to hope for.
 - CAS (Ravuri and Vinyals 2019, arXiv:1905.10887): the accuracy on real test images of a classifier trained on generated
-  ones, beside that of the same classifier trained on real ones.
+  images, beside that of the same classifier trained on real images.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 from absl import flags
 from PIL import Image
 
-from experiments import generated, jsonfile
-from experiments.judge import frechet, in_batches, read_judge
-from experiments.tables import columns
-from kronmesh import data
+from kronmesh import data, files
+from kronmesh.tasks.gan import generated
+from kronmesh.tasks.gan.judge import frechet, in_batches, read_judge
+from kronmesh.train import jsonfile
+from kronmesh.train.reporting.tables import columns
+from scripts import few_labels
 
 RUN = flags.DEFINE_string('run', None, 'Work folder of a finished run of two players.', required=True)
 JUDGE = flags.DEFINE_string('judge', None, 'Work folder of a finished classifier.', required=True)
@@ -40,13 +42,13 @@ def measure() -> None:
   own = generator.config.data
   real = {s: data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', 'test')}
   made = generated.images(generator, COUNT.value, seed=0)
-  agreement = float((in_batches(judge.logits, made.image).argmax(-1) == made.label).mean())
-  on_test = float((in_batches(judge.logits, real['test'].image).argmax(-1) == real['test'].label).mean())
-  features = {k: in_batches(judge.features, x.image[: COUNT.value]) for k, x in {**real, 'made': made}.items()}
+  agreement = float((in_batches(judge.logits, made.inputs).argmax(-1) == made.label).mean())
+  on_test = float((in_batches(judge.logits, real['test'].inputs).argmax(-1) == real['test'].label).mean())
+  features = {k: in_batches(judge.features, x.inputs[: COUNT.value]) for k, x in {**real, 'made': made}.items()}
   away = {k: frechet(features[k], features['test']) for k in ('made', 'train')}
   with tempfile.TemporaryDirectory() as folder:
     scores = {
-      name: generated.classified(arrays, real['test'], Path(folder) / name, STEPS.value)
+      name: few_labels.classified(arrays, real['test'], Path(folder) / name, STEPS.value)
       for name, arrays in (('made', made), ('real', data.Arrays(*(x[: COUNT.value] for x in real['train']))))
     }
   rows = [
@@ -59,10 +61,11 @@ def measure() -> None:
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   found = {'agreement': agreement, 'judge on test': on_test, 'frechet': away, 'cas': scores, 'step': generator.step}
-  (out / 'scores.json').write_text(jsonfile.dumps({**found, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
-  (out / 'scores.txt').write_text(f'{COUNT.value} images after {generator.step} steps\n\n{table}\n')
-  Image.fromarray(generated.sheet(generator)).save(out / 'samples.png')
+  files.write(out / 'scores.json', jsonfile.dumps({**found, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
+  files.write(out / 'scores.txt', f'{COUNT.value} images after {generator.step} steps\n\n{table}\n')
+  with files.replacing(out / 'samples.png') as file:
+    Image.fromarray(generated.sheet(generator)).save(file, 'PNG')
 
 
 if __name__ == '__main__':
-  experiments.launch.command(measure, '--run=...')
+  launch.command(measure, '--run=...')

@@ -1,10 +1,11 @@
-"""Writes what statistics of real networks gather over the batch's axes: docs/gathers.txt and a golden table.
+"""Writes what the statistics of real networks gather over the batch axes: docs/gathers.txt and a golden table.
 
 python scripts/gathers.py --devices=8,64 --out=docs/gathers.txt --golden=tests/parallel/golden_real.json
 
-For every architecture of tests/parallel/real_sizes.py, on a mesh with an axis `data` of emulated devices, it compiles the
-gradient with statistics, the plain gradient, and both again for one device with the same batch. Nothing runs. It prints
-what the first program moves that the second does not, and what each device computes beside its share of the one device's.
+For every architecture of tests/parallel/real_sizes.py, on a mesh with an axis `data` of emulated devices, it compiles
+the gradient with statistics, the plain gradient, and both again for one device with the same batch. Nothing runs. It
+prints the bytes that each of the first two programs moves, and the work of each device over its share of one device's
+work.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests import conftest  # isort: skip  # noqa: F401  (the tests' compiler flags, of which the golden table is)
+from tests import conftest  # isort: skip  # noqa: F401  (sets the tests' compiler flags, as for the golden table)
 
 import jax
 from absl import app, flags
 
-from experiments import jsonfile
-from experiments.tables import columns
+from kronmesh.train import jsonfile
+from kronmesh.train.reporting.tables import columns
 from tests.parallel.real_sizes import ARCHITECTURES, Program, program
 
 _DEVICES = flags.DEFINE_list('devices', ['8', '64'], 'Numbers of emulated devices.')
@@ -41,7 +42,7 @@ share: flops of one device, over 1/N of what one device needs for the batch; the
 
 
 def row(name: str, devices: int, fisher: str) -> dict[str, Any]:
-  """Returns what the golden table holds of one architecture."""
+  """Returns the golden table's row for one architecture."""
   case = ARCHITECTURES[name]()
   batch = case.each * devices
   found, one = (program(case, n, batch, fisher) for n in (devices, 1))
@@ -53,7 +54,7 @@ def row(name: str, devices: int, fisher: str) -> dict[str, Any]:
     'flops': found.flops,
     'share': round(devices * found.flops / one.flops, 4),
   }
-  if plain.gathered:  # then the partitioner may have left work to every device that statistics have no part in
+  if plain.gathered:  # the partitioner may then repeat work on every device that the statistics did not cause
     result['plain share'] = round(devices * plain.flops / program(case, 1, batch, statistics=False).flops, 4)
   return result
 

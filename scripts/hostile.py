@@ -1,10 +1,10 @@
-"""Reads sixty files and folders as a stranger may hand them out, each in a process of its own.
+"""Reads sixty files and folders that a hostile stranger might hand out, each in a separate process.
 
 python scripts/hostile.py
 python scripts/hostile.py --only=films
 
-Each must be refused in one line, or read as it is meant, within 20 seconds and 4 GB of memory, and must write nothing
-outside of its folder. The kinds and what was found are printed; the code is 3 where one is neither.
+Each must be refused in one line or read correctly, within 20 seconds and 4 GB of memory, and must write nothing outside
+its folder. The script prints the kinds and the outcomes. The exit code is 3 if any input fails.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 from absl import flags
 
-from experiments.errors import ConfigError, RunError
-from experiments.tables import columns
+from kronmesh.train.errors import ConfigError, RunError
+from kronmesh.train.reporting.tables import columns
 from scripts.hostile_inputs import KINDS, hold, made, tried
 
 _ONLY = flags.DEFINE_list('only', [], 'Kinds; default: all.')
@@ -33,7 +33,7 @@ _SECONDS, _BYTES = 20.0, 4e9
 
 
 class Outcome(NamedTuple):
-  """kind: 'read', 'refused', or what was wrong. words: what was said."""
+  """The outcome of one input. kind: 'read', 'refused', or what went wrong. words: the output."""
 
   kind: str
   words: str
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 def attempt(kind: str, number: int) -> Outcome:
-  """Makes one input and has another process read it."""
+  """Makes one input, has another process read it, and returns the outcome."""
   with tempfile.TemporaryDirectory() as outside:
     folder = Path(outside) / 'inside'
     folder.mkdir()
@@ -63,7 +63,7 @@ def attempt(kind: str, number: int) -> Outcome:
         break
       resident = next((int(line.split()[1]) * 1024 for line in lines if line.startswith('VmRSS')), 0)
       most = max(most, resident)
-      # Python, JAX and TFDS take seconds to import on a loaded machine; the clock runs from then on.
+      # Python, JAX and TFDS take seconds to import on a loaded machine, so the clock starts after the imports.
       began = began or (time.monotonic() if (folder / '.begun').exists() else None)
       if (began and time.monotonic() - began > _SECONDS) or most > _BYTES or time.monotonic() - start > 15 * _SECONDS:
         child.kill()
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  experiments.launch.command(main, '--only=films')
+  launch.command(main, '--only=films')

@@ -1,4 +1,4 @@
-"""Files and folders as a stranger may hand them out, and what reads them: the inputs of scripts/hostile.py."""
+"""The inputs of scripts/hostile.py, files and folders that a stranger might hand out, and their readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IDX = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-
 
 
 def hold(folder: Path) -> list[tuple[str, int]]:
-  """Returns what lies beside the folder 'inside', with sizes."""
+  """Returns the names and sizes of everything beside the folder 'inside'."""
   return sorted((p.name, p.lstat().st_size) for p in folder.iterdir() if p.name != 'inside')
 
 
@@ -31,7 +31,7 @@ def made(kind: str, number: int, folder: Path) -> None:
 
 
 def tried(kind: str, number: int, folder: Path) -> str:
-  """Reads an input as a command would, and says in a line what was read."""
+  """Reads an input as a command would, and returns a line that says what was read."""
   del number
   return READERS[kind](folder)
 
@@ -79,7 +79,7 @@ def _device(folder: Path) -> None:
 
 
 def _postscript(folder: Path) -> None:
-  """Ghostscript would write the file; it must not be asked."""
+  """Makes an EPS picture whose program has Ghostscript write a file, so Ghostscript must not run."""
   program = f'({folder.parent}/written) (w) file dup (x) writestring closefile showpage'
   _pictures(folder, ('eps.jpg', f'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n{program}\n'.encode()))
 
@@ -90,7 +90,7 @@ def _read_pictures(folder: Path) -> str:
   source = data.record_source('image_folder', 'train', folder=str(folder))
   batches = data.record_batches(source, 8, seed=0, size=8, train=True, classes=2)
   for _, batch in zip(range(6), data.stream(batches, threads=8), strict=False):
-    mean = float(batch['image'].mean())
+    mean = float(batch['inputs'].mean())
   return f'{len(source)} pictures, mean {mean:.3f}'
 
 
@@ -113,7 +113,7 @@ def _npz(image: bytes, label: bytes = b'') -> Make:
 
 
 def _packed_zeros(folder: Path) -> None:
-  """4 GB in 4 MB."""
+  """Makes an array of 4 GB of zeros, packed into 4 MB."""
   with zipfile.ZipFile(folder / 'train.npz', 'w', zipfile.ZIP_DEFLATED) as file:
     with file.open('image.npy', 'w', force_zip64=True) as member:
       member.write(_head((4_000_000, 1024)))
@@ -136,7 +136,7 @@ def _read_arrays(folder: Path) -> str:
   from kronmesh import data
 
   found = data.load_arrays('arrays', 'train', source=str(folder))
-  return f'images {found.image.shape}'
+  return f'images {found.inputs.shape}'
 
 
 # IDX
@@ -182,7 +182,7 @@ def _films(folder: Path, name: str, content: bytes) -> None:
 
 
 def _far(folder: Path) -> None:
-  """The last frame is shown in a thousand years."""
+  """Makes a film whose last frame is shown in a thousand years."""
   from fractions import Fraction
 
   import av
@@ -275,7 +275,7 @@ def _judged(run: bytes, judged: bytes = b'a 0 d 1\n') -> Make:
 
 
 def _read_runs(folder: Path) -> str:
-  from experiments import trec
+  from kronmesh.tasks.video import trec
 
   scores = trec.score(trec.read_run(folder / 'run.txt'), trec.read_judgements(folder / 'q.txt'))
   return f'{len(scores)} topics'
@@ -285,14 +285,14 @@ def _read_runs(folder: Path) -> str:
 
 
 def _work(**contents: bytes) -> Make:
-  """A finished run's files, some of them replaced; names with _ for the dot."""
+  """Makes a finished run's files, some of them replaced. Names have _ for the dot."""
 
   def make(folder: Path) -> None:
-    from experiments import folder as workdirs
-    from experiments import jsonfile
     from experiments.configs import digits
+    from kronmesh.train import jsonfile
+    from kronmesh.train.runtime.workdir import as_json
 
-    (folder / 'config.json').write_text(jsonfile.dumps(workdirs.as_json(digits.get_config())))
+    (folder / 'config.json').write_text(jsonfile.dumps(as_json(digits.get_config())))
     rows = [{'step': k, 'loss': 1.0 / k} for k in range(1, 50)]
     (folder / 'metrics.jsonl').write_text(''.join(jsonfile.dumps(row) + '\n' for row in rows))
     for name, raw in contents.items():
@@ -320,17 +320,17 @@ def _linked(name: str) -> Make:
 
 
 def _read_page(folder: Path) -> str:
-  from experiments.report import write_report
+  from kronmesh.train.reporting.report import write_report
 
   return f'a page of {write_report(folder).stat().st_size} bytes'
 
 
 def _begin_run(folder: Path) -> str:
-  from experiments import folder as workdirs
   from experiments.configs import digits
+  from kronmesh.train.runtime.workdir import check_config, claimed
 
-  with workdirs.claimed(folder):
-    workdirs.check_config(digits.get_config(), folder)
+  with claimed(folder):
+    check_config(digits.get_config(), folder)
   return 'begun'
 
 
@@ -355,7 +355,7 @@ def _export(change: Callable[[Path], Any]) -> Make:
 
 
 def _claims(export: Path) -> None:
-  """Says of a small array that it is a large one: what is not stored of it counts as zeros."""
+  """Makes a small array claim to be a large one, whose values count as zeros where none are stored."""
   import tensorstore
 
   store = {'driver': 'ocdbt', 'base': f'file://{export}/variables', 'path': 'params.kernel'}
@@ -390,7 +390,7 @@ def _outward(export: Path) -> None:
 
 
 def _read_export(folder: Path) -> str:
-  from experiments.checkpoints import load_export
+  from kronmesh.train.checkpoints import load_export
 
   variables, about = load_export(folder / 'export')
   return f'{len(variables)} collections of step {about["step"]}'

@@ -1,13 +1,14 @@
-"""Kills a training process at random moments, resumes it each time, and compares its end with an uninterrupted run's.
+"""Kills a training process at random moments, resumes it each time, and compares it with an uninterrupted run.
 
 python scripts/kill.py --kills=50
 python scripts/kill.py --kills=500 --meshes --processes
 
-On one mesh losses and parameters must be the same bit for bit. With --meshes every start draws another mesh, with
---processes it may be one of two processes; both train in float64 and must agree to 1e-6. Of several processes one is
-killed, and the others must end by themselves. A run that ends before it is killed is compared and begun anew.
+On one mesh, losses and parameters must be the same bit for bit. With --meshes every start draws another mesh, and with
+--processes a start may be a run of two processes. Both train in float64 and must agree to 1e-6. If there are several
+processes, one is killed and the others must end by themselves. A run that ends before it is killed is compared and
+started anew.
 
-What was found on one machine is in docs/reliability.txt.
+The results from one machine are in docs/reliability.txt.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import flags
 
-from experiments import folder
-from experiments.checkpoints import load_export
-from experiments.errors import RunError
 from kronmesh import files
+from kronmesh.train.checkpoints import load_export
+from kronmesh.train.errors import RunError
+from kronmesh.train.runtime.workdir import read_rows
 
 _KILLS = flags.DEFINE_integer('kills', 10, 'How many times.', lower_bound=1)
 _MESHES = flags.DEFINE_bool('meshes', False, 'Draw another mesh at every start.')
 _PROCESSES = flags.DEFINE_bool('processes', False, 'Draw runs of two processes too.')
 _OUT = flags.DEFINE_string('out', None, 'A .txt file for the result; default: in the work folder.')
 
-# Steps of a few milliseconds, and a save after every tenth of them.
+# Steps of a few milliseconds, with a save after every tenth step.
 _SETTINGS = (
   '--config=experiments/configs/digits.py',
   '--config.model.widths=(64, 16)',
@@ -51,14 +52,16 @@ _SETTINGS = (
   '--config.log_every=5',
   '--config.checkpoint_every=10',
 )
-# At the rate of the config a difference of rounding grows tenfold every few steps; at this one it does not.
+# At the config's learning rate a rounding difference grows tenfold every few steps. At this rate it does not.
 _CALM = ['--config.model.dtype=float64', '--config.kfac.learning_rate=0.02', '--config.kfac.momentum=0.0']
-_APART = 1e-6  # of the largest value, between runs on different meshes
-_AFTER = 1.5  # seconds of training within which it is killed
+_APART = 1e-6  # the largest difference between runs on different meshes, over the largest value
+_AFTER = 1.5  # seconds of training within which a process is killed
+# Seconds for the others to end. One that still imports waits 40 seconds for a lost peer, and a busy machine is slow.
+_PATIENCE = 180
 
 
 class Layout(NamedTuple):
-  """Where a run is trained. devices: of each process."""
+  """The processes and mesh on which a run is trained. devices: the number for each process."""
 
   processes: int
   devices: int
@@ -72,9 +75,11 @@ _MESHES_OF_TWO = Layout(2, 2, 'data=2,model=2'), Layout(2, 2, 'model=2,data=2')
 
 
 class Result(NamedTuple):
-  """moments: what went on at each kill. seconds: until all had ended. ends: runs compared. starts: by layout.
+  """The results of the kills.
 
-  apart: the largest relative difference of a loss or parameter from the uninterrupted run's.
+  moments: the number of kills by what the run was doing. seconds: the time after each kill until all processes had
+  ended. ends: the number of runs compared. starts: the number of starts by layout. apart: the largest relative
+  difference of a loss or parameter from the uninterrupted run's.
   """
 
   moments: Counter
@@ -107,12 +112,12 @@ def start(workdir: Path, layout: Layout, steps: int, exact: bool) -> list[subpro
 
 
 def kill_often(workdir: Path, kills: int, layouts: Sequence[Layout], steps: int, seed: int = 0) -> Result:
-  """Trains in `workdir` once without a kill, and then again and again with them.
+  """Trains in `workdir` once without kills, and then repeatedly with kills.
 
-  layouts: of which each start draws one; the uninterrupted run has the first.
+  layouts: the layouts from which each start draws one. The uninterrupted run has the first.
 
   Raises:
-    RunError: a run ended with another code than 0, or otherwise than the uninterrupted one.
+    RunError: a run ended with another code than 0, or with other results than the uninterrupted one.
   """
   rng, moments, seconds, ends, apart = random.Random(seed), Counter(), [], 0, 0.0
   whole, parts, starts, exact = workdir / 'whole', workdir / 'parts', Counter(), len(layouts) == 1
@@ -128,7 +133,6 @@ def kill_often(workdir: Path, kills: int, layouts: Sequence[Layout], steps: int,
   while moments.total() < kills:
     running = begin()
     begun = _wait_for_steps(parts, running)
-    # One in four is killed while it starts: imports, restores, compiles.
     if begun is not None:
       time.sleep(rng.uniform(0, _AFTER))
     victim = rng.choice(running)
@@ -142,7 +146,7 @@ def kill_often(workdir: Path, kills: int, layouts: Sequence[Layout], steps: int,
     victim.kill()
     moments['during a save' if saves else 'between saves'] += 1
     seconds.append(_ended(running, workdir))
-    if rng.random() < 0.25:
+    if rng.random() < 0.25:  # one in four is also killed while it starts: imports, restores, compiles
       running = begin()
       time.sleep(rng.uniform(0.5, 6.0))
       rng.choice(running).kill()
@@ -154,18 +158,19 @@ def kill_often(workdir: Path, kills: int, layouts: Sequence[Layout], steps: int,
 
 
 def _ended(running: list[subprocess.Popen], workdir: Path) -> float:
-  """The seconds until all have ended, of which one was just killed."""
+  """Waits for all processes to end after one was killed, and returns the seconds that it took."""
   killed = time.monotonic()
   for p in running:
     try:
-      p.wait(60)
+      p.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
-      raise RunError(f'a process went on for 60 seconds after another was killed; see {workdir}') from None
+      words = f'a process went on for {_PATIENCE} seconds after another was killed; see {workdir}'
+      raise RunError(words) from None
   return time.monotonic() - killed
 
 
 def _wait_for_steps(workdir: Path, running: list[subprocess.Popen]) -> int | None:
-  """Until the run has logged a step more than there were."""
+  """Waits until the run has logged new steps, or returns None if a process ends first."""
   log = workdir / 'metrics.jsonl'
   before = log.stat().st_mtime_ns if log.exists() else 0
   dropped = False
@@ -173,7 +178,7 @@ def _wait_for_steps(workdir: Path, running: list[subprocess.Popen]) -> int | Non
     now = log.stat().st_mtime_ns if log.exists() else 0
     if now != before and (dropped or not before):
       return now
-    if now != before:  # rows after the checkpoint have been dropped
+    if now != before:  # the run has dropped rows of steps after the checkpoint
       before, dropped = now, True
     time.sleep(0.01)
   return None
@@ -186,12 +191,12 @@ def _finish(running: list[subprocess.Popen], workdir: Path) -> None:
 
 
 def _compare(whole: Path, parts: Path, steps: int, exact: bool) -> float:
-  """Returns the largest relative difference between all losses, and between all parameters of the final model.
+  """Returns the largest relative difference between the losses, and between the parameters of the final models.
 
   Raises:
-    RunError: some are missing, or differ by a bit, or by more than 1e-6 where the runs were not on one mesh.
+    RunError: some are missing, or they differ at all, or, if the runs were on several meshes, by more than 1e-6.
   """
-  rows = [folder.read_rows(f / 'metrics.jsonl') for f in (whole, parts)]
+  rows = [read_rows(f / 'metrics.jsonl') for f in (whole, parts)]
   losses = [[(r['step'], r['loss']) for r in found if 'loss' in r] for found in rows]
   if [step for step, _ in losses[0]] != [step for step, _ in losses[1]] or len(losses[0]) != steps:
     raise RunError(f'steps differ: {len(losses[0])} and {len(losses[1])} of {steps}')

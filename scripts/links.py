@@ -1,9 +1,10 @@
-"""Link prediction by K-FAC and Adam beside pykeen's, with the same model, width, batches and number of steps, in one run.
+"""Compares link prediction by K-FAC, Adam and pykeen, with the same model, width, batches and number of steps.
 
 python scripts/links.py --pykeen=/path/to/python --out=docs/graphs
 
-Every method has as many settings to try on the validation split, and then as many seeds on the test split. pykeen runs in
-a Python of its own (`python -m venv there; there/bin/pip install pykeen`), and is left out without one.
+Every method tries the same number of settings on the validation split, and then runs with the same number of seeds on
+the test split. pykeen runs in a separate Python (`python -m venv there; there/bin/pip install pykeen`), and is left out
+without one.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import flags
 
-from experiments import jsonfile
 from experiments.configs import links
-from experiments.errors import ConfigError
-from experiments.tables import columns
-from experiments.train import train
-from kronmesh import data
+from kronmesh import data, files
+from kronmesh.train import jsonfile
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.reporting.tables import columns
 
 PYKEEN = flags.DEFINE_string('pykeen', None, 'A Python that has pykeen; without one its rows are left out.')
 OUT = flags.DEFINE_string('out', 'runs/links', 'Folder for links.json and links.txt.')
@@ -54,7 +55,7 @@ def ours(preset: str, optimizer: str, setting: dict[str, float], seed: int, spli
 
 
 class Pykeen:
-  """pykeen's trainings, one after another in one process."""
+  """A process that runs pykeen's trainings one after another."""
 
   def __init__(self, python: str):
     command = [python, str(Path(__file__).parent / 'pykeen_links.py')]
@@ -66,7 +67,7 @@ class Pykeen:
     config = links.get_config(preset)
     data.load_triples(config.data.name)  # fetches it
     folder = data.data_dir() / 'triples' / config.data.name
-    # One of its epochs is of pairs (node, relation), each with all of its other ends.
+    # An epoch of pykeen goes over the pairs (node, relation), each with all of its other ends.
     pairs = {(s, r) for s, r, _ in data.read_triples(folder / 'train.txt')}
     inverse = {(t, r) for _, r, t in data.read_triples(folder / 'train.txt')}
     epochs = math.ceil(STEPS.value / math.ceil((len(pairs) + len(inverse)) / config.data.batch_size))
@@ -111,9 +112,9 @@ def measure() -> None:
   print(table)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'links.json').write_text(jsonfile.dumps({'steps': STEPS.value, 'found': found}, indent=1) + '\n')
-  (out / 'links.txt').write_text(f'{STEPS.value} steps of 512, filtered, {SEEDS.value} seeds, percent\n\n{table}\n')
+  files.write(out / 'links.json', jsonfile.dumps({'steps': STEPS.value, 'found': found}, indent=1) + '\n')
+  files.write(out / 'links.txt', f'{STEPS.value} steps of 512, filtered, {SEEDS.value} seeds, percent\n\n{table}\n')
 
 
 if __name__ == '__main__':
-  experiments.launch.command(measure, '--presets=...')
+  launch.command(measure, '--presets=...')

@@ -1,11 +1,12 @@
-"""What the trainer's loop adds to the bare step: metrics, progress, event files, looks at every layer.
+"""Measures what the training loop adds to the bare step: metrics, progress, event files and layer logs.
 
 python scripts/loop.py --config=experiments/configs/digits.py --config.devices=1 --config.mesh=data=1
 
-Steps and batches are timed inside of the loop; all else is the loop's. Emulated devices run a step while the host waits for
-it, so that nothing of the loop is hidden behind a step, as it is on an accelerator: this is the most that it can add. What
-Python does between the steps of a bare `for` loop, which frees their arrays, is measured alike and taken off. (Whole runs
-after each other, with and without the loop, differ by more than all that on a shared machine.)
+Steps and batches are timed inside the loop, and the rest of the time is the loop's. Emulated devices run a step while
+the host waits, so that a step hides none of the loop's work, as it would on an accelerator. So this is the most that
+the loop can add. The time of Python between the steps of a bare `for` loop, which frees their arrays, is measured in
+the same way and subtracted. (On a shared machine, whole runs with and without the loop differ by more than all of
+this.)
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 from absl import flags
 
-from experiments import jsonfile
-from experiments.build import Run, build
-from experiments.train import train
 from kronmesh import files
+from kronmesh.train import jsonfile
+from kronmesh.train.build import Run, build
+from kronmesh.train.loop import train
 
 _STEPS = flags.DEFINE_integer('loop_steps', 500, 'Of each run.', lower_bound=50)
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Runs.', lower_bound=1)
 
 
 class Timed:
-  """A run whose steps and batches are timed, from step `skip` on until the first evaluation."""
+  """A run whose steps and batches are timed, from step `skip` until the first evaluation."""
 
   def __init__(self, run: Run, skip: int):
     self.inner, self.skip = run, skip
@@ -67,12 +68,12 @@ class Timed:
 
   @property
   def outside(self) -> float:
-    """What is not in steps and batches, over what is."""
+    """Returns the time outside steps and batches, over the time inside them."""
     return (self.ended - self.began) / self.inside - 1
 
 
 def bare(run: Run, steps: int, skip: int) -> float:
-  """What is outside of steps and batches where there is nothing else."""
+  """Measures the share of time outside steps and batches in a bare `for` loop."""
   timed = Timed(run, skip)
   state = run.init(run.config.seed)
   batches = timed.run.train_batches(run.config.seed, 0)
@@ -83,7 +84,7 @@ def bare(run: Run, steps: int, skip: int) -> float:
 
 
 def measure(config: Any, steps: int, rounds: int) -> dict[str, Any]:
-  """What the loop adds in each round, as a share; the first, which compiles, is left out."""
+  """Measures the share that the loop adds in each round, without the first round, which compiles."""
   config.steps, config.eval_every, config.keep_checkpoints = steps, steps, 0
   config.stop_at_target = False
   run, skip, shares, paces = build(config), 2 * config.log_every, [], []

@@ -1,4 +1,4 @@
-"""A classifier's loss with its shapes, for scripts that compile and never run."""
+"""A classifier's loss with its shapes, for scripts that compile but never run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kronmesh import kron
 
 
 def problem(model: nn.Module, size: int, batch: int = 8) -> tuple[Callable, Any, tuple]:
-  """A loss with its shapes; nothing is computed."""
+  """Returns a loss, its parameters' shapes and its arguments' shapes, without computing anything."""
   x, y = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
   variables = nn.meta.unbox(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x))
   params = variables.pop('params')

@@ -1,10 +1,10 @@
-"""What second order costs beside SGD and AdamW: step times, memory, compilation, and each part beside its floor.
+"""Measures the cost of second order against SGD and AdamW: step times, memory, compilation, and parts against floors.
 
 python scripts/overhead.py --config=experiments/configs/noise.py:small_resnet --out=docs/overhead/small_resnet
 
-All members run in one process, one step of each in turn, from a step on at which intervals no longer grow. The config may
-be any; experiments/configs/noise.py has models on noise, large ones for a GPU among them. --config.data.batch_size,
-.model.dtype, .mesh and .kfac.* choose the rest. Times are ratios to SGD's median step; in milliseconds too on a GPU.
+All members run in one process, one step of each in turn, starting at a step where intervals no longer grow. Any config
+works. experiments/configs/noise.py has models on noise, including large ones for a GPU. --config.data.batch_size,
+.model.dtype, .mesh and .kfac.* choose the rest. Times are ratios to SGD's median step, and on a GPU also milliseconds.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import jsonfile
-from experiments.build import Run, build
-from experiments.errors import ConfigError, RunError
-from experiments.machine import machine
-from experiments.members import member
-from experiments.optimizers import SECOND_ORDER
-from experiments.programs import abstract, compile_all, programs_of
+from kronmesh.train import jsonfile
+from kronmesh.train.build import Run, build
+from kronmesh.train.errors import ConfigError, RunError
+from kronmesh.train.optimizers import SECOND_ORDER
+from kronmesh.train.planning.programs import abstract, compile_all, programs_of
+from kronmesh.train.runtime.machine import machine
+from kronmesh.train.sweeps.variants import member
 from scripts.floors import floors
 from scripts.overhead_tables import report, summary
 
@@ -51,7 +51,7 @@ _COMPILES = flags.DEFINE_integer('compiles', 1, 'How often each program is compi
 
 
 class Member(NamedTuple):
-  """One optimiser, ready to be timed. first: the number of its first step."""
+  """An optimiser that is ready to be timed. first: the number of its first timed step."""
 
   name: str
   run: Run
@@ -64,20 +64,20 @@ def prepare(config: Any, name: str) -> Member:
   if own.optimizer in SECOND_ORDER:
     section = own[own.optimizer]
     period = math.lcm(section.statistics_every, section.inverses_every)
-    first = 32 * max(section.statistics_every, section.inverses_every)  # kron.growing is at its longest
+    first = 32 * max(section.statistics_every, section.inverses_every)  # kron.growing no longer grows
     return Member(name, build(own), -(-first // period) * period, period)
   return Member(name, build(own), 0, 1)
 
 
 def interleaved(members: list[Member], blocks: int) -> dict[str, list[float]]:
-  """Seconds of each step of each member, one step of each in turn."""
+  """Measures the seconds of each step of each member, with one step of each in turn."""
   length = max(m.period for m in members) * blocks
   states, batches, times = {}, {}, {m.name: [] for m in members}
   for m in members:
     states[m.name], batches[m.name] = m.run.init(0), next(m.run.train_batches(0, 0))
     for number in (0, *_kinds(m)):  # compiles
       states[m.name], metrics = m.run.step(states[m.name], batches[m.name], number)
-  for i in range(-1, length):  # once in turn before it counts
+  for i in range(-1, length):  # the first turn does not count
     for m in members:
       jax.block_until_ready(states[m.name])
       start = time.perf_counter()
@@ -90,12 +90,12 @@ def interleaved(members: list[Member], blocks: int) -> dict[str, list[float]]:
 
 
 def _kinds(m: Member) -> list[int]:
-  """Numbers of steps that together run every program, in the order of an interval."""
+  """Returns the numbers of steps that together run every program, in the order of an interval."""
   return list(range(m.first, m.first + m.period)) if m.period > 1 else [m.first]
 
 
 def parts(m: Member, blocks: int) -> dict[str, float]:
-  """Mean seconds a step of each part of a run with an upkeep: each program is waited for."""
+  """Measures the seconds per step of each part of a run with an upkeep, waiting for each program."""
   run, batch = m.run, next(m.run.train_batches(0, 0))
   state = run.init(0)
   gradients: dict[bool, list[float]] = {False: [], True: []}
@@ -111,7 +111,7 @@ def parts(m: Member, blocks: int) -> dict[str, float]:
     if number == m.first:  # all is compiled
       gradients, others = {False: [], True: []}, {'inverses': [], 'update': []}
     due = run.upkeep.statistics_due(number)
-    if m.period == 1:  # no step is without statistics: for comparison
+    if m.period == 1:  # every step has statistics: time one without, for comparison
       state, _, _ = timed(gradients[False], run.programs['gradient'], state, batch, False)
     state, grads, _ = timed(gradients[due], run.programs['gradient'], state, batch, due)
     opt_state = timed(others['inverses'], run.upkeep.refresh, state.opt_state, number)

@@ -1,20 +1,21 @@
-"""The tables of `overhead.py`, from what it measured."""
+"""The tables of `overhead.py`, made from its measurements."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
-from experiments.machine import Machine
-from experiments.tables import columns
+from kronmesh.train.reporting.tables import columns
+from kronmesh.train.runtime.machine import Machine
 
 BOUNDS = ('least', 'flops', 'bytes')
 
 
 def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, float]]:
-  """Of each member; ratios to SGD's and AdamW's steps of the same interval (so many steps): medians over the intervals.
+  """Returns each member's step times, and their ratios to SGD's and AdamW's.
 
-  Those have steps of one kind, whose median stands for them: an accident among them would flatter the others.
+  The ratios are medians over intervals of `length` steps, each against SGD or AdamW in the same interval. Their steps
+  are all of one kind, so their median stands for them: an outlier among them would flatter the other members.
   """
   names = list(times)
   result = {}
@@ -24,7 +25,7 @@ def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, f
       statistics.fmean(own[b]) / statistics.median(times[other][b]) for b in blocks
     )
     median = statistics.median(own)
-    # The worst kind of step, not the worst accident: the median over intervals of each step's own time.
+    # For each position in an interval, the median over intervals: the worst kind of step, not the worst outlier.
     turns = [statistics.median(own[i::length]) for i in range(length)]
     result[name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
     result[name] |= {f'mean over {other}': over(other) for other in names[:2]}
@@ -32,7 +33,7 @@ def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, f
 
 
 def report(result: dict[str, Any]) -> str:
-  """The tables of what was written to OUT.json."""
+  """Formats the tables for the contents of OUT.json."""
   here = Machine(**result['device'])
   tables = programs_table(result['programs'])
   return '\n\n'.join([*steps_tables(result, here), *tables] if 'steps' in result else tables)

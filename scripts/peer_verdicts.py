@@ -1,11 +1,11 @@
-"""What kronmesh and kfac-jax make of every parameter of a program, each held against the unrolled reference.
+"""Verdicts on kronmesh's and kfac-jax's statistics for every parameter of a program.
 
-Both are given the same losses, likelihoods and targets, and both are held against the reference that unrolls the program
-(tests/kron/unrolled.py). Verdicts, for each parameter:
+Both get the same losses, likelihoods and targets, and both are compared with the reference that unrolls the program
+(tests/kron/unrolled.py). The verdicts for each parameter are:
 
-- exact: the statistics are the reference's to 1e-4.
-- silent: it is a kernel, and the statistics are those of its single entries, without an error or a warning.
-- wrong: the statistics are others, without an error or a warning.
+- exact: the statistics equal the reference's to 1e-4.
+- silent: it is a kernel but gets the statistics of single entries, without an error or a warning.
+- wrong: the statistics are different, without an error or a warning.
 - error: an error is raised.
 """
 
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import hadamard
 
-from experiments import kfac_jax_peer
 from kronmesh import kron
 from kronmesh.kron import observe
+from kronmesh.train import kfac_jax_peer
 from tests.draws import integers, normal
 from tests.kron import unrolled
 from tests.kron.gallery import GALLERY, Case
@@ -35,7 +35,7 @@ BEGIN, END = '<!-- peers -->', '<!-- end peers -->'
 VERDICTS = ('exact', 'silent', 'wrong', 'error')
 TOLERANCE = 1e-4
 
-Verdicts = dict[str, tuple[str, str]]  # of each parameter, and why
+Verdicts = dict[str, tuple[str, str]]  # by parameter: the verdict, and why
 
 
 # --- the same losses for both --------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def log_loss(outputs: jax.Array, targets: jax.Array, likelihood: observe.Likelih
 
 
 def with_targets(case: Case) -> Case:
-  """Returns the case with one more argument: fixed targets of every mark in its loss, in order."""
+  """Returns the case with one more argument: fixed targets for every mark in its loss, in order."""
   shapes = []
   visit = lambda outputs, likelihood: shapes.append((outputs, likelihood))  # noqa: E731
   jax.eval_shape(kfac_jax_peer.at_marks(case.loss, visit), case.params, *case.args)
@@ -71,10 +71,10 @@ def with_targets(case: Case) -> Case:
 
 
 def of_marks(case: Case, register: bool = False) -> Callable:
-  """Returns (params, *args, signs=None) -> the mean log loss of what the case's loss marks; the last of args are targets.
+  """Returns a function (params, *args, signs=None) -> the mean log loss of the outputs that the case's loss marks.
 
-  signs: what multiplies each example's share of the gradient.
-  register: whether kfac-jax is told of the likelihoods.
+  The last of args are the targets. signs: factors on each example's share of the gradient.
+  register: whether to register the likelihoods with kfac-jax.
   """
 
   def loss(params, *args, signs=None):
@@ -100,7 +100,7 @@ def of_marks(case: Case, register: bool = False) -> Callable:
 
 
 class Ours:
-  """What kron makes of a case, and the reference's statistics in its layouts."""
+  """The curvature that kron builds for a case, and the reference's statistics in its layouts."""
 
   def __init__(self, case: Case):
     self.case, self.loss = with_targets(case), of_marks(case)
@@ -108,14 +108,14 @@ class Ours:
     self.leaves = jax.tree.leaves(case.params)
     self.refusal, self.curvature = None, None
     try:
-      kron.curvature(case.loss, case.params, *case.args, fisher='empirical')  # whose errors name the case's own lines
+      kron.curvature(case.loss, case.params, *case.args, fisher='empirical')  # its errors name the case's lines
       self.curvature = kron.curvature(self.loss, case.params, *self.case.args, fisher='empirical')
     except kron.CurvatureError as error:
       self.refusal = str(error).split(';')[0]
 
   @functools.cached_property
   def frozen(self) -> set[str]:
-    """Parameters without a gradient, of which there is no curvature."""
+    """Returns the parameters without a gradient, which have no curvature."""
     grads = jax.tree.leaves(jax.jit(jax.grad(self.loss))(self.case.params, *self.case.args))
     return {name for name, g in zip(self.names, grads, strict=True) if not np.any(np.asarray(g))}
 
@@ -126,7 +126,10 @@ class Ours:
     return reference, *reference.gradients()
 
   def kernel_of(self, name: str) -> Any:
-    """Returns the block of which the parameter is the kernel, or a part of it; True where ours refuses, else None."""
+    """Returns the block whose kernel holds the parameter, or None.
+
+    If kronmesh refuses the program, it returns True for parameters of several axes.
+    """
     if self.curvature is None:
       return self.leaves[self.names.index(name)].ndim > 1 or None
     for block in self.curvature.blocks:
@@ -144,7 +147,7 @@ class Ours:
     for block in self.curvature.blocks:
       worst = max(error for (name, _), error in errors.items() if name == block.name)
       found |= {name: ('exact' if worst < TOLERANCE else 'wrong', f'{worst:.0e}') for name in block.params}
-    # What has no block would have its plain gradient; that it is said makes it no silence.
+    # A parameter without a block keeps its plain gradient.
     return {name: found.get(name, ('silent', 'no block')) for name in self.names}
 
 
@@ -152,7 +155,7 @@ class Ours:
 
 
 class Theirs:
-  """What kfac-jax registers of a case by itself, and its statistics after one update."""
+  """The blocks that kfac-jax registers for a case by itself, and its statistics after one update."""
 
   def __init__(self, ours: Ours):
     import kfac_jax
@@ -165,7 +168,7 @@ class Theirs:
     self.blocks = list(zip(self.estimator.blocks, self.estimator.jaxpr.layer_indices, strict=True))
 
   def estimate(self, signs: Any = None) -> tuple[Any, Callable]:
-    """Returns an estimator, and signs -> its statistics after one update; these signs are an example's."""
+    """Returns an estimator, and a function signs -> its statistics after one update. signs: an example of signs."""
     estimator = self.package.BlockDiagonalCurvature(
       func=lambda params, batch: self.loss(params, *batch[0], signs=batch[1]),
       default_estimation_mode='fisher_empirical',
@@ -186,14 +189,17 @@ class Theirs:
 
   @functools.cached_property
   def averaged(self) -> list[Any]:
-    """Statistics, averaged over signs of the examples: a squared sum of gradients becomes the sum of their squares."""
+    """Returns the statistics, averaged over signs of the examples.
+
+    The average turns a squared sum of gradients into the sum of their squares.
+    """
     _, update = self.estimate(jnp.asarray(self.signs[0]))
     found = [update(jnp.asarray(signs)) for signs in self.signs]
     return jax.tree.map(lambda *x: sum(x) / len(x), *found)
 
   @functools.cached_property
   def diagonal(self) -> list[np.ndarray]:
-    """The sums of the examples' squared gradients, of the mean loss."""
+    """Returns the sums of the examples' squared gradients of the mean loss."""
     grad = jax.jit(jax.grad(lambda params, signs: self.ours.loss(params, *self.case.args, signs=signs)))
     squares = [
       [np.asarray(g, np.float64) ** 2 for g in jax.tree.leaves(grad(self.case.params, jnp.asarray(s)))]
@@ -222,10 +228,10 @@ class Theirs:
     return found
 
   def unit_error(self, name: str, diagonal: np.ndarray) -> float:
-    """The relative error of a free parameter's diagonal by the reference's blocks, if ours has one for it.
+    """Returns the relative error of a free parameter's diagonal against the reference, or inf without a block for it.
 
-    These are of the examples' copies of the parameter, where `diagonal` is of the examples' losses. The two differ under a
-    batch norm, which mixes examples; either counts as exact.
+    The reference's blocks come from the examples' copies of the parameter, and `self.diagonal` comes from their losses.
+    The two differ under a batch norm, which mixes examples. Either counts as exact.
     """
     blocks = self.ours.curvature.blocks if self.ours.curvature else ()
     for block in blocks:
@@ -238,7 +244,7 @@ class Theirs:
     return np.inf
 
   def kronecker(self, number: int) -> tuple[float, str]:
-    """The largest relative error of a block's two factors, and of its scale, and which that is."""
+    """Returns the largest relative error of a block's two factors and its scale, and says which are off."""
     block, indices = self.blocks[number]
     state = self.states[number]
     kind = type(block).__name__
@@ -267,7 +273,7 @@ class Theirs:
     factors[0] = factors[0][np.ix_(rows, rows)]
     scale = float(block.scale(state, use_cache=False))
     worst = []
-    for active in (False, True):  # what is padded or unused may be left out
+    for active in (False, True):  # padded or unused entries may be left out
       sums, uses = unrolled.kronecker(*self.reference_of(own), active=active)
       a, g = sums['A'][slot], sums['G'][slot]
       expected = [m[np.ix_(at, at)] for m, at in zip((a, g) if across else (g, a), (first, second), strict=True)]
@@ -290,14 +296,14 @@ class Theirs:
 def theirs(ours: Ours) -> Verdicts:
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of JAX's
+      warnings.simplefilter('ignore')  # from JAX
       return Theirs(ours).verdicts()
   except Exception as error:
     return dict.fromkeys(ours.names, ('error', reason(error)))
 
 
 def reason(error: Exception) -> str:
-  """An error in one line, and where kfac-jax raised it or called what did; of an assertion, what it asserts."""
+  """Formats an error in one line, with the last kfac-jax line in its traceback and what an assertion asserts."""
   frames = [frame for frame in traceback.extract_tb(error.__traceback__) if 'kfac_jax' in Path(frame.filename).parts]
   at = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
   words = next((line for line in str(error).splitlines() if line.strip()), at.line or '')
@@ -309,14 +315,14 @@ def reason(error: Exception) -> str:
 
 
 def look_at(case: Case) -> tuple[Verdicts, Verdicts, int]:
-  """Returns the verdicts on ours and on theirs, and how many parameters are frozen, which neither holds."""
+  """Returns the verdicts on kronmesh and kfac-jax, and the number of frozen parameters, which neither includes."""
   ours = Ours(case)
   both = [ours.verdicts(), theirs(ours)]
   return *({k: v for k, v in found.items() if k not in ours.frozen} for found in both), len(ours.frozen)
 
 
 def row(name: str, own: Verdicts, other: Verdicts, frozen: int) -> str:
-  """One architecture's line: how many parameters have each verdict, of ours and of theirs, and what theirs did."""
+  """Formats an architecture's line: the counts of each verdict for kronmesh and kfac-jax, and the reasons."""
   counts = [str(sum(verdict == v for verdict, _ in found.values())) for found in (own, other) for v in VERDICTS]
   refused = [f'kronmesh: {why}' for verdict, why in own.values() if verdict in ('wrong', 'error')]
   words = [why for verdict, why in other.values() if verdict in ('wrong', 'error')]
@@ -326,7 +332,7 @@ def row(name: str, own: Verdicts, other: Verdicts, frozen: int) -> str:
 
 
 def table(rows: dict[str, str]) -> list[str]:
-  """The table's lines, with the sums over all architectures at the end."""
+  """Returns the table's lines, with the sums over all architectures at the end."""
   head = ('architecture', *(f'{who} {v}' for who in ('kronmesh', 'kfac-jax') for v in VERDICTS), 'why')
   counts = [[int(cell) for cell in line.split(' | ')[1:9]] for line in rows.values()]
   sums = ' | '.join(str(sum(column)) for column in zip(*counts, strict=True))
@@ -334,7 +340,7 @@ def table(rows: dict[str, str]) -> list[str]:
 
 
 def rows_of(page: str) -> dict[str, str]:
-  """The rows that a page has, by the name of their architecture."""
+  """Returns the rows that a page already has, by architecture."""
   lines = page.split(BEGIN)[1].split(END)[0].splitlines()
   return {
     name: line for name in GALLERY for line in lines if re.match(rf'\| {re.escape(name)}( \(\d+ frozen\))? \|', line)

@@ -1,11 +1,12 @@
-"""What a config will take on a machine that nobody has here: memory, flops and traffic of every device, from compilation.
+"""Forecasts the memory, flops and traffic of each device for a config on any machine, from compilation alone.
 
   python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
   python scripts/plan.py --config=experiments/configs/noise.py:vit_b --devices=64 --memory=80
 
-The config's own mesh without --mesh. With --devices the best mesh of so many is searched: the one that communicates least
-of those whose devices' memory suffices. Nothing runs and no data are read; up to 512 devices are emulated. Memory is what
-XLA allocates for CPU devices: bfloat16 counts as float32 there, so that a GPU needs less. --json prints the numbers.
+Without --mesh it uses the config's mesh. With --devices it searches for the best mesh with that number of devices: the
+one that communicates least, among those that fit into the devices' memory. Nothing runs and no data are read. Up to 512
+devices are emulated. Memory is what XLA allocates for CPU devices, where bfloat16 counts as float32, so a GPU needs
+less. --json prints the numbers.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments import xla  # isort: skip  (sets XLA's flags before JAX loads)
+from kronmesh.train.runtime import xla  # isort: skip  (sets XLA's flags before JAX loads)
 
 xla.for_plans()
 
-from experiments.launch import launch  # isort: skip
+from kronmesh.train.runtime.launch import launch  # isort: skip
 
 import jax
 from absl import flags
 
-from experiments import forecast, jsonfile
-from experiments.errors import ConfigError
-from experiments.tables import columns
+from kronmesh.train import jsonfile
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.planning import forecast
+from kronmesh.train.reporting.tables import columns
 
 _MESH = flags.DEFINE_string('mesh', '', "The mesh, 'data=4,space=64'; the config's own if empty.")
 _DEVICES = flags.DEFINE_integer(
@@ -41,10 +43,10 @@ MOST = 512
 
 
 def devices_of(mesh: str) -> int:
-  """How many devices a mesh is made of.
+  """Returns the number of devices of a mesh.
 
   Raises:
-    ConfigError: it leaves a size open, or has more devices than can be emulated.
+    ConfigError: the mesh leaves a size open, or has more devices than can be emulated.
   """
   sizes = [part.partition('=')[2].strip() for part in mesh.split(',') if part.strip()]
   if not sizes or not all(s.isascii() and s.isdigit() and int(s) for s in sizes):
@@ -69,7 +71,7 @@ def main(config: Any, workdir: str) -> None:
     options = forecast.candidates(config, count, images)
     if not options:
       raise ConfigError(f'config.data.batch_size={config.data.batch_size} divides over no mesh of {count} devices')
-    found = forecast.forecast(config, options[-1])  # the one that takes least
+    found = forecast.forecast(config, options[-1])  # the mesh that takes the least memory
     best = forecast.suggestion(config, count, limit, images, found)
     suggested, found = best or (None, found)
   else:

@@ -1,6 +1,6 @@
-"""Trains pykeen's models and prints their filtered scores: run by scripts/links.py, by a Python that has pykeen.
+"""Trains pykeen's models and prints their filtered scores. scripts/links.py runs it with a Python that has pykeen.
 
-Each line of the input is a training, each line of the output its scores, as JSON.
+Each line of the input describes a training, and each line of the output holds its scores, both as JSON.
 """
 
 import json
@@ -9,7 +9,10 @@ import time
 
 
 def main(wanted: dict) -> dict:
-  """wanted: folder (with train.txt and so on), decoder, width (in real numbers), epochs, batch, rates, seeds, split."""
+  """Trains one model and returns its scores.
+
+  wanted: folder (with train.txt and so on), decoder, width (in real numbers), epochs, batch, rate, seed, split.
+  """
   from pykeen.pipeline import pipeline
   from pykeen.triples import TriplesFactory
 
@@ -45,5 +48,5 @@ def main(wanted: dict) -> dict:
 
 
 if __name__ == '__main__':
-  for line in sys.stdin:  # one training a line: Python starts once
+  for line in sys.stdin:  # one training per line, so that Python starts only once
     print(json.dumps(main(json.loads(line))), flush=True)

@@ -1,8 +1,8 @@
-"""Compares kron with a reference on random programs, and prints how many are exact, refused and wrong.
+"""Compares kron with a reference on random programs, and prints how many are exact, refused or wrong.
 
 python scripts/random_programs.py --seed=0 --programs=300
 
-Each program is made from one seed (tests/kron/random_programs.py). A block is exact where it equals the reference
+Each program is made from one seed (tests/kron/random_programs.py). A block is exact if it equals the reference
 (tests/kron/random_reference.py) to 1e-5 of its largest entry, in float64. `--only=SEED` shows one program.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 from absl import app, flags
@@ -28,7 +28,7 @@ _AVOID = flags.DEFINE_list('avoid', [], 'Kinds that are not drawn.')
 
 
 def report(outcomes) -> list[str]:
-  """The tables: one row for each kind of program, the refusals, and what is wrong with its seed."""
+  """Formats the tables: a row for each kind of program, the refusals, and the wrong programs with their seeds."""
   counts = collections.defaultdict(collections.Counter)
   for o in outcomes:
     for kind in ('all programs', f'fisher: {o.fisher}', *o.kinds):

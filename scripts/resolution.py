@@ -1,10 +1,10 @@
-"""One video model from 112 pixels to 8K: what it takes on how many devices, planned, and measured where it fits.
+"""Plans one video model from 112 pixels to 8K on several numbers of devices, and measures the steps that fit.
 
   python scripts/resolution.py --out=docs/resolution
   python scripts/resolution.py --model=small --shards=1,2,4 --out=runs/resolution
 
-Every size is compiled for every number of strips (`scripts/plan.py`, in a process of its own). Where that fits the devices
-that are here, steps are run and timed; where it does not, the table says what is short. --model=small is the narrow model
+Every size is compiled for every number of strips (`scripts/plan.py`, in a separate process). If a step fits on the
+devices of this machine, it is run and timed. If not, the table says what is lacking. --model=small is the narrow model
 of experiments/configs/resolution.py.
 """
 
@@ -20,24 +20,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
 import matplotlib
 from absl import flags
 
-from experiments import jsonfile
-from experiments.build import build
 from experiments.configs import resolution
-from experiments.errors import ConfigError
-from experiments.machine import machine
-from experiments.tables import columns
+from kronmesh.train import jsonfile
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.reporting.tables import columns
+from kronmesh.train.runtime.machine import machine
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
-EMULATED = 8  # devices of a CPU, on which steps are run
+EMULATED = 8  # the most CPU devices on which steps are run
 _MODEL = flags.DEFINE_enum('model', 'full', ['full', 'small'], 'Which of the two models.')
 _SIZES = flags.DEFINE_list('sizes', list(resolution.SIZES), 'Of the frames.')
 _SHARDS = flags.DEFINE_list('shards', ['1', '4', '16', '64'], 'Numbers of strips that are planned.')
@@ -54,7 +54,7 @@ Found = dict[str, dict[int, dict[str, Any]]]  # by size and number of strips
 
 
 def planned(preset: str, shards: int) -> dict[str, Any]:
-  """The forecast of `scripts/plan.py`, or why there is none."""
+  """Returns the forecast of `scripts/plan.py`, or the reason why there is none."""
   command = [sys.executable, str(ROOT / 'scripts/plan.py'), f'--config=experiments/configs/resolution.py:{preset}']
   done = subprocess.run([*command, f'--mesh=space={shards}', '--json'], capture_output=True, text=True, cwd=ROOT)
   if done.returncode:
@@ -63,7 +63,7 @@ def planned(preset: str, shards: int) -> dict[str, Any]:
 
 
 def room() -> tuple[int, str]:
-  """Bytes that a run here may take, all devices together, and of what."""
+  """Returns the bytes that a run may take on this machine, and a name for that memory."""
   stats = jax.devices()[0].memory_stats() or {}
   if 'bytes_limit' in stats:
     return stats['bytes_limit'], jax.devices()[0].device_kind
@@ -72,7 +72,7 @@ def room() -> tuple[int, str]:
 
 
 def timed(preset: str, shards: int) -> dict[str, Any]:
-  """Seconds of a step, in a process of its own."""
+  """Measures the seconds of a step in a separate process."""
   command = [sys.executable, __file__, f'--step={preset},{shards}']
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
   if done.returncode:
@@ -81,7 +81,7 @@ def timed(preset: str, shards: int) -> dict[str, Any]:
 
 
 def steps(preset: str, shards: int) -> dict[str, Any]:
-  """The median of three steps after two that compile: K-FAC's own, statistics and inverses as they fall due."""
+  """Measures the median of three K-FAC steps after two that compile, with statistics and inverses when due."""
   jax.config.update('jax_num_cpu_devices', shards)
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   config = resolution.get_config(preset)
@@ -97,7 +97,7 @@ def steps(preset: str, shards: int) -> dict[str, Any]:
 
 
 def measure(size: str, shards: int, own: dict[str, Any], rate: float | None) -> dict[str, Any]:
-  """A step on so many strips, if there are the devices (a CPU has as many as one likes), it fits, and ends in time."""
+  """Times a step on `shards` strips if there are enough devices (emulated on a CPU), it fits and it ends in time."""
   emulated = jax.default_backend() == 'cpu'
   if 'why' in own:
     return own
@@ -123,7 +123,7 @@ def temporaries(own: dict[str, Any]) -> int:
 
 
 def moved(own: dict[str, Any]) -> int:
-  """Bytes of halos that a device passes on in a step."""
+  """Returns the bytes of halos that a device passes on in a step."""
   return sum(size for what, (_, size) in own['programs']['gradient']['collectives'].items() if 'permute' in what)
 
 
@@ -153,7 +153,7 @@ def frames_of(size: str) -> int:
 
 
 def plot(plans: Found, runs: Found, path: Path) -> None:
-  """Memory of each device, its work, and the time of a frame, where it was measured, against the number of strips."""
+  """Plots memory and work per device, and the measured time of a frame, against the number of strips."""
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
   for size, found in plans.items():
     there = {n: own for n, own in found.items() if 'why' not in own}
@@ -218,7 +218,7 @@ def main(config: Any, workdir: str) -> None:
 
 
 def _slim(own: dict[str, Any]) -> dict[str, Any]:
-  """Without the programs of the upkeep, of which there is one for each size of matrix."""
+  """Returns a plan without the upkeep's programs, of which there is one for each matrix size."""
   if 'why' in own:
     return own
   programs = {name: p for name, p in own['programs'].items() if not name.startswith('upkeep')}

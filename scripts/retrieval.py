@@ -1,10 +1,11 @@
-"""How well shots are found by example: films whose shots are known, searched by a network of clips and by colours.
+"""Measures search for shots by example, with a network of clips and with colours, in films whose shots are known.
 
 python scripts/retrieval.py --run=runs/moving --workdir=runs/retrieval
 
-The films are of garments in motion (those of the test of Fashion-MNIST, each shot in a colour of its own) and written
-as files; a topic is a motion, given by three shots of other films. All is as scripts/find.py does it, files decoded and cut
-into shots by what can be seen. Leaves run files and judgements, whole and sampled in strata, in TREC's formats.
+The films show garments of Fashion-MNIST's test set in motion, each shot in a random colour, and are written as
+files. A topic is a motion, given by three shots of other films. As in scripts/find.py, files are decoded and cut into
+shots where the picture changes. The script leaves run files and judgements, complete and sampled in strata, in TREC's
+formats.
 """
 
 from __future__ import annotations
@@ -14,29 +15,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import flags
 
-from experiments import jsonfile, retrieval, trec
-from experiments.errors import ConfigError
-from experiments.tables import columns
-from kronmesh import data
+from kronmesh import data, files
 from kronmesh.data.builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, idx_entries, read_idx
 from kronmesh.data.moving import MOTIONS, moving
+from kronmesh.tasks.video import retrieval, trec
+from kronmesh.train import jsonfile
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.reporting.tables import columns
 
 RUN = flags.DEFINE_string('run', None, 'Work folder of a finished run on moving_fashion_mnist.', required=True)
 SOURCE = flags.DEFINE_string('source', FASHION_MNIST_DEBIAN, "The folder with Fashion-MNIST's IDX files.")
 FILMS = flags.DEFINE_integer('films', 30, 'How many films are searched.', lower_bound=1)
-WORKDIR = experiments.launch.define_folder('workdir', 'runs/retrieval', 'Folder for films, run files and judgements.')
+WORKDIR = launch.define_folder('workdir', 'runs/retrieval', 'Folder for films, run files and judgements.')
 SHOTS, RATE, ENLARGED = 12, 10.0, 4
-EXAMPLES = 3  # shots of a topic
-DEEP, SHARE = 20, 0.25  # judged wholly to this rank of either run; of the rest this share
+EXAMPLES = 3  # shots that give a topic
+DEEP, SHARE = 20, 0.25  # all are judged to this rank of either run, and this share of the rest
 
 
 def write_films(folder: Path, count: int, seed: int) -> dict[str, list[tuple[int, int]]]:
-  """Film -> (first frame, motion) of each of its shots; files that are there already are the same."""
+  """Writes films, and returns film -> (first frame, motion) for each of its shots.
+
+  Existing files are kept, because a seed always gives the same films.
+  """
   garments, truth = read_idx(Path(SOURCE.value) / FashionMnistIdx.images_of('test')), {}
   folder.mkdir(parents=True, exist_ok=True)
   for number in range(count):
@@ -54,7 +59,7 @@ def write_films(folder: Path, count: int, seed: int) -> dict[str, list[tuple[int
 
 
 def matched(entry: retrieval.Entry, rows: list[tuple[int, int]]) -> int:
-  """Which of the film's true shots the found one shares most frames with."""
+  """Returns the number of the film's true shot that shares the most frames with a detected one."""
   begins, ends = entry.begins * RATE, entry.ends * RATE
   firsts = [first for first, _ in rows]
   shared = [min(ends, b) - max(begins, a) for a, b in zip(firsts, [*firsts[1:], np.inf], strict=True)]
@@ -62,7 +67,7 @@ def matched(entry: retrieval.Entry, rows: list[tuple[int, int]]) -> int:
 
 
 def topics(embedding: retrieval.Embedding, folder: Path, truth: dict) -> np.ndarray:
-  """The mean of three shots' vectors for each motion: (motions, d)."""
+  """Returns the mean of three shots' vectors for each motion, as unit vectors: (motions, d)."""
   entries, _ = retrieval.library(folder, embedding, folder.parent / 'library', 2.0, say=lambda _: None)
   found = [[] for _ in MOTIONS]
   for entry in entries:
@@ -73,7 +78,7 @@ def topics(embedding: retrieval.Embedding, folder: Path, truth: dict) -> np.ndar
 
 
 def search(embedding: retrieval.Embedding, workdir: Path, truth: dict, examples: dict) -> tuple[dict, tuple]:
-  """Topic -> shot -> cosine, and (recall, precision) of the cuts."""
+  """Searches the films for every topic, and returns topic -> shot -> cosine and (recall, precision) of the cuts."""
   entries, _ = retrieval.library(workdir / 'films', embedding, workdir / 'library', 2.0, say=lambda _: None)
   hits = [0, 0, 0]
   for film, rows in truth.items():
@@ -94,7 +99,7 @@ def search(embedding: retrieval.Embedding, workdir: Path, truth: dict, examples:
 
 
 def judgements(truth: dict, runs: list[trec.Run]) -> tuple[trec.Judgements, trec.Judgements]:
-  """All shots judged; and a sample in two strata: what a run has at its head, and the rest."""
+  """Returns the judgements of all shots, and of a sample in two strata: the top ranks of the runs, and the rest."""
   rng = np.random.default_rng(0)
   whole: trec.Judgements = {}
   sampled: trec.Judgements = {}
@@ -111,7 +116,9 @@ def judgements(truth: dict, runs: list[trec.Run]) -> tuple[trec.Judgements, trec
 
 
 def write_judgements(path: Path, judged: trec.Judgements) -> None:
-  path.write_text(''.join(f'{t} 0 {d} {j.stratum} {j.relevance}\n' for t, of in judged.items() for d, j in of.items()))
+  files.write(
+    path, ''.join(f'{t} 0 {d} {j.stratum} {j.relevance}\n' for t, of in judged.items() for d, j in of.items())
+  )
 
 
 def measure() -> None:
@@ -144,12 +151,11 @@ def measure() -> None:
   text = columns(('ranked by', 'mAP', f'mean xinfAP of {share:.0%} judged'), rows)
   (recall, precision), rate = cuts
   text += f'\n\ncuts: recall {recall:.3f}, precision {precision:.3f} (one frame of {1 / rate:.2f} s off at most)'
-  (workdir / 'retrieval.txt').write_text(text + '\n')
-  (workdir / 'retrieval.json').write_text(
-    jsonfile.dumps({**told, 'cuts': [recall, precision], 'judged': share}, indent=1)
-  )
+  files.write(workdir / 'retrieval.txt', text + '\n')
+  told = {**told, 'cuts': [recall, precision], 'judged': share}
+  files.write(workdir / 'retrieval.json', jsonfile.dumps(told, indent=1))
   print(f'{text}\n{sum(map(len, truth.values()))} shots of {len(truth)} films, {len(MOTIONS)} topics; {workdir}/*.run')
 
 
 if __name__ == '__main__':
-  experiments.launch.command(measure, '--run=...')
+  launch.command(measure, '--run=...')

@@ -1,9 +1,9 @@
-"""How K-FAC's work, memory, traffic and program size grow with devices: tables and a JSON file, from compilation alone.
+"""Shows how K-FAC's work, memory, traffic and program size grow with devices, from compilation alone.
 
 python scripts/scale.py --out=docs/scale
 
-ResNet-50 as in experiments/configs/imagenet_resnet50.py. Programs are compiled on emulated devices, each count in a process
-of its own; nothing runs.
+The script writes tables and a JSON file. The model is ResNet-50 as in experiments/configs/imagenet_resnet50.py.
+Programs are compiled for emulated devices, with a separate process for each count. Nothing runs.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from experiments import jsonfile
-from experiments.build import build
 from experiments.configs import digits
-from experiments.programs import abstract
-from experiments.tables import columns
 from kronmesh import kron, models, parallel
+from kronmesh.train import jsonfile
+from kronmesh.train.build import build
+from kronmesh.train.planning.programs import abstract
+from kronmesh.train.reporting.tables import columns
 from scripts.losses import problem
 
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
@@ -38,12 +38,15 @@ _DEVICES = flags.DEFINE_integer(
 _MESH = flags.DEFINE_string('mesh', 'data=-1', 'With --devices: the mesh.')
 
 COUNTS = (1, 2, 4, 8, 64, 512)
-PLACEMENTS = {'COMM-OPT': False, 'MEM-OPT': True}  # whether inverses are local
+PLACEMENTS = {'COMM-OPT': False, 'MEM-OPT': True}  # name -> whether inverses are local
 MESHES = ('data=8', 'data=4,model=2', 'data=2,fsdp=2,model=2')
 
 
 def deals(blocks: Any) -> list[list[Any]]:
-  """For each placement and number of devices: the busiest device's work and memory, and what travels at a refresh."""
+  """Returns rows for each placement and number of devices.
+
+  A row has the busiest device's work and memory, and the numbers that travel at a refresh.
+  """
   rows = []
   numbers = sum(f.rows * f.n * (f.n + 1) // 2 for b in blocks for f in b.operator.factors.values())
   for name, local_inverses in PLACEMENTS.items():
@@ -62,8 +65,8 @@ def deals(blocks: Any) -> list[list[Any]]:
 
 
 def _travels(stack: kron.Stack) -> int:
-  """Numbers on their way to the owners of a stack."""
-  if stack.row_sharded:  # half of each row, and the other half from its neighbours
+  """Counts the numbers that travel to the owners of a stack."""
+  if stack.row_sharded:  # half of each row, and the rest from its neighbours
     rows = stack.owners * stack.rows
     return stack.count * rows * (stack.n // 2 + 1 + stack.rows)
   slots = stack.count if stack.sparse else stack.owners * stack.slots
@@ -71,7 +74,7 @@ def _travels(stack: kron.Stack) -> int:
 
 
 def compiled(devices: int, mesh: str) -> dict[str, Any]:
-  """Program sizes and times of the digits autoencoder's K-FAC step on emulated devices, and its traffic."""
+  """Compiles the digits autoencoder's K-FAC step on emulated devices: program sizes, times and traffic."""
   jax.config.update('jax_num_cpu_devices', devices)
   jax.config.update('jax_enable_compilation_cache', False)
   config = digits.get_config()
@@ -104,7 +107,7 @@ def of_program(fn: Any, args: tuple, mesh: Any) -> dict[str, Any]:
 
 
 def total(programs: list[dict[str, Any]]) -> dict[str, Any]:
-  """Of a step that runs them one after another."""
+  """Sums the numbers of programs that one step runs one after another."""
   result = {k: sum(p[k] for p in programs) for k in programs[0] if k != 'collectives'}
   collectives: dict[str, list[int]] = {}
   for found in (p['collectives'] for p in programs):

@@ -1,8 +1,8 @@
-"""Scores a run file against judgements, both in TREC's formats: mean average precision and its inferred form.
+"""Scores a TREC run file against TREC judgements, by mean average precision and its inferred form.
 
 python scripts/score_run.py --run_file=run.txt --judgements=qrels.txt
 
-Judgements with a fourth field of five are strata, as NIST's sample_eval.pl reads them; see experiments/trec.py.
+If judgements have five fields, the fourth is the stratum, as in NIST's sample_eval.pl; see src/tasks/video/trec.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 from absl import flags
 
-from experiments import trec
-from experiments.errors import ConfigError
-from experiments.tables import columns
+from kronmesh.tasks.video import trec
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.reporting.tables import columns
 
 RUN_FILE = flags.DEFINE_string('run_file', None, 'topic Q0 document rank score tag, on every line.', required=True)
 JUDGEMENTS = flags.DEFINE_string('judgements', None, 'topic 0 document [stratum] relevance.', required=True)
@@ -56,4 +56,4 @@ def score() -> None:
 
 
 if __name__ == '__main__':
-  experiments.launch.command(score, '--run_file=...')
+  launch.command(score, '--run_file=...')

@@ -1,9 +1,9 @@
-"""Tries the settings that a config's `sweep()` yields, as many for each optimiser, and prints the best of each.
+"""Tries the settings that a config's `sweep()` yields, equally many per optimiser, and prints the best of each.
 
 python scripts/search.py --config=experiments/configs/digits.py --workdir=runs/search
 
-Best is the setting with the fewest steps to the target, among equals the one with the best final value. The seed is one
-that scripts/compare.py does not use. A second call goes on where the first stopped.
+The best setting has the fewest steps to the target, and among equals the best final value. The seed is one that
+scripts/compare.py does not use. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
-from experiments import jsonfile
-from experiments.build import build, check_target
-from experiments.configfile import config_functions, config_path
-from experiments.errors import ConfigError, Diverged, Preempted, Stopped
-from experiments.registry import make_task
-from experiments.task import first_at
-from experiments.train import train
-from kronmesh import files
+from kronmesh import files, parallel
+from kronmesh.train import jsonfile
+from kronmesh.train.build import build, check_target
+from kronmesh.train.errors import ConfigError, Diverged, Preempted, Stopped
+from kronmesh.train.inputs import known_by
+from kronmesh.train.loop import train
+from kronmesh.train.registry import make_task
+from kronmesh.train.runtime.workdir import storage_errors
+from kronmesh.train.settings.configfile import config_functions, config_path
+from kronmesh.train.task import first_at
 
 SEED = 1000  # of all trials; scripts/compare.py uses others
 
@@ -37,7 +39,7 @@ Trial = dict[str, Any]
 
 
 def check_trials(trials: Sequence[Trial]) -> None:
-  """Raises ConfigError unless every trial names its optimiser and all optimisers have equally many."""
+  """Raises ConfigError unless every trial names its optimiser and all optimisers have equally many trials."""
   if any('optimizer' not in trial for trial in trials):
     raise ConfigError("sweep() must name the 'optimizer' in everything it yields")
   counts = collections.Counter(trial['optimizer'] for trial in trials)
@@ -46,10 +48,10 @@ def check_trials(trials: Sequence[Trial]) -> None:
 
 
 def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
-  """Trains once. `final` is None if the run diverged; `curve` holds its evaluations, (step, value).
+  """Trains once. `final` is None if the run diverged, and `curve` holds its evaluations, (step, value).
 
   Raises:
-    RunError: the run ended for another reason, which says nothing of the setting.
+    RunError: the run ended for another reason, which says nothing about the setting.
   """
   own = copy.deepcopy(config)
   own.update_from_flattened_dict(trial)
@@ -67,7 +69,7 @@ def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
 
 
 def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
-  """A logged trial with `steps`, to the config's target now; None if it was not reached."""
+  """Adds `steps`, the steps to the config's current target, to a logged trial; None if it was not reached."""
   task = make_task(config)
   rows = [{'step': step, f'eval_{task.target}': value} for step, value in row['curve']]
   found = first_at(config.target, task, rows)
@@ -75,28 +77,33 @@ def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def logged_trials(log: Path, mark: str) -> dict[str, dict[str, Any]]:
-  """Returns the rows of a log by their trial, as JSON; those of another config are left out, and so is what is no row.
+  """Returns the rows of a log by their trial, as JSON, without those of other configs and without invalid lines.
 
   mark: the config's `fingerprint`.
   """
   rows, bad = jsonfile.read_lines(log)
-  whole = [row for row in rows if {'trial', 'config', 'curve', 'final'} <= row.keys()]
+  whole = [row for row in rows if {'trial', 'config', 'curve', 'final'} <= row.keys() and _is_curve(row['curve'])]
   bad += len(rows) - len(whole)
   if bad:
     print(f'{log}: {bad} lines cannot be read; their trials are run again', file=sys.stderr)
-  # What diverged has no final value, which is written as null and read as NaN.
+  # A diverged trial has no final value. This is written as null and read as NaN.
   final = lambda row: None if row['final'] != row['final'] else row['final']  # noqa: E731
   return {jsonfile.dumps(row['trial']): {**row, 'final': final(row)} for row in whole if row['config'] == mark}
 
 
+def _is_curve(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(point, list) and len(point) == 2 for point in value)
+
+
 def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[dict[str, Any]]:
-  """One line of the log for each trial, in order; those it holds already, of the same config, are not run again."""
+  """Runs the trials that the log does not yet hold for this config, and returns the rows of all trials in order."""
   log.parent.mkdir(parents=True, exist_ok=True)
-  done = logged_trials(log, fingerprint(config))
+  mark = fingerprint(config)
+  done = logged_trials(log, mark)
   for i, trial in enumerate(trials):
     key = jsonfile.dumps(trial)
     if key not in done:
-      done[key] = {'trial': trial, 'config': fingerprint(config), **attempt(config, trial, seed)}
+      done[key] = {'trial': trial, 'config': mark, **attempt(config, trial, seed)}
       files.append_lines(log, [jsonfile.dumps(done[key])], sync=True)
     done[key] = scored(done[key], config)
     steps, final = done[key]['steps'], done[key]['final']
@@ -108,15 +115,19 @@ def try_all(config: Any, trials: Sequence[Trial], log: Path, seed: int) -> list[
 
 
 def fingerprint(config: Any) -> str:
-  """A number for all of a config that its trials do not set themselves; the target may be told afterwards."""
+  """Returns a checksum of the data and of the config, without the seed, the optimiser's name and the target.
+
+  Trials set the first two themselves, and the target may be changed afterwards.
+  """
   values = json.loads(config.to_json())
   for name in ('seed', 'optimizer', 'target'):
     values.pop(name)
+  values['known_by'] = known_by(config, parallel.make_mesh(config.mesh))
   return f'{zlib.crc32(jsonfile.dumps(values, sort_keys=True).encode()):08x}'
 
 
 def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:
-  """Sorts scores, best first."""
+  """Returns a key that sorts scores, best first."""
   steps = float('inf') if score['steps'] is None else score['steps']
   if score['final'] is None:
     return steps, float('inf')
@@ -131,7 +142,8 @@ def main(config: Any, workdir: str) -> None:
   check_trials(trials)
   check_target(config)
   log = Path(workdir) / 'trials.jsonl'
-  done = try_all(config, trials, log, SEED)
+  with storage_errors(log.parent):
+    done = try_all(config, trials, log, SEED)
 
   lower = make_task(config).lower_is_better
   print(f'\nbest of {len(trials)} trials, {config.steps} steps, target {config.target:g}:')

@@ -1,10 +1,10 @@
-"""Classes without images, known by WordNet's graph alone, beside the same with its nodes exchanged, and chance.
+"""Scores classes known by WordNet's graph alone, against the graph with its nodes exchanged, and against chance.
 
 python scripts/zero_shot.py --out=docs/graphs
 
-Five sets of three classes of Fashion-MNIST are held out in turn, each with several seeds; a seed's two trainings differ in
-the graph alone. Intervals are of the mean over sets (95 %, by Student), of each set's mean over seeds: seeds of one set are
-no news of other classes.
+Five sets of three Fashion-MNIST classes are held out in turn, each with several seeds. The two trainings of a seed
+differ only in the graph. Intervals (95 %, by Student's t) are for the mean over sets of each set's mean over seeds,
+because more seeds of a set tell nothing about other classes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import experiments.launch  # isort: skip  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  (sets the environment before JAX loads)
 
 import numpy as np
 from absl import flags
 
-from experiments import jsonfile
 from experiments.configs import zero_shot
-from experiments.tables import columns, interval
-from experiments.train import train
+from kronmesh import files
+from kronmesh.train import jsonfile
+from kronmesh.train.loop import train
+from kronmesh.train.reporting.tables import columns, interval
 
 OUT = flags.DEFINE_string('out', 'runs/zero_shot', 'Folder for zero_shot.json and zero_shot.txt.')
 SEEDS = flags.DEFINE_integer('seeds', 3, 'Trainings of every set with each graph.', lower_bound=1)
@@ -67,10 +68,10 @@ def measure() -> None:
   print(table(found))
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'zero_shot.json').write_text(jsonfile.dumps(found, indent=1) + '\n')
+  files.write(out / 'zero_shot.json', jsonfile.dumps(found, indent=1) + '\n')
   about = f'{len(HELD_OUT)} sets of 3 classes, {SEEDS.value} seeds; chance 33.3 of 3'
-  (out / 'zero_shot.txt').write_text(f'{about}\n\n{table(found)}\n')
+  files.write(out / 'zero_shot.txt', f'{about}\n\n{table(found)}\n')
 
 
 if __name__ == '__main__':
-  experiments.launch.command(measure, '--out=...')
+  launch.command(measure, '--out=...')

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, never through a link, and that a power cut does not take back.
+"""Files that are written whole or not at all, never through a link, and that survive a power cut.
 
-A rename alone promises nothing: the disk may keep the new name and lose the content. So content is synced to the disk
-before the rename, and the folder after it.
+A rename alone promises nothing: the disk may keep the new name and lose the content. So the content is synced to the
+disk before the rename, and the folder after it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 _NO_LINK = getattr(os, 'O_NOFOLLOW', 0)
+_NO_WAIT = getattr(os, 'O_NONBLOCK', 0)  # opening a pipe does not wait for its other end
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-  """Opens a new file for writing, which takes the place of `path` when the context ends without an error.
+  """Opens a new file for writing, which replaces `path` when the context ends without an error.
 
-  The new file gets a random name that did not exist, so that nobody can have put a link there. A link at `path` itself is
+  The new file gets a random name that did not exist, so nobody can have put a link there. A link at `path` itself is
   replaced, not followed.
 
   Raises:
@@ -44,13 +45,13 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def read(path: str | Path, most: int) -> bytes:
-  """Returns the content of a regular file of at most so many bytes.
+  """Returns the content of a regular file of at most `most` bytes.
 
   Raises:
-    OSError: it cannot be read.
-    ValueError: it is a device, a pipe or the like, which may never begin or end, or it is larger.
+    OSError: the file cannot be read.
+    ValueError: the file is larger, or it is a device, a pipe or the like, which may never begin or end.
   """
-  with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0)), 'rb') as file:
+  with open(os.open(path, os.O_RDONLY | _NO_WAIT), 'rb') as file:
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
       raise ValueError('it is no regular file')
@@ -60,7 +61,7 @@ def read(path: str | Path, most: int) -> bytes:
 
 
 def write(path: str | Path, content: str | bytes) -> None:
-  """Replaces a file by one with this content; text is written as UTF-8.
+  """Replaces a file with one that has this content; text is written as UTF-8.
 
   Raises:
     OSError: the folder cannot be written; then the old file stays.
@@ -69,21 +70,38 @@ def write(path: str | Path, content: str | bytes) -> None:
     file.write(content.encode() if isinstance(content, str) else content)
 
 
-def append_lines(path: str | Path, lines: Iterable[str], sync: bool = False) -> None:
-  """Adds lines to the end of a file, which is made if need be, in one write.
+def make_own(path: str | Path) -> None:
+  """Replaces this name of a file that has several (hard links) with a copy, so that writing to it changes no other.
 
-  A last line that a killed process has left unfinished is ended first, so that it spoils no other.
+  Raises:
+    OSError: the folder cannot be written.
+  """
+  path = Path(path)
+  if path.is_symlink() or not path.is_file() or path.stat().st_nlink == 1:
+    return
+  content = path.read_bytes()
+  write(path, content)
+
+
+def append_lines(path: str | Path, lines: Iterable[str], sync: bool = False) -> None:
+  """Appends lines to a file in one write, and creates the file if need be.
+
+  If a killed process has left the last line unfinished, that line is ended first, so that it spoils no other.
 
   Args:
-    path: of the file.
-    lines: without their ends; written as UTF-8.
-    sync: whether they are on the disk when this returns.
+    path: the file.
+    lines: lines without their ends; they are written as UTF-8.
+    sync: whether the lines are on the disk when this returns.
 
   Raises:
     OSError: the file cannot be written, or is a link (ELOOP).
   """
   text = ''.join(f'{line}\n' for line in lines)
-  with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666), 'r+b', buffering=0) as file:
+  make_own(path)
+  how = os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK | _NO_WAIT
+  with open(os.open(path, how, 0o666), 'r+b', buffering=0) as file:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+      raise OSError(errno.EINVAL, 'it is no regular file', os.fspath(path))
     size = os.fstat(file.fileno()).st_size
     unfinished = size and os.pread(file.fileno(), 1, size - 1) != b'\n'
     rest = memoryview(f'{chr(10) if unfinished else ""}{text}'.encode())
@@ -94,9 +112,9 @@ def append_lines(path: str | Path, lines: Iterable[str], sync: bool = False) -> 
 
 
 def sync_file(path: str | Path) -> None:
-  """Waits until a file's content is on the disk; a file that is not there is passed over."""
+  """Waits until a file's content is on the disk; does nothing if the file does not exist."""
   with contextlib.suppress(FileNotFoundError):
-    _sync(path, os.O_RDONLY | _NO_LINK)
+    _sync(path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
 
 
 def sync_folder(path: str | Path) -> None:
@@ -109,7 +127,7 @@ def _sync(path: str | Path, how: int) -> None:
   try:
     os.fsync(number)
   except OSError as error:
-    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no sync of folders
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync folders
       raise
   finally:
     os.close(number)
@@ -126,7 +144,7 @@ def sync_tree(folder: str | Path) -> None:
 
 
 def first_odd(path: str | Path) -> tuple[Path, str] | None:
-  """Returns what is neither a file nor a folder, among `path` and what it holds at any depth, and what it is; or None."""
+  """Returns the first path, at or below `path`, that is neither a file nor a folder, and what it is; or None."""
   found = [os.fspath(path)] if os.path.lexists(path) else []
   for where, folders, names in os.walk(path):
     found += (os.path.join(where, name) for name in (*folders, *names))

@@ -22,7 +22,7 @@ if version('jaxlib').startswith('0.10.'):  # later ones do not know it, and end
   fast += ' --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('XLA_FLAGS', fast)
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 import pytest

@@ -39,16 +39,16 @@ def test_the_readme_trains(loops):
   """The README's own lines in a loop, and then in the faster one, which lowers the loss."""
   code = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[:loops]
   k = jax.random.split(jax.random.key(0), 3)
-  batch = {'image': jax.random.normal(k[0], (64, 12)), 'label': jax.random.randint(k[1], (64,), 0, 4)}
+  batch = {'inputs': jax.random.normal(k[0], (64, 12)), 'label': jax.random.randint(k[1], (64,), 0, 4)}
   model = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(4)])
-  names = {'model': model, 'batch': batch, 'params': model.init(k[2], batch['image'])['params'], 'key': k[2]}
+  names = {'model': model, 'batch': batch, 'params': model.init(k[2], batch['inputs'])['params'], 'key': k[2]}
   names |= {'batches': [batch] * 20, 'optax': optax, 'jax': jax, 'jnp': jnp, 'functools': functools}
   for lines in code:
     before = jax.tree.map(jnp.copy, names['params'])  # which a loop may donate
     exec(lines, names)
   variables = ({'params': params} for params in (before, names['params']))
   losses = [
-    optax.softmax_cross_entropy_with_integer_labels(model.apply(v, batch['image']), batch['label']).mean()
+    optax.softmax_cross_entropy_with_integer_labels(model.apply(v, batch['inputs']), batch['label']).mean()
     for v in variables
   ]
   assert losses[1] < 0.7 * losses[0]
@@ -57,13 +57,13 @@ def test_the_readme_trains(loops):
 def test_the_sharding_page_trains():
   code = re.search(r'```python\n(.*?)```', (ROOT / 'docs/sharding.md').read_text(), re.DOTALL).group(1)
   model = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(4)])
-  batch = {'image': normal(64, 12), 'label': integers(4, 64)}
+  batch = {'inputs': normal(64, 12), 'label': integers(4, 64)}
 
   def loss_fn(params, batch):
-    logits = kron.observe.categorical(model.apply({'params': params}, batch['image']), batch['label'])
+    logits = kron.observe.categorical(model.apply({'params': params}, batch['inputs']), batch['label'])
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
 
-  params = model.init(jax.random.key(0), batch['image'])['params']
+  params = model.init(jax.random.key(0), batch['inputs'])['params']
   names = {'loss_fn': loss_fn, 'params': params, 'batch': batch, 'optax': optax}
   exec(code, names)
   assert loss_fn(names['params'], batch) < names['loss']
@@ -105,7 +105,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize('page, line', COMMANDS)
 def test_commands_in_a_page_name_scripts_flags_and_keys_that_are_there(page, line):
-  from experiments.overrides import parse_sweep, resolved
+  from kronmesh.train.settings.overrides import parse_sweep, resolved
 
   words = shlex.split(line)
   scripts = [w for w in words if re.fullmatch(r'(experiments|scripts)/[\w/]+\.(py|sh|sbatch)', w)]
@@ -119,7 +119,7 @@ def test_commands_in_a_page_name_scripts_flags_and_keys_that_are_there(page, lin
   resolved({k.removeprefix('config.'): v for k, v in flags.items() if k.startswith('config.')}, config)
   if 'sweep' in flags:
     parse_sweep(flags['sweep'], config)
-  source = ''.join(p.read_text() for folder in ('experiments', 'scripts') for p in (ROOT / folder).glob('*.py'))
+  source = ''.join(p.read_text() for f in ('experiments', 'scripts', 'src/train') for p in (ROOT / f).rglob('*.py'))
   for name in (k for k in flags if not k.startswith('config.')):
     assert re.search(rf"DEFINE_\w+\(\s*'{name}'", source), f'{page}: --{name}'
 

@@ -3,15 +3,16 @@
   python experiments/train.py --config=experiments/configs/accidents.py
   python scripts/alarms.py --config=experiments/configs/accidents.py --workdir=runs/accidents
 
-Rendered scenes, made on first use (src/data/dashcam.py), by a 3-D ResNet that sees 0.7 seconds. `scripts/alarms.py` trains
-and then scores every frame of the test's scenes, beside the expansion of the picture.
+A 3-D ResNet sees the last 0.7 seconds of rendered scenes, which are made on first use (src/data/dashcam.py).
+`scripts/alarms.py` trains it, and then scores every frame of the test scenes next to a baseline: the expansion of the
+picture.
 
 Measured: see docs/alarms.md.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults, model
+from kronmesh.train.settings.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:

@@ -3,16 +3,16 @@
   python experiments/train.py --config=experiments/configs/anomalies.py
   python scripts/alarms.py --config=experiments/configs/anomalies.py --workdir=runs/anomalies
 
-A real film of pedestrians with injected anomalies (src/data/surveillance.py), by a 3-D ResNet that sees 0.7 seconds of it.
-`scripts/alarms.py` trains and then scores every frame of the test's scenes, beside the difference of frames.
-Needs vtest.avi of Debian's opencv-doc, or the file's path in --config.data.source.
+A 3-D ResNet sees 0.7 seconds of a real film of pedestrians with injected anomalies (src/data/surveillance.py).
+`scripts/alarms.py` trains it, and then scores every frame of the test scenes next to a baseline: the difference of
+frames. Needs vtest.avi of Debian's opencv-doc, or the file's path in --config.data.source.
 
 Measured: see docs/alarms.md.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults, model
+from kronmesh.train.settings.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:

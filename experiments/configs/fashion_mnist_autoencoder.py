@@ -3,17 +3,17 @@
   python experiments/train.py --config=experiments/configs/fashion_mnist_autoencoder.py
   python scripts/compare.py --config=experiments/configs/fashion_mnist_autoencoder.py:small --trials=4
 
-Presets behind a colon: `full` (meant for a GPU: on two cores a step takes a second), `small` (a narrower network, minutes
-on two cores), `whole` and `whole_small` (full batches of 60,000). Needs Debian's dataset-fashion-mnist, or its IDX files in
-a folder named by --config.data.source.
+Presets behind a colon: `full` (meant for a GPU: on two cores a step takes a second), `small` (a narrower network,
+minutes on two cores), `whole` and `whole_small` (full batches of 60,000). Needs Debian's dataset-fashion-mnist, or its
+IDX files in a folder named by --config.data.source.
 
-Measured (`small`, two cores; docs/convergence.md): error 8.87, Muon's best of 200 steps, after 72 steps of adaptive K-FAC.
-`full` has not been measured: it is open until there is a GPU.
+Measured (`small`, two cores; docs/convergence.md): adaptive K-FAC reaches error 8.87 after 72 steps; that is the best
+error of Muon in 200 steps. `full` has not been measured: it is open until there is a GPU.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'full') -> ConfigDict:
@@ -28,21 +28,21 @@ def get_config(preset: str = 'full') -> ConfigDict:
   config.steps = 1500
   config.eval_every = 10
   config.log_every = 10
-  config.target = 3.58  # squared error: what Muon reached in 1,500 steps on one H100
+  config.target = 3.58  # the squared error that Muon reached in 1,500 steps on one H100
   config.kfac.part = 1 / 4
-  # Averages over fifty steps and more lose nothing and are less noisy than fresh ones.
+  # Averages over fifty steps or more lose nothing and are less noisy than fresh statistics.
   config.adaptive_kfac.update({'damping': 0.1, 'statistics_every': 5, 'inverses_every': 5})
   if preset.endswith('small'):
     config.model.widths = (256, 128, 64, 20)
     config.steps = 200
     config.eval_every = 4
-    config.target = 8.87  # the best that Muon reaches in these steps
+    config.target = 8.87  # the best error that Muon reaches in these steps
   if preset.startswith('whole'):
     config.data.batch_size = 60_000
   if preset == 'whole_small':
     config.steps, config.eval_every, config.log_every = 40, 1, 1
     config.target = 20.0
-    # Chosen by five trials each at batch 4,096; for so few steps Muon's rate is better at 0.2: docs/convergence.md.
+    # Chosen by five trials each at batch 4,096. In so few steps Muon does better at a rate of 0.2: docs/convergence.md.
     config.adaptive_kfac.update({'damping': 0.00237, 'damping_rate': 0.9334})
     config.muon.update({'learning_rate': 0.0533, 'momentum': 0.82})
   return config

@@ -4,18 +4,18 @@
   python experiments/train.py --config=experiments/configs/fashion_mnist_gan.py --config.gan.judge=runs/judge
   python experiments/train.py --config=experiments/configs/fashion_mnist_gan.py --config.gan.generator=adam
 
-The report shows samples, a row for each class. With a judge (a finished run of a classifier) the score is the share of
-images that it gives the class they were asked for. Presets behind a colon: `small` (minutes on two cores), `full` (twice
-as wide, with attention: an hour on one core). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
---config.data.source.
+The players are the generator and the discriminator. The report shows samples, a row for each class. With a judge (a
+finished run of a classifier) the score is the agreement: the share of images to which the judge gives the class that
+was asked for. Presets behind a colon: `small` (minutes on two cores), `full` (twice as wide, with attention: an hour on
+one core). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by --config.data.source.
 
-Measured (Adam, on a CPU; docs/gan.md): agreement 0.82 after `small`'s 1,000 steps, 0.92 after `full`'s 4,500; K-FAC for
-both players needs 0.38 to 0.56 of Adam's steps to the same score (width 4).
+Measured (Adam, on a CPU; docs/gan.md): agreement 0.82 after `small`'s 1,000 steps, 0.92 after `full`'s 4,500. K-FAC for
+both players needs 0.38 to 0.56 of Adam's steps to the same agreement (width 4).
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'small') -> ConfigDict:
@@ -38,7 +38,10 @@ def get_config(preset: str = 'small') -> ConfigDict:
 
 
 def spaces() -> dict[str, dict[str, tuple[float, float]]]:
-  """Where scripts/compare.py tries settings, as many for each: rates of two players are smaller than a classifier's."""
+  """Returns the ranges in which scripts/compare.py tries the same number of settings for each optimiser.
+
+  Two players need smaller rates than a classifier.
+  """
   return {
     'kfac': {'damping': (0.01, 1.0), 'kl_clip': (1e-3, 0.1)},
     'adam': {'learning_rate': (3e-4, 5e-3), '1-b2': (3e-3, 0.1)},

@@ -3,16 +3,16 @@
   python experiments/train.py --config=experiments/configs/fashion_mnist_mlp.py
   python scripts/batches.py --config=experiments/configs/fashion_mnist_mlp.py --trials=4
 
-Small enough to try many batches on two cores. Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
---config.data.source.
+The network is small enough to try many batch sizes on two cores. Needs Debian's dataset-fashion-mnist, or its IDX files
+in a folder named by --config.data.source.
 
-Measured (two cores; docs/convergence.md): accuracy 0.85 after 33,792 examples at batch 1,024 and 163,840 at 16,384, where
-SGD, Adam and Muon did not reach it within 400,000.
+Measured (two cores; docs/convergence.md): K-FAC reaches accuracy 0.85 after 33,792 examples at batch 1,024, and after
+163,840 at batch 16,384, where SGD, Adam and Muon do not reach it within 400,000.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults, model
+from kronmesh.train.settings.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:

@@ -4,12 +4,12 @@
 
 Reads imagenet2012 as TFDS prepares it with file_format='array_record'.
 
-Measured: nothing yet. The data set cannot be shipped; the tests run this on mock data of the same schema.
+Measured: nothing yet. The data set cannot be shipped; the tests run this config on mock data of the same schema.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import defaults, model
+from kronmesh.train.settings.defaults import defaults, model
 
 
 def get_config() -> ConfigDict:
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
   config.steps = 10_000
   config.eval_every = 1000
   config.checkpoint_every = 1000
-  # As SP-NGD had it (2002.06015): no second backward pass to run or to compile.
+  # As in SP-NGD (2002.06015): there is no second backward pass to run or to compile.
   config.kfac.fisher = 'empirical'
   config.kfac.warmup_steps = 500
   config.kfac.weight_decay = 1e-3

@@ -1,19 +1,21 @@
-"""Which links a knowledge graph lacks: ComplEx and DistMult on UMLS and Kinships, by K-FAC on all of their tables.
+"""Which links does a knowledge graph lack? ComplEx and DistMult on UMLS and Kinships, by K-FAC on all of their tables.
 
   python experiments/train.py --config=experiments/configs/links.py
   python experiments/train.py --config=experiments/configs/links.py:kinships_distmult --config.optimizer=adam
   python experiments/train.py --config=experiments/configs/links.py:umls_rgcn
 
 Presets behind a colon: `umls_complex`, `umls_distmult`, `kinships_complex`, `kinships_distmult`; `umls_rgcn`, where an
-R-GCN passes messages along the training links first. The sets come in pykeen's wheel, which pip fetches once; your own,
-a folder with train.txt, valid.txt and test.txt, by --config.data.name=triples --config.data.source=FOLDER.
+R-GCN first passes messages along the training links. The data sets come in pykeen's wheel, which pip fetches once. To
+use your own, a folder with train.txt, valid.txt and test.txt, give --config.data.name=triples
+--config.data.source=FOLDER.
 
-Measured (docs/graphs.md): MRR after 600 steps by K-FAC 0.937, 0.904, 0.839, 0.662, in the order above.
+Measured (docs/graphs.md): after 600 steps K-FAC has an MRR (mean reciprocal rank) of 0.937, 0.904, 0.839, 0.662, in the
+order above.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 PRESETS = ('umls_complex', 'umls_distmult', 'kinships_complex', 'kinships_distmult', 'umls_rgcn')
 

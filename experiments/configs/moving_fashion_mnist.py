@@ -1,12 +1,12 @@
-"""Which way does it move? Networks over clips of moving garments, ten motions that no single frame tells apart.
+"""Which way does it move? Networks on clips of moving garments, in ten motions that no single frame tells apart.
 
   python experiments/train.py --config=experiments/configs/moving_fashion_mnist.py
   python scripts/compare.py --config=experiments/configs/moving_fashion_mnist.py --optimizers=kfac,adam,muon --trials=5
 
-Presets behind a colon: `resnet3d`, `r2plus1d` (convolutions over space and over time), `transformer` (attention over space
-and over time), `streaming` (the same, causal, with a window: it can follow a camera), `single_frame` (a ResNet that sees
-one frame: chance is 0.1). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
---config.data.source; the clips are made of them on first use.
+Presets behind a colon: `resnet3d`, `r2plus1d` (convolutions over space and over time), `transformer` (attention over
+space and over time), `streaming` (the same, but causal and with a window: it can follow a camera), `single_frame` (a
+ResNet that sees one frame: chance is 0.1). Needs Debian's dataset-fashion-mnist, or its IDX files in a folder named by
+--config.data.source; the clips are made from these on first use.
 
 Measured: see docs/video.md.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 MODELS: dict[str, dict[str, Any]] = {
   'r2plus1d': {'name': 'r2plus1d', 'blocks': (1, 1, 1), 'width': 8, 'stem': 'patches'},
@@ -41,7 +41,7 @@ def get_config(preset: str = 'resnet3d') -> ConfigDict:
   config.eval_every = 10
   config.target = 0.95
   config.kfac.update({'fisher': 'empirical', 'part': 1 / 4})
-  # The best of five settings each for `resnet3d`, docs/video.md.
+  # The best of five settings for each optimiser on `resnet3d`; see docs/video.md.
   config.kfac.update({'damping': 0.0056, 'momentum': 0.634})
   config.adam.update({'learning_rate': 3.5e-3, 'b1': 0.82})
   config.muon.update({'learning_rate': 9.5e-3, 'momentum': 0.861})

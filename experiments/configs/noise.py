@@ -1,23 +1,24 @@
-"""Models on noise, to measure what a step of theirs costs: nothing is learned.
+"""Models on noise, to measure what their steps cost: nothing is learned.
 
   python experiments/train.py --config=experiments/configs/noise.py:small_resnet --config.steps=20
   python scripts/overhead.py --config=experiments/configs/noise.py:resnet50 --out=docs/overhead/resnet50
 
-Presets behind a colon, the large ones for a GPU: `resnet50` (224x224, batch 256), `resnet3d` (a 3-D ResNet-18, 16 frames of
-112x112, batch 64), `vit_b` (ViT-B/16, batch 256), `video_b` (as wide, over time and space, 16 frames of 224x224, batch 64),
-`gpt2` (GPT-2 small, 8 sequences of 1,024), all in bf16; for two cores `small_resnet` (batch 256), `autoencoder` (batch
-4,096), `small_resnet3d`, `small_vit`, `small_video`, `small_gpt2`.
+Presets behind a colon, the large ones for a GPU: `resnet50` (224x224, batch 256), `resnet3d` (a 3-D ResNet-18, 16
+frames of 112x112, batch 64), `vit_b` (ViT-B/16, batch 256), `video_b` (as wide, over time and space, 16 frames of
+224x224, batch 64), `gpt2` (GPT-2 small, 8 sequences of 1,024), all in bf16; for two cores `small_resnet` (batch 256),
+`autoencoder` (batch 4,096), `small_resnet3d`, `small_vit`, `small_video`, `small_gpt2`.
 
-Measured (two cores; docs/performance.md): a mean K-FAC step over SGD's is 1.05 for `small_resnet`, 1.22 for `autoencoder`.
+Measured (two cores; docs/performance.md): a mean K-FAC step takes 1.05 times as long as an SGD step for `small_resnet`,
+and 1.22 times for `autoencoder`.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
-# model, shape of an example, batch size
+# By preset: the model, the shape of an example, the batch size.
 PRESETS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
   'resnet50': ({'name': 'resnet', 'blocks': (3, 4, 6, 3), 'classes': 1000, 'dtype': 'bfloat16'}, (224, 224, 3), 256),
   'resnet3d': (

@@ -1,19 +1,19 @@
-"""R(2+1)D on your own copy of a set of videos: UCF-101, Kinetics, UCF-Crime, DAD, CCD, or any folder/split/class/*.mp4.
+"""R(2+1)D on your copy of a set of videos: UCF-101, Kinetics, UCF-Crime, DAD, CCD, or any folder/split/class/*.mp4.
 
   python experiments/train.py --config=experiments/configs/videos.py --config.data.source=/my/videos --config.steps=500
   python experiments/train.py --config=experiments/configs/videos.py:ucf101 --config.data.source=/my/ucf101 --dry_run
 
-Presets behind a colon: `video_folder`, `ucf101`, `kinetics`, `ucf_crime`, `dad`, `ccd`; what each must look like is said in
-src/data/layouts.py. `small` is a video_folder by a network for minutes on two cores. On first use all videos are decoded
-once, at `data.rate` frames a second and `data.short_side` pixels, into --config.data.folder; those that cannot be are left
-out, counted and listed there.
+Presets behind a colon: `video_folder`, `ucf101`, `kinetics`, `ucf_crime`, `dad`, `ccd`; src/data/layouts.py describes
+how each must be laid out. `small` trains a small network on a video_folder, in minutes on two cores. On first use all
+videos are decoded once, at `data.rate` frames a second and `data.short_side` pixels, into --config.data.folder. Videos
+that cannot be decoded are left out and counted; the folder has a list of them.
 
-Measured: nothing, none of these sets can be had here. The loaders are tested on small files in their layouts.
+Measured: nothing, as none of these sets is available here. The loaders are tested on small files in their layouts.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 CLASSES = {'video_folder': 2, 'ucf101': 101, 'kinetics': 400, 'ucf_crime': 14, 'dad': 2, 'ccd': 2}
 

@@ -1,19 +1,20 @@
-"""What kind of thing each of WordNet's 82,115 nouns is: an R-GCN over all of them, in parts over `data`.
+"""What kind of thing is each of WordNet's 82,115 nouns? An R-GCN over all of them, partitioned over `data`.
 
   python experiments/train.py --config=experiments/configs/wordnet.py
   python experiments/train.py --config=experiments/configs/wordnet.py --config.mesh=data=8 --config.devices=8
 
-Links to what a synset is a kind or an instance of, 4,000 of them held out. Every step passes messages along all others; a
-part of the graph sends the features of those nodes alone that other parts read. Presets behind a colon: `small` (minutes on
-two cores). Needs Debian's wordnet-base, or a folder named by --config.data.source.
+A link says what a synset is a kind or an instance of. 4,000 links are held out, and every step passes messages along
+all others. A partition of the graph sends only those nodes' features that other partitions read. Presets behind a
+colon: `small` (minutes on two cores). Needs Debian's wordnet-base, or a folder named by --config.data.source.
 
-Measured (docs/graphs.md): a step equals that of the whole graph; MRR 0.021 and hits@10 0.032 on 1,000 held-out queries,
-0.011 and 0.020 by how often nodes are an end. K-FAC is behind Adam here, and diverges at its default rate.
+Measured (docs/graphs.md): a step equals that of the whole graph. MRR (mean reciprocal rank) is 0.021 and hits@10 0.032
+on 1,000 held-out queries; ranking nodes by how often they are an end gives 0.011 and 0.020. K-FAC is behind Adam here,
+and diverges at its default rate.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'small') -> ConfigDict:

@@ -1,20 +1,21 @@
-"""Garments that no training image shows, told apart by what WordNet says they are kinds of.
+"""Garments that no training image shows, told apart by what they are kinds of in WordNet.
 
   python experiments/train.py --config=experiments/configs/zero_shot.py
   python experiments/train.py --config=experiments/configs/zero_shot.py --config.data.graph_shuffled=True
 
-Fashion-MNIST without the images of two classes (`config.data.held_out`). The input beside an image is the graph of all that
-the ten classes are kinds of; an R-GCN makes a vector of every class, seen or not, a convolutional network one of the image.
-Reported: the accuracy on unseen classes among those alone (zero_shot), and the harmonic mean of seen and unseen ones' among
-all ten (harmonic). Presets behind a colon: `small` (minutes on two cores). Needs Debian's dataset-fashion-mnist and
+The data set is Fashion-MNIST without the training images of two classes (`config.data.held_out`). A second input is the
+graph of everything that the ten classes are kinds of. An R-GCN makes a vector for every class, seen or not, and a
+convolutional network makes one for the image. Two scores are reported: the accuracy on unseen classes when only these
+may be the answer (zero_shot), and the harmonic mean of the accuracies on seen and on unseen classes when any of the ten
+may be (harmonic). Presets behind a colon: `small` (minutes on two cores). Needs Debian's dataset-fashion-mnist and
 wordnet-base, or folders named by --config.data.source and --config.data.graph_source.
 
-Measured (five sets of three classes; docs/graphs.md): zero_shot 0.587, 0.337 with nodes exchanged, chance 0.333.
+Measured (five sets of three classes; docs/graphs.md): zero_shot is 0.587, with nodes exchanged 0.337, by chance 0.333.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs.defaults import choose, defaults, model
+from kronmesh.train.settings.defaults import choose, defaults, model
 
 
 def get_config(preset: str = 'small') -> ConfigDict:

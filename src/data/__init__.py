@@ -1,4 +1,4 @@
-"""Data sets prepared through TFDS as array_record, and batches that depend on the seed alone. No TensorFlow."""
+"""Data sets that TFDS prepares as array_record, and batches that depend on the seed alone. Nothing needs TensorFlow."""
 
 from .arrays import Arrays, check_labels, noise, some_of_each, write_arrays
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream

@@ -1,4 +1,4 @@
-"""Splits that fit in memory, as arrays: read, checked, cut."""
+"""Splits that fit in memory: arrays that are read from files, checked and subsampled."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from .limits import check_regular, check_size
 
 
 class Arrays(NamedTuple):
-  """A split that fits in memory: images as float32 in [0, 1], (n, h, w, c), or clips, (n, t, h, w, c), and labels, (n,).
+  """A split that fits in memory; its batches use the same field names.
 
-  Of `made` sets see there.
+  inputs: images as float32 in [0, 1], (n, h, w, c); clips, (n, t, h, w, c); or what a task takes instead: tokens
+    (n, length), points (n, d), queries of links (n, 2).
+  label: (n,).
   """
 
-  image: np.ndarray
+  inputs: np.ndarray
   label: np.ndarray
 
 
 def write_arrays(arrays: Arrays, path: str | Path) -> None:
-  """As 'arrays' reads them."""
+  """Writes arrays to a file that the data set 'arrays' reads."""
   Path(path).parent.mkdir(parents=True, exist_ok=True)
-  np.savez(path, image=arrays.image, label=arrays.label)
+  np.savez(path, image=arrays.inputs, label=arrays.label)
 
 
 def read_arrays(path: Path) -> Arrays:
-  """Reads a file of `write_arrays`, or any of np.savez(image=, label=).
+  """Reads a file that `write_arrays` or np.savez(image=, label=) wrote.
 
-  Images (n, ...) are floats, taken as they are, or bytes or 16-bit integers, which are scaled to [0, 1]. Grey pictures
-  (n, h, w) get a channel. Labels (n,) are whole numbers.
+  Images (n, ...) are floats, which are taken as they are, or bytes or 16-bit integers, which are scaled to [0, 1]. Grey
+  pictures (n, h, w) get a channel. Labels (n,) are whole numbers.
 
   Raises:
     DataError: there is no such file, or it holds something else; one line that says which example is wrong.
@@ -75,13 +77,16 @@ def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
     raise
   except OSError as error:
     raise DataError(f'{where} cannot be read: {error.strerror or error}; {remedy}') from error
-  except Exception as error:  # numpy, zipfile and zlib raise many kinds of a damaged file
+  except Exception as error:  # numpy, zipfile and zlib raise many kinds of errors for a damaged file
     objects = 'it has arrays of objects' if 'Object arrays' in str(error) else f'{type(error).__name__}: {error}'
     raise DataError(f'{where} is no file of np.savez ({objects.splitlines()[0][:100]}); {remedy}') from error
 
 
 def _check_member(path: Path, name: str, where: str) -> None:
-  """Raises DataError if an array would not fit in memory, by its header alone; images become float32 beside it."""
+  """Raises DataError if an array would not fit in memory, judged by its header alone.
+
+  Images also need room for their float32 copy.
+  """
   with zipfile.ZipFile(path) as packed, packed.open(f'{name}.npy') as file:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -107,7 +112,7 @@ def _pixels(image: np.ndarray, where: str) -> np.ndarray:
     raise DataError(
       f'{where} has {what} of shape {image.shape[1:]}, whose channels seem to come first; store np.moveaxis(image, 1, -1)'
     )
-  if image.dtype.kind == 'u' and image.dtype.itemsize <= 2:  # in any order of bytes
+  if image.dtype.kind == 'u' and image.dtype.itemsize <= 2:  # in any byte order
     limit, most = np.iinfo(image.dtype).max, int(image.max(initial=0))
     if most < limit / 8:
       words = (
@@ -128,7 +133,7 @@ def _pixels(image: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_labels(labels: Any, classes: int, where: str) -> None:
-  """Raises DataError unless all labels are of 0 ... classes - 1; one line that names the first that is not."""
+  """Raises DataError unless all labels are in 0 ... classes - 1; its one line names the first label that is not."""
   labels = np.atleast_1d(np.asarray(labels))
   wrong = np.flatnonzero((labels < 0) | (labels >= classes))
   if not len(wrong):
@@ -145,10 +150,10 @@ def check_labels(labels: Any, classes: int, where: str) -> None:
 
 
 def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
-  """So many examples, as many of every class as of any other, drawn by the seed and in the set's order.
+  """Draws `count` examples, spread evenly over the classes, by the seed. They keep the order of the set.
 
   Raises:
-    DataError: fewer than there are classes, or more of one than there are.
+    DataError: `count` is smaller than the number of classes, or a class has too few examples.
   """
   classes = np.unique(arrays.label)
   if count < len(classes):
@@ -165,7 +170,10 @@ def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
 
 
 def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:
-  """Examples of a shape with nothing to learn, for measurements: numbers in [0, 1) or, for `tokens`, below `classes`."""
+  """Returns random examples with nothing to learn, for measurements.
+
+  Inputs are numbers in [0, 1) or, for `tokens`, integers below `classes`.
+  """
   rng, size = np.random.default_rng(0), (count, *shape)
   values = rng.integers(0, classes, size, np.int32) if tokens else rng.random(size, np.float32)
   return Arrays(values, rng.integers(0, max(classes, 1), count, np.int32))

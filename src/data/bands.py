@@ -1,4 +1,4 @@
-"""Large frames in horizontal bands, each an encoded picture of its own: whoever needs some rows decodes no others."""
+"""Large frames as horizontal bands, each an encoded picture, so that reading some rows decodes only their bands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pictures import opened
 from .video import from_jpeg, to_jpeg
 
 Frame = UInt8[np.ndarray, 'h w 3']
-Rows = tuple[int, int]  # first, and behind the last
+Rows = tuple[int, int]  # the first row, and the one after the last
 
 
 class Crop(NamedTuple):
@@ -27,19 +27,19 @@ class Crop(NamedTuple):
 
 
 def to_bands(frame: Frame, bands: int) -> list[bytes]:
-  """So many encoded bands, from the top; the last may have fewer rows."""
+  """Encodes a frame as `bands` pictures, from the top down; the last may have fewer rows."""
   rows = -(-frame.shape[0] // bands)
   return [to_jpeg(frame[k * rows : (k + 1) * rows]) for k in range(bands)]
 
 
 def size_of(encoded: Sequence[bytes]) -> tuple[int, int]:
-  """Height and width of a frame, from the headers of its bands."""
+  """Returns the height and width of a frame, from the headers of its bands."""
   sizes = [opened(band).size for band in encoded]
   return sum(h for _, h in sizes), sizes[0][0]
 
 
 def rows_of(encoded: Sequence[bytes], rows: Rows) -> Frame:
-  """These rows of a frame; only bands that hold some of them are decoded."""
+  """Decodes these rows of a frame, using only the bands that hold some of them."""
   height, _ = size_of(encoded)
   each = size_of(encoded[:1])[0]
   low, high = max(rows[0], 0), min(rows[1], height)
@@ -49,16 +49,16 @@ def rows_of(encoded: Sequence[bytes], rows: Rows) -> Frame:
 
 
 def strip(encoded: Sequence[bytes], crop: Crop, size: tuple[int, int], rows: Rows) -> Frame:
-  """Rows of what a crop of a frame becomes at this size (height, width).
+  """Returns these rows of a crop of a frame, after the crop is resized to `size` (height, width).
 
-  The result is made in as many pieces as the frame has bands, each resized from the rows that it reads: what a host makes
-  of its own rows is what another would.
+  The result is made in as many pieces as the frame has bands, each resized from only the rows that it reads. So every
+  host computes the same values for a row.
   """
   from PIL import Image
 
   height, width = size
   scale, each = crop.height / height, -(-height // len(encoded))
-  reach = math.ceil(max(scale, 1.0)) + 1  # of the bilinear filter
+  reach = math.ceil(max(scale, 1.0)) + 1  # of the bilinear filter, in rows
   pieces, start = [], rows[0] // each * each
   for low in range(start, min(rows[1], height), each):
     high = min(low + each, height)

@@ -1,7 +1,7 @@
-"""Endless batches as grain datasets: their order and augmentation depend on the seed, never on devices or hosts.
+"""Endless batches as grain datasets, whose order and augmentation depend on the seed, never on devices or hosts.
 
-Step i's batch is a function of (seed, i), so an iterator's state is its next index, and a resumed run sees what the
-uninterrupted one would have.
+The batch of step i is a function of (seed, i). So an iterator's state is its next index, and a resumed run sees the
+batches of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 def array_batches(
   arrays: Arrays, batch_size: int, *, seed: int, augment: Augment | None = None, shard: tuple[int, int] = (0, 1)
 ) -> grain.MapDataset:
-  """Batches of a data set in memory, by whole-batch indexing.
+  """Returns batches of a data set in memory, cut by indexing a whole batch at once.
 
-  Every epoch is a new permutation; batches run on across its end, so that all have the same size.
+  Every epoch is a new permutation. Batches continue across its end, so all have the same size.
 
   Args:
     arrays: the split.
-    batch_size: of the global batch.
-    seed: of order and augmentation.
-    augment: (images, generator) -> images, on the global batch.
+    batch_size: size of the global batch.
+    seed: seed of order and augmentation.
+    augment: (images, generator) -> images, applied to the global batch.
     shard: (index, count) of this process's part of every batch.
   """
   n = len(arrays.label)
@@ -42,18 +42,21 @@ def array_batches(
     epochs, offsets = np.divmod(positions, n)
     order = {e: np.random.default_rng((seed, 0, int(e))).permutation(n) for e in np.unique(epochs)}
     rows = np.asarray([order[e][o] for e, o in zip(epochs, offsets, strict=True)])
-    images = arrays.image[rows]
+    images = arrays.inputs[rows]
     if augment is not None:
-      # On the whole batch, before the shard is cut: augmentation must not change with the number of hosts.
+      # The whole batch is augmented before the shard is cut, so that the number of hosts changes nothing.
       images = augment(images, np.random.default_rng((seed, 1, step)))
     part = slice(shard[0] * batch_size // shard[1], (shard[0] + 1) * batch_size // shard[1])
-    return {**{name: x[rows][part] for name, x in arrays._asdict().items() if name != 'image'}, 'image': images[part]}
+    return {**{name: x[rows][part] for name, x in arrays._asdict().items() if name != 'inputs'}, 'inputs': images[part]}
 
   return grain.MapDataset.range(2**40).map(make)
 
 
 def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> grain.MapDataset:
-  """One pass in the set's own order. The last batch is filled up; `mask` is 1 for examples and 0 for what fills."""
+  """Returns the batches of one pass in the set's order.
+
+  The last batch is filled up; `mask` is 1 for examples and 0 for what fills it.
+  """
   n = len(arrays.label)
 
   def make(step: int) -> Batch:
@@ -66,9 +69,9 @@ def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] =
 
 
 def stream(batches: grain.MapDataset, start: int = 0, threads: int = 1) -> Iterator[Batch]:
-  """Batches from number `start` on, made ahead of their use by so many threads.
+  """Iterates over batches from number `start` on, made ahead of their use by `threads` threads.
 
-  As many wait in memory (grain's own default is 500, of whole batches here).
+  As many batches wait in memory. (grain's default is 500, which here would be 500 whole batches.)
   """
   iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))
   iterator.set_state({'next_index': start})
@@ -76,7 +79,7 @@ def stream(batches: grain.MapDataset, start: int = 0, threads: int = 1) -> Itera
 
 
 def _with_plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
-  """The same, with errors of data as they were raised: grain adds lines about its own frames."""
+  """Yields the same batches, and raises errors of data without the lines that grain adds about its frames."""
   try:
     yield from batches
   except DataError as error:
@@ -84,8 +87,8 @@ def _with_plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:
-  """Each image, or clip (n, t, h, w, c), moved by up to `pixels` in both directions and mirrored with probability 1/2."""
-  if images.ndim == 5:  # one change for all frames: they go where channels are
+  """Moves each image, or clip (n, t, h, w, c), by up to `pixels` along both axes and mirrors half of them at random."""
+  if images.ndim == 5:  # frames become channels, so that all get the same change
     n, t, h, w, c = images.shape
     changed = shift_and_flip(np.moveaxis(images, 1, 3).reshape(n, h, w, t * c), rng, pixels=pixels)
     return np.moveaxis(changed.reshape(n, h, w, t, c), 3, 1)
@@ -108,12 +111,12 @@ def record_batches(
   name: str = '',
   shard: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
-  """Batches of encoded images: decoded, cropped to `size` and normalised example by example.
+  """Returns batches of encoded images, each decoded, cropped to `size` and normalised.
 
-  Training crops a random part (8 to 100 % of the area) and mirrors half, without end; evaluation takes the centre, in
-  one pass with a `mask` as in `ordered_batches`.
+  Training crops a random part (8 to 100 % of the area) and mirrors half of the images, without end. Evaluation takes
+  the centre, in one pass with a `mask` as in `ordered_batches`.
 
-  classes: how many; a label that is none of them raises DataError, with the set's `name`. 0: labels are not looked at.
+  classes: number of classes; a label that is none of them raises DataError with the set's `name`. 0 skips the check.
   """
   crop = _random_crop(size) if train else None
   readable = Labelled(Readable(source, _decode), classes, name)
@@ -121,7 +124,7 @@ def record_batches(
 
 
 class Labelled:
-  """A source of examples whose labels are checked when they are read: DataError is raised by one that is no class."""
+  """A source of examples whose labels are checked when they are read; a label that is no class raises DataError."""
 
   def __init__(self, source: Sequence[dict[str, Any]], classes: int, name: str):
     self.source, self.classes, self.name = source, classes, name
@@ -145,9 +148,12 @@ def example_batches(
   seed: int,
   shard: tuple[int, int],
 ) -> grain.MapDataset:
-  """Batches of examples made one by one: by `random` in a new order every epoch, without end, or by `fixed` in one pass."""
+  """Returns batches of examples that `random` or, where that is None, `fixed` makes one by one.
+
+  `random` sees a new order every epoch, without end; `fixed` makes one pass with a `mask`.
+  """
   if random is not None:
-    # Randomness comes before the shard is cut: it must not change with the number of hosts.
+    # Randomness comes before the shard is cut, so that the number of hosts changes nothing.
     data = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(random)
   else:
     n = len(source)
@@ -160,13 +166,13 @@ _MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.22
 
 
 class Readable:
-  """A source of examples, in which a record that cannot be read is replaced by the next that can.
+  """A source of examples that replaces a record that cannot be read by the next one that can.
 
-  That is logged, once for each; the same records are replaced on every host and at every resumption. `decode` is what else
-  belongs to reading an example.
+  Each replacement is logged once. The same records are replaced on every host and after every resumption. `decode` does
+  whatever else belongs to reading an example.
 
   Raises:
-    DataError: more than one in a hundred, and more than ten or a fifth of all, cannot be read.
+    DataError: too many records cannot be read: over 1 % of all, and over ten or a fifth of all, whichever is less.
   """
 
   def __init__(self, source: Sequence[dict[str, Any]], decode: Callable[[dict[str, Any]], dict[str, Any]] = dict):
@@ -182,7 +188,7 @@ class Readable:
         return self.decode(self.source[number])
       except Exception as error:
         self._note(number, error)
-    raise DataError('not one record can be read; mend the data set')  # _note has raised before
+    raise DataError('not one record can be read; mend the data set')  # not reached: _note raises before
 
   def _note(self, number: int, error: Exception) -> None:
     name_of = getattr(self.source, 'name_of', None)
@@ -202,7 +208,7 @@ def _decode(example: dict[str, Any]) -> dict[str, Any]:
 
 def _finish(image: Any, label: Any) -> Batch:
   pixels = np.asarray(image, np.float32) / 255
-  return {'image': (pixels - _MEAN) / _STD, 'label': np.int32(label)}
+  return {'inputs': (pixels - _MEAN) / _STD, 'label': np.int32(label)}
 
 
 def _random_crop(size: int) -> Callable:
@@ -215,7 +221,7 @@ def _random_crop(size: int) -> Callable:
     left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
     image = image.resize((size, size), 2, (left, top, left + w, top + h))
     batch = _finish(image, example['label'])
-    return {**batch, 'image': batch['image'][:, ::-1]} if rng.random() < 0.5 else batch
+    return {**batch, 'inputs': batch['inputs'][:, ::-1]} if rng.random() < 0.5 else batch
 
   return crop
 

@@ -1,4 +1,4 @@
-"""TFDS builders for data sets that pip and Debian bring: scikit-learn's digits, and Fashion-MNIST's IDX files."""
+"""TFDS builders for data sets that come with pip and Debian: scikit-learn's digits, and Fashion-MNIST's IDX files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import gzip
 import io
 import math
+import os
 import struct
 import sys
 import zlib
@@ -74,12 +75,12 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
 
   @staticmethod
   def images_of(split: str) -> str:
-    """The name of the file with the images of 'train' or 'test', not packed."""
+    """Returns the name of the file with the images of 'train' or 'test', without the ending of a packed one."""
     return _IDX[split][0]
 
   @staticmethod
   def files_of(split: str) -> tuple[str, str]:
-    """The names of the files with its images and labels."""
+    """Returns the names of the files with a split's images and labels."""
     return _IDX[split]
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -95,21 +96,23 @@ class FashionMnistIdx(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(builder: tfds.core.DatasetBuilder, made_of: Origin | None = None) -> bool:
-  """Makes the set's records, once: TFDS speaks of downloading, which is not done here.
+  """Makes the records of a set, once, and returns whether this process made them.
 
-  Of several processes that come at the same time one makes them, and the others wait for it.
+  TFDS speaks of downloading, but nothing is downloaded here. Of several processes that start at the same time one makes
+  the records, and the others wait for it.
 
-  made_of: what is kept beside the records, see `origin`.
-
-  Returns:
-    Whether this process made them.
+  made_of: the origin to keep beside the records; see `origin`.
 
   Raises:
     DataError: the folder cannot be written.
   """
   path = Path(builder.data_path)
   with _locked(path) as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f'waiting for another process, which prepares {builder.name} in {path}', file=sys.stderr)
+      fcntl.flock(lock, fcntl.LOCK_EX)
     if path.is_dir():
       builder.info.read_from_directory(path)
       return False
@@ -119,14 +122,17 @@ def prepare(builder: tfds.core.DatasetBuilder, made_of: Origin | None = None) ->
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
-    files.sync_tree(path.parent)  # a power cut leaves the whole set, or one that cannot be read and says so
+    files.sync_tree(path.parent)  # after a power cut the set is whole, or reading it fails with an error
   return True
 
 
 def _locked(path: Path) -> TextIO:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return (path.parent / f'{path.name}.lock').open('w')
+    lock = path.parent / f'{path.name}.lock'
+    check_regular(lock)
+    # Nothing is written to the lock, so that no other file is harmed if its name leads to one.
+    return open(os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+')
   except OSError as error:
     raise DataError(
       f'{path.parent} cannot be written ({error.strerror}); set KRONMESH_DATA or --config.data.folder to a folder that can'
@@ -134,19 +140,19 @@ def _locked(path: Path) -> TextIO:
 
 
 def from_source(builder: tfds.core.DatasetBuilder, name: str, source: str | Path, entries: Entries | None) -> bool:
-  """Prepares a set from a source, or checks that what is prepared was made of it.
+  """Prepares a set from a source, or checks that the prepared set was made from that source.
 
   Args:
-    builder: of the set.
-    name: of the set, for messages.
-    source: the folder or file; '' for whatever the records were made of.
-    entries: what it holds, see `origin`; None: it is gone.
+    builder: builder of the set.
+    name: name of the set, for messages.
+    source: the folder or file; '' stands for whatever the records were made from.
+    entries: the content of the source (see `origin`); None if the source is gone.
 
   Returns:
     Whether this process made the records.
 
   Raises:
-    DataError: they were made of another source, or the folder cannot be written.
+    DataError: the records were made from another source, or the folder cannot be written.
   """
   records = Path(builder.data_path)
   made = not records.is_dir() and prepare(builder, origin_of(source, entries or ()))
@@ -156,16 +162,16 @@ def from_source(builder: tfds.core.DatasetBuilder, name: str, source: str | Path
 
 
 def from_idx(kind: type[tfds.core.DatasetBuilder], name: str, source: str, where: Path) -> tfds.core.DatasetBuilder:
-  """Returns the builder of a set that is made of Fashion-MNIST's files, prepared.
+  """Returns the builder of a set that is made from Fashion-MNIST's files, and prepares the set if need be.
 
   Args:
-    kind: of builder.
-    name: of the set, for messages.
-    source: the folder of the files; '' for Debian's, or for whatever was prepared where that is not installed.
+    kind: class of the builder.
+    name: name of the set, for messages.
+    source: the folder of the files; '' for Debian's or, if that is not installed, for whatever was prepared.
     where: the folder for prepared data.
 
   Raises:
-    DataError: there are no such files, or what is prepared was made of others.
+    DataError: there are no such files, or the prepared set was made from others.
   """
   builder = kind(source=source or FASHION_MNIST_DEBIAN, data_dir=where, file_format='array_record')
   entries = idx_entries(builder.source)
@@ -184,7 +190,7 @@ def from_idx(kind: type[tfds.core.DatasetBuilder], name: str, source: str, where
 
 
 def _check_idx(folder: Path) -> None:
-  """Raises DataError unless files hold pictures of 28x28 pixels, and a label of 0 to 9 for each."""
+  """Raises DataError unless the files hold pictures of 28x28 pixels and a label from 0 to 9 for each."""
   for pair in _IDX.values():
     images, labels = (read_idx(folder / name) for name in pair)
     if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.ndim != 1:
@@ -200,7 +206,7 @@ def _check_idx(folder: Path) -> None:
 
 
 def idx_entries(folder: Path) -> list[tuple[str, Path]] | None:
-  """Returns the name and place of each of the four IDX files, gzipped or not; None unless all are there."""
+  """Returns the name and path of each of the four IDX files, gzipped or not, or None unless all exist."""
   found = []
   for name in (name for pair in _IDX.values() for name in pair):
     path = next((p for p in (folder / (name + '.gz'), folder / name) if p.is_file()), None)
@@ -214,7 +220,7 @@ def read_idx(path: Path) -> np.ndarray:
   """Reads an IDX file of bytes, gzipped or not.
 
   Raises:
-    DataError: it is no IDX file of bytes, has fewer bytes than its header says, or they do not fit in memory.
+    DataError: the file is not an IDX file of bytes, is shorter than its header says, or does not fit in memory.
   """
   packed = path.with_name(path.name + '.gz')
   found = packed if packed.is_file() else path

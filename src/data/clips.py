@@ -1,7 +1,8 @@
 """Sets of videos, prepared as array_record of JPEG frames, and batches of clips cut from them.
 
-Preparing decodes every file once, at a constant rate and a small size; training then decodes those frames alone that a clip
-takes, on the host that needs them. What cannot be decoded is left out, counted, and listed beside the records.
+Preparing decodes every file once, at a constant rate and a small size. Training then decodes only the frames that a
+clip takes, on the host that needs them. Files that cannot be decoded are left out, counted, and listed beside the
+records.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .. import files
 from .bands import Crop, Rows, size_of, strip, to_bands
 from .batches import Readable, example_batches
 from .builders import from_source
+from .features import check_features
 from .folders import shown
 from .layouts import Entry, look
 from .origin import check
@@ -35,9 +37,9 @@ SKIPPED = 'skipped.json'
 
 
 class Videos(tfds.core.GeneratorBasedBuilder):
-  """Videos of one of `layouts.LAYOUTS` as JPEG frames, with their class and the spans in which it happens (seconds).
+  """Videos in one of `layouts.LAYOUTS` as JPEG frames, with their class and the spans in which it happens (seconds).
 
-  Each frame is so many pictures, its `bands` from the top.
+  Each frame is stored as `bands` pictures, from the top down.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -80,7 +82,7 @@ class Videos(tfds.core.GeneratorBasedBuilder):
       raise VideoError(f'{self.layout}: no video of a split can be decoded; the first: {failed[0]}')
 
   def made_of(self) -> list[tuple[str, Path]]:
-    """Returns every video's name in the set and its place, see `origin`."""
+    """Returns the name in the set and the path of every video; see `origin`."""
     name = lambda e: f'{e.path.relative_to(self.source)} {e.split} {e.label} {e.spans}'  # noqa: E731
     return [(name(entry), entry.path) for entry in self.entries]
 
@@ -96,25 +98,27 @@ class Videos(tfds.core.GeneratorBasedBuilder):
 def prepared(
   layout: str, source: str, folder: Path, *, rate: float, short_side: int, bands: int = 1
 ) -> tfds.core.DatasetBuilder:
-  """The builder of a set in the folder, from the user's copy in `source` where it is not prepared yet.
+  """Returns the builder of a set in the folder, after preparing it from the user's copy in `source` if need be.
 
   Args:
     layout: one of `layouts.LAYOUTS`.
-    rate: frames in a second that are kept.
-    short_side: of the frames that are kept, in pixels.
-    bands: pictures that each frame is kept as, so that a host decodes no rows but its own.
+    rate: number of frames kept per second.
+    short_side: short side of the kept frames, in pixels.
+    bands: number of pictures in which each frame is kept, so that a host decodes only the bands of its rows.
 
   Raises:
-    DataError: the source is not laid out so, or what is prepared was made of another.
+    DataError: the source has another layout, or the prepared set was made from another source.
     VideoError: no video of a split can be decoded.
   """
   path = folder / 'videos' / _name(layout, rate, short_side, bands) / str(Videos.VERSION)
   if path.is_dir() and not (source and Path(source).is_dir()):  # the source may be gone
     check(layout, path, source, None)
+    check_features(path)
     return tfds.builder_from_directory(path)
   options = {'rate': rate, 'short_side': short_side, 'bands': bands}
   builder = Videos(layout=layout, source=source, **options, data_dir=folder, file_format='array_record')
   if not from_source(builder, layout, source, builder.made_of()):
+    check_features(path)
     return tfds.builder_from_directory(path)
   files.write(Path(builder.data_path, SKIPPED), json.dumps(builder.skipped, indent=1))
   if builder.skipped:
@@ -128,7 +132,7 @@ def _name(layout: str, rate: float, short_side: int, bands: int) -> str:
 
 
 def ahead(fn: Callable, items: Sequence[Any], threads: int) -> Iterator[tuple[Any, Any]]:
-  """(item, fn(item)) in order, computed by threads; no more than twice their number wait in memory."""
+  """Yields (item, fn(item)) in order, computed by threads; at most twice as many results as threads wait in memory."""
   with ThreadPoolExecutor(threads) as pool:
     waiting: collections.deque = collections.deque()
     for item in items:
@@ -155,24 +159,26 @@ def clip_batches(
   bands: int = 1,
   rows: Rows | None = None,
 ) -> grain.MapDataset:
-  """Batches {'image': (b, frames, height, width, 3), 'label': (b,)} of clips, as `batches.record_batches` of images.
+  """Returns batches of clips {'inputs': (b, frames, height, width, 3), 'label': (b,)}.
+
+  They are to videos what `batches.record_batches` is to images.
 
   Args:
     source: examples with 'frames' (JPEG) and 'label'.
-    batch_size: of the global batch.
-    frames: of a clip, every so many of the video's; a shorter video's last frame stands still.
-    size: the clip's height and width, in pixels; one number for both.
-    train: random places in time and space, without end; else the middle, in one pass with a `mask`.
-    seed: of order and augmentation, which depend on nothing else.
+    batch_size: size of the global batch.
+    frames: number of frames in a clip. The last frame of a video that is too short stands still.
+    every: step between a clip's frames, in frames of the video.
+    size: height and width of the clip, in pixels; one number for both.
+    train: whether to take random places in time and space, without end; else the middle, in one pass with a `mask`.
+    seed: seed of order and augmentation, which depend on nothing else.
     flip: whether half of the clips are mirrored in training.
-    colour: by how much brightness, contrast and saturation change at most, as a share.
+    colour: the most by which brightness, contrast and saturation change, as a share.
     shard: (index, count) of this process's part of every batch: only its clips are decoded.
-    bands: pictures that each frame is kept as (see `prepared`).
-    rows: of the clips that are wanted; only bands that they need are decoded. Not with a change of colour, which is of
-      whole clips.
+    bands: number of pictures in which each frame is kept (see `prepared`).
+    rows: the rows of the clips to return; only the bands that they need are decoded. A change of colour needs all rows.
 
   Raises:
-    ValueError: rows with a change of colour.
+    ValueError: only some rows are asked for, together with a change of colour.
   """
   size = (size, size) if isinstance(size, int) else size
   wanted = (0, size[0]) if rows is None else (rows[0], min(rows[1], size[0]))
@@ -199,16 +205,19 @@ def clip_batches(
 
 
 def places(length: int, count: int, every: int, rng: np.random.Generator | None = None) -> np.ndarray:
-  """`count` of so many frames, every so many, from a random place, or from the middle; the last stands still."""
+  """Returns the `count` frames of a video that a clip takes, one in `every`, of `length` frames in all.
+
+  They start at a random place or, without a generator, lie in the middle. The last frame of a short video repeats.
+  """
   spare = max(0, length - (count - 1) * every - 1)
   start = spare // 2 if rng is None else int(rng.integers(spare + 1))
   return np.minimum(start + every * np.arange(count), length - 1)
 
 
 def random_crop(frame: tuple[int, int], aspect: float, rng: np.random.Generator, flip: bool = True) -> Crop:
-  """A random part of frames of this height and width (a quarter of the area to all of it), half of them mirrored.
+  """Draws a part of frames of this height and width, with a quarter of the area or more; half are mirrored.
 
-  aspect: width over height of what it is to become; the part's is up to a third more or less.
+  aspect: width over height of the final clip. That of the part is 3/4 to 4/3 of it.
   """
   height, width = frame
   area = height * width * rng.uniform(0.25, 1)
@@ -219,14 +228,17 @@ def random_crop(frame: tuple[int, int], aspect: float, rng: np.random.Generator,
 
 
 def middle_crop(frame: tuple[int, int], aspect: float = 1.0) -> Crop:
-  """The largest part in the middle whose width is `aspect` times its height."""
+  """Returns the largest crop in the middle whose width is `aspect` times its height."""
   height, width = frame
   h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
   return Crop((height - h) // 2, (width - w) // 2, h, w)
 
 
 def coloured(clip: Clip, brightness: float, contrast: float, saturation: float) -> Clip:
-  """Factors, of which 1 changes nothing: on all, on the distance to the clip's mean, on that to each pixel's grey."""
+  """Multiplies a clip's brightness, contrast and saturation by factors, of which 1 changes nothing.
+
+  Contrast is the distance to the clip's mean, and saturation the distance to each pixel's grey.
+  """
   x = clip.astype(np.float32) * np.float32(brightness)
   x = (x - x.mean()) * np.float32(contrast) + x.mean()
   grey = x @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -235,7 +247,7 @@ def coloured(clip: Clip, brightness: float, contrast: float, saturation: float) 
 
 
 def centre_crop(clip: Clip, size: int) -> Clip:
-  """The largest square in the middle, resized."""
+  """Cuts the largest square from the middle of a clip and resizes it."""
   from PIL import Image
 
   top, left, h, w, _ = middle_crop(clip.shape[1:3])
@@ -248,4 +260,4 @@ def normalised(clip: Clip) -> Float32[np.ndarray, 't h w 3']:
 
 
 def _finished(clip: Clip, label: Any) -> dict[str, Any]:
-  return {'image': normalised(clip), 'label': np.int32(label)}
+  return {'inputs': normalised(clip), 'label': np.int32(label)}

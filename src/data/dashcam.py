@@ -1,18 +1,18 @@
-"""Rendered scenes from a dashcam: collisions that announce themselves by looming, and their twins that end well.
+"""Rendered scenes from a dashcam: collisions that announce themselves by looming, and twins that end well.
 
-Five seconds, 10 frames a second, 96x64 in grey, from a car that drives at 8 to 16 m/s. Half of the scenes are before a
-collision: they break off a quarter of a second earlier, before it fills the picture. A frame's label is 1 where a
-collision follows within 1.5 seconds. Every kind of collision has a twin that begins in the same way and in which nothing
-happens:
+A scene lasts five seconds at 10 frames a second, 96x64 in grey, from a car that drives at 8 to 16 m/s. Half of the
+scenes lead to a collision: they break off a quarter of a second earlier, before it fills the picture. A frame's label
+is 1 where a collision follows within 1.5 seconds. Every kind of collision has a twin that begins in the same way and
+in which nothing happens:
 
 | Kind | collision | twin |
 |---|---|---|
-| `lead` | the car in front brakes, at 1.5 to 3 s before | so it does, and the camera's car brakes too, in time |
-| `oncoming` | a car of the other lane comes over into ours, 1 to 2.5 s before | it stays there and passes |
+| `lead` | the car in front brakes, 1.5 to 3 s before | so it does, but the camera's car brakes too, in time |
+| `oncoming` | a car comes over from the other lane into ours, 1 to 2.5 s before | it stays in its lane and passes |
 | `crossing` | a car or a pedestrian crosses, at a constant bearing | it passes in front of us or behind |
 
-All scenes have parked cars, houses and posts that loom and pass, other traffic, a road with marks, changing light and haze,
-a camera that trembles, and a sensor's noise. Nothing in these films is real.
+All scenes have parked cars, houses and posts that loom and pass, other traffic, a road with marks, changing light and
+haze, a camera that trembles, and a sensor's noise. Nothing in these films is real.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from jaxtyping import Float, UInt8
 from .scenes import Scene, SceneBuilder, generator
 
 FRAMES, HEIGHT, WIDTH, RATE = 50, 64, 96, 10.0
-HORIZON_SECONDS = 1.5  # how long before a collision an alarm is right
+HORIZON_SECONDS = 1.5  # an alarm is right for this long before a collision
 EVENTS = ('lead', 'oncoming', 'crossing')
 FOCAL, HORIZON, CAMERA = 80.0, 27.0, 1.3  # pixels, row, metres above the road
-NEAREST, FARTHEST = 0.8, 90.0  # metres: what is drawn
-CONTACT = 1.0  # metres between camera and whatever it hits
+NEAREST, FARTHEST = 0.8, 90.0  # metres between which bodies are drawn
+CONTACT = 1.0  # metres from the camera to a body that it hits
 END = FRAMES / RATE + 0.25  # seconds from a scene's beginning to its collision
 
 Times = Float[np.ndarray, 't']
@@ -39,9 +39,9 @@ Image = Float[np.ndarray, 'h w']
 
 
 class Body(NamedTuple):
-  """A thing that stands on the road and faces the camera. x: metres to the right, z: ahead, at every frame.
+  """A body that stands on the road and faces the camera.
 
-  kind: 'rear' or 'side' of a car, 'person', 'house' or 'post'.
+  kind: 'rear' or 'side' of a car, 'person', 'house' or 'post'. x, z: metres to the right and ahead, at every frame.
   """
 
   kind: str
@@ -77,7 +77,10 @@ class Dashcam(SceneBuilder):
 
 
 def lead(time: Times, speed: float, collides: bool, rng: np.random.Generator) -> tuple[Body, Times]:
-  """The car in front, and by how much we have slowed down. It brakes; in the twin we do so too, and a gap is left."""
+  """Returns the car in front, which brakes, and by how much we have slowed down at each time.
+
+  In the twin we brake too, and a gap is left.
+  """
   del speed
   before = rng.uniform(1.5, 3.0)  # seconds from its braking to the end of the gap
   gap = rng.uniform(8, min(30, 4 * before**2))
@@ -87,7 +90,7 @@ def lead(time: Times, speed: float, collides: bool, rng: np.random.Generator) ->
   z = gap - brakes * since**2 / 2
   braking = np.zeros(len(time))
   if not collides:
-    reacts = before * np.sqrt(rng.uniform(0.2, 0.6))  # when this share of the gap is gone
+    reacts = before * np.sqrt(rng.uniform(0.2, 0.6))  # seconds until this share of the gap is gone
     closing, left = brakes * reacts, gap - brakes * reacts**2 / 2
     rest = rng.uniform(0.3, 0.6) * left
     ours = closing**2 / (2 * (left - rest))
@@ -99,7 +102,7 @@ def lead(time: Times, speed: float, collides: bool, rng: np.random.Generator) ->
 
 
 def oncoming(time: Times, speed: float, collides: bool, rng: np.random.Generator) -> tuple[Body, Times]:
-  """A car of the other lane; before a collision it comes over."""
+  """Returns a car of the other lane, which comes over before a collision; we do not brake."""
   closing = speed + rng.uniform(8, 16)
   arrives = END if collides else rng.uniform(2.0, END + 0.5)
   z = CONTACT + closing * (arrives - time)
@@ -111,7 +114,7 @@ def oncoming(time: Times, speed: float, collides: bool, rng: np.random.Generator
 
 
 def crossing(time: Times, speed: float, collides: bool, rng: np.random.Generator) -> tuple[Body, Times]:
-  """Somebody crosses at constant speed: to where we shall be at the same time, or not."""
+  """Returns somebody who crosses at constant speed, to where we are at the same time or not; we do not brake."""
   person = rng.random() < 0.5
   across = rng.uniform(1.5, 3.0) if person else rng.uniform(5, 10)
   across *= rng.choice([-1, 1])
@@ -128,7 +131,7 @@ _EVENTS: dict[str, Callable] = {'lead': lead, 'oncoming': oncoming, 'crossing': 
 
 
 def surroundings(time: Times, gone: Times, event: str, rng: np.random.Generator) -> list[Body]:
-  """Parked cars, houses and posts, and traffic that does nothing; `gone` is our way, in metres."""
+  """Returns parked cars, houses, posts and harmless traffic; `gone` is the way that we have driven, in metres."""
   bodies, still = [], np.ones(len(time))
   for side in (-1, 1):
     for place in np.arange(rng.uniform(5, 15), gone[-1] + FARTHEST, rng.uniform(14, 22)):
@@ -150,10 +153,10 @@ def surroundings(time: Times, gone: Times, event: str, rng: np.random.Generator)
 
 
 def film(bodies: list[Body], gone: Times, rng: np.random.Generator) -> UInt8[np.ndarray, 't h w']:
-  """What the camera sees."""
+  """Renders what the camera sees, frame by frame."""
   light, haze, sky = rng.uniform(0.7, 1.15), rng.uniform(40, 120), rng.uniform(150, 235)
   grain, frames = rng.uniform(-1, 1, (64, 64)), []
-  # Nothing that changes may tell how old a scene is: collisions are all at its end.
+  # No change over time may reveal how old a scene is, because every collision is at the end.
   clouds, phase = rng.uniform(0.1, 0.3), rng.uniform(0, 2 * np.pi)
   tremble = rng.normal(0, 0.35, (len(gone), 2))
   for t, way in enumerate(gone):
@@ -166,7 +169,7 @@ def film(bodies: list[Body], gone: Times, rng: np.random.Generator) -> UInt8[np.
 
 
 def road(way: float, sky: float, haze: float, grain: Image, pitch: float, yaw: float) -> Image:
-  """Sky, and the ground by the ray through every pixel."""
+  """Draws the sky, and the ground by the ray through every pixel."""
   v, u = np.mgrid[:HEIGHT, :WIDTH] + 0.5
   below = v - HORIZON - pitch
   image = np.broadcast_to(sky - 0.6 * below, below.shape).copy()  # brighter above
@@ -184,7 +187,7 @@ def road(way: float, sky: float, haze: float, grain: Image, pitch: float, yaw: f
 
 
 def draw(image: Image, body: Body, t: int, sky: float, haze: float, pitch: float, yaw: float) -> None:
-  """One body, as rectangles whose edges lie between pixels: its shadow, itself, and what tells how near it is."""
+  """Draws a body as rectangles with edges between pixels: its shadow, its shape, and details that tell its distance."""
   scale = FOCAL / body.z[t]
   bottom = HORIZON + pitch + CAMERA * scale
   left = WIDTH / 2 + yaw + (body.x[t] - body.width / 2) * scale
@@ -194,7 +197,7 @@ def draw(image: Image, body: Body, t: int, sky: float, haze: float, pitch: float
     return
 
   def part(x0: float, x1: float, y0: float, y1: float, grey: float, cover: float = 1.0) -> None:
-    """A rectangle in shares of the body, from its left and its foot."""
+    """Draws a rectangle, in shares of the body from its left and its foot."""
     columns, across = _covered(left + x0 * width, left + x1 * width, WIDTH)
     rows, down = _covered(bottom - y1 * height, bottom - y0 * height, HEIGHT)
     target = image[down, across]
@@ -227,7 +230,7 @@ def draw(image: Image, body: Body, t: int, sky: float, haze: float, pitch: float
 
 
 def _covered(first: float, last: float, size: int) -> tuple[Float[np.ndarray, ' n'], slice]:
-  """How much of each pixel lies between two places, and which pixels these are."""
+  """Returns how much of each pixel lies between two places, and which pixels these are."""
   own = slice(max(0, int(np.floor(first))), max(0, min(size, int(np.ceil(last)))))
   share = np.ones(max(0, own.stop - own.start))
   if len(share):  # the ends' edges lie between pixels

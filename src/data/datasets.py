@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from . import builders
 from .arrays import Arrays, read_arrays
 from .errors import DataError
+from .features import check_features
 from .folders import tell_left_out
 from .image_folder import ImageFolder
 from .made import MADE
@@ -23,10 +24,10 @@ _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255, 'moving_fashion_mnist': 255}
 
 
 def data_dir(folder: str = '') -> Path:
-  """Returns where prepared data sets are kept: the folder, else $KRONMESH_DATA, else ~/.cache/kronmesh.
+  """Returns the folder of prepared data sets: `folder`, else $KRONMESH_DATA, else ~/.cache/kronmesh.
 
   Raises:
-    DataError: it is an address and not a folder here, or this user has no home folder.
+    DataError: the folder is an address and not on this machine, or this user has no home folder.
   """
   chosen = folder or os.environ.get('KRONMESH_DATA', '')
   if '://' in chosen:
@@ -40,17 +41,17 @@ def data_dir(folder: str = '') -> Path:
 
 
 def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') -> Arrays:
-  """A small data set as arrays.
+  """Loads a small data set as arrays.
 
   Args:
     name: 'digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays' or one of `made.MADE`.
     split: 'train' or 'test'.
-    folder: where prepared data is kept, see `data_dir`.
-    source: for the two of Fashion-MNIST: the folder with its IDX files; Debian's dataset-fashion-mnist by default. For
-      'arrays' the folder with train.npz and test.npz, of `image` in [0, 1] and `label` (`write_arrays` makes them).
+    folder: where prepared data is kept; see `data_dir`.
+    source: for the two sets of Fashion-MNIST, the folder with the IDX files; Debian's dataset-fashion-mnist by default.
+      For 'arrays', the folder with train.npz and test.npz, of `image` in [0, 1] and `label` (see `write_arrays`).
 
   Raises:
-    DataError: unknown name or split, or source files that are missing.
+    DataError: the name or split is unknown, or source files are missing.
   """
   if name not in IN_MEMORY:
     raise DataError(f'data set {name!r} is unknown or does not fit in memory; choose from {", ".join(IN_MEMORY)}')
@@ -77,12 +78,12 @@ def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') ->
 
 @functools.lru_cache(maxsize=2)
 def _decoded(name: str, split: str, folder: str, source: str, state: tuple[tuple[str, int, int], ...]) -> Arrays:
-  """All examples of a split, in arrays that cannot be written to.
+  """Returns all examples of a split, in arrays that cannot be written to.
 
-  Those of the last two splits are kept, for as long as their files are in the same state: scripts train many networks on
-  one set, and TFDS takes ten seconds to decode 60,000 images.
+  The last two splits are cached for as long as their files do not change: scripts train many networks on one set, and
+  TFDS takes ten seconds to decode 60,000 images.
   """
-  del state  # it is a part of the cache's key
+  del state  # it only makes the cache's key change with the files
   records = _prepared(name, folder, source).as_data_source(split=split)
   examples = records.__getitems__(range(len(records)))
   images = np.stack([e['image'] for e in examples]).astype(np.float32) / _BRIGHTEST[name]
@@ -107,8 +108,8 @@ class Records:
   """A prepared TFDS set as a random-access source of examples {'image', 'label'}, images encoded or arrays of bytes.
 
   Attributes:
-    classes: how many, where the set says so; else 0.
-    labelled: whether it has labels; else every label is 0.
+    classes: number of classes, or 0 if the set does not say.
+    labelled: whether the set has labels; if not, every label is 0.
   """
 
   def __init__(self, source: Any, name: str):
@@ -129,7 +130,7 @@ class Records:
 
 
 def _image_feature(features: Any, name: str) -> str:
-  """The feature that is the picture: 'image', or the only one that could be."""
+  """Returns the name of the feature that is the picture: 'image', or the only one that could be."""
   images = [
     key
     for key, kind in features.items()
@@ -145,14 +146,15 @@ def record_source(name: str, split: str, *, folder: str = '') -> Records | Image
   """Returns a prepared TFDS array_record data set, or 'image_folder', as a random-access source of examples.
 
   Raises:
-    DataError: it is not prepared in the folder, or as tfrecord files, which need TensorFlow; it has no picture, or labels
-      that are no numbers.
+    DataError: the set is not prepared in the folder, or only as tfrecord files, which need TensorFlow. Or it has no
+      picture, or its labels are not numbers.
   """
   if name == 'image_folder':
     found = ImageFolder(folder, split)
     tell_left_out(f'{name}/{split}', found.left_out, len(found), data_dir() / 'left_out')
     return found
   where = data_dir(folder)
+  check_features(where / name)
   try:
     features = tfds.builder(name, data_dir=where).info.features
     skip = {key: tfds.decode.SkipDecoding() for key, f in features.items() if isinstance(f, tfds.features.Image)}

@@ -1,4 +1,4 @@
-"""Two garments in motion in each clip, and a noun for one of them: what the noun's garment does is asked for."""
+"""Clips of two moving garments, each with a noun for one of them: the task is to tell how that garment moves."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ _COUNT = {'train': 12000, 'test': 2000}
 
 
 class Directed(NamedTuple):
-  """image: clips of two garments. query: the node of a noun of which one of both is a kind. label: that one's motion.
-  other: the other one's.
+  """Clips of two garments, each with a question about one of them.
+
+  inputs: the clips. query: the node of a noun of which one garment is a kind. label: that garment's motion. other: the
+  motion of the other garment.
   """
 
-  image: Float[np.ndarray, 'n t h w 1']
+  inputs: Float[np.ndarray, 'n t h w 1']
   label: Int[np.ndarray, ' n']
   query: Int[np.ndarray, ' n']
   other: Int[np.ndarray, ' n']
 
 
 class DirectedMotion(tfds.core.GeneratorBasedBuilder):
-  """12,000 and 2,000 clips of 8 frames of 16x32: two garments of different classes beside each other, each in a field of
-  16x16 and with a motion of its own.
+  """12,000 and 2,000 clips of 8 frames of 16x32, each of two garments of different classes beside each other.
+
+  Each garment has a field of 16x16 and a motion of its own.
   """
 
   VERSION = tfds.core.Version('2.0.0')
@@ -71,7 +74,7 @@ def load_directed(
   folder: str = '',
   source: str = '',
 ) -> Directed:
-  """The split, each clip with a noun that fits one of its garments and not the other.
+  """Loads a split, each clip with a noun that fits one of its garments and not the other.
 
   Args:
     split: 'train' or 'test'.
@@ -80,7 +83,7 @@ def load_directed(
     folder, source: see `load_arrays`.
 
   Raises:
-    DataError: there are no images, or no noun for a clip.
+    DataError: there are no images, or no noun is left for a clip.
   """
   builder = from_idx(DirectedMotion, 'directed_motion', source, data_dir(folder))
   records = builder.as_data_source(split=split)
@@ -88,7 +91,7 @@ def load_directed(
   queries, labels, others = [], [], []
   for i, own in enumerate(found):
     rng = np.random.default_rng((2, split == 'test', i))
-    ways = rng.permutation(2)  # one class may be a kind of the other: then that one is asked for
+    ways = rng.permutation(2)  # if one class is a kind of the other, no noun fits only the latter
     nouns = [over[own['classes'][k]] & ~over[own['classes'][1 - k]] for k in ways]
     fits = [[n for n in np.flatnonzero(own_nouns) if split != 'train' or n not in unasked] for own_nouns in nouns]
     if not any(fits):

@@ -1,5 +1,5 @@
-"""The error of data that cannot be used."""
+"""The error for data that cannot be used."""
 
 
 class DataError(ValueError):
-  """Data that are missing or cannot be used as they are; one line that says what, where, and what to change."""
+  """The error for data that are missing or cannot be used; one line says what, where, and what to change."""

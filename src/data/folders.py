@@ -1,4 +1,4 @@
-"""Folders that people fill: which files of them are data, and which are left out, counted and listed."""
+"""Folders that people fill: which of their files are data, and which are left out, counted and listed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from absl import logging
 from .. import files
 from .errors import DataError
 
-# What systems and tools put into folders. Names that begin with a dot are passed over too.
+# Names that systems and tools put into folders. Names that begin with a dot are passed over too.
 _OF_SYSTEMS = ('$RECYCLE.BIN', '@eaDir', 'Desktop.ini', 'System Volume Information', 'Thumbs.db', '__MACOSX',
                'desktop.ini', 'lost+found')  # fmt: skip
 
 
 class LeftOut(NamedTuple):
-  """A file that is not used, and why."""
+  """A file that is not used, and the reason."""
 
   path: Path
   why: str
@@ -35,12 +35,12 @@ class Files(NamedTuple):
 
 
 def is_passed_over(name: str) -> bool:
-  """Returns whether a file or folder of this name belongs to a system or a tool, and is no data."""
+  """Returns whether a file or folder of this name belongs to a system or a tool and is not data."""
   return name.startswith('.') or name in _OF_SYSTEMS
 
 
 def subfolders(root: Path) -> list[Path]:
-  """Returns the folders in a folder, links to folders included, in the order of their names.
+  """Returns the folders in a folder, including links to folders, in the order of their names.
 
   Raises:
     DataError: the folder cannot be read.
@@ -49,11 +49,13 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def files_below(root: Path, endings: Sequence[str]) -> Files:
-  """Returns the files of a folder and of all folders below it. Links to folders are followed, but not round in a circle.
+  """Returns the files of a folder and of all folders below it.
+
+  Links to folders are followed, but not round in a circle.
 
   Args:
     root: the folder.
-    endings: of the files that are data, in lower case, with their dots.
+    endings: endings of the files that are data, in lower case, with their dots.
 
   Raises:
     DataError: a folder cannot be read.
@@ -82,7 +84,7 @@ def _visit(folder: Path, endings: Sequence[str], above: tuple[str, ...], found: 
 
 
 def loose_files(folder: Path, why: str) -> list[LeftOut]:
-  """Returns the files that lie in a folder itself, as left out."""
+  """Returns the files that lie directly in a folder, as left out."""
   return [LeftOut(p, why) for p in _listed(folder) if not p.is_dir()]
 
 
@@ -94,16 +96,16 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def class_name(folder: Path) -> str:
-  """Returns a folder's name as that of a class: composed (NFC), as systems store the same name in two ways."""
+  """Returns a folder's name as the name of a class, composed (NFC): systems store the same name in two ways."""
   return shown(unicodedata.normalize('NFC', folder.name))
 
 
 def tell_left_out(name: str, left_out: Sequence[LeftOut], used: int, kept: Path) -> None:
-  """Warns of files that are left out: how many, why, the first, and where all are listed.
+  """Warns of files that are left out: how many, why, the first one, and where all are listed.
 
   Args:
-    name: of the data set.
-    used: how many files are used.
+    name: name of the data set.
+    used: number of files that are used.
     kept: the folder in which the list is written.
   """
   if not left_out:
@@ -121,14 +123,14 @@ def tell_left_out(name: str, left_out: Sequence[LeftOut], used: int, kept: Path)
 
 
 def shown(path: str | Path) -> str:
-  """Returns a path as text in one line: bytes that are no UTF-8, and characters that do not print, are escaped."""
+  """Returns a path as one line of text; bytes that are not UTF-8 and characters that do not print are escaped."""
   raw = os.fsencode(path).decode('utf-8', 'backslashreplace')
   plain = lambda c: c.isprintable() or unicodedata.category(c) == 'Zs'  # a space of any width  # noqa: E731
   return ''.join(c if plain(c) else c.encode('unicode_escape').decode() for c in raw)
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-  """Returns the first few of some names, and how many more there are."""
+  """Returns the first few of some names, and the number of the others."""
   names = [repr(n) for n in names]
   more = f' and {len(names) - most} more' if len(names) > most else ''
   return ', '.join(names[:most]) + more

@@ -14,14 +14,14 @@ from .pictures import ENDINGS
 
 
 class ImageFolder:
-  """Pictures as `folder/split/class/*.jpg`, with any folders below a class; encoded as they are.
+  """Pictures in `folder/split/class/*.jpg`, or in any folders below a class; they stay encoded.
 
   Attributes:
-    names: of the classes, train's folders in order. They number the labels of every split.
-    classes: how many.
+    names: names of the classes: train's folders in order. They number the labels of every split.
+    classes: number of classes.
     files: (path, label) of every picture.
-    left_out: the files that are no pictures.
-    labelled: True, as folders are classes.
+    left_out: the files that are not pictures.
+    labelled: True, because folders are classes.
 
   Raises:
     DataError: there are no pictures, a class of train has none, or another split has a class that train lacks.

@@ -1,7 +1,7 @@
-"""Folders of videos as their authors hand them out: which files there are, in which split, of which class.
+"""Folders of videos as their authors distribute them: which files there are, in which split and of which class.
 
-Nothing is downloaded; `root` is the user's own copy. Spans are seconds of the video in which what its class names happens,
-where the set says so.
+Nothing is downloaded; `root` is the user's copy. Spans say when the thing that a video's class names happens, in
+seconds, where the set says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .video import ENDINGS
 
 
 class LayoutError(DataError):
-  """A folder that is not laid out as its set is; one line that says what is missing."""
+  """The error for a folder that is not laid out as its set is; one line says what is missing."""
 
 
 class Entry(NamedTuple):
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What a folder holds: the videos of the set, and the files that are left out."""
+  """The content of a folder: the videos of the set, and the files that are left out."""
 
   entries: list[Entry]
   left_out: list[LeftOut]
@@ -65,7 +65,7 @@ def ucf101(root: Path, fold: int = 1) -> Found:
     for line in _lines(lists / name):
       relative = re.sub(r'\s+\d+$', '', line).replace(
         '\\', '/'
-      )  # without the number of the class; a name may have spaces
+      )  # drops the number of the class; a name may have spaces
       entries.append(Entry(videos / relative, split, relative.split('/')[0]))
   return Found(entries, [])
 
@@ -73,8 +73,8 @@ def ucf101(root: Path, fold: int = 1) -> Found:
 def kinetics(root: Path) -> Found:
   """Kinetics (Kay et al. 2017), as `train/class/*.mp4`, or as `train/*.mp4` with `train.csv`: label, id, start and end.
 
-  Files are named by id, start and end: `-3B32lodo2M_000059_000069.mp4`; one id may have several spans. `val` or
-  `validate` is the test split; rows of the csv whose video could not be downloaded are left out, as they are everywhere.
+  Files are named by id, start and end: `-3B32lodo2M_000059_000069.mp4`; one id may have several spans. The test split
+  may be called `val` or `validate`. Rows of the csv whose video could not be downloaded are left out, as is usual.
   """
   found = Found([], [])
   for split, names in (('train', ('train',)), ('test', ('val', 'validate', 'test'))):
@@ -96,7 +96,7 @@ def kinetics(root: Path) -> Found:
 
 
 def _of_table(table: Path, folder: Path, split: str) -> Found:
-  """The videos in a folder that a table of Kinetics has rows for; the others are left out."""
+  """Returns the videos in a folder that a table of Kinetics has rows for; the others are left out."""
   rows = read_table(table)
   lacking = {'label', 'youtube_id'} - set(rows[0] if rows else ())
   if lacking:
@@ -111,7 +111,7 @@ def _of_table(table: Path, folder: Path, split: str) -> Found:
   entries: dict[Path, Entry] = {}
   for row in rows:
     video = row['youtube_id']
-    exact, bare = (video, *_span(row)), (video,)  # named by the id alone: whose it is if the id has one row
+    exact, bare = (video, *_span(row)), (video,)  # a file named by the id alone fits if the id has one row
     path = files.get(exact) or (files.get(bare) if spans[video] == 1 else None)
     if path is None:
       continue
@@ -125,13 +125,13 @@ def _of_table(table: Path, folder: Path, split: str) -> Found:
 
 
 def _of_name(stem: str) -> tuple[str | int, ...]:
-  """(id, start, end) of a file's name, or what it is named."""
+  """Returns (id, start, end) from the name of a file, or the name alone."""
   found = re.fullmatch(r'(.+)_(\d+)_(\d+)', stem)
   return (found[1], int(found[2]), int(found[3])) if found else (stem,)
 
 
 def _span(row: dict[str, str]) -> tuple[int, ...]:
-  """Where the video of a row begins and ends; nothing where the table does not say."""
+  """Returns where the video of a row begins and ends; nothing if the table does not say."""
   try:
     return tuple(round(float(row[key])) for key in ('time_start', 'time_end'))
   except (KeyError, TypeError, ValueError):
@@ -141,8 +141,8 @@ def _span(row: dict[str, str]) -> tuple[int, ...]:
 def ucf_crime(root: Path) -> Found:
   """UCF-Crime (Sultani et al. 2018): `Anomaly_Train.txt`, `Anomaly_Test.txt`, and the test set's temporal annotation.
 
-  Lines of the lists are paths like `Abuse/Abuse001_x264.mp4`, which lie in the root or in folders like
-  `Anomaly-Videos-Part-1`; those of the annotation `Abuse028_x264.mp4  Abuse  165  240  -1  -1`, in frames.
+  Lines of the lists are paths like `Abuse/Abuse001_x264.mp4`, in the root or in folders like `Anomaly-Videos-Part-1`.
+  Lines of the annotation are like `Abuse028_x264.mp4  Abuse  165  240  -1  -1`, in frames.
   """
   spans: dict[str, tuple[tuple[float, float], ...]] = {}
   for name in ('Temporal_Anomaly_Annotation_for_Testing_Videos.txt', 'Temporal_Anomaly_Annotation.txt'):
@@ -166,7 +166,7 @@ def ucf_crime(root: Path) -> Found:
 
 
 def _annotation(path: Path) -> dict[str, tuple[tuple[float, float], ...]]:
-  """The spans of each film of a temporal annotation of UCF-Crime, in frames; -1 stands for none."""
+  """Reads the spans of each film, in frames, from a temporal annotation of UCF-Crime; -1 stands for none."""
   spans = {}
   for number, line in read_lines(path):
     found = re.fullmatch(r'(.+?)\s+([A-Za-z]\S*)((?:\s+-?\d+(?:\.\d+)?)+)', line.strip())
@@ -183,7 +183,7 @@ def _annotation(path: Path) -> dict[str, tuple[tuple[float, float], ...]]:
 def dad(root: Path) -> Found:
   """The Dashcam Accident Dataset (Chan et al. 2016): `videos/training/positive/000001.mp4`, 100 frames at 20 a second.
 
-  An accident begins at the 90th frame of every positive one.
+  An accident begins at the 90th frame of every positive video.
   """
   entries = []
   for split, folder in (('train', 'training'), ('test', 'testing')):
@@ -198,7 +198,7 @@ def ccd(root: Path) -> Found:
   """The Car Crash Dataset (Bao et al. 2020): `videos/Normal`, `videos/Crash-1500` and `Crash-1500.txt`; 50 frames each.
 
   Lines of the text are `000001,[0, 0, ..., 1, 1],285,youtubeID,Day,Normal,Yes`; ones mark the accident's frames. Every
-  fifth video is in the test split: the authors' own division comes with their features only.
+  fifth video is in the test split, because the authors' division comes only with their features.
   """
   notes = _one_of(root, 'Crash-1500.txt', 'videos/Crash-1500.txt', 'annotations/Crash-1500.txt')
   spans = {}
@@ -230,8 +230,8 @@ def look(name: str, root: str | Path) -> Found:
   """Returns the videos of a set in the user's copy, and the files that are left out.
 
   Raises:
-    LayoutError: an unknown name, no such folder, nothing in it that is laid out so, a file that is listed twice, or a class
-      of another split that train lacks.
+    LayoutError: the name is unknown, there is no such folder, nothing in it has the layout, a file is listed twice, or
+      another split has a class that train lacks.
   """
   if name not in LAYOUTS:
     raise LayoutError(f'{name!r} is no layout of videos; choose from {", ".join(LAYOUTS)}')
@@ -255,7 +255,7 @@ def look(name: str, root: str | Path) -> Found:
 
 
 def find(name: str, root: str | Path) -> list[Entry]:
-  """Returns the videos of a set in the user's copy; raises what `look` does."""
+  """Returns only the videos of a set in the user's copy; raises what `look` does."""
   return look(name, root).entries
 
 

@@ -1,4 +1,4 @@
-"""What a file may ask for: bounds that are checked before anything is allocated, as files may come from strangers."""
+"""Limits on what a file may ask for, checked before anything is allocated, because files may come from strangers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .folders import shown
 
 MOST_BYTES = 2**31  # of one encoded picture, or one text
 MOST_PIXELS = 100_000_000  # of one picture or frame
-_MOST_PACKED = 250  # times its size on disk that a large array may have in memory
+_MOST_PACKED = 250  # a large array may be this many times as large in memory as on disk
 _LARGE = 2**30
 
 
@@ -20,7 +20,7 @@ def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
   """Returns the content of a regular file.
 
   Raises:
-    DataError: it is a device, a pipe or a folder, is larger than `most` bytes, or cannot be read.
+    DataError: the path is a device, a pipe or a folder, or the file is larger than `most` bytes or cannot be read.
   """
   try:
     return files.read(path, most)
@@ -31,11 +31,11 @@ def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
 
 
 def check_regular(path: str | Path) -> None:
-  """Raises DataError if something is there that is no regular file, which may never end or never begin."""
+  """Raises DataError if a path exists but is not a regular file, because such a thing may never end or never begin."""
   try:
     mode = os.stat(path).st_mode
   except OSError:
-    return  # whoever opens it says why
+    return  # opening the file will report the reason
   if not stat.S_ISREG(mode):
     raise DataError(f'{shown(path)} cannot be read: it is no regular file')
 
@@ -47,12 +47,12 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def check_size(needed: int, stored: int, what: str) -> None:
-  """Raises DataError if an array needs more memory than there is, or far more than its file can hold.
+  """Raises DataError if an array needs more memory than is free, or far more than its file can hold.
 
   Args:
     needed: bytes in memory.
     stored: bytes in the file.
-    what: it is, for the message.
+    what: words for the array, for the message.
   """
   if needed > _LARGE and needed > _MOST_PACKED * stored:
     raise DataError(
@@ -66,7 +66,7 @@ def check_size(needed: int, stored: int, what: str) -> None:
 
 
 def free_memory() -> int | None:
-  """Returns the bytes that this process may still take; None where the system does not say."""
+  """Returns the number of bytes that this process may still take; None if the system does not say."""
   found = []
   try:
     lines = Path('/proc/meminfo').read_text().splitlines()
@@ -86,7 +86,7 @@ def free_memory() -> int | None:
 
 
 def in_words(n: float) -> str:
-  """Returns a number of bytes in words."""
+  """Returns a number of bytes as text, with a unit."""
   for unit in ('B', 'KB', 'MB', 'GB'):
     if n < 1000:
       return f'{n:.3g} {unit}'

@@ -1,4 +1,4 @@
-"""Data sets that need no files of their own: the text of Python's library, and points of a boundary-value problem."""
+"""Data sets that need no extra files: the text of Python's library, and points of a boundary-value problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VOCABULARY = 128
 
 
 def python_text(split: str) -> tuple[np.ndarray, np.ndarray]:
-  """Windows of ASCII from the modules of Python's standard library: (n, 65) int32, and labels that are all zero.
+  """Returns windows of ASCII from Python's standard library, (n, 65) int32, and labels that are all zero.
 
   Every tenth file, by name, is in the test split. The text differs between versions of Python.
   """
@@ -28,9 +28,9 @@ def python_text(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def poisson_points(split: str) -> tuple[np.ndarray, np.ndarray]:
-  """Points of the unit square, (n, 2), and there u* = sin(pi x) sin(2 pi y), the solution of -laplacian(u) = 5 pi^2 u*.
+  """Returns points of the unit square, (n, 2), and the values there of u* = sin(pi x) sin(2 pi y).
 
-  For training 16,384 random points, for the test a grid of 32 x 32.
+  u* solves -laplacian(u) = 5 pi^2 u*. Training has 16,384 random points, the test a grid of 32 x 32.
   """
   if split == 'train':
     points = np.random.default_rng(0).uniform(size=(16384, 2))

@@ -1,8 +1,8 @@
-"""Moving Fashion-MNIST: clips whose classes are motions, of garments that say nothing of them.
+"""Moving Fashion-MNIST: clips whose classes are motions, of garments that tell nothing about them.
 
-A garment moves in one of eight directions, or turns in one of two. Where it is and how it is turned is uniform in every
-single frame of every class (it leaves at one side and comes in at the other), so that no frame by itself says more than
-chance, and no set of frames without their order tells a motion from its opposite.
+A garment moves in one of eight directions, or turns in one of two. Its place and angle are uniform in every frame of
+every class (it leaves at one side and comes in at the other). So no single frame says more than chance, and no set of
+frames without their order tells a motion from its opposite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TURN = (10.0, 30.0)  # degrees a frame
 
 
 class MovingFashionMnist(tfds.core.GeneratorBasedBuilder):
-  """12,000 and 2,000 clips of 8 frames of 32x32 in ten motions; the test split's garments are those of its test split."""
+  """12,000 and 2,000 clips of 8 frames of 32x32 in ten motions; garments come from Fashion-MNIST's same split."""
 
   VERSION = tfds.core.Version('1.0.0')
   pkg_dir_path = Path(__file__).parent
@@ -55,9 +55,9 @@ class MovingFashionMnist(tfds.core.GeneratorBasedBuilder):
 def moving(
   garment: UInt8[np.ndarray, 'h w'], label: int, rng: np.random.Generator, frames: int = FRAMES, upright: bool = False
 ) -> UInt8[np.ndarray, 't h w 1']:
-  """A clip of the motion `MOTIONS[label]`: where it starts, how far and how fast it goes are drawn.
+  """Draws a clip of the motion `MOTIONS[label]`, with a random start, angle and speed.
 
-  upright: what does not turn is not turned either.
+  upright: whether garments that do not turn stand upright.
   """
   place, angle = rng.uniform(0, SIDE, 2), rng.uniform(0, 2 * np.pi)
   angle = 0.0 if upright and label < len(DIRECTIONS) else angle
@@ -72,7 +72,10 @@ def moving(
 
 
 def drawn(garment: UInt8[np.ndarray, 'h w'], place: Float[np.ndarray, '2'], angle: float) -> UInt8[np.ndarray, 's s']:
-  """A frame with the garment's centre at `place` (down, right), turned clockwise, on a field that closes on itself."""
+  """Draws a frame with the garment's centre at `place` (down, right), turned clockwise by `angle`.
+
+  The field wraps around.
+  """
   from scipy import ndimage
 
   field = np.zeros((SIDE, SIDE), np.float32)
@@ -80,7 +83,7 @@ def drawn(garment: UInt8[np.ndarray, 'h w'], place: Float[np.ndarray, '2'], angl
   field[at : at + garment.shape[0], at : at + garment.shape[1]] = garment
   c, s = np.cos(angle), np.sin(angle)
   centre = np.full(2, (SIDE - 1) / 2)
-  # Turned about the centre first, and then moved: wrapping what has been turned would cut it.
+  # The garment is turned about the centre first and then moved: turning it after it has wrapped around would cut it.
   turning = np.array([[c, -s], [s, c]])  # from a place in the frame to one in the field; rows run downwards
   turned = ndimage.affine_transform(field, turning, centre - turning @ centre, order=1)
   return np.clip(ndimage.shift(turned, place - centre, order=1, mode='grid-wrap'), 0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What prepared records were made of: kept beside them, and compared with what a run names as its source."""
+"""The origin of prepared records: it is kept beside them and compared with the source that a run names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from .. import files
 from .errors import DataError
 from .folders import shown
 
-_ENDS = 1 << 16  # bytes of a file's beginning and end that are compared
+_ENDS = 1 << 16  # bytes at a file's beginning and end that are compared
 
 
 class Origin(NamedTuple):
-  """source: its absolute path. files: how many. stamps: a digest of names, sizes and times. contents: one of names, sizes
-  and the ends of every file.
+  """A description of what records were made from.
+
+  source: its absolute path. files: number of files. stamps: a digest of names, sizes and times. contents: a digest of
+  names, sizes and the ends of every file.
   """
 
   source: str
@@ -29,11 +31,11 @@ class Origin(NamedTuple):
   contents: str
 
 
-Entries = Sequence[tuple[str, Path]]  # what each file is called in the set, and where it lies
+Entries = Sequence[tuple[str, Path]]  # the name of each file in the set, and its path
 
 
 def origin_of(source: str | Path, entries: Entries) -> Origin:
-  """Returns what a source holds now."""
+  """Returns the origin that describes what a source holds now."""
   contents = hashlib.sha256()
   for name, path in sorted(entries):
     contents.update(f'{_safe(name)}\n'.encode())
@@ -49,21 +51,21 @@ def origin_of(source: str | Path, entries: Entries) -> Origin:
 
 
 def keep(records: Path, origin: Origin) -> None:
-  """Writes the origin of records that are about to be made in a folder; it lies beside the folder."""
+  """Writes the origin of records that are about to be made in a folder, beside that folder."""
   files.write(_beside(records), json.dumps(origin._asdict(), indent=1) + '\n')
 
 
 def check(name: str, records: Path, source: str | Path, entries: Entries | None) -> None:
-  """Refuses prepared records that were made of something else than what a run names.
+  """Refuses prepared records that were not made from the source that a run names.
 
   Args:
-    name: of the data set.
+    name: name of the data set.
     records: the folder of the records.
-    source: what the run names; '' stands for whatever the records were made of.
-    entries: what the source holds now; None: it is gone.
+    source: what the run names; '' stands for whatever the records were made from.
+    entries: what the source holds now; None if the source is gone.
 
   Raises:
-    DataError: the records were made of another source, or the source holds something else now.
+    DataError: the records were made from another source, or the source holds something else now.
   """
   try:
     kept = Origin(**json.loads(_beside(records).read_text()))

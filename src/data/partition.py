@@ -1,6 +1,6 @@
-"""A graph in parts, for message passing: who has which nodes and links, and which nodes' features the others read.
+"""A graph in parts, for message passing: the nodes and links of each part, and the nodes that other parts read.
 
-Parts are METIS's (Karypis and Kumar 1998, by pymetis): of nearly equal size, with few links between them.
+METIS makes the parts (Karypis and Kumar 1998, by pymetis): they have nearly equal sizes and few links between them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from .errors import DataError
 
 
 class Parts(NamedTuple):
-  """Arrays that lead with the part; `models.Graph` is made of them.
+  """A graph in parts, as arrays; `models.Graph` is made from them.
 
-  nodes: of each place of a part, -1 where there is none. part, place: of each node.
-  shared: places of a part's nodes that other parts read (its first one, where there are no more).
-  source: of a link: a place of the part's own, or behind those one of all that is shared, part after part.
-  target: own; relation; count: how many links of that relation the target has, 0 where there is no link.
+  nodes: the node at each place of a part, -1 where there is none. part, place: those of each node.
+  shared: places of a part's nodes that other parts read, filled up with its first place.
+  source: of a link, a place in its part or, behind those, one among all that is shared, part after part.
+  target: a place in the link's part. relation: its relation.
+  count: number of links of that relation that the target has; 0 where there is no link.
   """
 
   nodes: Int[np.ndarray, 'p n']
@@ -33,17 +34,18 @@ class Parts(NamedTuple):
 
 
 def both_directions(triples: Int[np.ndarray, 'n 3'], relations: int) -> Int[np.ndarray, '2n 3']:
-  """Every link also from its target, as a relation of its own behind the others (Lacroix et al. 2018, arXiv:1806.07297,
-  section 2): what messages go along, and what is asked for.
+  """Adds every link in reverse, as a relation of its own behind the others.
+
+  Messages go along the result, and queries ask for it (Lacroix et al. 2018, arXiv:1806.07297, section 2).
   """
   return np.concatenate([triples, triples[:, ::-1] + np.array([0, relations, 0], triples.dtype)])
 
 
 def partitioned(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int = 1) -> Parts:
-  """The graph in so many parts.
+  """Divides a graph into `parts` parts.
 
   Raises:
-    DataError: fewer nodes than parts, or a triple of a node that is none.
+    DataError: there are fewer nodes than parts, or a triple has a node that does not exist.
   """
   if nodes < parts:
     raise DataError(f'a graph of {nodes} nodes has no {parts} parts; make the mesh smaller')
@@ -100,6 +102,6 @@ def _metis(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int) -> Int[np.nd
 
 
 def permuted(triples: Int[np.ndarray, 'n 3'], nodes: int, seed: int) -> Int[np.ndarray, 'n 3']:
-  """The same graph with its nodes' names exchanged: what a model learns of it says nothing of them."""
+  """Exchanges the names of a graph's nodes at random, so that what a model learns of it says nothing of them."""
   order = np.random.default_rng(seed).permutation(nodes).astype(triples.dtype)
   return np.stack([order[triples[:, 0]], triples[:, 1], order[triples[:, 2]]], 1)

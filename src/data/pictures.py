@@ -1,4 +1,4 @@
-"""Pictures of any kind that Pillow reads, as 8-bit RGB, shown as their file says."""
+"""Pictures of any kind that Pillow reads, converted to 8-bit RGB and oriented as their file says."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import threading
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from .limits import check_pixels
 
-# What Pillow decodes from one file. Of an animation, or of a file of several pages, the first picture is taken.
+# Pillow decodes each of these from one file, of which it takes the first picture if there are several.
 ENDINGS = (
   '.apng', '.avif', '.bmp', '.dib', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.jpx', '.pbm', '.pcx',
   '.pgm', '.png', '.pnm', '.ppm', '.sgi', '.tga', '.tif', '.tiff', '.webp',
 )  # fmt: skip
-# Whatever a file is called, no other decoder is tried: some run programs (EPS), or read other files.
+# No other decoder is tried, whatever a file is called: some run programs (EPS), or read other files.
 FORMATS = ('AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA', 'TIFF', 'WEBP')
-_LARGE = 16_000_000  # pixels, from which on one picture is decoded at a time: many threads would each take a gigabyte
+_LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time, as many threads would each take a gigabyte
 _ALONE = threading.Lock()
 _BITS, _PHOTOMETRIC, _SAMPLES, _WHITE_IS_ZERO = 258, 262, 277, 0  # of TIFF
-BACKGROUND = 128  # under transparent pixels: a grey on which both black and white shapes are seen
+BACKGROUND = 128  # the grey under transparent pixels, on which both black and white shapes show
 
 
 def decode(picture: bytes | np.ndarray) -> Any:
-  """Returns a Pillow image in RGB, from an encoded picture or from an array of bytes (h, w), (h, w, 1) or (h, w, 3).
+  """Returns an RGB Pillow image, from an encoded picture or from an array of bytes (h, w), (h, w, 1) or (h, w, 3).
 
-  It is turned and mirrored as its EXIF orientation says. Grey of up to 16 bits is scaled to 8. Transparent pixels are
-  laid over a mid grey, so that a shape that lives in the alpha channel alone is seen.
+  The image is turned and mirrored as its EXIF orientation says. Grey of up to 16 bits is scaled to 8. Transparent
+  pixels are laid over a mid grey, so that a shape that exists only in the alpha channel is seen.
 
   Raises:
-    OSError, ValueError: not a picture, one of too many pixels (`limits`), or one whose range is not known (floats, integers
-      of 32 bits).
+    OSError, ValueError: it is not a picture, has too many pixels (`limits`), or has values of unknown range (floats,
+      integers of 32 bits).
   """
   from PIL import Image
 
@@ -46,16 +47,18 @@ def decode(picture: bytes | np.ndarray) -> Any:
 
 
 def opened(picture: bytes) -> Any:
-  """Returns a Pillow image of which the header alone has been read.
+  """Opens an encoded picture as a Pillow image, of which only the header is read.
 
   Raises:
-    OSError, ValueError: it is no picture.
+    OSError, ValueError: it is not a picture.
   """
   from PIL import Image, UnidentifiedImageError
 
   try:
     return Image.open(io.BytesIO(picture), formats=_formats())
   except UnidentifiedImageError as error:
+    if picture.startswith(b'version https://git-lfs'):
+      raise ValueError('it is a pointer of Git LFS; run `git lfs pull` where the pictures come from') from error
     raise ValueError('it is no picture') from error
   except Image.DecompressionBombError as error:
     raise ValueError(f'it has too many pixels: {error}') from error
@@ -73,7 +76,7 @@ def _formats() -> list[str]:
 def _in_rgb(image: Any, picture: bytes) -> Any:
   from PIL import Image, ImageOps
 
-  clear = picture[17] & 15 if image.format == 'TGA' else None  # bits of transparency, as a TGA's header has them
+  clear = picture[17] & 15 if image.format == 'TGA' else None  # bits of transparency, from a TGA's header
   raw = image.tile[0][3] if image.format == 'PNG' and image.tile else ''
   wide = image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
   tags = getattr(image, 'tag_v2', {})
@@ -99,9 +102,9 @@ def _in_rgb(image: Any, picture: bytes) -> Any:
 
 
 def _scale_transparency(image: Any, raw: Any) -> None:
-  """Makes the transparent value of a PNG one of 8 bits, as its pixels are by now.
+  """Scales the transparent value of a PNG to 8 bits, which its pixels already have.
 
-  raw: how pixels are stored, in Pillow's words: 'L;2' is grey of 2 bits, 'RGB;16B' three times 16.
+  raw: how the file stores pixels, in Pillow's words: 'L;2' is grey of 2 bits, 'RGB;16B' is three times 16.
   """
   hidden = image.info.get('transparency')
   if isinstance(hidden, int) and raw in ('L;2', 'L;4'):
@@ -111,15 +114,21 @@ def _scale_transparency(image: Any, raw: Any) -> None:
 
 
 def _narrow(grey: np.ndarray, tags: Any, hidden: int | None) -> np.ndarray:
-  """Grey of up to 16 bits as bytes.
+  """Converts grey of up to 16 bits to bytes.
 
   Args:
-    grey: values.
-    tags: of a TIFF, which says how many bits it has, and whether 0 is white.
-    hidden: the value that is transparent, if one is.
+    grey: the values.
+    tags: tags of a TIFF, which say how many bits it has and whether 0 is white.
+    hidden: the value that is transparent, if there is one.
   """
   bits = tags.get(_BITS, (16,))
   most = 2 ** (bits[0] if isinstance(bits, tuple) else bits) - 1
+  reached = int(grey.max(initial=0))
+  if reached < most / 8:
+    words = (
+      'a grey picture reaches %d of %d and becomes almost black; multiply 12 bits that are stored in 16 by 16 first'
+    )
+    logging.log_first_n(logging.WARNING, words, 1, reached, most)
   found = (grey.astype(np.uint32) * 255 + most // 2) // most
   if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
     found = 255 - found

@@ -15,16 +15,16 @@ SCENES = {'dashcam': Dashcam, 'surveillance': Surveillance}
 
 
 def load_scenes(name: str, split: str, *, folder: str = '', source: str = '') -> Scenes:
-  """A split of a set of scenes.
+  """Loads a split of a set of scenes.
 
   Args:
     name: 'dashcam' or 'surveillance'.
     split: 'train', 'validation' or 'test'.
-    folder: where prepared data is kept, see `datasets.data_dir`.
-    source: for 'surveillance': the film vtest.avi; that of Debian's opencv-doc by default.
+    folder: where prepared data is kept; see `datasets.data_dir`.
+    source: for 'surveillance', the film vtest.avi; by default that of Debian's opencv-doc.
 
   Raises:
-    DataError: an unknown name or split, no film, or another one.
+    DataError: the name or split is unknown, or the film is missing or is another one.
   """
   if name not in SCENES:
     raise DataError(f'set of scenes {name!r} is unknown; choose from {", ".join(SCENES)}')

@@ -1,4 +1,4 @@
-"""Scenes: short films of one fixed length, and for every frame whether an alarm is right there."""
+"""Scenes: short films of one fixed length, with a label for every frame that says whether an alarm is right there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ('train', 'validation', 'test')
 
 
 class Scene(NamedTuple):
-  """Grey frames, for each whether an alarm is right (1) or false (0), and which of the builder's kinds it is."""
+  """A film of grey frames, a label for each (1: an alarm is right, 0: it is false), and one of the builder's kinds."""
 
   frames: UInt8[np.ndarray, 't h w']
   label: UInt8[np.ndarray, ' t']
@@ -26,7 +26,7 @@ class Scene(NamedTuple):
 
 
 class Scenes(NamedTuple):
-  """A split of scenes; `kinds` names what `kind` counts, `rate` is in frames a second."""
+  """A split of scenes. `kinds` names the values of `kind`; `rate` is in frames a second."""
 
   frames: UInt8[np.ndarray, 's t h w']
   label: UInt8[np.ndarray, 's t']
@@ -36,7 +36,7 @@ class Scenes(NamedTuple):
 
 
 class SceneBuilder(tfds.core.GeneratorBasedBuilder):
-  """What sets of scenes have in common. A subclass says KINDS, SHAPE, RATE and COUNT, and has scene(split, i)."""
+  """The common part of all sets of scenes. A subclass defines KINDS, SHAPE, RATE and COUNT, and scene(split, i)."""
 
   VERSION = tfds.core.Version('1.0.0')
   pkg_dir_path = Path(__file__).parent
@@ -62,12 +62,12 @@ class SceneBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def generator(split: str, i: int) -> np.random.Generator:
-  """What scene i of a split is drawn from."""
+  """Returns the random generator from which scene i of a split is drawn."""
   return np.random.default_rng((0, SPLITS.index(split), i))
 
 
 def read(builder: SceneBuilder, split: str) -> Scenes:
-  """A split of a prepared set."""
+  """Reads a split of a prepared set."""
   records = builder.as_data_source(split=split)
   examples = records.__getitems__(range(len(records)))
   frames, label, kind = (np.stack([e[name] for e in examples]) for name in ('frames', 'label', 'kind'))
@@ -75,10 +75,10 @@ def read(builder: SceneBuilder, split: str) -> Scenes:
 
 
 def shrunken(scenes: Scenes, short_side: int) -> Scenes:
-  """Scenes whose shorter side has so many pixels, each the mean of a square of them.
+  """Shrinks scenes until the shorter side has `short_side` pixels, each the mean of a square of old ones.
 
   Raises:
-    DataError: it does not divide.
+    DataError: the sides do not divide.
   """
   s, t, h, w = scenes.frames.shape
   factor = min(h, w) // short_side
@@ -91,11 +91,11 @@ def shrunken(scenes: Scenes, short_side: int) -> Scenes:
 class Windows:
   """Clips of scenes as one array (n, frames, height, width, 4), cut when they are asked for.
 
-  They overlap, so that the array itself would be as many times as large as the scenes. Channels are brightness, with mean 0
-  and deviation 1 in each clip (light and haze say nothing of what goes on), and CHANGE times its change from the scene's
-  frame before (what moves is a small part of the former); then where a pixel is: its distance from the middle column, which
-  a mirror keeps, and its row, both from -1 to 1 (Liu et al. 2018). Without them a network that ends in a mean over space
-  can hardly tell what is in the way from what is beside it.
+  Clips overlap, so the array itself would be many times as large as the scenes. The channels are:
+  - brightness, with mean 0 and deviation 1 in each clip, because light and haze say nothing of what goes on;
+  - CHANGE times the change of brightness since the scene's frame before, because little of a picture moves;
+  - a pixel's distance from the middle column, which a mirror keeps, and its row, both from -1 to 1 (Liu et al. 2018).
+    Without them a network that ends in a mean over space can hardly tell what is in the way from what is beside it.
   """
 
   dtype = np.dtype(np.float32)
@@ -115,7 +115,7 @@ class Windows:
     return (len(self), len(self.offsets), *self.scenes.shape[2:], 4)
 
   def __getitem__(self, rows: Any) -> Float32[np.ndarray, 'b t h w 4'] | Windows:
-    """Those of the indices; for a slice they are still not cut."""
+    """Returns the clips with these indices; for a slice they are not cut yet."""
     if isinstance(rows, slice):
       every = int(np.diff(self.offsets)[0]) if len(self.offsets) > 1 else 1
       return Windows(self.scenes, self.scene[rows], self.last[rows], len(self.offsets), every)
@@ -129,14 +129,16 @@ class Windows:
 
 
 def windows(scenes: Scenes, frames: int, every: int = 1, *, balanced: bool = False) -> Arrays:
-  """Clips that each end at a frame, with that frame's label: what a camera has seen when it must decide.
+  """Makes clips that each end at a frame and have that frame's label.
+
+  A clip is what a camera has seen when it must decide.
 
   Args:
     scenes: a split.
-    frames: of a clip.
-    every: of which frames.
-    balanced: whether those of the rarer label are repeated, to be as many as the others; else the order is that of scenes
-      and of time in them.
+    frames: number of frames in a clip.
+    every: step between them, in frames of the scene.
+    balanced: whether clips of the rarer label are repeated until there are as many as of the other. If not, clips are
+      in the order of scenes and of time in them.
 
   Raises:
     DataError: scenes are shorter than a clip.

@@ -1,4 +1,4 @@
-"""A film cut into its shots."""
+"""The shots into which a film is cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import DataError
 
 
 class Shot(NamedTuple):
-  """Frames of a film from number `first` on."""
+  """A shot: the frames of a film from number `first` on."""
 
   first: int
   frames: list[UInt8[np.ndarray, 'h w 3']]
@@ -26,15 +26,15 @@ def shots(
   shortest: float = 0.5,
   longest: float = 20.0,
 ) -> Iterator[Shot]:
-  """Shots one after the other: no more frames wait in memory than one has.
+  """Yields the shots of a film one after another; only about one shot's frames wait in memory.
 
-  Cuts are those of PySceneDetect's adaptive detector: a change of hue, saturation and brightness that is so many times that
-  of the frames around it. Dissolves are not found; fades are, where their change is abrupt enough.
+  Cuts are those of PySceneDetect's adaptive detector: changes of hue, saturation and brightness that are `threshold`
+  times those of the frames around them. Dissolves are not found; fades are, where their change is abrupt enough.
 
   Args:
-    frames: of the film, RGB.
+    frames: RGB frames of the film.
     rate: frames in a second.
-    threshold: how many times the change around it a cut's is.
+    threshold: ratio of a cut's change to the change around it.
     shortest: seconds between cuts.
     longest: seconds after which a shot is ended without a cut.
 
@@ -56,7 +56,7 @@ def shots(
       if cut.frame_num > first:
         yield Shot(first, waiting[: cut.frame_num - first])
         first, waiting = cut.frame_num, waiting[cut.frame_num - first :]
-    # A cut is known two frames after it at the latest: those stay.
+    # The detector reports a cut up to two frames late, so those frames stay.
     if len(waiting) >= limit + detector.window_width:
       yield Shot(first, waiting[:limit])
       first, waiting = first + limit, waiting[limit:]

@@ -1,7 +1,7 @@
 """Pedestrians on a real film, with anomalies that are injected into it.
 
-The film is OpenCV's vtest.avi (795 frames, 10 a second), at 96x72 in grey. Scenes of 48 frames are cut from three stretches
-of it that share no frame: training, validation, test. Two thirds of the scenes get one event:
+The film is OpenCV's vtest.avi (795 frames, 10 a second), at 96x72 in grey. Scenes of 48 frames are cut from three
+stretches of it that share no frame: training, validation, test. Two thirds of the scenes get one event:
 
 | Kind | |
 |---|---|
@@ -9,12 +9,12 @@ of it that share no frame: training, validation, test. Two thirds of the scenes 
 | `vehicle` | a drawn car drives through at 1.5 to 4 pixels a frame |
 | `fall` | somebody who has walked normally falls within four frames and stays down |
 | `shake` | the camera is pushed by up to 3 pixels in each direction in every frame |
-| `ball` | a ball flies through: only in the test |
-| `smoke` | a cloud grows: only in the test |
+| `ball` | a ball flies through, only in the test split |
+| `smoke` | a cloud grows, only in the test split |
 
-The label of a frame is 1 while the event can be seen. What is not an event goes on everywhere: half of the normal scenes
-get a walker who is cut out in the same way, so that being pasted is no sign, and in all scenes brightness drifts and the
-sensor has noise. Nothing in these films is a real incident.
+The label of a frame is 1 while the event can be seen. Whatever is not an event happens in normal scenes too. Half of
+them get a walker who is cut out in the same way, so that being pasted is no sign of an event. In all scenes the
+brightness drifts and the sensor has noise. Nothing in these films is a real incident.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ FRAMES, HEIGHT, WIDTH = 48, 72, 96
 STRETCHES = {'train': (0, 450), 'validation': (450, 530), 'test': (545, 795)}  # frames of the film
 TRAINED = ('runner', 'vehicle', 'fall', 'shake')
 HELD_OUT = ('ball', 'smoke')
-BEGINS = (12, 28)  # the event, between these frames
+BEGINS = (12, 28)  # the event begins between these frames
 
 Field = Float[np.ndarray, 'h w']
 
 
 class Sprite(NamedTuple):
-  """What is pasted: brightness, and how much of it covers what is behind, 0 to 1."""
+  """A picture to paste: its brightness, and how much it covers what is behind, from 0 to 1."""
 
   pixels: Field
   cover: Field
@@ -78,7 +78,7 @@ class Surveillance(SceneBuilder):
 
 
 def cut_out(film: UInt8[np.ndarray, 't h w']) -> list[Sprite]:
-  """People, by their difference from the film's median: whatever has their size and stands by itself."""
+  """Cuts people out of a film: everything that differs from the median, has their size and stands by itself."""
   from scipy import ndimage
 
   background = np.median(film[::5], axis=0)
@@ -98,7 +98,7 @@ def cut_out(film: UInt8[np.ndarray, 't h w']) -> list[Sprite]:
 
 
 def injected(frames: Float[np.ndarray, 't h w'], kind: str, walkers: list[Sprite], rng: np.random.Generator) -> Scene:
-  """The frames with an event of the kind, or, for half of the normal ones, with one more walker."""
+  """Makes a scene of the frames with an event of the kind, or, for half of the normal ones, with one more walker."""
   begin = int(rng.integers(*BEGINS))
   label = np.zeros(len(frames), np.uint8)
   if kind == 'normal':
@@ -123,7 +123,7 @@ def injected(frames: Float[np.ndarray, 't h w'], kind: str, walkers: list[Sprite
 def cross(
   frames: Float[np.ndarray, 't h w'], begin: int, kind: str, walkers: list[Sprite], rng: np.random.Generator
 ) -> UInt8[np.ndarray, ' d']:
-  """A runner, a vehicle or a ball goes from one side to the other; whether it is seen, from `begin` on."""
+  """Draws a runner, a vehicle or a ball that goes from side to side; returns where it is seen, from `begin` on."""
   feet = rng.uniform(34, 68)
   rightwards = rng.random() < 0.5
   if kind == 'runner':
@@ -135,7 +135,7 @@ def cross(
   if not rightwards:
     sprite = Sprite(*(x[:, ::-1] for x in sprite))
   width = sprite.pixels.shape[1]
-  # It starts at the edge, or anywhere: out of a door, from behind the camera.
+  # It starts at the edge or elsewhere, as if it came out of a door or from behind the camera.
   start = -width / 2 if rng.random() < 0.5 else rng.uniform(0, WIDTH * 0.6)
   up, seen = rng.uniform(3, 6), []
   for k in range(len(frames) - begin):
@@ -149,7 +149,7 @@ def cross(
 def walk(
   frames: Float[np.ndarray, 't h w'], walkers: list[Sprite], rng: np.random.Generator, falls: int
 ) -> UInt8[np.ndarray, ' t']:
-  """Somebody walks, and from frame `falls` on falls over within four frames; whether they are seen."""
+  """Draws somebody who walks and, from frame `falls` on, falls within four frames; returns where they are seen."""
   from scipy import ndimage
 
   feet, place = rng.uniform(36, 68), rng.uniform(20, WIDTH - 20)
@@ -168,7 +168,7 @@ def walk(
 
 
 def smoke(frames: Float[np.ndarray, 't h w'], begin: int, rng: np.random.Generator) -> UInt8[np.ndarray, ' d']:
-  """A bright cloud that grows and moves upwards; it is seen from its third frame on."""
+  """Draws a bright cloud that grows and moves upwards; returns where it is seen, from its third frame on."""
   y, x = np.mgrid[:HEIGHT, :WIDTH]
   at, grey = (rng.uniform(30, 66), rng.uniform(12, WIDTH - 12)), rng.uniform(150, 230)
   count = len(frames) - begin
@@ -181,7 +181,7 @@ def smoke(frames: Float[np.ndarray, 't h w'], begin: int, rng: np.random.Generat
 
 
 def tall(feet: float) -> float:
-  """How tall people are whose feet are in this row, in pixels: measured on the film."""
+  """Returns the height in pixels of people whose feet are in this row, as measured on the film."""
   return 4 + 0.26 * feet
 
 
@@ -193,7 +193,7 @@ def sized(sprite: Sprite, height: float) -> Sprite:
 
 
 def car(person: float, rng: np.random.Generator) -> Sprite:
-  """Seen from its side, driving right: as tall as 0.85 people, 2.4 times as long as tall."""
+  """Draws a car from its side, driving right: 0.85 times as tall as a person, and 2.4 times as long as tall."""
   height = round(0.85 * person)
   length = round(2.4 * height)
   body, pixels, cover = rng.uniform(20, 240), np.zeros((height, length)), np.zeros((height, length))
@@ -215,7 +215,7 @@ def ball(rng: np.random.Generator) -> Sprite:
 
 
 def paste(frame: Field, sprite: Sprite, top: float, left: float) -> bool:
-  """Draws the sprite into the frame at a place between pixels; whether a quarter of it lies inside."""
+  """Draws the sprite into the frame at a place between pixels; returns whether a quarter of it lies inside."""
   from scipy import ndimage
 
   row, column = int(np.floor(top)), int(np.floor(left))
@@ -231,7 +231,7 @@ def paste(frame: Field, sprite: Sprite, top: float, left: float) -> bool:
 
 
 def shifted(frame: Field, by: np.ndarray) -> Field:
-  """Moved by whole pixels; the border is repeated."""
+  """Moves a frame by whole pixels and repeats its border."""
   rows = np.clip(np.arange(HEIGHT) + by[0], 0, HEIGHT - 1)
   columns = np.clip(np.arange(WIDTH) + by[1], 0, WIDTH - 1)
   return frame[rows[:, None], columns]

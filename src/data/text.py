@@ -13,9 +13,9 @@ from .limits import read_file
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
   """Returns the number, from 1, and the text of every line that is not blank.
 
-  A line ends with a line feed, with or without a carriage return before it, and nowhere else: other characters that
-  Unicode calls line ends (U+2028, U+0085) may stand in a name. A byte order mark is dropped at the start of any line, as
-  files that are joined keep theirs.
+  Only a line feed ends a line, with or without a carriage return before it: other characters that Unicode calls line
+  ends (U+2028, U+0085) may stand in a name. A byte order mark is dropped at the start of any line, because files that
+  are joined keep theirs.
 
   Raises:
     DataError: the file cannot be read, or a line is not UTF-8.
@@ -36,7 +36,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-  """Returns the rows of a CSV file with a header, as text by column.
+  """Returns the rows of a CSV file with a header, each as text by column.
 
   Raises:
     DataError: the file cannot be read, is not UTF-8, or has a row with more or fewer fields than the header.

@@ -1,6 +1,6 @@
-"""Knowledge graphs as triples (source, relation, target): read from files, checked, and as queries of links.
+"""Knowledge graphs as triples (source, relation, target), read from files, checked, and turned into queries of links.
 
-Files have one triple a line, three names between tabs (`.txt`, `.tsv`), or are N-Triples (`.nt`, read by rdflib).
+Files have one triple a line, as three names between tabs (`.txt`, `.tsv`), or are N-Triples (`.nt`, read by rdflib).
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from .text import read_lines
 SPLITS = ('train', 'valid', 'test')
 _FILES = ('.txt', '.tsv', '.nt')
 _LONGEST = 65_536  # characters of a line of N-Triples: rdflib's time grows with their square
-# What columns are called where a file begins with their names.
+# Names of columns, by which a header is recognised.
 _HEADS = (
   ('source', 'head', 'subject', 'from', 'h', 's'),
   ('relation', 'predicate', 'property', 'edge', 'label', 'r', 'p'),
   ('target', 'tail', 'object', 'to', 't', 'o'),
 )
-PYKEEN = 'pykeen==1.11.1'  # whose wheel brings these sets; nothing of it is installed
+PYKEEN = 'pykeen==1.11.1'  # its wheel contains these sets; nothing of it is installed
 OF_PYKEEN = ('umls', 'kinships', 'nations')
 
 Triples = Int[np.ndarray, 'n 3']
 
 
 class KnowledgeGraph(NamedTuple):
-  """entities, relations: their names in order. splits: triples (source, relation, target) as numbers, by name."""
+  """A knowledge graph.
+
+  entities, relations: their names in order. splits: triples (source, relation, target) as numbers, by split.
+  """
 
   entities: tuple[str, ...]
   relations: tuple[str, ...]
@@ -50,27 +53,27 @@ class KnowledgeGraph(NamedTuple):
 class Queries(NamedTuple):
   """Links with one end left out.
 
-  image: (entity, relation); relations from `len(relations)` on are those of links read from target to source.
+  inputs: (entity, relation); relations from `len(relations)` on are those of links read from target to source.
   label: the other end.
-  known: all ends that are known to be right, in any split, and -1 where there are no more.
+  known: all ends that are known to be right, in any split, filled up with -1.
   """
 
-  image: Int[np.ndarray, 'n 2']
+  inputs: Int[np.ndarray, 'n 2']
   label: Int[np.ndarray, ' n']
   known: Int[np.ndarray, 'n k']
 
 
 def load_triples(name: str, *, folder: str = '', source: str = '') -> KnowledgeGraph:
-  """A knowledge graph with the splits train, valid and test.
+  """Loads a knowledge graph with the splits train, valid and test.
 
   Args:
     name: 'umls', 'kinships' or 'nations' (fetched once, from pykeen's wheel, by pip), or 'triples'.
-    folder: where prepared data is kept, see `data_dir`.
-    source: the folder with `train.txt` and so on; of 'triples', and of the others where they are not to be fetched.
+    folder: where prepared data is kept; see `data_dir`.
+    source: the folder with `train.txt` and so on, for 'triples', and for the others if they are not to be fetched.
 
   Raises:
-    DataError: no such set or files, a line that is no triple, a triple twice, a relation or an entity of another split that
-      train does not have.
+    DataError: there is no such set or file, a line is not a triple, a triple is there twice, or another split has a
+      relation or an entity that train lacks.
   """
   if name not in (*OF_PYKEEN, 'triples'):
     raise DataError(f'knowledge graph {name!r} is unknown; choose from {", ".join(OF_PYKEEN)}, triples')
@@ -84,7 +87,7 @@ def load_triples(name: str, *, folder: str = '', source: str = '') -> KnowledgeG
 
 
 def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> KnowledgeGraph:
-  """Names as numbers, in the order of the alphabet.
+  """Replaces names by numbers, in the order of the alphabet.
 
   Raises:
     DataError: see `load_triples`.
@@ -111,7 +114,7 @@ def numbered(named: dict[str, list[tuple[str, str, str]]], where: Path) -> Knowl
 
 
 def _check_blank(named: dict[str, list[tuple[str, str, str]]], where: Path) -> None:
-  """Raises DataError if a split that is asked about has a blank node: it has no name by which train could know it."""
+  """Raises DataError if valid or test has a blank node, which has no name by which train could know it."""
   for split, triples in named.items():
     blank = next((e for s, _, t in triples for e in (s, t) if e.startswith('_:')), None) if split != 'train' else None
     if blank is not None:
@@ -121,7 +124,7 @@ def _check_blank(named: dict[str, list[tuple[str, str, str]]], where: Path) -> N
 
 
 def _tell_alike(names: list[str], where: Path) -> None:
-  """Warns of names that look the same: composed and decomposed characters, other spaces, what has no width."""
+  """Warns of names that look the same but differ in composed characters, kinds of spaces or signs of no width."""
   seen: dict[str, str] = {}
   for name in names:
     other = seen.setdefault(_looks(name), name)
@@ -141,10 +144,10 @@ def _looks(name: str) -> str:
 
 
 def read_triples(path: Path) -> list[tuple[str, str, str]]:
-  """The triples of a file, as names.
+  """Reads the triples of a file, as names.
 
   Raises:
-    DataError: a line that is none.
+    DataError: a line is not a triple.
   """
   if path.suffix == '.nt':
     return _n_triples(path)
@@ -167,12 +170,12 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
     from rdflib.plugins.parsers.ntriples import NTGraphSink, W3CNTriplesParser
   except ImportError as error:
     raise DataError(f"{path}: N-Triples are read by rdflib; pip install 'kronmesh[graphs]'") from error
-  for number, line in read_lines(path):  # which names the line of what is no UTF-8
+  for number, line in read_lines(path):  # raises an error that names the line if one is not UTF-8
     if len(line) > _LONGEST:
       raise DataError(f'{shown(path)}, line {number}: has {len(line):,} characters, more than {_LONGEST:,}')
   found: list[tuple[str, str, str]] = []
 
-  labels: dict[Any, str] = {}  # rdflib draws a name for every blank node; the label is what the file calls it
+  labels: dict[Any, str] = {}  # rdflib makes up a name for every blank node; the label is its name in the file
 
   class Labels(dict):
     def __setitem__(self, label, node):
@@ -182,9 +185,9 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
   def name(term: Any) -> str:
     if isinstance(term, rdflib.BNode):
       return labels[term]
-    return term.n3() if isinstance(term, rdflib.Literal) else str(term)  # "1" is no <1>, and no "1" of another type
+    return term.n3() if isinstance(term, rdflib.Literal) else str(term)  # "1" differs from <1> and from a typed "1"
 
-  class Sink(NTGraphSink):  # in the file's order, and with triples that are there twice
+  class Sink(NTGraphSink):  # keeps the file's order, and triples that are there twice
     def triple(self, s, p, o):
       found.append((name(s), name(p), name(o)))
 
@@ -200,7 +203,7 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
 
 
 def queries(graph: KnowledgeGraph, split: str) -> Queries:
-  """Both ends of every link of a split: (source, r) -> target, and (target, r + relations) -> source."""
+  """Makes both queries of every link of a split: (source, r) -> target, and (target, r + relations) -> source."""
   both = {name: both_directions(triples, len(graph.relations)) for name, triples in graph.splits.items()}
   everything = np.concatenate(list(both.values()))
   key = everything[:, 0].astype(np.int64) * 2 * len(graph.relations) + everything[:, 1]

@@ -1,4 +1,4 @@
-"""Frames of video files, at a constant rate whatever the file's own, and files of frames."""
+"""Frames of video files, read at a constant rate whatever the file's rate, and video files written from frames."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from .folders import shown
 from .limits import check_pixels, check_regular
 from .pictures import BACKGROUND, opened
 
-_WHOLE = 0.8  # a file that says how long it is must decode to this share of it
+_WHOLE = 0.8  # a file that states its length must decode to at least this share of it
 _SOUND = 0.9  # this share of its frames must be without known damage
 _LONGEST_SIDE = 16384
-_SHAPE = 0.05  # by which the shape of frames may change within a film, as a share
-_STILL = 3600.0, 100_000  # seconds, and frames that are repeated, for which a film may stand still in all
-_DISCONTINUOUS = ('mpegts', 'mpeg', 'hls', 'rtsp')  # whose time stamps may leap, as FFmpeg has it
+_SHAPE = 0.05  # the shape of frames may change by this share within a film
+_STILL = 3600.0, 100_000  # a film may stand still for this many seconds and this many repeated frames in all
+_DISCONTINUOUS = ('mpegts', 'mpeg', 'hls', 'rtsp')  # formats whose time stamps may leap, according to FFmpeg
 _LEAP = 10.0  # seconds
-_JITTER = 3.0  # frames by which stamps may go back without the film's starting again
-# What FFmpeg may take a file for, whatever it is called. Others read more files than the one (lists, HLS), or devices.
+_JITTER = 3.0  # stamps may go back by this many frames before the film counts as starting again
+# Formats that FFmpeg may recognise, whatever a file is called. Others read further files (lists, HLS), or devices.
 _FORMATS = (
   '3dostr', 'apng', 'asf', 'avi', 'dv', 'flv', 'gif', 'h264', 'hevc', 'ivf', 'kux', 'live_flv', 'm4v', 'matroska', 'webm',
   'mjpeg', 'mov', 'mp4', 'm4a', '3gp', '3g2', 'mj2', 'mpeg', 'mpegts', 'mpegvideo', 'mxf', 'nut', 'obu', 'ogg', 'rm',
   'yuv4mpegpipe', 'aac', 'flac', 'mp3', 'wav',
 )  # fmt: skip
-# The decoders that know of transparency.
+# Decoders that keep transparency.
 _CLEAR = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}
-# Of files that FFmpeg decodes and that are films.
+# Endings of films that FFmpeg decodes.
 ENDINGS = (
   '.3g2', '.3gp', '.asf', '.avi', '.divx', '.dv', '.f4v', '.flv', '.gif', '.h264', '.h265', '.hevc', '.ivf', '.m2ts',
   '.m2v', '.m4v', '.mjpeg', '.mjpg', '.mkv', '.mov', '.mp4', '.mpe', '.mpeg', '.mpg', '.mts', '.mxf', '.nut', '.ogg',
@@ -45,18 +45,21 @@ ENDINGS = (
 
 
 class VideoError(DataError):
-  """A file that is no video, or one that cannot be decoded; one line that names it."""
+  """The error for a file that is not a video or cannot be decoded; one line names it."""
 
 
 class Video(NamedTuple):
-  """frames: (time, height, width, 3), RGB; rate: frames in a second."""
+  """Frames of a video.
+
+  frames: (time, height, width, 3), RGB. rate: frames in a second.
+  """
 
   frames: UInt8[np.ndarray, 't h w 3']
   rate: float
 
 
 class Film(NamedTuple):
-  """An opened file. rate: its own mean frames in a second; 0 where it is not known."""
+  """An opened video file. rate: its mean frames in a second; 0 if that is not known."""
 
   container: Any
   stream: Any
@@ -66,7 +69,7 @@ class Film(NamedTuple):
   def frames(
     self, *, rate: float = 0.0, short_side: int = 0, longest: float = math.inf
   ) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
-    """Those of `read_video`, one after the other: no more than one waits in memory."""
+    """Yields the frames of `read_video` one after another; at most one waits in memory."""
     if not rate and not self.rate:
       raise VideoError(f'{self.name}: its frame rate is not known; give one by rate=')
     rate = rate or self.rate
@@ -78,7 +81,7 @@ class Film(NamedTuple):
     stretch = float(self.stream.sample_aspect_ratio or 1)
     for after in self._decoded():
       begins = clock.of(after)
-      size = size or _size(after, stretch, short_side, self.name)  # of the first: a stream may change its own
+      size = size or _size(after, stretch, short_side, self.name)  # that of the first frame, as a stream may change it
       first = first or after
       if abs(after.width * first.height - first.width * after.height) > _SHAPE * first.width * after.height:
         sizes = f'{first.width}x{first.height} to {after.width}x{after.height}'
@@ -108,7 +111,10 @@ class Film(NamedTuple):
       raise VideoError(f'{self.name}: is damaged: {damaged} of {decoded} frames')
 
   def _decoded(self) -> Iterator[Any]:
-    """All frames as they are stored. FFmpeg's own decoders of VP8 and VP9 drop what is transparent."""
+    """Yields all frames as they are stored.
+
+    FFmpeg's own decoders of VP8 and VP9 drop transparency, so streams that have it get another decoder.
+    """
     import av
 
     decoder = _CLEAR.get(self.stream.codec_context.name)
@@ -121,13 +127,13 @@ class Film(NamedTuple):
 
 
 class _Still:
-  """Counts for how long a film stands still. A frame may claim to be shown for a thousand years."""
+  """A count of how long a film stands still: a frame may claim to be shown for a thousand years."""
 
   def __init__(self, film: Film, rate: float):
     self.film, self.rate, self.seconds = film, rate, 0.0
 
   def count(self, seconds: float) -> None:
-    """Takes in for how long a frame is shown; raises VideoError where that is too long in all."""
+    """Adds how long a frame is shown, beyond one second; raises VideoError if the total is too long."""
     self.seconds += max(0.0, seconds - 1.0)
     most, repeated = _STILL
     if self.seconds > most or self.seconds * self.rate > repeated:
@@ -139,12 +145,12 @@ class _Still:
 
 
 class Clock:
-  """When the frames of a film are shown, in seconds after its first.
+  """The times at which the frames of a film are shown, in seconds after its first frame.
 
-  Files may begin at any time stamp. Where stamps start again (films that were joined), and where those of a broadcast leap
-  by more than ten seconds, the frame follows the one before it.
+  Files may begin at any time stamp. If stamps start again (films that were joined), or if those of a broadcast leap by
+  more than ten seconds, the frame follows directly on the one before it.
 
-  each: how long a frame lasts. longest: how long one was shown. leapt: the seconds that were leapt over.
+  each: how long a frame lasts. longest: the longest time that one was shown. leapt: the seconds that were leapt over.
   """
 
   def __init__(self, film: Film, rate: float):
@@ -156,7 +162,7 @@ class Clock:
   def of(self, frame: Any) -> float:
     """Returns when the next frame is shown."""
     stamp = frame.time
-    if stamp is None:  # files without time stamps run at their own mean rate
+    if stamp is None:  # files without time stamps run at their mean rate
       stamp = (self.first or 0.0) + self.count * self.each
     if self.first is None:
       self.first = self.start = stamp
@@ -170,11 +176,11 @@ class Clock:
     return self.last
 
   def stated(self) -> float:
-    """Returns how long the film says it is, in seconds; 0 where it does not say."""
+    """Returns the length that the film states, in seconds; 0 if it states none."""
     stream, container = self.film.stream, self.film.container
     if stream.duration:
       return float(stream.duration * stream.time_base)
-    # Matroska states it from the stamp 0 on: of the file, and in a tag of the stream. With sound the file may be longer.
+    # Matroska counts the length from stamp 0, for the file and in a tag of the stream. Sound may make the file longer.
     from_zero = max(self.start, 0.0) if 'matroska' in container.format.name else 0.0
     tag = re.fullmatch(r'(\d+):(\d+):(\d+\.?\d*)', stream.metadata.get('DURATION', ''))
     if tag:
@@ -186,20 +192,20 @@ class Clock:
 
 @contextlib.contextmanager
 def open_video(source: str | Path | bytes, name: str = '') -> Iterator[Film]:
-  """Opens a file, by PyAV (FFmpeg), and turns what goes wrong while it is read into one line.
+  """Opens a file with PyAV (FFmpeg) and turns errors while it is read into one line.
 
   Args:
-    source: a path, or what is in the file.
-    name: for messages, where the source is no path.
+    source: a path, or the content of the file.
+    name: name for messages, if the source is not a path.
 
   Raises:
-    VideoError: no such file, not a video (empty, only sound), or damaged.
+    VideoError: the file does not exist, is not a video (empty, only sound), or is damaged.
   """
   import av
 
   name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else shown(source))
   try:
-    # A whole path: FFmpeg takes what comes before a colon for a protocol.
+    # The path is absolute, because FFmpeg takes whatever comes before a colon for a protocol.
     source_file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
     if not isinstance(source, bytes):
       check_regular(source)
@@ -225,19 +231,19 @@ def open_video(source: str | Path | bytes, name: str = '') -> Iterator[Film]:
 def read_video(
   source: str | Path | bytes, *, rate: float = 0.0, short_side: int = 0, longest: float = math.inf, name: str = ''
 ) -> Video:
-  """All frames of a file.
+  """Reads all frames of a file at a constant rate.
 
-  Frame k is the one that is shown k / rate seconds after the first: of variable rates too.
+  Frame k is the one that is shown k / rate seconds after the first, also in files of variable rate.
 
   Args:
-    source: a path, or what is in the file.
-    rate: frames in a second; 0: the file's own mean.
-    short_side: pixels; frames are resized to it, their shape kept; 0: as they are.
-    longest: seconds, from the start.
-    name: for messages, where the source is no path.
+    source: a path, or the content of the file.
+    rate: frames in a second; 0 for the file's mean rate.
+    short_side: pixels to which the shorter side is resized, with the shape kept; 0 keeps the size.
+    longest: seconds to read, from the start.
+    name: name for messages, if the source is not a path.
 
   Raises:
-    VideoError: as `open_video`, or the file is shorter than it says.
+    VideoError: as `open_video` raises it, or the file is shorter than it says.
   """
   with open_video(source, name) as film:
     frames = list(film.frames(rate=rate, short_side=short_side, longest=longest))
@@ -245,7 +251,10 @@ def read_video(
 
 
 def _film_of(container: Any) -> Any:
-  """The stream that is the film and no picture beside it (a cover, a thumbnail); of several the one FFmpeg calls best."""
+  """Returns the stream that is the film, not a picture beside it (a cover, a thumbnail).
+
+  Of several films it takes the one that FFmpeg calls best.
+  """
   films = [s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic and s.frames != 1]
   best = container.streams.best('video')
   return best if best in films else max(films or container.streams.video, key=_area, default=None)
@@ -256,7 +265,7 @@ def _area(stream: Any) -> int:
 
 
 def _pixels(frame: Any, size: tuple[int, int]) -> UInt8[np.ndarray, 'h w 3']:
-  """A frame as it is shown, at this width and height."""
+  """Returns a frame as it is shown, at this width and height."""
   way = _way(frame)
   width, height = size[::-1] if way.turned else size
   clear = any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
@@ -269,7 +278,10 @@ def _pixels(frame: Any, size: tuple[int, int]) -> UInt8[np.ndarray, 'h w 3']:
 
 
 class _Way(NamedTuple):
-  """How a stored frame becomes the one that is shown: rows and columns exchanged if turned, then steps along both axes."""
+  """The change from a stored frame to the shown one.
+
+  Rows and columns are exchanged if `turned`, then both axes are read in steps of `down` and `right`.
+  """
 
   turned: bool = False
   down: int = 1
@@ -277,7 +289,7 @@ class _Way(NamedTuple):
 
 
 def _way(frame: Any) -> _Way:
-  """What the display matrix beside the stream says, to the nearest quarter of a turn; it may mirror, too."""
+  """Reads the display matrix beside the stream, to the nearest quarter of a turn; it may also mirror."""
   from av.sidedata.sidedata import Type
 
   found = frame.side_data.get(Type.DISPLAYMATRIX)
@@ -285,12 +297,12 @@ def _way(frame: Any) -> _Way:
     return _Way()
   (a, b, _), (c, d, _) = np.frombuffer(bytes(found), np.int32).reshape(3, 3)[:2].tolist()
   sign = lambda x: -1 if x < 0 else 1  # noqa: E731
-  # Column x and row y of what is stored are shown at column a x + c y and row b x + d y.
+  # A stored pixel at column x and row y is shown at column a x + c y and row b x + d y.
   return _Way(False, sign(d), sign(a)) if abs(a) >= abs(b) else _Way(True, sign(b), sign(c))
 
 
 def _size(frame: Any, stretch: float, short_side: int, name: str) -> tuple[int, int]:
-  """Width and height as shown. stretch: the width of a stored pixel over its height."""
+  """Returns a frame's width and height as shown. stretch: the width of a stored pixel over its height."""
   if not 0 < min(frame.width, frame.height) <= max(frame.width, frame.height) <= _LONGEST_SIDE:
     raise VideoError(f'{name}: frames of {frame.width}x{frame.height} pixels')
   width, height = (frame.width * stretch, frame.height) if 0.1 < stretch < 10 else (frame.width, frame.height)
@@ -304,13 +316,13 @@ def _size(frame: Any, stretch: float, short_side: int, name: str) -> tuple[int, 
 def write_video(
   path: str | Path, frames: Sequence[np.ndarray], rate: float, *, codec: str = 'mpeg4', pixels: str = 'yuv420p'
 ) -> None:
-  """Writes frames (h, w, 3) of RGB bytes.
+  """Writes frames (h, w, 3) of RGB bytes to a video file.
 
   Args:
-    path: its ending says what kind of file it is.
+    path: the file; its ending says what kind of file it is.
     rate: frames in a second.
-    codec: FFmpeg's name of one.
-    pixels: FFmpeg's name of how it stores them; those with 420 lose the last row and column of odd sizes.
+    codec: FFmpeg's name of the codec.
+    pixels: FFmpeg's name of the pixel format; formats with 420 lose the last row and column of odd sizes.
   """
   import av
 

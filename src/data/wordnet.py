@@ -1,4 +1,4 @@
-"""WordNet's nouns (Fellbaum 1998) as a graph: which is a kind of which."""
+"""WordNet's nouns (Fellbaum 1998) as a graph that says which is a kind of which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .triples import SPLITS, KnowledgeGraph
 
 WORDNET_DEBIAN = '/usr/share/wordnet'
 _POINTERS = {'@': 'kind of', '@i': 'instance of'}
-# Fashion-MNIST's classes in their order: a noun, and which of its senses.
+# Fashion-MNIST's classes in their order: a noun, and the number of its sense.
 GARMENTS = (
   ('t-shirt', 1), ('trouser', 1), ('pullover', 1), ('dress', 1), ('coat', 1),
   ('sandal', 1), ('shirt', 1), ('sneaker', 1), ('bag', 4), ('boot', 1),
@@ -22,7 +22,10 @@ GARMENTS = (
 
 
 class Nouns(NamedTuple):
-  """names: of each synset its first noun and its offset. links: (synset, relation, its hypernym). senses: by noun."""
+  """WordNet's noun synsets and the links between them.
+
+  names: first noun and offset of each synset. links: (synset, relation, its hypernym). senses: synsets by noun.
+  """
 
   names: tuple[str, ...]
   links: Int[np.ndarray, 'n 3']
@@ -30,12 +33,12 @@ class Nouns(NamedTuple):
 
 
 def read_nouns(source: str = '') -> Nouns:
-  """All noun synsets of WordNet 3.0: 82,115, with 84,427 links to what they are kinds or instances of.
+  """Reads all noun synsets of WordNet 3.0: 82,115, with 84,427 links to those that they are kinds or instances of.
 
   source: a folder with `data.noun` and `index.noun`; Debian's wordnet-base by default.
 
   Raises:
-    DataError: there are no such files, or not as they should be.
+    DataError: the files do not exist, or are not as they should be.
   """
   where = Path(source or WORDNET_DEBIAN)
   try:
@@ -67,11 +70,11 @@ def read_nouns(source: str = '') -> Nouns:
 
 
 def _lines(path: Path) -> list[str]:
-  return [line for _, line in read_lines(path) if not line.startswith(' ')]  # a licence
+  return [line for _, line in read_lines(path) if not line.startswith(' ')]  # lines of the licence begin with a space
 
 
 def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int[np.ndarray, ' n']:
-  """The synsets of nouns and the numbers of their senses, from 1.
+  """Returns the synsets of nouns, each given with the number of its sense, from 1.
 
   Raises:
     DataError: there is no such noun or sense.
@@ -86,12 +89,15 @@ def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int
 
 
 def above(nouns: Nouns, nodes: Int[np.ndarray, ' n']) -> tuple[Int[np.ndarray, ' m'], Int[np.ndarray, 'k 3']]:
-  """All that these are kinds of, themselves first, and the links between them by their places among those."""
+  """Returns all synsets that the nodes are kinds of, the nodes first, and the links between them.
+
+  The links give synsets by their places in the first result.
+  """
   over: dict[int, list[int]] = {}
   for source, _, target in nouns.links.tolist():
     over.setdefault(source, []).append(target)
   order = list(dict.fromkeys(int(n) for n in nodes))
-  for node in order:  # which grows
+  for node in order:  # the list grows meanwhile
     order += [t for t in over.get(node, ()) if t not in order]
   place = {n: i for i, n in enumerate(order)}
   links = [(place[s], r, place[t]) for s, r, t in nouns.links.tolist() if s in place]
@@ -99,7 +105,10 @@ def above(nouns: Nouns, nodes: Int[np.ndarray, ' n']) -> tuple[Int[np.ndarray, '
 
 
 def noun_graph(source: str = '', held_out: int = 2000) -> KnowledgeGraph:
-  """All nouns, with so many links apart for valid and for test each: of synsets that have others, so that none dangles."""
+  """Returns the graph of all nouns, with `held_out` links in valid and as many in test.
+
+  Only links whose synsets have other links are held out, so that no synset is left without one.
+  """
   nouns = read_nouns(source)
   rng = np.random.default_rng(0)
   left = np.bincount(nouns.links[:, [0, 2]].reshape(-1), minlength=len(nouns.names))

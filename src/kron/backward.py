@@ -1,4 +1,4 @@
-"""One evaluation of a loss with probes, and the backward passes that make statistics of it."""
+"""One evaluation of a loss with probes, and the backward passes that turn it into statistics."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .measuring.evaluate import evaluate
 from .measuring.observations import Number, Observed, largest, positive, shares
 from .measuring.probes import Basis, Probes, where_due, with_basis, with_due, zero_probe
 from .measuring.shards import Shards
+from .operators import Unit
 from .operators.factor import accurate
 from .statistics import BlockSums
 
@@ -30,9 +31,9 @@ def make_probes(
   """Makes the probes of all blocks that have sites.
 
   Args:
-    params: by name.
-    basis: by block, where second moments in a basis are wanted.
-    due: by block and factor, where not all statistics are.
+    params: arrays by name.
+    basis: bases by block, for the blocks that need second moments in a basis.
+    due: flags by block and factor, for the blocks of which only some statistics are due.
   """
   probes = {}
   for b in plan.blocks:
@@ -45,7 +46,7 @@ def make_probes(
       probe = with_due(probe, b.operator, due[b.name], loops)
     probes[b.name] = probe
   probes = plan.shards.typed(probes, plan.loops)
-  # Inside of a shard_map: summed over the axes that gradients are summed over, those along which parameters are the same.
+  # Inside a shard_map, statistics are summed over the same axes as gradients: those along which parameters are equal.
   for b in plan.blocks:
     if b.name in probes:
       axes = frozenset().union(*(varying(params[name]) for name in b.params))
@@ -56,8 +57,8 @@ def make_probes(
 class Backward(NamedTuple):
   """A loss that has been evaluated with probes.
 
-  run: (leaves, probes, factors) -> ((loss, observed outputs), (auxiliary outputs, what the marks say besides)).
-  pull: (slope of the loss, slopes of the outputs) -> (gradients of the leaves, cotangents of the probes).
+  run: (leaves, probes, factors) -> ((loss, observed outputs), (auxiliary outputs, the marks' other operands)).
+  pull: (cotangent of the loss, cotangents of the outputs) -> (gradients of the leaves, cotangents of the probes).
   """
 
   plan: Plan
@@ -80,14 +81,13 @@ class Backward(NamedTuple):
     program: Program,
     plan: Plan,
     marks: Sequence[Op],
-    leaves: Sequence[Array],
+    params: Mapping[str, Array],
     data: Sequence[Array],
-    probes: Probes,
     basis: Mapping[str, Basis],
     due: Due,
-    names: tuple[str, ...],
   ) -> Backward:
-    """Evaluates the program on parameters and data, with the probes."""
+    """Evaluates the program with probes on data and on parameters, which are given by name."""
+    probes, leaves, names = make_probes(plan, params, basis, due), list(params.values()), tuple(params)
 
     def run(leaves, probes, factors=None):
       outputs, found = evaluate(program, plan.taps._replace(factors=factors), [*leaves, *data], probes)
@@ -98,27 +98,27 @@ class Backward(NamedTuple):
     return cls(plan, names, marks, leaves, probes, basis, due, run, pull, loss, outputs, aux, observed)
 
   def of_loss(self) -> tuple[list[Array], Probes]:
-    """Returns the gradient of the loss, and the cotangents of the probes that come with it."""
+    """Returns the gradient of the loss and the cotangents of the probes that come with it."""
     return self.pull((jnp.ones_like(self.loss), [jnp.zeros_like(z) for z in self.outputs]))
 
   def of_cotangents(self, cotangents: Sequence[Array]) -> dict[str, BlockSums]:
-    """The sums of a backward pass whose cotangents belong to the summed, not the mean, log-likelihood."""
+    """Returns the sums of a backward pass; its cotangents belong to the summed, not the mean, log-likelihood."""
     typed = [typed_as(c, z) for c, z in zip(cotangents, self.outputs, strict=True)]
     return self._finished(*self.pull((jnp.zeros_like(self.loss), typed)))
 
   def of_own_gradient(
     self, grads: list[Array], sums: Probes, numbers: Sequence[Number], share: Sequence[Number]
   ) -> dict[str, BlockSums]:
-    """The sums of the loss's own gradient (the empirical Fisher).
+    """Returns the sums for the gradient of the loss itself (the empirical Fisher).
 
     Args:
-      grads, sums: from `of_loss`.
-      numbers: of the observations of each mark.
-      share: that each mark has of those that statistics are taken of.
+      grads, sums: the results of `of_loss`.
+      numbers: the number of observations of each mark.
+      share: the share of each mark, counting only the observations from which statistics are taken.
     """
     if all(isinstance(s, int) for s in (*share, *shares(numbers))):
       return self._finished(grads, sums)
-    # Marks of several sizes: what flows back through each is weighted, in a pass of its own.
+    # The marks have different sizes, so a second pass weights the gradients that flow back through each of them.
     count = largest(numbers)
     factors = {
       mark.outputs[0].index: jnp.sqrt(jnp.asarray(s, jnp.float32)) * n / positive(count)
@@ -128,7 +128,7 @@ class Backward(NamedTuple):
     return self._finished(*again((jnp.ones_like(self.loss), [jnp.zeros_like(z) for z in self.outputs])))
 
   def _finished(self, slopes: Sequence[Array], sums: Probes) -> dict[str, BlockSums]:
-    """Makes statistics of what one backward pass returned."""
+    """Makes statistics from the results of one backward pass."""
     by_name, result = dict(zip(self.names, slopes, strict=True)), {}
     for b in self.plan.blocks:
       if b.sampled_diagonal:
@@ -143,7 +143,7 @@ class Backward(NamedTuple):
 
 
 def _by_slot(s: Array, plan: Plan, block: Block) -> Array:
-  """A probe's cotangent with its loops among the slots, behind the axis of shards."""
+  """Merges the loop axes of a probe's cotangent into its slots, behind the axis of shards."""
   lead = plan.shards.lead if block.operator.reduced is None else ()
   s = jnp.moveaxis(s, len(plan.loops[block.name]), 0) if lead else s
   return s.reshape(*lead, -1, *s.shape[-2:])
@@ -151,7 +151,7 @@ def _by_slot(s: Array, plan: Plan, block: Block) -> Array:
 
 def _finish(block: Block, sums: BlockSums, basis: Basis | None, shards: Shards) -> BlockSums:
   operator = block.operator
-  if operator.reduced is None or shards.trivial:
+  if isinstance(operator, Unit) or operator.reduced is None or shards.trivial:
     return operator.finish(sums, basis)
   if block.whole_batch:
     return shards.of_all(operator.finish(sums, basis))

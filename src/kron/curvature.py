@@ -1,4 +1,4 @@
-"""`curvature`: what `kron` knows of a loss, and its gradient together with the statistics of its factors."""
+"""`curvature` reads a loss; a `Curvature` computes its gradient together with the statistics of its factors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ..program import Op, Program, has_mark, observation_marks, reduced_behind, trace, untracked, varying
-from .backward import Backward, make_probes
+from .backward import Backward
 from .blocks.block import Block
 from .blocks.options import Options
 from .blocks.plan import Plan, plan_blocks
@@ -51,37 +51,40 @@ def curvature(
   """Reads a loss and finds where each of its parameters meets data.
 
   Args:
-    loss_fn: `loss_fn(params, *args)` -> scalar loss, a mean over the observations; with `has_aux`, (loss, aux). Its
-      outputs are marked by `kron.observe`.
+    loss_fn: `loss_fn(params, *args)` -> scalar loss, a mean over the observations; with `has_aux`, (loss, aux). It
+      marks its outputs by `kron.observe`.
     params: pytree of arrays or ShapeDtypeStructs.
-    *args: the loss's further arguments: batch, keys, state; arrays or ShapeDtypeStructs.
-    fisher: 'sampled' draws targets from the model (one more backward pass), 'exact' sums over the square root of the
-      likelihood's own Fisher information (as many backward passes as outputs), 'empirical' takes the loss's gradients.
+    *args: the other arguments of the loss (batch, keys, state), as arrays or ShapeDtypeStructs.
+    fisher: 'sampled' draws targets from the model (one more backward pass); 'exact' sums over the columns of a square
+      root of the likelihood's Fisher information (as many backward passes as outputs); 'empirical' uses the gradients
+      of the loss itself.
     has_aux: as in jax.value_and_grad.
     fallback: what to do with parameters whose use is not understood, by name or fnmatch pattern: 'gradient' (left to
       the plain gradient) or 'diagonal' (squares of the batch's summed sampled gradient, which estimate the Fisher's
       diagonal without bias: Liu et al. 2023, eq. 12; with the empirical Fisher they are biased by the mean). One
       string stands for all parameters.
-    examples: the number of observations that the loss is a mean over, or a function of its arguments that counts them,
-      where no mark does.
+    examples: the number of observations that the loss averages over, or a function of its arguments that counts them;
+      needed where no mark counts them.
     sharing: how a kernel that each example uses several times (positions, time steps, siamese branches) is treated, by
-      name or pattern: 'expand' takes the uses for independent, 'reduce' sums over them first (Eschenhagen et al. 2023).
-    approximation: of a kernel's block, by name or pattern: 'kronecker' (factors A and G), 'unit' (one matrix for each
-      output unit, of an embedding its diagonal) or 'diagonal'. Scales, shifts and free parameters are unit-wise anyway.
-    max_factor: the largest matrix kept whole; the table shows which are not. A larger unit-wise block becomes diagonal.
-    oversize: what larger ones become: 'diagonal', or 'blocks' of at most that size along the diagonal.
-    operators: for a function with a derivative rule of its own (or a primitive) whose inside is not understood, by its
-      name: the same function written plainly. Statistics are then those of the plain one, value and gradient its own.
-    blocks: of kernels' factors, by name or pattern: {'*/mlp_in/kernel': {'G': 4}} keeps G as 4 blocks along its diagonal,
-      as where a layer's columns lie on 4 devices (its rows: A); `parallel.shard_blocks` makes it. Another approximation:
-      whole factors are the default on any mesh.
-    placement: the one of the optimiser: it says into how many shards the batch is divided, and where the statistics of each
-      are taken. Statistics then lead with an axis of shards, which `kfac(..., placement=)` adds up at the owners of the
-      factors.
-    part: the share of each shard's examples from which statistics are taken, the first of each.
+      name or pattern: 'expand' treats the uses as independent, 'reduce' sums over them first (Eschenhagen et al. 2023).
+    approximation: the approximation of a kernel's block, by name or pattern: 'kronecker' (factors A and G), 'unit' (one
+      matrix for each output unit; for an embedding, its diagonal) or 'diagonal'. Scales, shifts and free parameters
+      always have unit-wise blocks.
+    max_factor: the size of the largest matrix that is kept whole; the printed table shows which ones are not. A larger
+      unit-wise block becomes diagonal.
+    oversize: the form of larger factors: 'diagonal', or 'blocks' of at most `max_factor` along the diagonal.
+    operators: plain versions, by name, of functions with their own derivative rule (or of primitives) whose inside is
+      not understood. Statistics then come from the plain version, value and gradient from the original function.
+    blocks: the number of diagonal blocks in kernels' factors, by name or pattern. {'*/mlp_in/kernel': {'G': 4}} keeps G
+      as 4 blocks along its diagonal, for a layer whose columns lie on 4 devices (for its rows: A).
+      `parallel.shard_blocks` makes it. This is a different approximation: by default factors are whole on any mesh.
+    placement: the optimiser's placement. It says into how many shards the batch is divided, and where the statistics of
+      each shard are computed. Statistics then lead with an axis of shards, which `kfac(..., placement=)` adds up at the
+      owners of the factors.
+    part: the fraction of each shard's examples, counted from the first, from which statistics are taken.
 
   Returns:
-    A `Curvature`; print it to see what is covered.
+    A `Curvature`; print it to see which parameters are covered.
 
   Raises:
     CurvatureError: a use is not understood and has no fallback; a parameter is unused; the likelihood is not marked.
@@ -90,17 +93,27 @@ def curvature(
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
   by_shard = Shards(1, part, placement)
   options = Options(
-    everywhere(fallback), everywhere(sharing), everywhere(approximation), max_factor, oversize, by_shard, blocks or {}
+    fisher=fisher,
+    has_aux=has_aux,
+    examples=examples,
+    operators=dict(operators or {}),
+    fallback=everywhere(fallback),
+    sharing=everywhere(sharing),
+    approximation=everywhere(approximation),
+    max_factor=max_factor,
+    oversize=oversize,
+    shards=by_shard,
+    blocks=blocks or {},
   )
-  return Curvature(loss_fn, params, args, fisher, has_aux, options, examples, dict(operators or {}))
+  return Curvature(loss_fn, params, args, options)
 
 
 class Curvature:
-  """The block structure of a loss's curvature. Immutable; made by `curvature`."""
+  """The block structure of a loss's curvature. It is immutable; `curvature` makes it."""
 
-  def __init__(self, loss_fn, params, args, fisher, has_aux, options, examples, operators):
-    self.loss_fn, self.fisher, self.has_aux = loss_fn, fisher, has_aux
-    self._options, self._examples, self._operators = options, examples, operators
+  def __init__(self, loss_fn: Callable, params: Any, args: tuple, options: Options):
+    self.loss_fn, self.fisher, self.has_aux = loss_fn, options.fisher, options.has_aux
+    self._options = options
     self.parameters = Parameters.of(params)
     _, plan, _ = self._read(params, args)
     self.blocks: tuple[Block, ...] = plan.blocks
@@ -121,20 +134,20 @@ class Curvature:
     statistics: bool | Bool[Array, ''] | Mapping[str, Mapping[str, Bool[Array, '']]] = True,
     basis: Mapping[str, Mapping[str, Array]] | None = None,
   ) -> tuple[Any, Any, Statistics | None]:
-    """The loss (or (loss, aux)), its gradient, and the statistics of this batch.
+    """Returns the loss (or (loss, aux)), its gradient, and the statistics of this batch.
 
     Args:
       params: as given to `curvature`; shapes of the batch may differ.
       *args: as given to `curvature`.
-      key: for the targets of a sampled Fisher and the signs of an exact one. If None, it is folded out of the only PRNG
-        key among `args`; without one the exact Fisher's signs are the same at every call.
-      statistics: False leaves them out and returns None in their place: the plain gradient. A traced boolean decides
-        on the device; where it is false the statistics are zeros with `examples == 0`, which an update ignores. Booleans
-        by block and factor (`kron.due`) decide for each factor; the sums of the others are zeros.
-      basis: from `kron.basis`: the statistics then have second moments in that basis too, as `scale_by_ekfac` needs.
+      key: the key for the targets of a sampled Fisher and the signs of an exact one. If None, it is derived from the
+        only PRNG key among `args`; without such a key, the exact Fisher uses the same signs at every call.
+      statistics: False computes the plain gradient and returns None for the statistics. A traced boolean decides on
+        the device; where it is false, the statistics are zeros with `examples == 0`, which an update ignores. Booleans
+        by block and factor (`kron.due`) decide for each factor; the sums of factors that are not due are zeros.
+      basis: a basis from `kron.basis`. The statistics then include second moments in it, as `scale_by_ekfac` needs.
 
     Raises:
-      CurvatureError: the loss now has other sites than when `curvature` read it, or there is no key.
+      CurvatureError: the loss now uses its parameters differently than when `curvature` read it, or there is no key.
     """
     if isinstance(statistics, bool):
       return self._with(params, args, key, basis, {}) if statistics else (*self._plain(params, args), None)
@@ -149,15 +162,15 @@ class Curvature:
     return jax.lax.cond(statistics, self._with, without, params, args, key, basis, due)
 
   def products(self, params: Any, *args: Any, key: PRNGKeyArray | None = None, fisher: str | None = None) -> Products:
-    """Products of the loss's curvature with vectors, at these parameters and this batch.
+    """Returns the products of the loss's curvature with vectors, at these parameters and this batch.
 
     Args:
       params, *args: as given to `curvature`; shapes of the batch may differ.
-      key: for the targets of a sampled Fisher, as in `value_and_grad`.
-      fisher: in place of the curvature's own; 'exact' costs no more here, and is free of noise.
+      key: the key for the targets of a sampled Fisher, as in `value_and_grad`.
+      fisher: overrides the curvature's own choice; 'exact' costs no more here and is free of noise.
 
     Raises:
-      CurvatureError: at a product that needs marks where there are none, or where they are inside of a loop.
+      CurvatureError: when a product that needs marks is computed, and there are none or they are inside of a loop.
     """
     program, _, marks = self._read(params, args)
     fisher = _known(fisher or self.fisher)
@@ -184,7 +197,7 @@ class Curvature:
       return run(leaves, offsets)[0]
 
     def information(along):
-      """F_z times a vector, divided by the numbers of observations."""
+      """Returns F_z times a vector, divided by the numbers of observations."""
       if fisher == 'exact':
         products = [information_product(o.likelihood, z, u) for o, z, u in zip(observed, read, along, strict=True)]
       else:
@@ -192,7 +205,7 @@ class Curvature:
           keys = jax.random.split(random_key(key, args, program), len(observed))
           slopes = [o.likelihood.draw(k, z) for o, k, z in zip(observed, keys, read, strict=True)]
         else:
-          # A term is a mean; an observation's own gradient is as many times larger.
+          # Each term is a mean over n observations, so the gradient of one observation is n times larger.
           slopes = jax.grad(tail)([jnp.zeros_like(o.outputs) for o in observed])
           slopes = [g * n for g, n in zip(slopes, numbers, strict=True)]
         events = [o.likelihood.event_ndims for o in observed]
@@ -201,7 +214,7 @@ class Curvature:
         1 / positive(n if isinstance(n, int) else jnp.asarray(n, o.outputs.real.dtype))
         for o, n in zip(observed, numbers, strict=True)
       ]
-      if fisher == 'empirical':  # the loss has masks and weights in it
+      if fisher == 'empirical':  # the loss already contains masks and weights
         return [u * jnp.asarray(share, u.real.dtype) for u, share in zip(products, each, strict=True)]
       return [o.times_share(u, share) for o, u, share in zip(observed, products, each, strict=True)]
 
@@ -217,12 +230,11 @@ class Curvature:
     if [b.signature() for b in plan.blocks] != [b.signature() for b in self.blocks]:
       raise CurvatureError('the loss uses its parameters otherwise than when kron.curvature read it; call that again')
     leaves, treedef = jax.tree.flatten(params)
-    names, basis = param_names(params), basis or {}
-    probes = make_probes(plan, dict(zip(names, leaves, strict=True)), basis, due)
-    backward = Backward.of(program, plan, marks, leaves, jax.tree.leaves(args), probes, basis, due, names)
+    by_name = dict(zip(param_names(params), leaves, strict=True))
+    backward = Backward.of(program, plan, marks, by_name, jax.tree.leaves(args), basis or {}, due)
     observed, loss = backward.observed, backward.loss
-    # Inside of a shard_map: the loss is a mean over the axes along which it is the same, statistics are summed over those
-    # along which parameters are.
+    # Inside a shard_map, the loss is a mean over the axes along which it is the same, and statistics are summed over
+    # the axes along which parameters are the same.
     apart = functools.reduce(frozenset.intersection, (varying(leaf) for leaf in leaves))
     averaged = untracked(reduced_behind(program, marks))
     numbers = self._numbers(observed, params, args, without=varying(loss), averaged=averaged)
@@ -243,13 +255,13 @@ class Curvature:
     examples = jnp.asarray(largest(kept), jnp.promote_types(loss.dtype, jnp.float32))
     stats = Statistics.of(sums, examples)
     if self.fisher == 'empirical':
-      stats = stats.of_loss_times(largest(numbers))  # of the sum over observations, not of the mean
+      stats = stats.of_loss_times(largest(numbers))  # statistics belong to the sum over observations, not the mean
     value = (loss, jax.tree.unflatten(plan.aux_tree, backward.aux)) if self.has_aux else loss
     return value, jax.tree.unflatten(treedef, grads), stats
 
   def _read(self, params: Any, args: tuple) -> tuple[Program, Plan, list[Op]]:
-    """Traces the loss anew (as JAX does with any function) and plans its blocks; also the marks."""
-    program, shapes = trace(self.loss_fn, params, *args, operators=self._operators)
+    """Traces the loss again (as JAX does with any function) and plans its blocks; returns the marks, too."""
+    program, shapes = trace(self.loss_fn, params, *args, operators=self._options.operators)
     check_used(program)
     loss_shape = shapes[0] if self.has_aux else shapes
     if getattr(loss_shape, 'shape', None) != ():
@@ -271,17 +283,17 @@ class Curvature:
     inside = {mark.outputs[0].index for mark in marks}
     if any(getattr(mark.inputs[0], 'index', None) in inside for mark in marks):
       raise CurvatureError('an output is observed twice, which would count its curvature twice; mark it once')
-    if not marks and self._examples is None:
+    if not marks and self._options.examples is None:
       raise CurvatureError('nothing counts the observations: mark the outputs by kron.observe, or pass examples=')
     sizes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     lengths = tuple(dict.fromkeys(mark.outputs[0].shape[0] for mark in marks if _leads(mark)))
-    if not marks and isinstance(self._examples, int):
-      lengths = (self._examples,)
+    if not marks and isinstance(self._options.examples, int):
+      lengths = (self._options.examples,)
     shards = self._options.shards.fitted(lengths)
     shards.check(lengths)
     from_loss = self.fisher == 'empirical'
     found = find_sites(program, len(names), from_loss, lengths)
-    check_marks(found.marks, self._examples is not None)
+    check_marks(found.marks, self._options.examples is not None)
     plan = plan_blocks(program, found, names, sizes, self._options._replace(shards=shards), from_loss, lengths)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
@@ -295,24 +307,24 @@ class Curvature:
     without: frozenset[str] = frozenset(),
     averaged: frozenset[str] = frozenset(),
   ) -> list[Number]:
-    """The number of observations of each mark, or of those among them that statistics are taken of.
+    """Returns the number of observations of each mark, counting only those that `shards` keeps for statistics.
 
-    without: mesh axes of a shard_map over which they are not counted together.
+    without: mesh axes of a shard_map over which observations are not counted together.
     averaged: see `Observed.number`.
     """
-    given = self._examples(params, *args) if callable(self._examples) else self._examples
+    given = self._options.examples(params, *args) if callable(self._options.examples) else self._options.examples
     if given is not None:
       return [given * shards.subsample if shards.subsample != 1 else given] * max(1, len(observed))
     return [o.number(shards, varying(o.outputs) - without, averaged) for o in observed]
 
 
 def _leads(mark: Op) -> bool:
-  """Whether the marked outputs have an axis of observations."""
+  """Returns whether the marked outputs have an axis of observations."""
   return len(mark.outputs[0].shape) > mark.params['likelihood'].event_ndims
 
 
 def _apart(key: PRNGKeyArray, observed: Observed) -> PRNGKeyArray:
-  """A key of its own for each device of a shard_map that has observations of its own."""
+  """Makes the key differ between devices of a shard_map that hold different observations."""
   for axis in sorted(varying(observed.outputs)):
     key = jax.random.fold_in(key, jax.lax.axis_index(axis))
   return key

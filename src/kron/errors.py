@@ -1,5 +1,5 @@
-"""The error a user of `kron` can meet: one line that says what is wrong, where, and what to change."""
+"""The error that `kron` raises: its message says in one line what is wrong, where, and what to change."""
 
 
 class CurvatureError(ValueError):
-  """A loss, a parameter or a setting that `kron` cannot treat as asked."""
+  """An error about a loss, a parameter or a setting that `kron` cannot treat as requested."""

@@ -1,9 +1,9 @@
-"""Marks that tell a loss's likelihood: what its outputs say about the targets, and how many observations there are.
+"""Marks that state a loss's likelihood: what its outputs say about the targets, and how many observations there are.
 
-A mark returns its outputs unchanged and may stand anywhere in the loss. Curvature is defined by the marks alone, so the
-loss itself may be weighted, regularised or have gradients of its own.
+A mark returns its outputs unchanged and may stand anywhere in the loss. The marks alone define the curvature, so the
+loss itself may be weighted, regularised or have custom gradients.
 
-A likelihood is any hashable object with the four members of `Likelihood`; `custom` takes one of the user's own.
+A likelihood is any hashable object with the four members of `Likelihood`; `custom` takes a user-defined one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,16 @@ Mask = Bool[Array, '*n'] | Int[Array, '*n']
 Weight = float | Float[Array, '*n']
 
 
+@runtime_checkable
 class Likelihood(Protocol):
-  """p(target | outputs) of one observation; outputs have `event_ndims` trailing axes, the leading ones count observations.
+  """The distribution p(target | outputs) of one observation.
 
-  With F the Fisher information of one observation's outputs z, `draw` returns a random c with E[c cT] = F (the gradient
-  of -log p at a target drawn from the model), and the `columns` vectors `column(outputs, k)` satisfy sum_k c_k c_kT = F.
-  All are shaped like `outputs`. A likelihood with a method `prepare(outputs, *more)`, where `more` are further arrays given
-  to the mark, gets its result in place of `outputs` in `draw` and `column`. A method `product(outputs, u)` -> F u spares
-  the sum over columns where products are asked for.
+  The last `event_ndims` axes of `outputs` belong to one observation; the leading axes count observations. With F the
+  Fisher information of one observation's outputs z, `draw` returns a random c with E[c cT] = F (the gradient of -log p
+  at a target drawn from the model), and the `columns` vectors `column(outputs, k)` satisfy sum_k c_k c_kT = F. All are
+  shaped like `outputs`. A likelihood may have a method `prepare(outputs, *more)`, where `more` are further arrays given
+  to the mark; `draw`, `column` and `product` then get its result in place of `outputs`. A method
+  `product(outputs, u)` -> F u avoids the sum over columns when products are computed.
   """
 
   event_ndims: int
@@ -46,7 +48,7 @@ class Likelihood(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Categorical:
-  """One of C classes by softmax. F = diag(p) - p pT, its columns sqrt(p_k) (p - e_k)."""
+  """A choice of one of C classes by softmax. F = diag(p) - p pT has the columns sqrt(p_k) (p - e_k)."""
 
   event_ndims: int = 1
 
@@ -69,7 +71,7 @@ class Categorical:
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
-  """Independent bits by sigmoid. F = diag(p (1 - p))."""
+  """Independent bits with sigmoid probabilities. F = diag(p (1 - p))."""
 
   event_ndims: int = 1
 
@@ -91,13 +93,13 @@ class Bernoulli:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-  """Independent normals of known variance, for all outputs or (None) given with the mark for each. F = 1 / variance."""
+  """Independent normals of known variance: one number, or None if the mark gives one per output. F = 1 / variance."""
 
   event_ndims: int = 1
   variance: float | None = 1.0
 
   def prepare(self, outputs, *variance):
-    """1 / standard deviation, in the type of the outputs."""
+    """Returns 1 / standard deviation, in the type of the outputs."""
     z = accurate(outputs)
     return (
       jnp.full_like(z, 1 / math.sqrt(self.variance)) if self.variance else (1 / jnp.sqrt(variance[0])).astype(z.dtype)
@@ -125,17 +127,17 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """What a convex loss of one observation's outputs says: its Hessian H in place of F (the generalised Gauss-Newton).
+  """A convex loss of one observation's outputs, whose Hessian H takes the place of F (the generalised Gauss-Newton).
 
-  Of a negative log-likelihood whose Hessian does not depend on the target, that is the Fisher information. The root of H
-  is had by `eigh`; what a loss that is not convex has below zero is left out.
+  For a negative log-likelihood whose Hessian does not depend on the target, H is the Fisher information. `eigh`
+  computes the root of H; the negative eigenvalues of a loss that is not convex are left out.
   """
 
   fn: Callable[..., Array]
   event_ndims: int = 1
 
   def prepare(self, outputs, *more):
-    """A root of every observation's Hessian: (*leading, columns, *event)."""
+    """Returns a root of every observation's Hessian: (*leading, columns, *event)."""
     z = accurate(outputs)
     leading, event = z.shape[: z.ndim - self.event_ndims], z.shape[z.ndim - self.event_ndims :]
     n = math.prod(event)
@@ -187,21 +189,21 @@ def categorical(
 ) -> Float[Array, '*n c']:
   """Marks softmax outputs: one observation for each leading index of `logits`, or sum(mask) of them.
 
-  The loss is taken for mean(weight * l) over the observations that the mask lets count: sum(mask * weight * l) / sum(mask).
-  A loss with several terms has a mark for each, with a count and a weight of its own.
+  The loss is assumed to be mean(weight * l) over the observations that the mask keeps:
+  sum(mask * weight * l) / sum(mask). A loss with several terms needs a mark for each, with its own count and weight.
 
   Args:
     logits: unnormalised log-probabilities, classes last.
-    labels: the targets, checked for their shape only.
-    mask: which observations count, False for padding; booleans or integers.
-    weight: the coefficient of this term in the loss, or one of each observation. Where the loss divides by the sum of
-      the weights, give weight / mean(weight). The empirical Fisher is that of the loss's own gradients, whatever is given.
+    labels: the targets; only their shape is checked.
+    mask: which observations count (False for padding), as booleans or integers.
+    weight: the coefficient of this term in the loss, or one for each observation. If the loss divides by the sum of the
+      weights, give weight / mean(weight). The empirical Fisher uses the loss's gradients, whatever weight is given.
 
   Returns:
     `logits`, unchanged.
 
   Raises:
-    CurvatureError: a shape does not fit; a mask of floating-point numbers, which may be meant as weights.
+    CurvatureError: a shape does not fit, or the mask has floating-point numbers, which may be meant as weights.
   """
   return custom(logits, Categorical(), labels, mask=mask, weight=weight, target_ndims=0)
 
@@ -214,7 +216,7 @@ def bernoulli(
   weight: Weight = 1.0,
   event_ndims: int = 1,
 ) -> Float[Array, '*n d']:
-  """Marks sigmoid outputs; the last `event_ndims` axes together are one observation. Otherwise as `categorical`."""
+  """Marks sigmoid outputs; the last `event_ndims` axes together are one observation. Otherwise like `categorical`."""
   return custom(logits, Bernoulli(event_ndims), targets, mask=mask, weight=weight, target_ndims=event_ndims)
 
 
@@ -227,10 +229,10 @@ def gaussian(
   weight: Weight = 1.0,
   event_ndims: int = 1,
 ) -> Float[Array, '*n d']:
-  """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise as `categorical`.
+  """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise like `categorical`.
 
-  variance: of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. 1 belongs to the loss
-    1/2 |mean - target|^2, 1/2 to |mean - target|^2. It is held constant: one that is learned is refused.
+  variance: the variance of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. 1
+    belongs to the loss 1/2 |mean - target|^2, 1/2 to |mean - target|^2. It must be constant: a learned one is refused.
   """
   settings = {'mask': mask, 'weight': weight, 'target_ndims': event_ndims}
   if isinstance(variance, int | float):
@@ -252,13 +254,13 @@ def loss(
   weight: Weight = 1.0,
   event_ndims: int = 1,
 ) -> Float[Array, '*n ...']:
-  """Marks outputs by their loss, a JAX function of one observation: curvature is its Hessian (the GGN).
+  """Marks outputs by the loss of one observation, a JAX function whose Hessian becomes the curvature (the GGN).
 
   Args:
-    outputs: the last `event_ndims` axes together are one observation.
-    fn: `fn(z, *more)` -> a number, for one observation; the sum over observations is the loss, up to its scale. Give the
-      same function object at every call, or JAX compiles anew.
-    *more: what else it reads, such as targets: arrays with the same leading axes.
+    outputs: the outputs; the last `event_ndims` axes together are one observation.
+    fn: `fn(z, *more)` -> a number, for one observation; the sum over observations is the loss, up to its scale. Pass
+      the same function object at every call, or JAX compiles again.
+    *more: other arrays that `fn` reads, such as targets, with the same leading axes.
     mask, weight: as in `categorical`.
 
   References:
@@ -283,7 +285,7 @@ def custom(
   weight: Weight = 1.0,
   target_ndims: int | None = None,
 ) -> Float[Array, '*n ...']:
-  """Marks outputs by a likelihood of the user's own (see `Likelihood`). Otherwise as `categorical`."""
+  """Marks outputs by a user-defined likelihood (see `Likelihood`). Otherwise like `categorical`."""
   outputs = jnp.asarray(outputs)
   leading = outputs.shape[: outputs.ndim - likelihood.event_ndims]
   if outputs.ndim < likelihood.event_ndims:

@@ -1,7 +1,7 @@
-"""Finds a curvature's parameters in the tree that an optimiser hands over, whatever that tree is made of.
+"""Finds a curvature's parameters in the tree that an optimiser hands over, whatever containers it is made of.
 
-An update must never meet a tree in which it knows no parameter: K-FAC would then be plain gradient descent, and nothing
-would say so.
+An update must never accept a tree in which it knows no parameter: K-FAC would then silently become plain gradient
+descent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from .errors import CurvatureError
 
-_WRAPPERS = ('value', 'raw_value')  # what flax.nnx puts between a parameter's name and its array
+_WRAPPERS = ('value', 'raw_value')  # keys that flax.nnx puts between a parameter's name and its array
 
 
 class Parameters(NamedTuple):
@@ -33,15 +33,15 @@ class Parameters(NamedTuple):
 
   @property
   def sizes(self) -> dict[str, int]:
-    """How many entries each parameter has, by name."""
+    """Returns the number of entries of each parameter, by name."""
     return {name: math.prod(shape) for name, shape in zip(self.names, self.shapes, strict=True)}
 
 
 class Matched(NamedTuple):
-  """A tree's leaves under the names that the curvature has for them.
+  """The leaves of a tree, under the names that the curvature has for them.
 
-  leaves: by name; parameters that the tree masks are not among them.
-  treedef, order: how to build the tree again.
+  leaves: arrays by name, without the parameters that the tree masks.
+  treedef, order: the structure and the order of leaves from which the tree is rebuilt.
   flat: whether the tree is one vector of all parameters, as `optax.flatten` makes it.
   """
 
@@ -51,14 +51,14 @@ class Matched(NamedTuple):
   flat: Any = None
 
   def rebuilt(self, leaves: Mapping[str, Array]) -> Any:
-    """Builds the tree with these leaves."""
+    """Builds the tree from these leaves."""
     if self.flat is not None:
       vector = jnp.concatenate([leaves[name].reshape(-1) for name in self.order])
       return jax.tree.unflatten(self.treedef, [vector.astype(self.flat.dtype)])
     return jax.tree.unflatten(self.treedef, [leaves[name] for name in self.order])
 
   def named(self, tree: Any) -> dict[str, Array]:
-    """The leaves of another tree of the same structure, by name."""
+    """Returns the leaves of another tree of the same structure, by name."""
     if self.flat is None:
       return dict(zip(self.order, jax.tree.leaves(tree), strict=True))
     (vector,) = jax.tree.leaves(tree)
@@ -66,16 +66,16 @@ class Matched(NamedTuple):
 
 
 def param_names(params: Any) -> list[str]:
-  """'path/to/kernel' for each leaf, in the order of jax.tree.leaves."""
+  """Returns 'path/to/kernel' for each leaf, in the order of jax.tree.leaves."""
   return _names([path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]])
 
 
 def match(tree: Any, parameters: Parameters) -> Matched:
   """Finds the parameters in a tree of their gradients, or of anything else shaped like them.
 
-  The same parameters in another container (nnx State or its pure dict, FrozenDict, dataclass, equinox module), under
-  another root, or joined to one vector by optax.flatten are recognised. Parameters under optax.masked or optax.partition
-  are left to other transformations.
+  It recognises the same parameters in another container (nnx State or its pure dict, FrozenDict, dataclass, equinox
+  module), under another root, or joined into one vector by optax.flatten. Parameters under optax.masked or
+  optax.partition are left to other transformations.
 
   Raises:
     CurvatureError: a parameter is missing without being masked, or a leaf is not a parameter of the curvature.
@@ -104,7 +104,7 @@ def _is_flat(leaves: list, parameters: Parameters) -> bool:
 
 
 def _cut(vector: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-  """A vector cut into arrays of these shapes."""
+  """Cuts a vector into arrays of these shapes."""
   result, start = {}, 0
   for name, shape in shapes.items():
     size = math.prod(shape)
@@ -117,24 +117,24 @@ Shapes = list[tuple[int, ...] | None]  # None where a parameter is masked
 
 
 def _translated(names: list[str], shapes: Shapes, parameters: Parameters) -> tuple[list[str], Shapes]:
-  """Returns the curvature's names of a tree's leaves with their shapes; the tree's own names where nothing fits."""
+  """Returns the curvature's names for a tree's leaves, with their shapes; keeps the tree's names if nothing fits."""
   exact = _without_prefixes(names, shapes, parameters.names)
   if set(exact[0]) <= set(parameters.names):
     return exact
-  # Compared by the paths without wrappers and without the root that all of them share.
+  # Compare the paths without wrappers and without the root that all of them share.
   theirs = _plain(parameters.names)
   own, own_shapes = _without_prefixes(_plain(names), shapes, theirs)
   if len(set(own)) == len(own) and len(set(theirs)) == len(theirs) and set(own) == set(theirs):
     back = dict(zip(theirs, parameters.names, strict=True))
     return [back[name] for name in own], own_shapes
-  # Without names to go by, the order of leaves is sure only where no two parameters have one shape.
+  # If the names do not match, the order of leaves is reliable only where no two parameters have the same shape.
   if shapes == list(parameters.shapes) and len(set(shapes)) == len(shapes):
     return list(parameters.names), shapes
   return names, shapes
 
 
 def _without_prefixes(names: list[str], shapes: Shapes, known: Sequence[str]) -> tuple[list[str], Shapes]:
-  """Replaces each masked subtree, which is one leaf, by the parameters in it."""
+  """Replaces each masked subtree, which is a single leaf, by the names of the parameters in it."""
   result: list[tuple[str, tuple[int, ...] | None]] = []
   for name, shape in zip(names, shapes, strict=True):
     inside = [k for k in known if k.startswith(f'{name}/')] if shape is None else []
@@ -143,7 +143,7 @@ def _without_prefixes(names: list[str], shapes: Shapes, known: Sequence[str]) ->
 
 
 def _plain(names: Any) -> list[str]:
-  """Paths without the containers that wrap single arrays and without the root common to all of them."""
+  """Strips from paths the containers that wrap single arrays and the root that all of them share."""
   parts = [[p for p in name.split('/') if p] for name in names]
   parts = [p[:-1] if len(p) > 1 and p[-1] in _WRAPPERS else p for p in parts]
   roots = [p[:-1] for p in parts]

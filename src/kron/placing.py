@@ -1,15 +1,16 @@
-"""The seam through which stacks are spread over a mesh: `kronmesh.parallel.Placement` on one side, `Local` here."""
+"""The interface for spreading stacks over a mesh: `kronmesh.parallel.Placement` implements it, and `Local` here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array
 
 
+@runtime_checkable
 class Layout(Protocol):
-  """How matrices are laid into stacks, as `Local` asks for it: `stacks.Layout`, which stands above this module."""
+  """The layout of matrices in stacks that `Local` needs; `stacks.Layout`, in a higher layer, implements it."""
 
   def gather(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]: ...
 
@@ -18,13 +19,14 @@ class Layout(Protocol):
   def unpadded(self, stacks: Mapping[str, Array]) -> dict[str, Array]: ...
 
 
+@runtime_checkable
 class Placement(Protocol):
-  """Where stacks live and how they get there. Stacks are dictionaries by name, see `stacks.Layout`.
+  """The location of stacks, and the ways to move them. Stacks are dictionaries by name, see `stacks.Layout`.
 
-  An object rather than several arguments, as optax.inject_hyperparams takes numbers and functions for hyper-parameters.
+  It is one object because optax.inject_hyperparams would treat separate numbers and functions as hyper-parameters.
 
-  owners, local_inverses, row_sharded: how factors are dealt, see `dealing.Deal`.
-  axes: the mesh axes that number the owners, for collectives inside of `over_stacks`.
+  owners, local_inverses, row_sharded: how factors are dealt to owners, see `dealing.Deal`.
+  axes: the mesh axes that number the owners, for collectives inside `over_stacks`.
   """
 
   @property
@@ -40,49 +42,50 @@ class Placement(Protocol):
   def axes(self) -> tuple[str, ...]: ...
 
   def shards(self, examples: int) -> int:
-    """Into how many shards a batch's statistics are divided."""
+    """Returns the number of shards into which a batch's statistics are divided."""
     ...
 
   def along(self, shards: int) -> tuple[str, ...]:
-    """The mesh axes of so many shards."""
+    """Returns the mesh axes along which this number of shards lies."""
     ...
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """Says where rows lie: the batch's, with examples along this axis; or divided, with shards along it."""
+    """Says where rows lie: as the batch does, with examples along this axis, or (divided) with shards along it."""
     ...
 
   def over_shards(self, fn: Callable, shards: int) -> Callable:
-    """Makes a function of arrays that lead with shards into one whose shards run where they lie, each for itself."""
+    """Wraps a function of arrays that lead with shards so that each shard runs separately, where it lies."""
     ...
 
   def over_stacks(self, fn: Callable) -> Callable:
-    """Makes a function of trees of arrays that lead with the owner axis into one that runs owner by owner."""
+    """Wraps a function of trees of arrays that lead with the owner axis so that it runs owner by owner."""
     ...
 
   def at_owners(self, fn: Callable, layout: Layout) -> Callable:
-    """Makes a function of (stacks that `share` returned, trees that lead with the owner axis) into one that runs owner by
-    owner, its results (which lead with the owner axis) on every device."""
+    """Wraps a function so that it runs owner by owner and every device gets its results.
+
+    It takes stacks that `share` returned and trees that lead with the owner axis; its results lead with that axis."""
     ...
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
-    """Stacks of factors, each with its owner, from what shards add: (shards, slots, n, n) by block and factor."""
+    """Adds up the shards' sums, (shards, slots, n, n) by block and factor, into stacks of factors at their owners."""
     ...
 
   def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
-    """Matrices from their owners to those that hold them: (matrix, n, n) on every device, or stacks with their owners."""
+    """Sends matrices from owners to holders: returns (matrix, n, n) on every device, or stacks with their owners."""
     ...
 
   def own(self, held: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
-    """The inverse of `share`: stacks, each with its owner. Padding holds anything."""
+    """Reverses `share`: returns stacks, each with its owner. Padding slots may hold any values."""
     ...
 
   def replicate(self, values: Any) -> Any:
-    """The same values on every device."""
+    """Places the same values on every device."""
     ...
 
 
 class Local(NamedTuple):
-  """The placement of a program that knows of no mesh."""
+  """The placement for a program without a mesh."""
 
   owners: int = 1
   local_inverses: bool = False

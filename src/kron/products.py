@@ -1,6 +1,6 @@
-"""Curvature times a vector, without the matrix: Hessian, generalised Gauss-Newton and Fisher information.
+"""Curvature times a vector, without forming the matrix: Hessian, generalised Gauss-Newton and Fisher information.
 
-All three are of the whole network, not of its blocks; a product costs about two gradients, a quadratic form half of that.
+All three cover the whole network, not single blocks. A product costs about two gradients, a quadratic form half that.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Products(NamedTuple):
   r"""The curvature of a loss at one point, as functions of trees shaped like the parameters.
 
   hessian: $H v$ of the loss, regularisers included.
-  gauss_newton: $J^T H_z J v$, with J the jacobian of the marked outputs z and H_z the loss's Hessian in them.
+  gauss_newton: $J^T H_z J v$, with J the jacobian of the marked outputs z and H_z the loss's Hessian in z.
   fisher: $J^T F_z J v$ as a mean over observations, with F_z the Fisher information of an observation's outputs: the
-    likelihood's own (fisher='exact'), $c c^T$ for the gradient c at a drawn target ('sampled') or at the loss's own
-    ('empirical').
-  forms: $u^T F v$ for all pairs out of some trees, by forward passes alone: (k, k).
+    likelihood's own (fisher='exact'), or $c c^T$ with c the gradient at a drawn target ('sampled') or of the loss
+    itself ('empirical').
+  forms: $u^T F v$ for all pairs from a sequence of k trees, by forward passes alone: (k, k).
 
   References:
     Pearlmutter, 1994 (Fast exact multiplication by the Hessian); Schraudolph, 2002 (Fast curvature matrix-vector
@@ -39,11 +39,11 @@ class Products(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """The marked outputs of a loss as a function of its parameters, and what is known of them there.
+  """The marked outputs of a loss as a function of its parameters, with their information and the loss they lead to.
 
   function: leaves -> outputs, one array for each mark.
   information: (one array for each mark) -> F_z times it, each divided by its mark's number of observations.
-  tail: what is added to the outputs -> the loss.
+  tail: offsets added to the outputs -> the loss.
   """
 
   function: Callable[[list[Array]], list[Array]]
@@ -52,7 +52,7 @@ class Outputs(NamedTuple):
 
 
 def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outputs | None) -> Products:
-  """The products of a loss (parameters -> number); without marked outputs that of the Hessian alone."""
+  """Makes the products of a loss (parameters -> number); without marked outputs, only the Hessian is available."""
   leaves, parameters = jax.tree.leaves(params), Parameters.of(params)
 
   def hessian(v):
@@ -62,12 +62,12 @@ def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outp
   if outputs is None:
     return Products(hessian, _unmarked, _unmarked, _unmarked)
   z, pull = jax.vjp(outputs.function, leaves)
-  # The pullback transposed, not jvp: functions with a derivative rule of their own have no other forward mode.
+  # The pullback is transposed because functions with custom derivative rules have no other forward mode.
   transpose = jax.linear_transpose(lambda c: pull(c)[0], z)
 
   def push(v: PyTree) -> list[Array]:
     own = match(v, parameters).leaves
-    # What is masked does not move.
+    # Masked parameters do not move.
     along = [own.get(name, jnp.zeros_like(p)).astype(p.dtype) for name, p in zip(parameters.names, leaves, strict=True)]
     return transpose(along)[0]
 
@@ -103,7 +103,7 @@ def _unmarked(v: Any) -> Any:
 
 
 def information_product(likelihood: Any, observed: Array, u: Array) -> Array:
-  """F_z u for every observation: by the likelihood's own `product`, or column by column."""
+  """Returns F_z u for every observation, by the likelihood's `product` if it has one, else column by column."""
   if hasattr(likelihood, 'product'):
     return likelihood.product(observed, u)
   axes = tuple(range(u.ndim - likelihood.event_ndims, u.ndim))
@@ -117,6 +117,6 @@ def information_product(likelihood: Any, observed: Array, u: Array) -> Array:
 
 
 def rank_one_product(c: Array, u: Array, event_ndims: int) -> Array:
-  """c cT u for every observation."""
+  """Returns c cT u for every observation."""
   axes = tuple(range(u.ndim - event_ndims, u.ndim))
   return c * (c.conj() * accurate(u)).real.sum(axes, keepdims=True).astype(c.dtype)

@@ -14,5 +14,5 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, '']:
 
 
 def add(a: PyTree, scale: Any, b: PyTree) -> PyTree:
-  """a + scale b."""
+  """Returns a + scale b."""
   return jax.tree.map(lambda x, y: x + jnp.asarray(scale, x.dtype) * y, a, b)

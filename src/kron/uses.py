@@ -1,5 +1,6 @@
-"""Marks that say how parameters are used, where operations do not: which results of a linear operation are no padding, and
-that every example has a copy.
+"""Marks that say how parameters are used where operations do not show it.
+
+They say which results of a linear operation are not padding, and that every example has a copy of a parameter.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ from .errors import CurvatureError
 
 
 def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
-  """Marks the input of a linear operation of which only some results count, as of padded sequences.
+  """Marks the input of a linear operation of which only some results count, as with padded sequences.
 
       hidden = nn.Dense(64)(kron.used(tokens, lengths[:, None, None] > jnp.arange(t)[:, None]))
 
-  Both factors, and the number of uses, leave out the results that do not count; values and gradients do not change. (What
-  is left out should reach no output: its gradient is taken for zero.) Uses are counted for each slot, so experts may have
-  different numbers of tokens.
+  Both factors and the number of uses leave out the results that do not count; values and gradients do not change. (The
+  omitted results should reach no output: their gradient is assumed to be zero.) Uses are counted for each slot, so
+  experts may have different numbers of tokens.
 
   Args:
-    x: read by one or more linear operations next, perhaps after it was reshaped, transposed, sliced by a loop or cast.
-    where: has the axes of `x` and broadcasts to it; its features have length 1. For a convolution it has the size of the
-      result along the axes of space.
+    x: the input of one or more linear operations, perhaps after a reshape, a transposition, a loop's slicing or a cast.
+    where: a mask with the axes of `x` that broadcasts to it, with length 1 along the features. For a convolution, its
+      spatial axes have the size of the result.
 
   Returns:
     `x`, unchanged.
 
   Raises:
-    CurvatureError: the mask has other axes than `x`; later, from `kron.curvature`: no linear operation reads `x`.
+    CurvatureError: the mask has other axes than `x`. `kron.curvature` raises it later if no linear operation reads `x`.
   """
   where = jnp.asarray(where)
   if where.ndim != jnp.ndim(x):
@@ -38,12 +39,12 @@ def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...
 
 
 def copies(x: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
-  """Marks parameters that were repeated for every example and are read by what `curvature` does not understand.
+  """Marks parameters that were repeated for every example and go into operations that `curvature` does not understand.
 
-  Their curvature is then that of the gradients of each example's copy.
+  Their curvature then comes from the gradients of each example's copy.
 
   Args:
-    x: made of a parameter; leads with examples.
+    x: an array made from a parameter, whose leading axis counts examples.
 
   Returns:
     `x`, unchanged.

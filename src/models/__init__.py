@@ -1,4 +1,4 @@
-"""Networks as flax.linen modules. They name logical axes and know nothing of meshes or optimisers."""
+"""Networks as flax.linen modules, which name logical axes and do not depend on meshes or optimisers."""
 
 from .autoencoder import Autoencoder
 from .convnet import ConvNet

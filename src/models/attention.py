@@ -1,4 +1,4 @@
-"""The pre-norm block of transformers (Radford et al. 2019), causal or not, and their norms."""
+"""The pre-norm block of transformers (Radford et al. 2019), causal or not, with its attention and norms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layers import accurate, constrain, dense, named
 
 
 class AttentionBlock(nn.Module):
-  """Attention and a multi-layer perceptron four times as wide, each added to its input."""
+  """A transformer block: attention and a multi-layer perceptron four times as wide, each added to its input."""
 
   width: int
   heads: int
@@ -36,7 +36,10 @@ class AttentionBlock(nn.Module):
 
 
 def feed_forward(x: Float[Array, 'b *t d'], width: int, dtype: Any) -> Float[Array, 'b *t d']:
-  """A block's multi-layer perceptron, four times as wide, added to its input; its layers are the calling module's."""
+  """Applies a block's multi-layer perceptron, four times as wide, and adds the result to its input.
+
+  The layers belong to the calling module.
+  """
   init = nn.initializers.lecun_normal()
   y = layer_norm(dtype, 'norm_mlp')(x)
   y = nn.gelu(dense(4 * width, ('width', 'hidden'), init, dtype=dtype, name='mlp_in')(y))
@@ -44,16 +47,16 @@ def feed_forward(x: Float[Array, 'b *t d'], width: int, dtype: Any) -> Float[Arr
   return x + dense(width, ('hidden', 'width'), init, dtype=dtype, name='mlp_out')(y)
 
 
-@jax.jit  # by its name it is known to `parallel.split`, which has another way for tokens that lie on several devices
+@jax.jit  # `parallel.split` knows it by its name and runs it differently where tokens lie on several devices
 def attend(
   q: Float[Array, '*b q h d'],
   k: Float[Array, '*b k h d'],
   v: Float[Array, '*b k h e'],
   mask: Bool[Array, 'q k'] | None = None,
 ) -> Float[Array, '*b q h e']:
-  """softmax(q k^T / sqrt(d)) v for each head, over the keys that the mask lets a query see.
+  """Computes softmax(q k^T / sqrt(d)) v for each head, over the keys that the mask lets a query see.
 
-  Not `jax.nn.dot_product_attention`, whose softmax is in float32 even where all else is in float64.
+  `jax.nn.dot_product_attention` is not used: it takes the softmax in float32 even where all else is in float64.
   """
   logits = accurate(jnp.einsum('...qhd,...khd->...hqk', q, k)) / q.shape[-1] ** 0.5
   if mask is not None:

@@ -1,4 +1,4 @@
-"""The deep autoencoder of Hinton and Salakhutdinov (2006), the classic task of Martens and Grosse (2015, section 13)."""
+"""The deep autoencoder of Hinton and Salakhutdinov (2006), a task of Martens and Grosse (2015, section 13)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .layers import accurate, constrain, dense
 
 
 class Autoencoder(nn.Module):
-  """`widths` down to the code, the same mirrored back, tanh but for a linear code; returns logits of the pixels.
+  """An autoencoder that returns logits of the pixels.
 
-  The paper's MNIST network is widths=(1000, 500, 250, 30).
+  Layers have `widths` down to the code and mirror them on the way back; all are tanh except a linear code. The paper's
+  MNIST network is widths=(1000, 500, 250, 30).
   """
 
   widths: Sequence[int]

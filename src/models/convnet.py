@@ -1,4 +1,4 @@
-"""A plain convolutional network over any number of spatial axes: images, clips, volumes."""
+"""A plain convolutional network over any number of spatial axes, for images, clips or volumes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from .layers import accurate, constrain, dense, named
 
 
 class ConvNet(nn.Module):
-  """Logits from (batch, *space, channels): 3-wide convolutions, each halving space, group norms, a mean, a Dense layer.
+  """A convolutional network from (batch, *space, channels) to logits.
+
+  It has 3-wide convolutions, each halving space, group norms, a mean over space and a Dense layer.
 
   Attributes:
-    widths: channels after each convolution; they alternate between split by columns and split by rows.
-    groups: of the norms; they divide every width.
+    widths: channels after each convolution; convolutions are split by columns and by rows in turn.
+    groups: number of groups in each norm, which divides every width.
   """
 
   widths: Sequence[int]

@@ -1,5 +1,6 @@
-"""Augmentation through which gradients flow, of what a discriminator sees, real or not (DiffAugment, Zhao et al. 2020,
-arXiv:2006.10738): each function is of (images, key).
+"""Differentiable augmentation of the images that a discriminator sees, real or not.
+
+It follows DiffAugment (Zhao et al. 2020, arXiv:2006.10738). Each function takes (images, key).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ Images = Float[Array, 'b h w c']
 
 
 def colour(x: Images, key: PRNGKeyArray) -> Images:
-  """Brightness by up to a quarter of what is between black and white, then, where there are colours, saturation, then
-  contrast. (Theirs moves images in [-1, 1] by up to a half; these are in [0, 1].)
+  """Changes brightness, then saturation if there are colours, then contrast.
+
+  Brightness changes by up to a quarter of the range from black to white. (The paper moves images in [-1, 1] by up to a
+  half; these are in [0, 1].)
   """
   brightness, saturation, contrast = jax.random.uniform(key, (3, len(x), 1, 1, 1))
   x = x + (brightness - 0.5) / 2
@@ -26,7 +29,7 @@ def colour(x: Images, key: PRNGKeyArray) -> Images:
 
 
 def translation(x: Images, key: PRNGKeyArray) -> Images:
-  """By up to an eighth of the side; zeros come in."""
+  """Shifts images by up to an eighth of their side and fills the gap with zeros."""
   b, h, w, _ = x.shape
   far = jnp.array([h, w]) // 8
   move = jax.random.randint(key, (2, b, 1), -far[:, None, None], far[:, None, None] + 1)
@@ -39,7 +42,7 @@ def translation(x: Images, key: PRNGKeyArray) -> Images:
 
 
 def cutout(x: Images, key: PRNGKeyArray) -> Images:
-  """A square of half the side is zeros; its centre is anywhere."""
+  """Sets a square of half the side to zero; its centre may be anywhere."""
   b, h, w, _ = x.shape
   centre = jax.random.uniform(key, (2, b, 1)) * jnp.array([h, w])[:, None, None]
   cut = lambda at, n: jnp.abs(jnp.arange(n) + 0.5 - at) < n / 4  # noqa: E731
@@ -55,10 +58,10 @@ POLICIES: dict[str, Callable[[Images, PRNGKeyArray], Images]] = {
 
 
 def augment(x: Images, key: PRNGKeyArray, policy: tuple[str, ...]) -> Images:
-  """All of the policy, one after another.
+  """Applies all augmentations of a policy, one after another.
 
   Raises:
-    ValueError: an unknown name.
+    ValueError: a name is unknown.
   """
   for number, name in enumerate(policy):
     if name not in POLICIES:

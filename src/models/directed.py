@@ -1,4 +1,4 @@
-"""A network of clips that a node of a graph directs."""
+"""A network for clips whose attention a node of a graph directs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from .layers import accurate, constrain, dense, named
 
 
 class DirectedVideo(nn.Module):
-  """Logits of clips, by a node each: of the mean over places, weighted by how they fit the node's features, of an R-GCN.
+  """A network from clips, each directed by a node of a graph, to logits.
 
-  One head of attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1) with one query, the node, whose features are first
-  brought to unit size: an encoder's are a tenth of that when training starts.
+  A convolutional network gives features at every place of a clip. They are averaged over places, weighted by how well
+  they fit the node's features, which an R-GCN computes. The weights are one head of attention (Vaswani et al. 2017,
+  arXiv:1706.03762, eq. 1) whose only query is the node. Node features are first scaled to unit size, because an
+  encoder's are a tenth of that when training starts.
 
   Attributes:
-    widths: channels after each convolution over time and space; the first halves all three by windows of 4, and so does
-      each after the second by windows of 3.
-    width, layers: of the graph's encoder; the width of keys and queries too.
+    widths: channels after each convolution over time and space. The first has windows of 4, the others of 3; all but
+      the second halve time and space.
+    width, layers: those of the graph's encoder; `width` is also that of keys and queries.
   """
 
   graph: Graph

@@ -12,15 +12,17 @@ from jaxtyping import Array, Float, Int
 from .layers import accurate, constrain, dense, named
 
 SIZES = {28: (7, (4, 2)), 32: (4, (4, 4, 2)), 64: (4, (8, 4, 2, 1)), 128: (4, (16, 8, 4, 2, 1))}
-MOMENTUM = 0.9  # of the means and variances of batch norms
-ATTENTION = 2  # how many blocks before the image's own size self-attention stands
+MOMENTUM = 0.9  # for the running means and variances of batch norms
+ATTENTION = 2  # self-attention follows this block of the generator, counted from the last
 
 
 def _plan(size: int, width: int) -> tuple[int, list[int]]:
-  """The side of the smallest features, and the channels of the generator's blocks; the discriminator's are the reverse.
+  """Returns the side of the smallest features and the channels of the generator's blocks.
+
+  The discriminator's blocks have the reverse order.
 
   Raises:
-    ValueError: a size that is not known.
+    ValueError: the size is unknown.
   """
   if size not in SIZES:
     raise ValueError(f'size={size} is unknown; choose from {", ".join(map(str, SIZES))}')
@@ -37,7 +39,8 @@ def _conv(features: int, kernel: int, dtype: Any, name: str, out: str = 'mid', r
 class SpectralNorm(nn.Module):
   """A layer whose kernel is divided by its largest singular value (Miyato et al. 2018, arXiv:1802.05957, eq. 8).
 
-  That is found by one power iteration a step; gradients flow through the value. (flax's takes no kernels with named axes.)
+  One power iteration a step estimates that value, and gradients flow through it. (flax's layer does not accept kernels
+  with named axes.)
   """
 
   layer: nn.Module
@@ -71,7 +74,7 @@ def normalised(layer: nn.Module, x: Array, train: bool) -> Array:
 
 
 class SelfAttention(nn.Module):
-  """Positions attend to each other, keys and values at half resolution (Zhang et al. 2019, arXiv:1805.08318)."""
+  """Attention between positions, with keys and values at half resolution (Zhang et al. 2019, arXiv:1805.08318)."""
 
   dtype: Any = jnp.float32
 
@@ -90,7 +93,7 @@ class SelfAttention(nn.Module):
 
 
 class ConditionalNorm(nn.Module):
-  """Batch norm whose scale and shift are linear in a condition. Means are over the whole batch, on any mesh."""
+  """A batch norm whose scale and shift are linear in a condition. Means are over the whole batch, on any mesh."""
 
   dtype: Any = jnp.float32
 
@@ -106,7 +109,7 @@ class ConditionalNorm(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-  """Twice the resolution; a residual block whose norms have the condition."""
+  """A residual block that doubles the resolution and whose norms depend on the condition."""
 
   features: int
   dtype: Any = jnp.float32
@@ -124,12 +127,12 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-  """Images in [0, 1] of the classes asked for.
+  """A generator of images in [0, 1] of given classes.
 
   Attributes:
     size: side of the images, one of `SIZES`.
-    width: channels of the last block, times a factor for each before.
-    latent: length of the noise; every block has a part of it beside the class.
+    width: channels of a block, before its factor in `SIZES`.
+    latent: length of the noise; every block takes a part of it beside the class.
     embedding: length of a class's features.
   """
 
@@ -165,7 +168,7 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-  """A residual block that halves the resolution, if asked to."""
+  """A residual block, which halves the resolution if `halves` is set."""
 
   features: int
   halves: bool
@@ -182,8 +185,9 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """How real an image of a class looks: a linear function of its features, plus their product with the class's
-  (Miyato and Koyama 2018, arXiv:1802.05637, eq. 5). Attributes as the generator's.
+  """A score of how real an image of a class looks (Miyato and Koyama 2018, arXiv:1802.05637, eq. 5).
+
+  It is a linear function of the image's features, plus their product with the class's. Attributes are the generator's.
   """
 
   size: int

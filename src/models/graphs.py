@@ -1,7 +1,7 @@
 """Knowledge graphs as inputs: message passing along typed links, link prediction, and classes that are nodes.
 
-A graph comes in parts, one for each shard of the batch (`data.partitioned`), and lies over the batch's axes as that does:
-features of nodes that other parts read are gathered, all else stays. One part is the whole graph.
+A graph comes in parts, one for each shard of the batch (`data.partitioned`), and is sharded over the batch's axes. Only
+features of nodes that other parts read are gathered; all else stays on its shard. One part is the whole graph.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DECODERS = ('distmult', 'complex')
 
 
 class Graph(NamedTuple):
-  """Arrays by part; see `data.Parts`, whose fields these are. relations: how many kinds of links there are."""
+  """A graph in parts. The fields are those of `data.Parts`, and `relations`, the number of kinds of links."""
 
   nodes: Int[np.ndarray, 'p n']
   part: Int[np.ndarray, ' nodes']
@@ -37,14 +37,17 @@ class Graph(NamedTuple):
 
   @property
   def size(self) -> int:
-    """How many nodes there are."""
+    """The number of nodes."""
     return len(self.part)
 
 
 def neighbours(x: Float[Array, 'p n d'], graph: Graph) -> Float[Array, 'p n r d']:
-  """The mean of each node's neighbours' features, for each relation: the sums of R-GCN's eq. 2 before its matrices."""
+  """Returns the mean of each node's neighbours' features for each relation.
+
+  These are the sums of R-GCN's eq. 2 before its matrices are applied.
+  """
   shared = jnp.take_along_axis(x, graph.shared[..., None], 1).reshape(-1, x.shape[-1])
-  shared = constrain(shared, None, None)  # all parts read it
+  shared = constrain(shared, None, None)  # every part reads it
   n, r = x.shape[1], graph.relations
 
   def one(x, source, target, relation, count):
@@ -57,13 +60,15 @@ def neighbours(x: Float[Array, 'p n d'], graph: Graph) -> Float[Array, 'p n r d'
 
 
 class GraphEncoder(nn.Module):
-  """Features of all nodes, (nodes, width): embeddings, then layers of an R-GCN (Schlichtkrull et al. 2018, eq. 2 and 3).
+  """An encoder of all nodes: embeddings, then layers of an R-GCN (Schlichtkrull et al. 2018, eq. 2 and 3).
+
+  It returns their features, (nodes, width).
 
   Attributes:
-    graph: in parts.
-    width: of embeddings and layers.
-    layers: 0 for embeddings alone.
-    bases: of the relations' matrices, eq. 3; 0 for a matrix for each relation.
+    graph: the graph in parts.
+    width: width of embeddings and layers.
+    layers: number of layers; 0 for embeddings alone.
+    bases: number of bases of the relations' matrices (eq. 3); 0 gives each relation its own matrix.
   """
 
   graph: Graph
@@ -80,11 +85,11 @@ class GraphEncoder(nn.Module):
     held = {k: self.variable('graph', k, jnp.asarray, getattr(self.graph, k)).value for k in arrays}
     graph = self.graph._replace(**held)
     there = (graph.nodes >= 0)[..., None]
-    outside = jnp.where(graph.nodes < 0, self.graph.size, graph.nodes)  # where there is no node no row is looked up
+    outside = jnp.where(graph.nodes < 0, self.graph.size, graph.nodes)  # a place without a node looks up no row
     x = constrain(jnp.where(there, table(outside), 0), 'batch', None, None)
     for i in range(self.layers):
       x = self.layer(x, graph, there, i)
-    # In the nodes' own order, for whoever reads some or all of them.
+    # Puts features in the order of the nodes, so that callers can index them by node.
     return x.reshape(-1, self.width)[graph.part * x.shape[1] + graph.place]
 
   def layer(
@@ -106,14 +111,15 @@ class GraphEncoder(nn.Module):
 
 
 class LinkPredictor(nn.Module):
-  """Logits over all nodes, of the other end of links (node, relation) (b, 2); relations count both directions.
+  """A predictor of the missing end of links: from (node, relation), (b, 2), to logits over all nodes.
 
-  DistMult (Yang et al. 2015) or ComplEx (Trouillon et al. 2016), of embeddings or of what an R-GCN makes of them.
+  The decoder is DistMult (Yang et al. 2015) or ComplEx (Trouillon et al. 2016), on embeddings or on the output of an
+  R-GCN. Relations count both directions.
 
   Attributes:
-    graph: what messages go along, training links alone.
-    width: of features, as real numbers; ComplEx takes pairs of them as complex ones.
-    relations: how many a query may have.
+    graph: the links that messages travel along: training links only.
+    width: width of features, in real numbers; ComplEx pairs them as complex ones.
+    relations: number of relations that a query may name.
     decoder: one of `DECODERS`.
   """
 
@@ -140,7 +146,7 @@ class LinkPredictor(nn.Module):
 
 
 def _complex(e: Float[Array, 'b d'], r: Float[Array, 'b d']) -> Float[Array, 'b d']:
-  """Re<e, r, conj(o)> is the product of this with o: real parts, then imaginary ones."""
+  """Returns the vector whose product with o is Re<e, r, conj(o)>: real parts, then imaginary ones."""
   (er, ei), (rr, ri) = jnp.split(e, 2, -1), jnp.split(r, 2, -1)
   return jnp.concatenate([er * rr - ei * ri, er * ri + ei * rr], -1)
 
@@ -149,12 +155,13 @@ DECODE = {'distmult': jnp.multiply, 'complex': _complex}
 
 
 class ZeroShot(nn.Module):
-  """Logits of images over classes that are nodes of a graph: products of an image's features with the nodes'
-  (Wang et al. 2018, arXiv:1803.08035). A class without images has features too.
+  """A classifier of images whose classes are nodes of a graph (Wang et al. 2018, arXiv:1803.08035).
+
+  A logit is the product of an image's features with a node's. A class without images has features too.
 
   Attributes:
-    nodes: of the classes.
-    widths: of the convolutional network.
+    nodes: the node of each class.
+    widths: channels of the convolutional network.
   """
 
   graph: Graph
@@ -168,6 +175,6 @@ class ZeroShot(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b classes']:
     classes = GraphEncoder(self.graph, self.width, self.layers, dtype=self.dtype, name='encoder')()
     features = ConvNet(self.widths, self.width, dtype=self.dtype, name='images')(x, train)
-    # Of one length: else classes without images, which nothing has made longer, never win.
+    # Class features get unit length. Else classes without images would never win, as nothing lengthens their features.
     unit = lambda v: v / (jnp.linalg.norm(v, axis=-1, keepdims=True) + 1e-6)  # noqa: E731
     return accurate(features @ unit(classes[jnp.asarray(self.nodes)]).T)

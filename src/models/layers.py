@@ -1,4 +1,4 @@
-"""Initialisers and activations that carry the names of logical axes; `parallel.RULES` says where those run on a mesh."""
+"""Initialisers and activations with named logical axes, which `parallel.RULES` maps to a mesh."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def named(init: Callable, *axes: str | None) -> Callable:
 
 
 def dense(features: int, names: tuple[str | None, str | None], init: Callable, **kwargs) -> nn.Dense:
-  """A Dense layer whose kernel has these logical axes and whose bias has the last."""
+  """Makes a Dense layer whose kernel has these logical axes and whose bias has the last."""
   return nn.Dense(
     features, kernel_init=named(init, *names), bias_init=named(nn.initializers.zeros_init(), names[-1]), **kwargs
   )
 
 
 def accurate(x: Float[Array, '...']) -> Float[Array, '...']:
-  """At least float32, as losses are to be computed."""
+  """Casts to at least float32, the precision that losses need."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -36,15 +36,15 @@ REMAT = {
 
 
 def remat(block: type[nn.Module], keep: str) -> type[nn.Module]:
-  """A block whose activations are computed again in the backward pass, but for what is kept.
+  """Makes the backward pass compute a block's activations again, except those that are kept.
 
   Args:
-    block: its class.
-    keep: 'all' (nothing is computed again), 'blocks' (the inputs of blocks), 'products' (results of matrix products too),
-      'weights' (of those with weights, not of attention's).
+    block: the class of the block.
+    keep: 'all' (nothing is computed again), 'blocks' (the inputs of blocks are kept), 'products' (results of matrix
+      products are kept too) or 'weights' (as 'products', but only for products with weights, not attention's).
 
   Raises:
-    ValueError: another word.
+    ValueError: `keep` is none of these.
   """
   if keep == 'all':
     return block
@@ -56,11 +56,11 @@ def remat(block: type[nn.Module], keep: str) -> type[nn.Module]:
 def blocks(
   make: Callable[..., nn.Module], x: Float[Array, 'b ...'], layers: int, stacked: bool
 ) -> Float[Array, 'b ...']:
-  """So many blocks, one after another: `block_0` and so on, or `blocks` in a loop.
+  """Applies `layers` blocks one after another, named `block_0` and so on, or one named `blocks` in a loop.
 
   Args:
     make: (name=) -> a block.
-    stacked: in a loop; their parameters lead with the logical axis 'layers'.
+    stacked: whether to use a loop; parameters then lead with the logical axis 'layers'.
   """
   if not stacked:
     for i in range(layers):
@@ -77,9 +77,9 @@ def blocks(
 
 
 def constrain(x: Float[Array, '...'], *names: str | None) -> Float[Array, '...']:
-  """An activation with these logical axes, sharded by the rules in force (`parallel.logical_axes`), if there are any.
+  """Shards an activation with these logical axes by the rules in force (`parallel.logical_axes`), if there are any.
 
-  An axis that does not divide stays whole, as a parameter's does.
+  An axis whose size does not divide stays whole, as a parameter's does.
   """
   rules = dict(nn.get_logical_axis_rules())
   mesh = jax.sharding.get_abstract_mesh()

@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""A multi-layer perceptron."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layers import accurate, constrain, dense
 
 
 class MLP(nn.Module):
-  """Logits from inputs of any shape; layers alternate between split by columns and split by rows."""
+  """A perceptron from inputs of any shape to logits. Layers are split by columns and by rows in turn."""
 
   hidden: Sequence[int]
   classes: int

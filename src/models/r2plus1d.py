@@ -1,5 +1,6 @@
-"""R(2+1)D (Tran et al. 2018, arXiv:1711.11248): each convolution of a residual network for clips is one over space and one
-over time, with a norm and a nonlinearity between them.
+"""R(2+1)D (Tran et al. 2018, arXiv:1711.11248), a residual network for clips.
+
+Each convolution becomes one over space and one over time, with a norm and a nonlinearity between them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from .layers import accurate, constrain, dense, named, remat
 
 
 class R2Plus1D(nn.Module):
-  """Logits from clips; (2, 2, 2, 2) is R(2+1)D-18.
+  """An R(2+1)D network from clips to logits; blocks=(2, 2, 2, 2) is R(2+1)D-18.
 
   Attributes:
     blocks: residual blocks in each stage; each stage after the first doubles channels and halves time and space.
     width: channels of the first stage.
     stem: 'large' (7x7 by 2, through 45 of 64 channels as in the paper), 'small' (3x3) or 'patches' (4x4 by 4).
-    multiple: channels between space and time are rounded up to one; of the size of a `model` axis they divide over it.
-    dtype: of the computation; parameters are float32.
-    keep: which activations are kept for the backward pass, see `layers.remat`.
+    multiple: channels between space and time are rounded up to a multiple of this. With the size of a `model` axis they
+      divide over that axis.
+    dtype: type of the computation; parameters are float32.
+    keep: which activations are kept for the backward pass; see `layers.remat`.
   """
 
   blocks: Sequence[int]
@@ -60,7 +62,7 @@ class R2Plus1D(nn.Module):
 
 
 class Separable(nn.Module):
-  """A convolution of 1 x `window` x `window` to `mid` channels, and one of 3 x 1 x 1.
+  """A convolution of 1 x `window` x `window` to `mid` channels, then one of 3 x 1 x 1.
 
   On a mesh with a `model` axis the first is split by columns, the second by rows.
   """
@@ -91,7 +93,7 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    # As many parameters as in a convolution of 3 x 3 x 3 (section 3.5); both of a block have the first's.
+    # The first has as many parameters as a 3 x 3 x 3 convolution (section 3.5); the second has the same `mid`.
     mid = (27 * x.shape[-1] * self.features) // (9 * x.shape[-1] + 3 * self.features)
     both = functools.partial(Separable, self.features, _up(mid, self.multiple), 3, norm=self.norm, dtype=self.dtype)
     y = both(strides=(self.stride, self.stride), name='first')(x)

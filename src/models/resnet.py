@@ -1,5 +1,6 @@
-"""Residual networks with batch normalisation (He et al. 2016, v1.5), from a toy to ResNet-50 by their arguments; of clips
-too (Hara et al. 2018).
+"""Residual networks with batch normalisation (He et al. 2016, v1.5), for images and clips (Hara et al. 2018).
+
+Their arguments make them anything from a toy to ResNet-50.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from .layers import accurate, constrain, dense, named, remat
 
 
 class ResNet(nn.Module):
-  """Logits from images, or from clips: (batch, time, height, width, channels).
+  """A residual network from images, or clips (batch, time, height, width, channels), to logits.
 
   Attributes:
     blocks: residual blocks in each stage; (3, 4, 6, 3) is ResNet-50 with `bottleneck`.
     width: channels of the first stage; each further stage doubles them and halves space (and time).
-    stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4); as wide in time, but the
-      first convolution keeps every frame.
-    dtype: of the computation; parameters are float32.
-    keep: which activations are kept for the backward pass, see `layers.remat`.
+    stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4). Windows are as wide in time,
+      but the first convolution keeps every frame.
+    dtype: type of the computation; parameters are float32.
+    keep: which activations are kept for the backward pass; see `layers.remat`.
   """
 
   blocks: Sequence[int]
@@ -73,7 +74,7 @@ def _conv(
 
 
 class _Block(nn.Module):
-  """On a mesh with a `model` axis convolutions are split by columns, but for the last, which is split by rows."""
+  """A residual block. On a mesh with a `model` axis the last convolution is split by rows, the others by columns."""
 
   features: int
   strides: int

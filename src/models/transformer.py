@@ -1,4 +1,4 @@
-"""A decoder-only transformer (pre-norm: Radford et al. 2019) of any size by its arguments."""
+"""A decoder-only transformer (pre-norm: Radford et al. 2019), whose arguments set its size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .layers import accurate, blocks, dense, named, remat
 
 
 class Transformer(nn.Module):
-  """Logits of the next token at every position.
+  """A transformer from tokens to logits of the next token at every position.
 
   Attributes:
-    vocabulary: how many tokens there are.
-    length: the longest sequence.
-    width: of the residual stream; the heads divide it.
-    stacked: one block in a loop over layers, see `VideoTransformer`.
-    keep: which activations are kept for the backward pass, see `layers.remat`.
+    vocabulary: number of different tokens.
+    length: length of the longest sequence.
+    width: width of the residual stream, which the heads divide.
+    stacked: whether one block runs in a loop over layers; see `VideoTransformer`.
+    keep: which activations are kept for the backward pass; see `layers.remat`.
   """
 
   vocabulary: int

@@ -1,8 +1,8 @@
-"""A transformer over clips whose attention is factorised over time and space (ViViT's model 3, Arnab et al. 2021, and
-TimeSformer, Bertasius et al. 2021), and its streaming form.
+"""A transformer over clips whose attention is factorised over time and space, and its streaming form.
 
-With `causal` no frame sees a later one, and with `window` none sees more than so many: then a stream can be fed in pieces
-of any length, frame by frame too, in memory that does not grow, and gives what the clip as a whole would.
+The factorisation is that of ViViT's model 3 (Arnab et al. 2021) and TimeSformer (Bertasius et al. 2021). With `causal`
+no frame sees a later one, and with `window` each sees a limited number of frames. A model with both can read a stream
+in pieces of any length, even frame by frame. Its memory does not grow, and the results are those of the whole clip.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .layers import accurate, blocks, constrain, dense, named, remat
 
 
 class VideoTransformer(nn.Module):
-  """Logits of clips, or of every frame.
+  """A transformer from clips to logits of each clip, or of every frame.
 
   Attributes:
-    patch: its height and width, which divide those of frames.
-    depth: frames that a patch reaches back, itself counted.
-    window: frames that attention over time reaches back, itself counted; 0: all there are.
-    causal: frames see earlier ones alone.
-    each_frame: logits of every frame, (b, t, classes), in place of the clip's. The clip's are of the mean of all frames,
-      or, if causal, of the last.
-    stacked: one block in a loop over layers, whose parameters lead with an axis of them: it compiles faster, and a mesh can
-      have some layers on each device along `pipe`. Not of streams.
-    keep: which activations are kept for the backward pass, see `layers.remat`.
+    patch: height and width of a patch, which divide those of frames.
+    depth: number of frames that a patch spans, from its own frame back.
+    window: number of frames that attention over time reaches back, the frame itself counted; 0 for all.
+    causal: whether a frame sees only itself and earlier ones.
+    each_frame: whether to return logits of every frame, (b, t, classes), instead of the clip's. The clip's come from
+      the mean of all frames or, if causal, from the last.
+    stacked: whether one block runs in a loop over layers, with parameters that lead with an axis of layers. It compiles
+      faster, and a mesh can keep some layers on each device along `pipe`. It cannot read streams.
+    keep: which activations are kept for the backward pass; see `layers.remat`.
   """
 
   classes: int
@@ -51,10 +51,12 @@ class VideoTransformer(nn.Module):
   def __call__(
     self, x: Float[Array, 'b t h w c'], train: bool = False, stream: bool = False
   ) -> Float[Array, 'b classes'] | Float[Array, 'b t classes']:
-    """With `stream` (and the collection 'stream' mutable), x follows on what was given before, from nothing at first.
+    """Computes the logits; with `stream`, x continues what earlier calls were given, from nothing at first.
+
+    A stream needs the collection 'stream' to be mutable.
 
     Raises:
-      ValueError: a patch that does not divide, or a stream through a model that needs all frames.
+      ValueError: a patch does not divide the frames, or the model needs all frames and cannot read a stream.
     """
     del train
     patch, space = tuple(self.patch), x.shape[2:4]
@@ -86,7 +88,7 @@ class VideoTransformer(nn.Module):
 
 
 class _Block(nn.Module):
-  """Attention over time, over space, and a multi-layer perceptron, each added to its input."""
+  """A block of attention over time, attention over space and a multi-layer perceptron, each added to its input."""
 
   width: int
   heads: int
@@ -107,7 +109,7 @@ class _Block(nn.Module):
     return feed_forward(x, self.width, self.dtype)
 
   def _qkv(self, x: Array, name: str) -> list[Float[Array, 'b t s heads d']]:
-    """Queries, keys and values for attention over time or space."""
+    """Returns queries, keys and values for attention over time or space."""
     init = nn.initializers.lecun_normal()
     y = layer_norm(self.dtype, f'norm_{name}')(x)
     y = dense(3 * self.width, ('width', 'hidden'), init, dtype=self.dtype, name=f'qkv_{name}')(y)
@@ -116,18 +118,18 @@ class _Block(nn.Module):
     return [y[..., i, :] for i in range(3)]
 
   def _added(self, x: Array, y: Float[Array, 'b t s heads d'], name: str) -> Float[Array, 'b t s d']:
-    """What attention found, added to its input."""
+    """Projects the result of attention and adds it to its input."""
     init = nn.initializers.lecun_normal()
     y = dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name=f'out_{name}')(y.reshape(x.shape))
     return constrain(x + y, 'batch', None, None, None)
 
   def _sees(self, ages: Array) -> Bool[Array, 'q k']:
-    """Whether a query sees a key that is so many frames older."""
+    """Returns whether a query sees a key that is `ages` frames older."""
     sees = ages >= 0 if self.causal else jnp.ones_like(ages, bool)
     return sees & (abs(ages) < self.window) if self.window else sees
 
   def _joined(self, k: Array, v: Array) -> tuple[tuple[Array, Array], Bool[Array, ' k']]:
-    """Keys and values behind those that a stream has kept, and which of them there are."""
+    """Puts the keys and values that a stream has kept before the new ones; also returns which of all are real."""
     time_first = lambda y: jnp.swapaxes(y, 1, 2)  # noqa: E731
     count = self.window - 1 if self.stream else 0
     (k, seen), (v, _) = (_before(self, name, time_first(y), count, self.stream) for name, y in (('k', k), ('v', v)))
@@ -137,7 +139,10 @@ class _Block(nn.Module):
 def _before(
   module: nn.Module, name: str, x: Float[Array, 'b t *d'], count: int, stream: bool
 ) -> tuple[Float[Array, 'b n *d'], Bool[Array, ' n']]:
-  """The last `count` frames before x, in front of it: zeros, or what a stream had there; and which have been seen."""
+  """Puts the `count` frames before x in front of it; also returns which of all have been seen.
+
+  Those frames are zeros, or what a stream had there.
+  """
   past = jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
   number = jnp.zeros((), jnp.int32)
   if stream:
@@ -152,7 +157,10 @@ def _before(
 
 
 def rotated(x: Float[Array, 'b s t heads d'], first: int) -> Float[Array, 'b s t heads d']:
-  """Pairs of features turned by angles that grow with time (Su et al. 2021, RoPE): products depend on distances alone."""
+  """Rotates pairs of features by angles that grow with time (RoPE, Su et al. 2021).
+
+  Products of queries and keys then depend only on their distance in time.
+  """
   half = x.shape[-1] // 2
   rates = 100.0 ** -(jnp.arange(half) / half)
   angles = (first + jnp.arange(x.shape[2]))[:, None] * rates

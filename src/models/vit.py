@@ -1,4 +1,4 @@
-"""A vision transformer (Dosovitskiy et al. 2020) over any number of spatial axes; the mean of its tokens is classified."""
+"""A vision transformer (Dosovitskiy et al. 2020) over any number of spatial axes; it classifies the mean of tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .layers import accurate, blocks, dense, named, remat
 
 
 class ViT(nn.Module):
-  """Logits from (batch, *space, channels); ViT-B/16 by default.
+  """A vision transformer from (batch, *space, channels) to logits; ViT-B/16 by default.
 
   Attributes:
-    patch: its sides along the axes of space, which they divide.
-    width: of the residual stream; the heads divide it.
-    stacked: one block in a loop over layers, see `VideoTransformer`.
-    keep: which activations are kept for the backward pass, see `layers.remat`.
+    patch: sides of a patch along the axes of space, which they divide.
+    width: width of the residual stream, which the heads divide.
+    stacked: whether one block runs in a loop over layers; see `VideoTransformer`.
+    keep: which activations are kept for the backward pass; see `layers.remat`.
   """
 
   classes: int

@@ -1,8 +1,8 @@
-"""What a program communicates, read from its compiled form: no accelerator is needed to know it.
+"""An audit of what a program communicates, read from its compiled form, so that it needs no accelerator.
 
 XLA decides where arrays are gathered and reduced. `audit` lists each collective of the compiled program with its bytes,
-the mesh axes it runs along, and the source line it came from; `written` lists those a program asks for itself, before any
-compiler (the CPU's widens bfloat16).
+the mesh axes it runs along, and the source line it came from. `written` lists the collectives that a program itself
+asks for, before any compiler changes them (the CPU's widens bfloat16).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'al
 
 
 class AuditError(AssertionError):
-  """A program communicates what it must not."""
+  """An error for a program that communicates something that it must not."""
 
 
 class Collective(NamedTuple):
   """One collective of a program.
 
   kind: one of `KINDS`.
-  shapes: of the arrays that are put together, 'f32[8,16]'.
-  bytes: of one execution: of the whole arrays that are gathered, reduced, or passed on by one device.
-  axes: of the mesh along which it runs, 'data' or 'data,model'; 'data/2' for groups of 2 along a longer axis.
-  group: how many devices take part in one group.
-  count: how often it runs, by the trip counts of the loops around it.
+  shapes: the types of the arrays that take part, such as 'f32[8,16]'.
+  bytes: the size, for one execution, of the whole arrays that are gathered or reduced, or that one device passes on.
+  axes: the mesh axes along which it runs, 'data' or 'data,model'; 'data/2' for groups of 2 along a longer axis.
+  group: the number of devices in one group.
+  count: the number of times it runs, by the trip counts of the loops around it.
   exact: whether the trip counts of all loops around it are known; an unknown one counts as 1.
-  source: 'file.py:12', the innermost line that is not an installed package's.
+  source: the innermost line outside of installed packages, such as 'file.py:12'.
   """
 
   kind: str
@@ -49,12 +49,12 @@ class Collective(NamedTuple):
 
   @property
   def total(self) -> int:
-    """Bytes of all executions."""
+    """Returns the bytes of all executions."""
     return self.bytes * self.count
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends if the network does the least: (n - 1) / n of the array, twice that to reduce to all."""
+    """Returns the fewest bytes that a device can send: (n - 1) / n of the array, or twice that to reduce to all."""
     share = (self.group - 1) / self.group
     return self.total * {'all-reduce': 2 * share, 'collective-permute': 1, 'collective-broadcast': 1}.get(
       self.kind, share
@@ -69,13 +69,13 @@ class Collective(NamedTuple):
 
 
 class Audit(tuple[Collective, ...]):
-  """The collectives of one program; prints as a table."""
+  """The collectives of one program; it prints as a table."""
 
   def select(self, kind: str | None = None, axis: str | None = None) -> Audit:
-    """Those of a kind, or along a mesh axis (perhaps with others).
+    """Returns the collectives of a kind, or those that run along a mesh axis (perhaps with others).
 
     Raises:
-      ValueError: an unknown kind.
+      ValueError: the kind is unknown.
     """
     if kind is not None and kind not in KINDS:
       raise ValueError(f'kind={kind!r} is unknown; choose from {", ".join(KINDS)}')
@@ -83,15 +83,15 @@ class Audit(tuple[Collective, ...]):
     return Audit(c for c in self if (kind is None or c.kind == kind) and (axis is None or along(c)))
 
   def bytes(self, kind: str | None = None, axis: str | None = None) -> int:
-    """See `Collective.total`, summed."""
+    """Returns the sum of `Collective.total`."""
     return sum(c.total for c in self.select(kind, axis))
 
   def sent(self, kind: str | None = None, axis: str | None = None) -> float:
-    """See `Collective.sent`, summed: a gather along two axes, one after another, counts as one along both."""
+    """Returns the sum of `Collective.sent`; a gather along two axes, one after another, counts as one along both."""
     return sum(c.sent for c in self.select(kind, axis))
 
   def summary(self) -> dict[str, tuple[int, int]]:
-    """'all-gather over data' -> (executions, bytes): what golden tables hold."""
+    """Returns a map such as 'all-gather over data' -> (executions, bytes), as golden tables hold it."""
     found: dict[str, tuple[int, int]] = {}
     for c in self:
       name = f'{c.kind} over {c.axes}'
@@ -112,14 +112,14 @@ class Audit(tuple[Collective, ...]):
 
 
 def audit(fn: Any, *args: Any, mesh: Mesh, **kwargs: Any) -> Audit:
-  """The collectives of a compiled program.
+  """Lists the collectives of a compiled program.
+
+  It counts both branches of a conditional.
 
   Args:
-    fn: a jitted function, or what `.lower(...).compile()` returned.
-    *args, **kwargs: its arguments, or their ShapeDtypeStructs with shardings; none for a compiled one.
-    mesh: whose axes are to be named.
-
-  Both branches of a conditional are counted.
+    fn: a jitted function, or a result of `.lower(...).compile()`.
+    *args, **kwargs: the function's arguments, or their ShapeDtypeStructs with shardings; none for a compiled one.
+    mesh: the mesh whose axes the list names.
   """
   compiled = fn if hasattr(fn, 'as_text') and not hasattr(fn, 'lower') else fn.lower(*args, **kwargs).compile()
   program = parse(compiled.as_text())
@@ -145,7 +145,7 @@ def _collective(i: Instruction, count: int, exact: bool, mesh: Mesh) -> Collecti
 
 
 def _first_group(attributes: str, devices: int) -> list[int]:
-  """The devices of one replica group, in any of the ways XLA writes them."""
+  """Returns the devices of one replica group, in any of the notations of XLA."""
   listed = re.search(r'replica_groups=\{\{([\d,]*)\}', attributes)
   if listed:
     return [int(d) for d in listed[1].split(',') if d] or list(range(devices))
@@ -165,7 +165,7 @@ def _first_group(attributes: str, devices: int) -> list[int]:
       ids = ids.reshape([int(d) for d in order[1].split(',')])
       ids = ids.transpose([int(d) for d in order[2].split(',')]) if order[2] else ids
     ids = ids.reshape(tuple(sizes.values()))
-    # 'axis' or, of its parts, 'axis':(before)size.
+    # Either 'axis', or a part of an axis as 'axis':(before)size.
     parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[3])
     index: list[Any] = [0] * ids.ndim
     members = ids
@@ -182,7 +182,7 @@ def _first_group(attributes: str, devices: int) -> list[int]:
 
 
 def _axes(devices: list[int], mesh: Mesh) -> str:
-  """The mesh axes along which these devices differ."""
+  """Returns the names of the mesh axes along which these devices differ."""
   places = np.array(np.unravel_index(devices, tuple(mesh.shape.values())))
   names = []
   for name, size, along in zip(mesh.axis_names, mesh.shape.values(), places, strict=True):
@@ -205,10 +205,10 @@ def _axes_of_pairs(attributes: str, mesh: Mesh) -> str:
 
 
 def assert_no_gather(found: Audit, larger_than: int = 0, axis: str | None = None) -> None:
-  """No all-gather of more than so many bytes, in one execution, along an axis.
+  """Checks that no all-gather along an axis moves more than `larger_than` bytes in one execution.
 
   Raises:
-    AuditError: names each with its bytes and source line.
+    AuditError: a gather is larger; the message names each with its bytes and source line.
   """
   bad = [c for c in found.select('all-gather', axis) if c.bytes > larger_than]
   if bad:
@@ -216,10 +216,10 @@ def assert_no_gather(found: Audit, larger_than: int = 0, axis: str | None = None
 
 
 def assert_bytes(found: Audit, at_most: int, kind: str | None = None, axis: str | None = None) -> None:
-  """All collectives of a kind along an axis together move at most so many bytes, and it is known how often they run.
+  """Checks that the collectives of a kind along an axis move at most `at_most` bytes in all, in loops of known length.
 
   Raises:
-    AuditError: names each with its bytes and source line.
+    AuditError: they move more, or a loop's length is unknown; the message names each with its bytes and source line.
   """
   chosen = found.select(kind, axis)
   total = chosen.bytes()
@@ -245,9 +245,9 @@ _PRIMITIVES = {
 
 
 def written(fn: Callable, *args: Any, mesh: Mesh, **kwargs: Any) -> Audit:
-  """The collectives a function asks for itself, inside of shard_map: with their own types, before any compiler.
+  """Lists the collectives that a function asks for in shard_map, with the types as written, before any compiler.
 
-  Args: as of `audit`; `fn` need not be jitted.
+  Args: those of `audit`; `fn` need not be jitted.
   """
   return Audit(_written(jax.make_jaxpr(fn, **kwargs)(*args).jaxpr, 1, mesh))
 

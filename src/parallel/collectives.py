@@ -1,9 +1,9 @@
-"""All-reduces of the record runs, written out by neighbours; to be called inside of `jax.shard_map`.
+"""All-reduces of published record runs, written as exchanges between neighbours, for use inside of `jax.shard_map`.
 
-Each equals `jax.lax.psum` but for rounding. `ring` is bandwidth-optimal (Patarasu and Yuan 2009); `hierarchical` reduces
-within the inner axes first, so that only one share crosses the outer ones (Jia et al. 2018, arXiv:1807.11205, section 3.2);
-`torus` reduces along rows, then columns (Mikami et al. 2018, arXiv:1811.05233, figure 2; their sizes are the mesh axes').
-Half precision halves the bytes; sums are made in float32 and rounded once for each hop, as in those runs.
+Each equals `jax.lax.psum` up to rounding. `ring` is bandwidth-optimal (Patarasu and Yuan 2009). `hierarchical` reduces
+within the inner axes first, so that only one share crosses the outer ones (Jia et al. 2018, arXiv:1807.11205, section
+3.2). `torus` reduces along rows, then columns (Mikami et al. 2018, arXiv:1811.05233, figure 2); its sizes are those of
+the mesh axes. Half precision halves the bytes; as in those runs, sums are made in float32 and rounded once a hop.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ METHODS = ('psum', 'ring', 'hierarchical', 'torus')
 def all_reduce(
   x: Float[Array, '...'], axes: str | Sequence[str], method: str = 'psum', half: Any = None
 ) -> Float[Array, '...']:
-  """The sum of x over mesh axes, on every device; inside of shard_map.
+  """Returns the sum of x over mesh axes, on every device; call it inside of shard_map.
 
   Args:
-    axes: outermost first.
-    method: one of `METHODS`. 'hierarchical' takes the last axis for the inner one, 'torus' needs two or more.
-    half: a half-precision type to travel in, or None for x's own.
+    axes: the mesh axes, outermost first.
+    method: one of `METHODS`. 'hierarchical' takes the last axis as the inner one; 'torus' needs two or more axes.
+    half: a half-precision type for the transfer, or None for the type of x.
 
   Raises:
-    ValueError: an unknown method, or a torus of one axis.
+    ValueError: the method is unknown, or a torus has one axis.
   """
   axes = (axes,) if isinstance(axes, str) else tuple(axes)
   if method not in METHODS:
@@ -50,9 +50,9 @@ def all_reduce(
 
 
 def reduce_scatter(x: Float[Array, 'n ...'], axes: str | Sequence[str], half: Any = None) -> Float[Array, 'm ...']:
-  """This device's share, by the leading axis, of the sum of x over mesh axes; inside of shard_map.
+  """Returns this device's share, by the leading axis, of the sum of x over mesh axes; call it inside of shard_map.
 
-  In half precision the terms travel and are added up in x's own type: the same bytes, and no rounding of sums.
+  In half precision the terms travel, and are added up in the type of x. That takes the same bytes and rounds no sums.
   """
   axes = (axes,) if isinstance(axes, str) else tuple(axes)
   if half is None:
@@ -65,9 +65,9 @@ def reduce_scatter(x: Float[Array, 'n ...'], axes: str | Sequence[str], half: An
 def all_reduce_tree(
   tree: Any, axes: str | Sequence[str], method: str = 'psum', half: Any = None, bucket_bytes: int = 2**25
 ) -> Any:
-  """`all_reduce` of a tree of arrays, put together to buckets of about so many bytes: one collective each.
+  """Sums a tree of arrays with one `all_reduce` for each bucket of about `bucket_bytes` bytes.
 
-  Arrays keep their order, so that the last layers' gradients, which are there first, share a bucket.
+  Arrays keep their order, so that the gradients of the last layers, which are ready first, share a bucket.
   """
   leaves, treedef = jax.tree.flatten(tree)
   result: list[Any] = [None] * len(leaves)
@@ -81,7 +81,7 @@ def all_reduce_tree(
 
 
 def buckets(leaves: Sequence[Any], bucket_bytes: int) -> list[list[int]]:
-  """Numbers of arrays that travel together: of one type, in order, full once they reach the size."""
+  """Groups the indices of arrays that travel together: arrays of one type, in order, until a group reaches the size."""
   found: dict[Any, list[list[int]]] = {}
   filled: dict[Any, int] = {}
   for i, leaf in enumerate(leaves):
@@ -94,11 +94,11 @@ def buckets(leaves: Sequence[Any], bucket_bytes: int) -> list[list[int]]:
   return [bucket for own in found.values() for bucket in own]
 
 
-# --- flat vectors whose length the devices divide
+# --- for flat vectors whose length is a multiple of the number of devices
 
 
 def _scatter_gather(x: Array, axes: tuple[str, ...], half: Any) -> Array:
-  """A reduce-scatter and an all-gather, in half precision."""
+  """Sums by a reduce-scatter and an all-gather, both in half precision."""
   return jax.lax.all_gather(reduce_scatter(x, axes, half).astype(half), axes, tiled=True)
 
 
@@ -108,7 +108,7 @@ def _ring(x: Array, axes: tuple[str, ...], half: Any) -> Array:
 
 
 def _ring_scatter(x: Array, axes: tuple[str, ...], half: Any) -> Array:
-  """Share number k of the sum, on device k: each share goes once round the ring and takes every device's part up."""
+  """Returns share k of the sum on device k; each share goes once round the ring and collects every device's part."""
   n, me = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
   parts = x.reshape(n, -1)
   part = lambda k: jax.lax.dynamic_index_in_dim(parts, k % n, keepdims=False)  # noqa: E731
@@ -129,7 +129,7 @@ def _ring_gather(share: Array, axes: tuple[str, ...]) -> Array:
     passing = _to_next(passing, axes)
     return place(whole, me - 1 - i, passing), passing
 
-  zeros = jnp.zeros((n, *share.shape), share.dtype) + jnp.zeros_like(share)  # varies as the share does
+  zeros = jnp.zeros((n, *share.shape), share.dtype) + jnp.zeros_like(share)  # varies over the mesh as the share does
   whole, _ = jax.lax.fori_loop(0, n - 1, hop, (place(zeros, me, share), share))
   return whole.reshape(-1)
 
@@ -140,7 +140,7 @@ def _to_next(x: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _hierarchical(x: Array, axes: tuple[str, ...], half: Any) -> Array:
-  """Within the inner axis down to shares, these over the outer axes, and back."""
+  """Reduces to shares along the inner axis, sums those over the outer axes, and gathers along the inner axis."""
   outer, inner = axes[:-1], axes[-1:]
   share = _ring_scatter(x, inner, half)
   share = _scatter_gather(share, outer, half).astype(x.dtype)
@@ -148,7 +148,7 @@ def _hierarchical(x: Array, axes: tuple[str, ...], half: Any) -> Array:
 
 
 def _torus(x: Array, axes: tuple[str, ...], half: Any) -> Array:
-  """Rings along one axis after another, each with the share that the last has left; then back in reverse."""
+  """Reduces along one axis after another, each time the share left by the last; then gathers in reverse order."""
   share = x
   for axis in reversed(axes):
     share = _ring_scatter(share, (axis,), half)

@@ -1,4 +1,4 @@
-"""The text of a compiled XLA program, as far as an audit needs it."""
+"""The text of a compiled XLA program, parsed as far as an audit needs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BITS = {'pred': 8, 'bf16': 16}
 
 
 class Typed(NamedTuple):
-  """An array's type, 'f32' and (8, 16)."""
+  """An array's type, such as 'f32' and (8, 16)."""
 
   dtype: str
   shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Typed(NamedTuple):
 
 
 class Instruction(NamedTuple):
-  """One line: what it computes, its result's arrays, the rest of the line, and where in the source it comes from."""
+  """One line of a program: its operation, its result's arrays, the rest of the line, and its place in the source."""
 
   opcode: str
   arrays: tuple[Typed, ...]
@@ -37,7 +37,7 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-  """Computations by name; `entry` is where it begins."""
+  """Computations by name; `entry` names the one that runs first."""
 
   computations: dict[str, list[Instruction]]
   entry: str
@@ -45,7 +45,7 @@ class Program(NamedTuple):
   def walk(
     self, name: str | None = None, count: int = 1, exact: bool = True
   ) -> Iterator[tuple[Instruction, int, bool]]:
-    """Every instruction that runs: how often, and whether that is known."""
+    """Yields every instruction that runs, how often it runs, and whether that number is exact."""
     for i in self.computations.get(name or self.entry, ()):
       yield i, count, exact
       times, known = count, exact
@@ -57,7 +57,7 @@ class Program(NamedTuple):
 
 
 def parse(text: str) -> Program:
-  """Reads `compiled.as_text()`."""
+  """Parses the text from `compiled.as_text()`."""
   tables = {name: _table(text, name) for name in ('FileNames', 'FileLocations', 'StackFrames')}
   computations: dict[str, list[Instruction]] = {}
   entry, current = '', None
@@ -79,7 +79,7 @@ def _arrays(text: str) -> tuple[Typed, ...]:
 
 
 def _called(attributes: str) -> list[str]:
-  """The computations that an instruction runs; the reductions of collectives and scatters are not programs."""
+  """Returns the names of the computations that an instruction runs."""
   names = re.findall(r'(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)', attributes)
   for several in re.findall(r'branch_computations=\{([^}]*)\}', attributes):
     names += [name.strip().lstrip('%') for name in several.split(',')]
@@ -93,7 +93,7 @@ def _table(text: str, name: str) -> dict[int, str]:
 
 
 def _source(attributes: str, tables: dict[str, dict[int, str]]) -> str:
-  """'file.py:12': the innermost frame that is not an installed package's, else the innermost."""
+  """Returns 'file.py:12' for the innermost frame outside of installed packages, or else for the innermost frame."""
   plain = re.search(r'source_file="([^"]*)" source_line=(\d+)', attributes)
   if plain:
     return _short(plain[1], plain[2])
@@ -110,7 +110,7 @@ def _source(attributes: str, tables: dict[str, dict[int, str]]) -> str:
     if parent == frame:
       break
     frame = parent
-  name = re.search(r'op_name="([^"/]+)"', attributes)  # of an argument that is gathered before anything is done with it
+  name = re.search(r'op_name="([^"/]+)"', attributes)  # an argument that is gathered before any use
   return first or (f'argument {name[1]}' if name else 'unknown')
 
 

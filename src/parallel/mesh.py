@@ -1,4 +1,4 @@
-"""One helper for every mesh: `make_mesh('data=4,model=2')`."""
+"""Meshes from strings: `make_mesh('data=4,model=2')`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jax.sharding import AxisType, Mesh
 
 AXES = ('data', 'fsdp', 'model', 'space', 'columns', 'pipe')
 BATCH = ('data', 'fsdp')
-STRIPS = ('space', 'columns')  # images' height and width lie along these
+STRIPS = ('space', 'columns')  # the height and width of images are divided along these
 
 
 class MeshError(ValueError):
-  """A mesh, a batch or a rule that does not fit the devices; one line."""
+  """An error for a mesh, a batch or a rule that does not fit the devices; its message is one line."""
 
 
 def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
-  """Sizes by axis from a string such as 'data=-1,model=2'; -1 stands for what is left of the devices.
+  """Parses a string such as 'data=-1,model=2' into sizes by axis; -1 stands for all remaining devices.
 
   Raises:
-    MeshError: an unknown or repeated axis, a size that is no number, or a product that is not the number of devices.
+    MeshError: an axis is unknown or repeated, a size is not a number, or the product is not the number of devices.
   """
   sizes: dict[str, int] = {}
   for part in filter(None, (p.strip() for p in spec.split(','))):
@@ -49,22 +49,22 @@ def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-  """The axes over which a batch is divided: those of `BATCH` that the mesh has, in its order."""
+  """Returns the axes over which a batch is divided: those of `BATCH` that the mesh has, in the order of the mesh."""
   return tuple(axis for axis in mesh.axis_names if axis in BATCH)
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Into how many parts a batch is divided."""
+  """Returns the number of parts into which a batch is divided."""
   return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def make_mesh(spec: str = 'data=-1', devices: Sequence[jax.Device] | None = None, explicit: bool = False) -> Mesh:
-  """A mesh over the devices (all by default).
+  """Makes a mesh over the devices (all by default).
 
   Args:
     spec: see `parse_mesh`.
-    devices: in the order of the mesh, last axis fastest.
-    explicit: Explicit instead of Auto axes (sharding in types).
+    devices: the devices in the order of the mesh, last axis fastest.
+    explicit: makes Explicit instead of Auto axes (sharding in types).
 
   Raises:
     MeshError: see `parse_mesh`.

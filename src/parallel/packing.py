@@ -1,7 +1,8 @@
-"""Symmetric matrices as rectangles of their upper triangles: half the bytes to send, by slices alone.
+"""Symmetric matrices packed as rectangles of their upper triangles: half the bytes to send, using slices only.
 
-Row i of the triangle and row n - 1 - i (or n - i, for odd n) together are as long as any other such pair, so the lower half
-of the rows, turned round, fills the corner that the upper half leaves. No index tables: they would be as large as it.
+Row i of the triangle and row n - 1 - i (or n - i, for odd n) are together as long as any other such pair. So the lower
+half of the rows, turned round, fills the corner that the upper half leaves. There are no index tables, which would be
+as large as the rectangle.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def packed_shape(n: int) -> tuple[int, int]:
-  """(n / 2, n + 1) for even n, ((n + 1) / 2, n) for odd: n (n + 1) / 2 numbers."""
+  """Returns (n / 2, n + 1) for even n and ((n + 1) / 2, n) for odd n, which hold n (n + 1) / 2 numbers."""
   return (n // 2, n + 1) if n % 2 == 0 else ((n + 1) // 2, n)
 
 
 def fold(matrices: Float[Array, '... n n']) -> Float[Array, '... p q']:
-  """The upper triangles of symmetric matrices."""
+  """Packs the upper triangles of symmetric matrices."""
   n = matrices.shape[-1]
   p, _ = packed_shape(n)
   upper = jnp.triu(matrices)
@@ -28,7 +29,7 @@ def fold(matrices: Float[Array, '... n n']) -> Float[Array, '... p q']:
 
 
 def unfold(packed: Float[Array, '... p q'], n: int) -> Float[Array, '... n n']:
-  """The inverse of `fold`."""
+  """Restores symmetric matrices from their packed triangles; the inverse of `fold`."""
   p, q = packed_shape(n)
   i, j = jnp.arange(p)[:, None], jnp.arange(q)
   shift = q - n
@@ -41,25 +42,26 @@ def unfold(packed: Float[Array, '... p q'], n: int) -> Float[Array, '... n n']:
 
 
 def half_width(n: int) -> int:
-  """How many numbers of each row `skew` keeps."""
+  """Returns the number of entries that `skew` keeps of each row."""
   return n // 2 + 1
 
 
 def skew(rows: Float[Array, '... r n'], first: Int[Array, ''] | int = 0) -> Float[Array, '... r h']:
-  """Of rows number `first` on of symmetric matrices: each from its diagonal on, round the end, half way.
+  """Packs rows of symmetric matrices: the entries of each row from its diagonal on, half way round the row.
 
-  All rows are equally long, so that a matrix divided by rows is packed too: between this and its transpose nothing is lost.
+  The rows are those from number `first` on. All packed rows are equally long, so that a matrix divided by rows is
+  packed too. The kept entries and their transposes make up the whole matrix.
   """
   *lead, r, n = rows.shape
   rows = jnp.roll(rows, -first, -1)
-  # A row of 2 n + 1 in place of 2 n starts one further to the right than the last.
+  # With rows of 2 n + 1 instead of 2 n, each row starts one entry further to the right than the last.
   twice = jnp.concatenate([rows, rows], -1).reshape(*lead, 2 * n * r)
   shifted = jnp.pad(twice, [(0, 0)] * len(lead) + [(0, r)]).reshape(*lead, r, 2 * n + 1)
   return shifted[..., : half_width(n)]
 
 
 def unskew(half: Float[Array, '... r h'], n: int, first: Int[Array, ''] | int = 0) -> Float[Array, '... r n']:
-  """Rows with what `skew` kept in its place, and zeros elsewhere."""
+  """Puts the entries that `skew` kept back in their places in the rows, with zeros elsewhere."""
   *lead, r, h = half.shape
   wide = jnp.pad(half, [(0, 0)] * len(lead) + [(0, 0), (0, 2 * n + 1 - h)]).reshape(*lead, r * (2 * n + 1))
   twice = wide[..., : 2 * n * r].reshape(*lead, r, 2 * n)
@@ -67,11 +69,11 @@ def unskew(half: Float[Array, '... r h'], n: int, first: Int[Array, ''] | int = 
 
 
 def kept(r: int, n: int, first: Int[Array, ''] | int = 0) -> Bool[Array, 'r n']:
-  """Which entries of rows number `first` on `skew` keeps."""
+  """Tells which entries `skew` keeps of the rows from number `first` on."""
   return (jnp.arange(n) - first - jnp.arange(r)[:, None]) % n < half_width(n)
 
 
 def mirrored(upper: Float[Array, '... n n']) -> Float[Array, '... n n']:
-  """Whole symmetric matrices from what `unskew` returned of all their rows."""
+  """Completes symmetric matrices from the result of `unskew` for all their rows."""
   n = upper.shape[-1]
   return jnp.where(kept(n, n), upper, jnp.swapaxes(upper, -1, -2))

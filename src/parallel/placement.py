@@ -1,10 +1,10 @@
-"""Where K-FAC's stacked factors live, and how they get there: KAISA (Pauloski et al. 2021, arXiv:2107.01739) on a mesh.
+"""The placement of K-FAC's stacked factors on a mesh, after KAISA (Pauloski et al. 2021, arXiv:2107.01739).
 
-Each device owns the leading index of every stack that carries its number. At a refresh
-  - the sums of the shards go to the owners: one reduce-scatter, triangular-packed, optionally in bfloat16;
-  - owners invert; sizes of which there are too few are inverted by all together;
-  - inverses go to every device by one all-gather, triangular-packed (COMM-OPT: a step without refresh communicates nothing
-    more); or they stay with their owners, and preconditioned gradients are gathered at every step (MEM-OPT).
+Each device owns the part of every stack whose leading index is the device's number. At a refresh
+  - the sums of the shards go to the owners by one reduce-scatter, triangular-packed, optionally in bfloat16;
+  - owners invert; if there are too few matrices of a size, all owners invert them together;
+  - inverses go to every device by one all-gather, triangular-packed (COMM-OPT: a step without a refresh communicates
+    nothing more); or they stay with their owners, and every step gathers preconditioned gradients (MEM-OPT).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .collectives import all_reduce, reduce_scatter
 from .mesh import STRIPS, MeshError, batch_axes, batch_shards
 from .packing import fold, kept, mirrored, skew, unfold, unskew
 
-APART = (*STRIPS, 'pipe')  # axes whose devices have their own part of every example's statistics
+APART = (*STRIPS, 'pipe')  # axes whose devices each have a part of every example's statistics
 
 
 @runtime_checkable
 class Stacked(Protocol):
-  """Arrays of an optimiser's state that a placement spreads: `kron.Stacked`."""
+  """Arrays of an optimiser's state that a placement spreads over a mesh: `kron.Stacked`."""
 
   layout: Any
   held: bool
@@ -36,14 +36,16 @@ class Stacked(Protocol):
 
 
 class Placement(NamedTuple):
-  """`kron.kfac(..., placement=Placement(mesh))` deals factors over all devices of a mesh.
+  """A placement that deals factors over all devices of a mesh: `kron.kfac(..., placement=Placement(mesh))`.
 
-  mesh: data and model axes, in any order.
-  inverses: where they are kept: 'everywhere' (COMM-OPT), or with their 'owners' (MEM-OPT).
-  statistics: the type in which statistics travel, 'float32' (their own, in fact) or 'bfloat16' (summed in their own).
-  row_sharded: whether sizes of which there are too few for a fair deal may be split by rows over all devices.
+  mesh: a mesh with data and model axes, in any order.
+  inverses: where inverses are kept: 'everywhere' (COMM-OPT), or with their 'owners' (MEM-OPT).
+  statistics: the type in which statistics travel: 'float32' (in fact their own type), or 'bfloat16' (summed in their
+    own).
+  row_sharded: whether matrices may be split by rows over all devices if there are too few of their size for a fair
+    deal.
 
-  It is a `kron.Placement`; layouts and stacks are `kron.stacks`'.
+  It implements `kron.Placement`; layouts and stacks are those of `kron.stacks`.
   """
 
   mesh: Mesh
@@ -52,10 +54,10 @@ class Placement(NamedTuple):
   row_sharded: bool = True
 
   def check(self) -> Placement:
-    """The placement itself.
+    """Returns the placement itself if its settings are known.
 
     Raises:
-      MeshError: an unknown place or type.
+      MeshError: the place or the type is unknown.
     """
     if self.inverses not in ('everywhere', 'owners'):
       raise MeshError(f"inverses={self.inverses!r} is unknown; choose 'everywhere' or 'owners'")
@@ -73,52 +75,52 @@ class Placement(NamedTuple):
 
   @property
   def axes(self) -> tuple[str, ...]:
-    """Those along which owners are numbered: the batch's first, then those whose devices share statistics (see `along`)."""
+    """Returns the axes numbering owners: first the batch's, last those whose devices share statistics (see `along`)."""
     first = batch_axes(self.mesh)
     others = [a for a in self.mesh.axis_names if a not in first]
     return (*first, *sorted(others, key=lambda a: a in APART))
 
   @property
   def spec(self) -> PartitionSpec:
-    """Of an array that leads with the owner axis."""
+    """Returns the partition of an array whose leading axis is the owner axis."""
     return PartitionSpec(self.axes)
 
   def shardings(self, stacked: Stacked) -> Any:
-    """Returns the sharding of each stack of a state: inverses as `share` leaves them, all else with its owners."""
+    """Returns the sharding of each stack of a state: inverses lie as `share` leaves them, all else with its owners."""
     own, everywhere = (NamedSharding(self.mesh, spec) for spec in (self.spec, PartitionSpec()))
     stacks = stacked.layout.stacks
     return stacked.filled({name: everywhere if stacked.held and stacks[name].shared else own for name in stacks})
 
   @property
   def auto(self) -> Mesh:
-    """The mesh with Auto axes, as all here runs under."""
+    """Returns the mesh with Auto axes, under which all methods here run."""
     return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=(AxisType.Auto,) * len(self.mesh.axis_names))
 
   def shards(self, batch_size: int) -> int:
-    """Into how many parts statistics are taken: one for each device where the batch divides, else one for each part of it.
+    """Returns the number of parts in which statistics are taken: one for each device, or one for each part of a batch.
 
-    Devices along `model` share the rows of their part of the batch; those along which images lie in strips have rows of
-    their own of every example.
+    The latter applies where the batch does not divide by the devices. Devices along `model` share the rows of their
+    part of the batch; devices along the axes of image strips have separate rows of every example.
     """
     devices = math.prod(n for axis, n in self.mesh.shape.items() if axis not in APART)
     return devices if batch_size % devices == 0 else batch_shards(self.mesh)
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """Activations lie as the batch does; each device has whole rows of its own shard.
+    """Constrains activations to lie as the batch does, or divided, so that each device has whole rows of its shard.
 
-    Where activations are sharded along `model` the rows go over by an all-to-all, else nothing travels.
+    Where activations are sharded along `model`, an all-to-all moves the rows; otherwise nothing travels.
     """
     spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = self.along(x.shape[axis]) if divided else batch_axes(self.mesh)
     current = jax.sharding.get_abstract_mesh()
     if not current.empty and set(current.manual_axes) == set(current.axis_names):
       return x
-    if not current.empty and current.manual_axes:  # inside of a shard_map over other axes
+    if not current.empty and current.manual_axes:  # inside a shard_map over other axes
       return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.auto, PartitionSpec(*spec)))
 
   def along(self, shards: int) -> tuple[str, ...]:
-    """The mesh axes of so many shards."""
+    """Returns the mesh axes that carry a number of shards."""
     apart = tuple(a for a in self.axes if a not in APART)
     every = math.prod(self.mesh.shape[a] for a in apart)
     axes = apart if shards % every == 0 else batch_axes(self.mesh)
@@ -127,10 +129,10 @@ class Placement(NamedTuple):
     return axes
 
   def over_shards(self, fn: Callable, shards: int) -> Callable:
-    """`fn` of arrays that lead with shards, run by each device on its own.
+    """Makes each device run `fn`, a function of arrays that lead with shards, on its shards alone.
 
-    Left to the partitioner, the products of an image with itself become a convolution with a group for each shard, for
-    which it gathers the images of all devices.
+    The partitioner would turn the products of an image with itself into a convolution with a group for each shard, and
+    gather the images of all devices for it.
     """
     axes = self.along(shards)
     if jax.sharding.get_abstract_mesh().manual_axes or not axes:
@@ -139,11 +141,11 @@ class Placement(NamedTuple):
     return jax.shard_map(fn, mesh=self.auto, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)
 
   def over_stacks(self, fn: Callable) -> Callable:
-    """`fn` of trees that lead with the owner axis, run by each owner on its own part."""
+    """Makes each owner run `fn`, a function of trees that lead with the owner axis, on its part."""
     return jax.shard_map(fn, mesh=self.auto, in_specs=self.spec, out_specs=self.spec, check_vma=False)
 
   def at_owners(self, fn: Callable, layout: Any) -> Callable:
-    """`fn` of (stacks as shared, trees that lead with the owner axis), run by each owner; every device gets the results."""
+    """Makes owners run `fn` of (shared stacks, trees that lead with the owner axis); every device gets the results."""
 
     def local(stacks: dict[str, Array], inputs: Any) -> Any:
       return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axes, tiled=True), fn(stacks, inputs))
@@ -153,11 +155,11 @@ class Placement(NamedTuple):
     return lambda stacks, inputs: run(dict(stacks), inputs)
 
   def _held(self, layout: Any) -> dict[str, PartitionSpec]:
-    """How stacks of inverses lie, by name."""
+    """Returns the partition of each stack of inverses, by name."""
     return {name: PartitionSpec() if stack.shared else self.spec for name, stack in layout.stacks.items()}
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
-    """Stacks with their owners, from what each shard of the batch adds to every factor."""
+    """Sums what each shard of the batch adds to every factor into stacks with their owners."""
     given = next(iter(next(iter(shares.values())).values())).shape[0]
     axes = self.along(given)
 
@@ -169,12 +171,12 @@ class Placement(NamedTuple):
     return jax.shard_map(local, mesh=self.auto, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
 
   def _to_owner(self, x: Array, layout: Any, name: str, axes: tuple[str, ...]) -> Array:
-    """This owner's (1, slot, rows, n) of the sum over the mesh axes of (matrix, n, n)."""
+    """Returns this owner's (1, slot, rows, n) of the sum over the mesh axes of (matrix, n, n)."""
     stack = layout.stacks[name]
     others = tuple(a for a in self.axes if a not in axes)
     half = jnp.bfloat16 if self.statistics == 'bfloat16' and x.dtype == jnp.float32 else None
     if stack.sparse:
-      # Most of what a reduce-scatter would move is padding.
+      # A reduce-scatter would move mostly padding.
       summed = unfold(all_reduce(fold(x), axes, half=half), stack.n) if axes else x
       return stack.take(layout.orders[name], jax.lax.axis_index(self.axes), summed)
     packed = stack.put(skew(x) if stack.row_sharded else fold(x), layout.orders[name])
@@ -185,7 +187,7 @@ class Placement(NamedTuple):
     return self._whole_rows(packed[0], stack)[None] if stack.row_sharded else unfold(packed, stack.n)
 
   def _whole_rows(self, half: Array, stack: Any) -> Array:
-    """An owner's rows, (slot, rows, n), from what `skew` keeps of them: the rest are columns of the other owners."""
+    """Returns an owner's (slot, rows, n) from the part that `skew` keeps; other owners send the rest as columns."""
     owners, r, n = stack.owners, stack.rows, stack.n
     first = jax.lax.axis_index(self.axes) * r
     own = unskew(half, n, first)
@@ -195,7 +197,10 @@ class Placement(NamedTuple):
     return jnp.where(kept(r, n, first), own, columns)
 
   def share(self, stacks: Mapping[str, Array], layout: Any, symmetric: bool = True) -> dict[str, Array]:
-    """Matrices from their owners to every device, (matrix, n, n), triangular-packed if symmetric; local ones stay."""
+    """Sends matrices from their owners to every device as (matrix, n, n), triangular-packed if symmetric.
+
+    Local ones stay with their owners.
+    """
 
     def to_all(x: Array, name: str) -> Array:
       stack, at = layout.stacks[name], layout.positions(name)
@@ -220,7 +225,7 @@ class Placement(NamedTuple):
     return jax.shard_map(local, mesh=self.auto, in_specs=self.spec, out_specs=specs, check_vma=False)(dict(stacks))
 
   def own(self, held: Mapping[str, Array], layout: Any) -> dict[str, Array]:
-    """The inverse of `share`; nothing travels. Padding holds anything."""
+    """Returns each owner's part of shared stacks; the inverse of `share`. Nothing travels; padding holds anything."""
 
     def mine(x: Array, name: str) -> Array:
       stack = layout.stacks[name]
@@ -231,5 +236,5 @@ class Placement(NamedTuple):
     return jax.shard_map(local, mesh=self.auto, in_specs=(specs,), out_specs=self.spec, check_vma=False)(dict(held))
 
   def replicate(self, values: Any) -> Any:
-    """The same values on every device."""
+    """Puts the same values on every device."""
     return jax.lax.with_sharding_constraint(values, NamedSharding(self.auto, PartitionSpec()))

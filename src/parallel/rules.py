@@ -1,7 +1,7 @@
-"""Sharding as tables: which mesh axis each logical axis of a model family runs along.
+"""Sharding tables: they say along which mesh axis each logical axis of a model family runs.
 
-Models name logical axes and nothing more (flax's logical partitioning); these tables are the only place where the names
-meet a mesh. A mesh axis that a mesh does not have is simply not used.
+Models only name logical axes (flax's logical partitioning). These tables are the only place where the names meet a
+mesh. An axis that is absent from a mesh is simply not used.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .placement import Placement, Stacked
 
 Rules = Mapping[str, str | None]
 
-# Every other layer of a deep network is split by columns along `model`, the next by rows: one all-reduce for a pair. The
-# other side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both are optional.
+# In a deep network, layers are split along `model` by columns and by rows in turn: one all-reduce for a pair. The other
+# side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both axes are optional.
 RULES: dict[str, Rules] = {
   'gan': {'in': 'fsdp', 'mid': 'model'},
-  # A graph's nodes lie as the batch does; there is little else.
+  # The nodes of a graph lie as the batch does, and there is little else to shard.
   'link_predictor': {'nodes': None, 'in': None, 'width': 'model'},
   'mlp': {'in': 'fsdp', 'hidden': 'model', 'out': None},
   'autoencoder': {'even': 'fsdp', 'odd': 'model', 'pixels': None},
@@ -41,9 +41,9 @@ RULES: dict[str, Rules] = {
 
 @contextlib.contextmanager
 def logical_axes(rules: Rules, mesh: Mesh) -> Iterator[None]:
-  """While a model is traced in it, its activations are sharded: 'batch' over the batch's axes, others by the rules.
+  """Shards the activations of a model that is traced inside: 'batch' over the batch's axes, others by the rules.
 
-  Activations do not lie along `fsdp`, which is the batch's there.
+  Activations do not lie along `fsdp`, because there it belongs to the batch.
   """
   known = [(name, axis) for name, axis in rules.items() if axis in mesh.shape and axis not in BATCH]
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules((('batch', batch_axes(mesh)), *known)):
@@ -55,7 +55,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> NamedSharding:
-  """The leading axis over `data` (and `fsdp`, where the mesh has it).
+  """Returns the sharding of a leading axis over `data` (and `fsdp`, where the mesh has it).
 
   Raises:
     MeshError: the batch does not divide.
@@ -67,12 +67,12 @@ def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> Nam
 
 
 def local_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
-  """(index, count): which of how many equal runs of a batch's rows this process's devices need.
+  """Returns (index, count): this process's devices need run number `index` of `count` equal runs of a batch's rows.
 
-  Processes that differ along `model` only need the same rows.
+  Processes that differ only along `model` need the same rows.
 
   Raises:
-    MeshError: they need rows that are not in one run.
+    MeshError: the devices need rows that are not in one run.
   """
   slices = sharding.addressable_devices_indices_map((batch_size,)).values()
   runs = {(s.start or 0, batch_size if s.stop is None else s.stop) for (s,) in slices}
@@ -84,7 +84,7 @@ def local_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
 
 
 def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) -> Any:
-  """Shardings of a parameter tree.
+  """Returns the shardings of a parameter tree.
 
   Args:
     params: arrays or ShapeDtypeStructs.
@@ -93,7 +93,7 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
     mesh: the mesh.
 
   Raises:
-    MeshError: a logical axis without a rule.
+    MeshError: a logical axis has no rule.
   """
 
   def one(path, leaf, names):
@@ -115,9 +115,10 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
 
 
 def shard_blocks(shardings: Any, axis: str = 'model') -> dict[str, dict[str, int]]:
-  """For `kron.curvature(blocks=)`: the factors of kernels that lie along a mesh axis in as many blocks as there are shards.
+  """Returns `blocks=` of `kron.curvature` for kernels along a mesh axis: factors in as many blocks as there are shards.
 
-  G where the last axis (columns) lies along it, A where another one (rows) does. Parameters with one axis have none.
+  G is divided if the last axis (columns) lies along the mesh axis, A if another axis (rows) does. Parameters with one
+  axis have no such blocks.
   """
   found: dict[str, dict[str, int]] = {}
   for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]:
@@ -130,13 +131,13 @@ def shard_blocks(shardings: Any, axis: str = 'model') -> dict[str, dict[str, int
 
 
 def state_shardings(state: Any, shardings: Any, mesh: Mesh, placement: Placement | None = None) -> Any:
-  """Shardings of an optimiser state: leaves that mirror a parameter follow it, the rest is replicated.
+  """Returns the shardings of an optimiser state: leaves that mirror a parameter follow it, the rest is replicated.
 
   Args:
     state: arrays or ShapeDtypeStructs, from `jax.eval_shape(tx.init, params)`.
-    shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's.
+    shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's path.
     mesh: the mesh.
-    placement: of K-FAC's stacks (`kron.Stacked`), if there are such.
+    placement: the placement of K-FAC's stacks (`kron.Stacked`), if there are any.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
   by_path = {tuple(map(str, path)): sharding for path, sharding in flat}

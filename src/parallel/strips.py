@@ -1,4 +1,4 @@
-"""Where the images of a batch lie: examples over the batch's axes, height over `space`, width over `columns`."""
+"""The layout of image batches: examples over the axes of the batch, height over `space`, width over `columns`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ Strips = dict[int, Strip]  # by axis
 
 
 def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
-  """The strips of a batch of images (b, h, w, c) or clips (b, t, h, w, c) on a mesh; none without `space` and `columns`.
+  """Returns the strips of a batch of images or clips; there are none on a mesh without `space` and `columns`.
+
+  Images are (b, h, w, c), clips (b, t, h, w, c).
 
   Raises:
-    MeshError: the mesh has such an axis and the batch no such images, or fewer rows than devices.
+    MeshError: the mesh has such an axis, but the batch has no images, or they have fewer rows than there are devices.
   """
   found: Strips = {}
   for axis, dim in zip(STRIPS, (len(shape) - 3, len(shape) - 2), strict=True):
@@ -38,10 +40,10 @@ def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
 
 
 def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
-  """The strips of parameters whose layers lie over `pipe`, as `split` takes them; None on a mesh without that axis.
+  """Returns the strips of parameters whose layers lie over `pipe`, as `split` takes them, or None without that axis.
 
   Args:
-    shardings, shapes: of the parameters.
+    shardings, shapes: those of the parameters.
 
   Raises:
     MeshError: no parameter has layers that divide over it.
@@ -64,19 +66,19 @@ def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def image_sharding(mesh: Mesh, batch_size: int, strips: Strips, ndim: int, name: str = 'batch_size') -> NamedSharding:
-  """As `batch_sharding`, of images in strips."""
+  """Returns the sharding of images in strips; without strips it is that of `batch_sharding`."""
   lead = batch_sharding(mesh, batch_size, name).spec[0]
   rest = (strips[dim].axis if dim in strips else None for dim in range(1, ndim))
   return NamedSharding(mesh, PartitionSpec(lead, *rest)) if strips else batch_sharding(mesh, batch_size, name)
 
 
 def padded_shape(shape: Sequence[int], strips: Strips) -> tuple[int, ...]:
-  """With the padding that gives every strip as many rows."""
+  """Returns the shape with the padding that gives every strip the same number of rows."""
   return tuple(strips[dim].shards * strips[dim].rows if dim in strips else n for dim, n in enumerate(shape))
 
 
 def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) -> dict[int, Int[np.ndarray, ' rows']]:
-  """By axis which rows of images this process's devices hold, in order; -1 for padding."""
+  """Returns, by axis, which image rows this process's devices hold, in order; -1 stands for padding."""
   slices = sharding.addressable_devices_indices_map(padded_shape(shape, strips)).values()
   whole = lambda s, n: (s.start or 0, n if s.stop is None else s.stop)  # noqa: E731
   found = {}
@@ -92,7 +94,7 @@ def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) ->
 
 
 def cut(image: np.ndarray, rows: dict[int, Int[np.ndarray, ' rows']]) -> np.ndarray:
-  """These rows of images; where the number is none of theirs, zeros."""
+  """Returns the given rows of an image, with zeros for row numbers that it does not have."""
   for dim, wanted in rows.items():
     there = (wanted >= 0) & (wanted < image.shape[dim])
     image = np.take(image, np.where(there, wanted, 0), axis=dim)

@@ -1,6 +1,6 @@
-"""JAX programs as lists of operations, to be read, changed and run again: what `kron` and `parallel` both stand on.
+"""JAX programs as lists of operations that can be read, changed and run again.
 
-The one package that touches JAX's tracing machinery.
+Both `kron` and `parallel` build on this package. It is the only one that touches JAX's tracing machinery.
 """
 
 from .binding import at, bind, concrete, context, is_known, passes_gradient, vary, varying
@@ -18,6 +18,7 @@ from .regions import (
   scan_split,
   shard,
 )
+from .replay import visiting
 from .replication import differing, reduced_behind, untracked
 from .source import layer_name, source_line
 
@@ -56,4 +57,5 @@ __all__ = [
   'used_p',
   'vary',
   'varying',
+  'visiting',
 ]

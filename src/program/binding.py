@@ -1,4 +1,4 @@
-"""Operations run again, as JAX traced them: in their contexts, at their lines, with their derivative rules."""
+"""Functions that run operations again as JAX traced them, with their contexts, source lines and derivative rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .program import trace
 
 
 def bind(op: Op, *values: Any, **changed: Any) -> list[Any]:
-  """The operation applied to other values, as JAX traced it but for parameters `changed`; its derivative rules included."""
+  """Applies the operation to other values as JAX traced it, derivative rules included; `changed` sets parameters."""
   params = op.eqn.primitive.get_bind_params({**op.params, **changed})
   subfuns: Sequence[Any] = ()
   if isinstance(params, tuple):  # before jax 0.10: (functions, params)
@@ -26,10 +26,10 @@ def bind(op: Op, *values: Any, **changed: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def context(op: Op) -> Iterator[None]:
-  """Restores what JAX keeps of the contexts in which an operation was traced: compute_on, threefry, XLA metadata.
+  """Restores the contexts that JAX recorded when it traced an operation: compute_on, threefry, XLA metadata.
 
-  The mesh is restored only where it is not the one of the program around the operation: a program may run inside of a
-  shard_map that it was not traced in.
+  The mesh is restored only where it differs from that of the program around the operation, because a program may run
+  inside a shard_map that it was not traced in.
   """
   mesh = jax.sharding.get_abstract_mesh()
   with op.eqn.ctx.manager, contextlib.nullcontext() if op.own_mesh else jax.sharding.use_abstract_mesh(mesh):
@@ -38,7 +38,7 @@ def context(op: Op) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at(op: Op) -> Iterator[None]:
-  """What is traced in it has the operation's line and scopes, so that profiles and compiled programs go on naming them."""
+  """Gives traced code the operation's line and scopes, so that profiles and compiled programs still name them."""
   source, scopes = op.eqn.source_info, source_info_util.current_name_stack()
   inside = str(scopes).endswith(str(source.name_stack))
   with source_info_util.user_context(source.traceback, name_stack=scopes if inside else scopes + source.name_stack):
@@ -46,18 +46,18 @@ def at(op: Op) -> Iterator[None]:
 
 
 def concrete(op: Op, values: Sequence[Any]) -> list[Any]:
-  """The results of an operation on known numbers, now, even while an outer function is traced."""
+  """Computes an operation on known numbers immediately, even while an outer function is traced."""
   with jax.ensure_compile_time_eval():
     return bind(op, *values)
 
 
 def is_known(value: Any) -> bool:
-  """Whether a constant of a program is a number now, and not an outer transformation's tracer."""
+  """Returns whether a constant of a program is a number now, and not an outer transformation's tracer."""
   return not isinstance(value, jax.core.Tracer)
 
 
 def passes_gradient(op: Op, position: int) -> bool:
-  """Whether the gradient of one operand is that of the only result, untouched, by the rule of the function itself."""
+  """Returns whether the function's derivative rule passes the gradient of its only result to an operand unchanged."""
   primals = [jax.ShapeDtypeStruct(v.shape, v.dtype) if isinstance(v, Ref) else v for v in op.inputs]
   value = primals[position]
   if value.shape != op.outputs[0].shape or value.dtype != op.outputs[0].dtype:
@@ -70,17 +70,17 @@ def passes_gradient(op: Op, position: int) -> bool:
 
   try:
     body, _ = trace(pulled, value, *primals)
-  except (NameError, TypeError, ValueError):  # a rule that cannot be read out of its place, as one with collectives
+  except (NameError, TypeError, ValueError):  # the rule cannot be read out of context, as with collectives
     return False
   return body.outputs[0] is body.inputs[0]
 
 
 def varying(x: Any) -> frozenset[str]:
-  """The mesh axes along which a value differs inside of a shard_map; none elsewhere."""
+  """Returns the mesh axes along which a value differs inside a shard_map; elsewhere, none."""
   return getattr(getattr(jax.typeof(x), 'manual_axis_type', None), 'varying', frozenset())
 
 
 def vary(x: Any, axes: frozenset[str]) -> Any:
-  """`x`, said to differ along these mesh axes too; its cotangent is summed over them."""
+  """Marks `x` as differing along these mesh axes too; its cotangent is summed over them."""
   missing = tuple(sorted(axes - varying(x)))
   return jax.lax.pcast(x, missing, to='varying') if missing else x

@@ -1,4 +1,4 @@
-"""Operations by what they do to entries."""
+"""Names of operations, grouped by their effect on entries."""
 
 CASTS = ('convert_element_type', 'reduce_precision', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint',
           'pvary', 'pcast', 'mesh_cast', 'reshard', 'kron_used')  # fmt: skip

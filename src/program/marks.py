@@ -1,4 +1,4 @@
-"""Marks that a program carries from the code that knows something to the one that reads it: identities for JAX."""
+"""Marks, identities for JAX, that a program carries from the code that knows a fact to the code that reads it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, Float
 
-# The observation mark: an identity on its first operand (the network's outputs) that survives jit, vmap, remat and grad.
-# Behind it may come a mask (`masked`) and a weight (`weighted`) of the observations, and what the likelihood reads besides.
-# Only a program under `curvature` ever looks at the mark.
+# The observation mark is an identity on its first operand (the network's outputs) that survives jit, vmap, remat and
+# grad. A mask (`masked`) and a weight (`weighted`) of the observations may follow, then other arrays the likelihood
+# reads. Only a program under `curvature` ever looks at the mark.
 
 observe_p = jex.Primitive('kron_observe')
 
@@ -31,7 +31,7 @@ def _observe_jvp(primals, tangents, **params):
 
 
 def _observe_batch(operands, dims, **params):
-  # The batched axis becomes one more leading axis: more observations. One number for all of them stays one.
+  # The batched axis becomes one more leading axis, for more observations. One number for all of them stays one number.
   size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 
   def moved(x, d):
@@ -50,8 +50,8 @@ batching.primitive_batchers[observe_p] = _observe_batch
 mlir.register_lowering(observe_p, lambda ctx, outputs, *more, **params: [outputs])
 
 
-# The mark of uses: an identity on the input of a linear operation, whose second operand says which of the operation's
-# results are uses of its kernel.
+# The mark of uses is an identity on the input of a linear operation. Its second operand says which of the operation's
+# results are uses of the kernel.
 
 used_p = jex.Primitive('kron_used')
 
@@ -84,7 +84,7 @@ ad.primitive_jvps[used_p] = _used_jvp
 batching.primitive_batchers[used_p] = _used_batch
 mlir.register_lowering(used_p, lambda ctx, x, where: [x])
 
-# The mark of copies: an identity on parameters that lead with an axis of examples.
+# The mark of copies is an identity on parameters that lead with an axis of examples.
 
 copies_p = jex.Primitive('kron_copies')
 copies_p.def_impl(lambda x: x)
@@ -95,10 +95,10 @@ mlir.register_lowering(copies_p, lambda ctx, x: [x])
 
 
 def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
-  """See `kron.used`."""
+  """Marks which results of a linear operation count; see `kron.used`."""
   return used_p.bind(x, where)
 
 
 def copies(x: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
-  """See `kron.copies`."""
+  """Marks parameters that were repeated for every example; see `kron.copies`."""
   return copies_p.bind(x)

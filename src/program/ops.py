@@ -1,4 +1,4 @@
-"""What a program is made of: values, operations, and the bodies of operations."""
+"""The parts of a program: values, operations, and the bodies of operations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Ref(NamedTuple):
 class Op(NamedTuple):
   """One operation; `inputs` are `Ref`s, or literals by value. A `region` ('remat', 'scan', 'cond'...) has `bodies`.
 
-  own_mesh: whether it was traced under another mesh than the program around it.
-  plain: whether its body is a plain function that the caller gave for it.
+  own_mesh: whether the operation was traced under a different mesh than the program around it.
+  plain: whether the body is a plain function that the caller gave for the operation.
   """
 
   eqn: Any
@@ -40,7 +40,7 @@ class Op(NamedTuple):
 
 
 class Program(NamedTuple):
-  """`inputs`, then `ops` in order, give `outputs` (`Ref`s or literals). `consts` are values by index of their `Ref`."""
+  """A list of operations: `ops` turn `inputs` into `outputs` (`Ref`s or literals). `consts` are by `Ref` index."""
 
   inputs: tuple[Ref, ...]
   consts: dict[int, Any]
@@ -49,5 +49,5 @@ class Program(NamedTuple):
 
 
 def has_mark(op: Op) -> bool:
-  """Whether the operation is an observation mark or a region that holds one."""
+  """Returns whether the operation is an observation mark or a region that holds one."""
   return op.name == observe_p.name or any(has_mark(inner) for body in op.bodies for inner in body.ops)

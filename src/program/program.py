@@ -1,9 +1,9 @@
 """The user's loss as a list of operations.
 
-`trace` turns a function into a `Program`: nested `jit`s are inlined (they change nothing but names), every other
-operation is kept as JAX traced it and bound again when the program is evaluated, so that custom derivative rules stay in
-force. Loops, branches, rematerialised regions, shard_map and functions with derivative rules of their own keep `bodies`.
-Dead operations are dropped.
+`trace` turns a function into a `Program`. Nested `jit`s are inlined (they change nothing but names). Every other
+operation is kept as JAX traced it and bound again when the program is evaluated, so that custom derivative rules stay
+in force. Loops, branches, rematerialised regions, shard_map and functions with their own derivative rules keep
+`bodies`. Dead operations are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .ops import Op, Program, Ref, has_mark
 from .source import inside
 
 _JIT = ('jit', 'pjit', 'closed_call', 'core_call')
-# What an operation with bodies does with them, by the names that JAX has given it, and where its bodies are.
+# The kind of region of an operation with bodies, and the parameter that holds them, by JAX's names for the operation.
 _REGIONS = {
   'checkpoint': ('remat', 'jaxpr'),
   'remat2': ('remat', 'jaxpr'),
@@ -36,14 +36,14 @@ _REGIONS = {
 def trace(
   fn: Callable, *args: Any, operators: Mapping[str, Callable] = MappingProxyType({}), kept: Sequence[str] = ()
 ) -> tuple[Program, Any]:
-  """The program of `fn(*args)` (arrays or ShapeDtypeStructs) and the pytree of its outputs' shapes.
+  """Returns the program of `fn(*args)` (arrays or ShapeDtypeStructs) and the pytree of its outputs' shapes.
 
-  operators: plain functions whose programs become the bodies of custom functions or primitives of these names.
-  kept: names of jitted functions that stay operations, with their program as the body.
+  operators: plain functions by name; their programs become the bodies of custom functions or primitives of that name.
+  kept: the names of jitted functions that stay operations, with their programs as bodies.
   """
   meshes = []
 
-  def noting_its_mesh(*args: Any) -> Any:  # which follows from the arguments, too
+  def noting_its_mesh(*args: Any) -> Any:  # the mesh depends on the arguments, too
     meshes.append(jax.sharding.get_abstract_mesh())
     return fn(*args)
 
@@ -78,7 +78,7 @@ def _flatten(
       if eqn.primitive.name in _JIT and eqn.params.get('name') not in kept:
         inner, inner_consts = _open(eqn.params.get('jaxpr', eqn.params.get('call_jaxpr')))
         bind_consts(inner, inner_consts)
-        # A shared inner jaxpr may be visited again: its variables are simply defined anew.
+        # A shared inner jaxpr may be visited again, which simply redefines its variables.
         table.update(zip(inner.invars, inputs, strict=True))
         visit(inner, eqn)
         table.update(zip(eqn.outvars, [read(v) for v in inner.outvars], strict=True))
@@ -106,28 +106,28 @@ def _flatten(
 
 
 def _differs(mesh: Any, around: Any) -> bool:
-  """Whether an operation was traced under another mesh than the program around it.
+  """Returns whether an operation was traced under a different mesh than the program around it.
 
-  Nested jits take the mesh of their operands where none is set, which says nothing.
+  Where no mesh is set, a nested jit takes the mesh of its operands; that does not count as a different mesh.
   """
   taken = around.empty and not mesh.manual_axes
   return mesh != around and not taken
 
 
 def _function_name(eqn: Any) -> str:
-  """The name of the Python function that a derivative rule belongs to; of the primitive elsewhere."""
+  """Returns the name of the Python function that a derivative rule belongs to, or else of the primitive."""
   body = eqn.params.get('call_jaxpr') if eqn.primitive.name.startswith('custom_') else None
   info = getattr(_open(body)[0], 'debug_info', None) if body is not None else None
   return info.func_src_info.split(' ')[0] if info is not None and info.func_src_info else eqn.primitive.name
 
 
 def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-  """A jaxpr and its constants, whether it came closed or open (the two are one class from jax 0.12 on)."""
+  """Returns a jaxpr and its constants, whether it came closed or open (from jax 0.12 on, both are one class)."""
   return getattr(jaxpr, 'jaxpr', jaxpr), getattr(jaxpr, 'consts', ())
 
 
 def _live(program: Program) -> Program:
-  """Drops the operations whose results nobody reads; observation marks and side effects stay."""
+  """Drops operations whose results nothing reads, but keeps observation marks and side effects."""
   needed = {v.index for v in program.outputs if isinstance(v, Ref)}
   kept = []
   for op in reversed(program.ops):
@@ -138,17 +138,18 @@ def _live(program: Program) -> Program:
 
 
 def jvp_program(op: Op, moving: Sequence[bool]) -> tuple[Program, list[bool]]:
-  """The derivative rule of a function that has its own (`custom_jvp_call`).
+  """Returns the derivative rule of a function that has its own (`custom_jvp_call`).
 
   Args:
     op: the call.
-    moving: which of its operands have a tangent.
+    moving: for each operand, whether it has a tangent.
 
   Returns:
-    A program of the operands, then those tangents, to the results, then their tangents; and which results have one.
+    A program from the operands and then those tangents to the results and then their tangents; and, for each result,
+    whether it has a tangent.
   """
   still = [not m for m in moving][op.params['num_consts'] :]
-  mesh = op.eqn.outvars[0].aval.sharding.mesh  # the one it was traced under
+  mesh = op.eqn.outvars[0].aval.sharding.mesh  # the mesh that the call was traced under
   with jax.sharding.use_abstract_mesh(mesh):
     jaxpr, consts, zeros = op.params['jvp_jaxpr_fun'].call_wrapped(*still)
   return _flatten(jaxpr, consts, itertools.count(), mesh), [not z for z in zeros]

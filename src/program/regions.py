@@ -1,4 +1,4 @@
-"""Operations with bodies: loops, rematerialised regions, shard_map. What runs where, and how to build them anew."""
+"""Operations with bodies (loops, rematerialised regions, shard_map): what runs where, and how to rebuild them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .ops import Op, Program, Ref
 
 
 def observation_marks(program: Program) -> list[Op]:
-  """In order, those in bodies included."""
+  """Returns the observation marks of a program in order, including those in bodies."""
   found = []
   for op in program.ops:
     found += [op] if op.name == observe_p.name else []
@@ -24,7 +24,7 @@ def observation_marks(program: Program) -> list[Op]:
 
 
 def draws_from(program: Program, key: Ref) -> bool:
-  """Whether random numbers are drawn from a raw key, directly or in a body that it goes into."""
+  """Returns whether random numbers are drawn from a raw key, directly or in a body that it goes into."""
   for op in program.ops:
     places = [i for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index == key.index]
     if places and op.name in ('random_wrap', 'threefry2x32'):
@@ -37,14 +37,14 @@ def draws_from(program: Program, key: Ref) -> bool:
 
 
 def rematerialise(op: Op, fn: Callable) -> Callable:
-  """`fn` under the checkpoint policy of the region `op`."""
+  """Wraps `fn` in the checkpoint policy of the region `op`."""
   return jax.checkpoint(fn, prevent_cse=op.params['prevent_cse'], policy=op.params['policy'])
 
 
 def scan_split(op: Op) -> tuple[int, int]:
-  """How many of a scan's operands are constants, and how many are carried; the others are sliced."""
+  """Returns how many of a scan's operands are constants and how many are carried; the others are sliced."""
   (body,) = op.bodies
-  # A carried value has the same rank inside and outside: so do the constants, which stand before them.
+  # Carried values, and the constants before them, have the same rank inside and outside.
   carried = sum(len(v.shape) == len(r.shape) for v, r in zip(op.outputs, _shaped(body.outputs), strict=True))
   whole = sum(len(v.shape) == len(jnp.shape(o)) for v, o in zip(body.inputs, op.inputs, strict=True))
   return whole - carried, carried
@@ -55,7 +55,7 @@ def _shaped(values: Sequence[Any]) -> list[Any]:
 
 
 def batch_axes(op: Op) -> tuple[str, ...]:
-  """The mesh axes over which the observations of a shard_map are split: those of its operands' leading axes."""
+  """Returns the mesh axes that split the observations of a shard_map: those of its operands' leading axes."""
   found: list[str] = []
   for spec in op.params['in_specs']:
     first = spec[0] if len(spec) else None
@@ -66,18 +66,18 @@ def batch_axes(op: Op) -> tuple[str, ...]:
 
 
 def manual_axes(op: Op) -> frozenset[str]:
-  """The mesh axes along which the devices run the body of a shard_map each for itself."""
+  """Returns the mesh axes along which devices run the body of a shard_map separately."""
   p = op.params
   return frozenset(p.get('newly_manual_axes', p.get('manual_axes', p['mesh'].axis_names)))
 
 
 def manual_devices(op: Op) -> int:
-  """How many devices run the body of a shard_map each for itself."""
+  """Returns how many devices run the body of a shard_map separately."""
   return math.prod(op.params['mesh'].shape[a] for a in manual_axes(op))
 
 
 def shard(op: Op, fn: Callable, more_in: Any, more_out: Any) -> Callable:
-  """`fn(values, more)` -> (results, more) over the mesh of a shard_map `op`, with specs for what comes in addition."""
+  """Maps `fn(values, more)` -> (results, more) over the mesh of a shard_map `op`, with specs for the added values."""
   p = op.params
   return jax.shard_map(
     fn,

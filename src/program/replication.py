@@ -1,4 +1,4 @@
-"""Along which mesh axes the values of a shard_map differ, where JAX itself does not keep track (check_vma=False)."""
+"""The mesh axes along which values in a shard_map differ, where JAX does not keep track (check_vma=False)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def differing(op: Op) -> dict[int, Axes]:
 
 
 def reduced_behind(program: Program, marks: Sequence[Op]) -> Axes:
-  """Returns the mesh axes over which a program reduces what follows from marked outputs."""
+  """Returns the mesh axes over which a program reduces values that depend on marked outputs."""
   after, found = {v.index for mark in marks for v in mark.outputs}, _SAME
   for op in program.ops:
     if any(v.index in after for v in op.inputs if isinstance(v, Ref)):
@@ -40,19 +40,19 @@ def _reductions(op: Op) -> Axes:
 
 
 def untracked(axes: Axes) -> Axes:
-  """Returns those of some axes that are manual here and along which JAX does not say what differs (check_vma=False)."""
+  """Returns the given axes that are manual here and along which JAX does not track differences (check_vma=False)."""
   manual = axes & frozenset(jax.sharding.get_abstract_mesh().manual_axes)
   return frozenset(axis for axis in manual if not varying(jax.lax.axis_index(axis)))
 
 
 def _axes_of(spec: Any) -> Axes:
-  """The mesh axes in a PartitionSpec."""
+  """Returns the mesh axes in a PartitionSpec."""
   parts = [part if isinstance(part, tuple) else (part,) for part in spec]
   return frozenset(axis for part in parts for axis in part if isinstance(axis, str))
 
 
 def _visit(program: Program, inputs: Sequence[Axes], found: dict[int, Axes]) -> list[Axes]:
-  """Notes the axes of one program's values; returns those of its outputs."""
+  """Notes the axes of one program's values and returns those of its outputs."""
   for v, axes in zip(program.inputs, inputs, strict=True):
     found[v.index] = found.get(v.index, _SAME) | axes
   for op in program.ops:
@@ -84,11 +84,11 @@ def _results(op: Op, inputs: list[Axes], found: dict[int, Axes]) -> list[Axes]:
   own = _named(op)
   if op.name in _REDUCTIONS and op.params.get('axis_index_groups') is None:
     return [union - own] * len(op.outputs) if len(op.outputs) == 1 else [axes - own for axes in inputs]
-  return [union | own] * len(op.outputs)  # as of axis_index, ppermute, all_to_all, reduce_scatter
+  return [union | own] * len(op.outputs)  # such as axis_index, ppermute, all_to_all, reduce_scatter
 
 
 def _named(op: Op) -> Axes:
-  """The mesh axes that a collective names."""
+  """Returns the mesh axes that a collective names."""
   names = op.params.get('axes', op.params.get('axis_name', ()))
   names = names if isinstance(names, tuple | list | frozenset) else (names,)
   return frozenset(name for name in names if isinstance(name, str))

@@ -1,4 +1,4 @@
-"""Where an operation comes from: the user's line and the scopes around it."""
+"""The origin of an operation: the user's line and the scopes around it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _INSTALLED = tuple({sysconfig.get_path('purelib'), sysconfig.get_path('platlib')
 
 
 def layer_name(op: Op) -> str:
-  """The scopes in which the operation was traced, 'ResNet/stage0_block0/conv_mid': flax names its layers so."""
+  """Returns the operation's scopes, such as 'ResNet/stage0_block0/conv_mid', which is how flax names its layers."""
   return str(op.eqn.source_info.name_stack)
 
 
 def source_line(op: Op) -> str:
-  """'file.py:12', the user's line that caused the operation: the innermost frame outside of installed packages."""
+  """Returns the user's line that caused the operation, 'file.py:12': the innermost frame not in installed packages."""
   traceback = op.eqn.source_info.traceback
   own = _own_frames(traceback)
   outside_jax = [f for f in (traceback.frames if traceback is not None else ()) if not f.file_name.startswith(_JAX)]
@@ -32,13 +32,13 @@ def source_line(op: Op) -> str:
 
 
 def inside(eqn: Any, outer: Any) -> Any:
-  """An operation of a nested jit: in the scopes around that, and at its line where no line of its own is the user's."""
+  """Gives an operation of a nested jit the outer scopes, and the outer line if no line of it is the user's."""
   own, around = eqn.source_info, outer.source_info
   traceback = own.traceback if _own_frames(own.traceback) else around.traceback
   return eqn.replace(source_info=own.replace(traceback=traceback, name_stack=around.name_stack + own.name_stack))
 
 
 def _own_frames(traceback: Any) -> list[Any]:
-  """The frames outside of installed packages and of what reads programs."""
+  """Returns the frames outside of installed packages and of the packages that read programs."""
   frames = traceback.frames if traceback is not None else ()
   return [f for f in frames if not f.file_name.startswith((_JAX, *_READERS, *_INSTALLED))]

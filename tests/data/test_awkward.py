@@ -76,7 +76,7 @@ def test_arrays_in_any_order_of_bytes(tmp_path, kind):
   bright = np.tile(np.array([0, 1], np.float64), (4, 3))
   most = np.iinfo(kind).max if 'u' in kind else 1
   found = fits(tmp_path, image=np.asfortranarray((bright * most).astype(kind)), label=LABELS.astype('>i8'))
-  np.testing.assert_allclose(found.image, bright)
+  np.testing.assert_allclose(found.inputs, bright)
   np.testing.assert_array_equal(found.label, LABELS)
 
 

@@ -26,13 +26,13 @@ def test_every_epoch_is_a_permutation_that_runs_on_over_its_end(arrays):
 
 def test_images_and_labels_stay_together(arrays):
   for batch in take(data.array_batches(arrays, 4, seed=3), 3):
-    np.testing.assert_array_equal(batch['image'], arrays.image[batch['label']])
+    np.testing.assert_array_equal(batch['inputs'], arrays.inputs[batch['label']])
 
 
 def test_the_seed_decides_and_nothing_else(arrays):
   first, again, other = (take(data.array_batches(arrays, 4, seed=s, augment=data.shift_and_flip), 3) for s in (1, 1, 2))
   for a, b in zip(first, again, strict=True):
-    np.testing.assert_array_equal(a['image'], b['image'])
+    np.testing.assert_array_equal(a['inputs'], b['inputs'])
   assert any(not np.array_equal(a['label'], b['label']) for a, b in zip(first, other, strict=True))
 
 

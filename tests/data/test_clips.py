@@ -164,13 +164,13 @@ def test_batches_depend_on_the_seed_alone(prepared, train):
   whole, halves = batches(prepared, train), [batches(prepared, train, shard=(i, 2)) for i in range(2)]
   for i in range(2):
     expected = whole[i]
-    assert expected['image'].shape == (4, 4, 24, 24, 3) and expected['image'].dtype == np.float32
+    assert expected['inputs'].shape == (4, 4, 24, 24, 3) and expected['inputs'].dtype == np.float32
     for key in expected:
       np.testing.assert_array_equal(expected[key][0::2], halves[0][i][key])
       np.testing.assert_array_equal(expected[key][1::2], halves[1][i][key])
   stream = data.stream(whole, 1)
-  np.testing.assert_array_equal(next(stream)['image'], whole[1]['image'])
-  assert train == bool((batches(prepared, train, seed=4)[0]['image'] != whole[0]['image']).any())
+  np.testing.assert_array_equal(next(stream)['inputs'], whole[1]['inputs'])
+  assert train == bool((batches(prepared, train, seed=4)[0]['inputs'] != whole[0]['inputs']).any())
 
 
 def test_evaluation_sees_every_clip_once(prepared):
@@ -226,9 +226,9 @@ def test_a_host_decodes_the_bands_of_its_own_rows_alone(prepared, monkeypatch, t
   root, _ = prepared
   banded = data.prepared('video_folder', str(root / 'own'), root / 'data', rate=10, short_side=32, bands=4)
   settings = {'bands': 4, 'colour': 0.0, 'size': (24, 40)}
-  whole = batches((root, banded), **settings)[0]['image']
+  whole = batches((root, banded), **settings)[0]['inputs']
   assert whole.shape == (4, 4, 24, 40, 3)
-  halves = [batches((root, banded), rows=rows, **settings)[0]['image'] for rows in ((0, 12), (12, 24))]
+  halves = [batches((root, banded), rows=rows, **settings)[0]['inputs'] for rows in ((0, 12), (12, 24))]
   np.testing.assert_array_equal(np.concatenate(halves, 2), whole)
   decoded = []
   monkeypatch.setattr('kronmesh.data.bands.from_jpeg', lambda b: decoded.append(b) or from_jpeg(b))

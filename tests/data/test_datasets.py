@@ -16,8 +16,8 @@ from tests.data.idx import write_idx
 def test_digits_are_scikit_learns(tmp_path):
   train, test = (data.load_arrays('digits', split, folder=str(tmp_path)) for split in ('train', 'test'))
   given = sklearn.datasets.load_digits()
-  assert train.image.shape == (1498, 8, 8, 1) and test.image.shape == (299, 8, 8, 1)
-  images = np.concatenate([train.image, test.image])[..., 0] * 16
+  assert train.inputs.shape == (1498, 8, 8, 1) and test.inputs.shape == (299, 8, 8, 1)
+  images = np.concatenate([train.inputs, test.inputs])[..., 0] * 16
   assert sorted(map(bytes, images.astype(np.uint8))) == sorted(map(bytes, given.images.astype(np.uint8)))
   labels = {bytes(image.astype(np.uint8)): label for image, label in zip(given.images, given.target, strict=True)}
   assert all(
@@ -26,7 +26,7 @@ def test_digits_are_scikit_learns(tmp_path):
   )
   assert list(tmp_path.rglob('*.array_record*')), 'kept for the next run'
   again = data.load_arrays('digits', 'test', folder=str(tmp_path))
-  np.testing.assert_array_equal(again.image, test.image)
+  np.testing.assert_array_equal(again.inputs, test.inputs)
 
 
 @pytest.mark.parametrize('packed', [False, True], ids=['plain', 'gzip'])
@@ -35,7 +35,7 @@ def test_fashion_mnist_from_idx_files(tmp_path, packed):
   for split, (images, labels) in written.items():
     arrays = data.load_arrays('fashion_mnist', split, folder=str(tmp_path / 'data'), source=str(tmp_path / 'idx'))
     pairs = {(bytes(i), int(n)) for i, n in zip(images, labels, strict=True)}
-    pixels = np.rint(arrays.image[..., 0] * 255).astype(np.uint8)
+    pixels = np.rint(arrays.inputs[..., 0] * 255).astype(np.uint8)
     assert {(bytes(i), int(n)) for i, n in zip(pixels, arrays.label, strict=True)} == pairs
 
 
@@ -71,9 +71,9 @@ def test_imagenet_batches_of_mock_data(imagenet):
   settings = {'batch_size': 4, 'seed': 0, 'size': 32}
   train = data.record_batches(imagenet, train=True, **settings)
   whole = train[3]
-  assert whole['image'].shape == (4, 32, 32, 3) and whole['image'].dtype == np.float32
-  assert np.isfinite(whole['image']).all() and whole['label'].shape == (4,)
-  np.testing.assert_array_equal(whole['image'], data.record_batches(imagenet, train=True, **settings)[3]['image'])
+  assert whole['inputs'].shape == (4, 32, 32, 3) and whole['inputs'].dtype == np.float32
+  assert np.isfinite(whole['inputs']).all() and whole['label'].shape == (4,)
+  np.testing.assert_array_equal(whole['inputs'], data.record_batches(imagenet, train=True, **settings)[3]['inputs'])
   held_out = data.record_batches(imagenet, train=False, **settings)
   assert [batch['mask'].sum() for batch in held_out] == [4, 4, 2]
 
@@ -83,28 +83,30 @@ def test_imagenet_parts_of_processes_make_up_the_batch(imagenet):
   whole = data.record_batches(imagenet, **settings)[2]
   parts = [data.record_batches(imagenet, shard=(i, 2), **settings)[2] for i in range(2)]
   for i, part in enumerate(parts):
-    np.testing.assert_array_equal(part['image'], whole['image'][i::2])
+    np.testing.assert_array_equal(part['inputs'], whole['inputs'][i::2])
 
 
 def test_text_is_of_python_s_library():
   train, test = (data.load_arrays('python_text', split) for split in ('train', 'test'))
   for split in (train, test):
-    assert split.image.shape[1:] == (65,) and split.image.dtype == np.int32 and split.label.shape == (len(split.image),)
-    assert split.image.min() >= 0 and split.image.max() < 128
-  assert len(train.image) > 10_000 and len(test.image) == 2048
-  text = bytes(train.image.astype(np.uint8).ravel())
-  assert b'import ' in text and bytes(test.image[:20].astype(np.uint8).ravel()) not in text
-  np.testing.assert_array_equal(data.load_arrays('python_text', 'train').image, train.image)
+    assert (
+      split.inputs.shape[1:] == (65,) and split.inputs.dtype == np.int32 and split.label.shape == (len(split.inputs),)
+    )
+    assert split.inputs.min() >= 0 and split.inputs.max() < 128
+  assert len(train.inputs) > 10_000 and len(test.inputs) == 2048
+  text = bytes(train.inputs.astype(np.uint8).ravel())
+  assert b'import ' in text and bytes(test.inputs[:20].astype(np.uint8).ravel()) not in text
+  np.testing.assert_array_equal(data.load_arrays('python_text', 'train').inputs, train.inputs)
 
 
 def test_points_carry_the_solution_of_poisson_s_equation():
   test = data.load_arrays('poisson', 'test')
-  assert test.image.shape == (1024, 2) and abs((test.label**2).mean() - 0.25) < 1e-6
+  assert test.inputs.shape == (1024, 2) and abs((test.label**2).mean() - 0.25) < 1e-6
   # On the grid itself: five-point differences, whose error is of second order in h = 1/32.
   u = test.label.reshape(32, 32)
   laplacian = (u[2:, 1:-1] + u[:-2, 1:-1] + u[1:-1, 2:] + u[1:-1, :-2] - 4 * u[1:-1, 1:-1]) * 32**2
   np.testing.assert_allclose(-laplacian, 5 * np.pi**2 * u[1:-1, 1:-1], rtol=0.01, atol=0.1)
-  points = data.load_arrays('poisson', 'train').image
+  points = data.load_arrays('poisson', 'train').inputs
   assert points.shape == (16384, 2) and points.min() >= 0 and points.max() <= 1
 
 
@@ -136,8 +138,8 @@ def test_an_image_folder(folder):
   source = data.record_source('image_folder', 'train', folder=str(folder))
   assert len(source) == 12 and source.classes == 2
   (batch,) = data.record_batches(source, 12, seed=0, size=16, train=False)
-  assert batch['image'].shape == (12, 16, 16, 3) and batch['label'].tolist() == [0] * 6 + [1] * 6
-  assert batch['image'][6:].mean() > batch['image'][:6].mean() + 1
+  assert batch['inputs'].shape == (12, 16, 16, 3) and batch['label'].tolist() == [0] * 6 + [1] * 6
+  assert batch['inputs'][6:].mean() > batch['inputs'][:6].mean() + 1
   with pytest.raises(DataError, match=r'no images in .+/val/CLASS/'):
     data.record_source('image_folder', 'val', folder=str(folder))
 
@@ -153,7 +155,7 @@ def test_a_record_that_cannot_be_read_is_replaced_by_the_next(folder, caplog):
   paths[4].write_bytes(b'')
   found = list(batches())
   for i in range(12):
-    np.testing.assert_array_equal(found[0]['image'][i], whole[0]['image'][5 if i in (3, 4) else i])
+    np.testing.assert_array_equal(found[0]['inputs'][i], whole[0]['inputs'][5 if i in (3, 4) else i])
   words = [r.message for r in caplog.records if 'cannot be read' in r.message]
   assert len(words) == 2 and all('the next one takes its place' in w for w in words)
 
@@ -192,9 +194,9 @@ def test_some_examples_of_each_class():
   arrays = data.Arrays(np.arange(60.0).reshape(60, 1), np.arange(60) % 4)
   some = data.some_of_each(arrays, 10, seed=3)
   assert sorted(np.bincount(some.label)) == [2, 2, 3, 3]
-  assert all(some.label == some.image[:, 0] % 4) and (np.diff(some.image[:, 0]) > 0).all()
-  np.testing.assert_array_equal(some.image, data.some_of_each(arrays, 10, seed=3).image)
-  assert (some.image != data.some_of_each(arrays, 10, seed=4).image).any()
+  assert all(some.label == some.inputs[:, 0] % 4) and (np.diff(some.inputs[:, 0]) > 0).all()
+  np.testing.assert_array_equal(some.inputs, data.some_of_each(arrays, 10, seed=3).inputs)
+  assert (some.inputs != data.some_of_each(arrays, 10, seed=4).inputs).any()
   with pytest.raises(data.DataError, match='3 examples leave some of 4 classes without any; take 4 at least'):
     data.some_of_each(arrays, 3, seed=0)
   with pytest.raises(data.DataError, match='64 examples are 16 of class 0, which has 15; take fewer'):
@@ -209,7 +211,7 @@ def test_arrays_of_the_users_own(tmp_path):
     np.testing.assert_array_equal(a, b)
   with pytest.raises(data.DataError, match=r'test\.npz cannot be read: No such file'):
     data.load_arrays('arrays', 'test', source=str(tmp_path / 'set'))
-  np.savez(tmp_path / 'set' / 'test.npz', image=own.image, label=own.label[:3])
+  np.savez(tmp_path / 'set' / 'test.npz', image=own.inputs, label=own.label[:3])
   with pytest.raises(data.DataError, match='has 5 images and 3 labels'):
     data.load_arrays('arrays', 'test', source=str(tmp_path / 'set'))
 
@@ -220,7 +222,7 @@ def test_arrays_are_decoded_once_while_their_files_stay_the_same(tmp_path):
   train = data.load_arrays('fashion_mnist', 'train', **where)
   assert data.load_arrays('fashion_mnist', 'train', **where) is train
   with pytest.raises(ValueError, match='read-only'):
-    train.image[0] = 0
+    train.inputs[0] = 0
   shutil.rmtree(tmp_path / 'data')
   shutil.rmtree(tmp_path / 'idx')
   written = write_idx(tmp_path / 'idx', False, train=9, test=5)

@@ -145,6 +145,6 @@ def test_training_sees_the_pixels_of_its_class(tmp_path):
   for split in ('train', 'test'):
     (batch,) = data.record_batches(source(tmp_path, split), 4, seed=0, size=8, train=False)
     means[split] = {
-      int(n): float(x.mean()) for n, x, m in zip(batch['label'], batch['image'], batch['mask'], strict=True) if m
+      int(n): float(x.mean()) for n, x, m in zip(batch['label'], batch['inputs'], batch['mask'], strict=True) if m
     }
   assert means['test'] == {n: means['train'][n] for n in (1, 2)} and np.ptp(list(means['train'].values())) > 1

@@ -1,12 +1,15 @@
 """Inputs of a fourth trial: binarised pictures, channels first in time, transparent films, joined lists."""
 
+import io
 import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kronmesh import data
 from kronmesh.data.layouts import look
+from kronmesh.data.pictures import decode
 from kronmesh.data.triples import load_triples
 
 
@@ -19,7 +22,7 @@ def warned(caplog):
 
 def arrays(folder, image):
   np.savez(folder / 'train.npz', image=image, label=np.arange(len(image)))
-  return data.load_arrays('arrays', 'train', source=str(folder)).image
+  return data.load_arrays('arrays', 'train', source=str(folder)).inputs
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,17 @@ def test_ucf101_lists_of_windows(tmp_path):
     (tmp_path / f'ucfTrainTestlist/{split}list01.txt').write_text(lines)
   found = look('ucf101', tmp_path)
   assert {entry.label for entry in found.entries} == {'Run', 'Walk'} and all(e.path.is_file() for e in found.entries)
+
+
+@pytest.mark.parametrize('most, told', [(4095, True), (60000, False)])
+def test_dark_pictures_of_16_bits_are_told_once(warned, monkeypatch, most, told):
+  monkeypatch.setattr('absl.logging._log_counter_per_token', {})
+  raw = io.BytesIO()
+  Image.fromarray(np.full((4, 4), most, np.uint16)).save(raw, 'PNG')
+  assert np.asarray(decode(raw.getvalue())).max() == round(most * 255 / 65535)
+  assert (f'reaches {most} of 65535' in warned()) == told
+
+
+def test_a_pointer_of_git_lfs_is_called_so():
+  with pytest.raises(ValueError, match='it is a pointer of Git LFS; run `git lfs pull`'):
+    decode(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.configs.defaults import defaults
-from experiments.errors import ConfigError
-from experiments.inputs import make_data
 from kronmesh import data, parallel
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.inputs import make_data
+from kronmesh.train.settings.defaults import defaults
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((12, 4, 4, 3)).astype(np.float32)
@@ -66,12 +66,12 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path):
 def test_integers_are_scaled(tmp_path, kind):
   most = np.iinfo(kind).max
   found = data.load_arrays('arrays', 'train', source=source(tmp_path, ((IMAGES * most).astype(kind), LABELS)))
-  assert found.image.dtype == np.float32 and np.abs(found.image - IMAGES).max() <= 1 / most + 1e-6
+  assert found.inputs.dtype == np.float32 and np.abs(found.inputs - IMAGES).max() <= 1 / most + 1e-6
 
 
 def test_images_without_an_axis_of_channels_get_one(tmp_path):
   found = data.load_arrays('arrays', 'train', source=source(tmp_path, (IMAGES[..., 0], LABELS)))
-  assert found.image.shape == (12, 4, 4, 1)
+  assert found.inputs.shape == (12, 4, 4, 1)
 
 
 def damaged(value):

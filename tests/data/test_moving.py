@@ -74,7 +74,7 @@ def test_the_set_is_made_of_idx_files(tmp_path, monkeypatch):
     data.load_arrays('moving_fashion_mnist', s, folder=str(tmp_path / 'data'), source=str(tmp_path / 'idx'))
     for s in ('train', 'test')
   ]
-  assert [a.image.shape for a in both] == [(40, 8, 32, 32, 1), (20, 8, 32, 32, 1)]
-  assert np.bincount(both[0].label).tolist() == [4] * 10 and both[0].image.max() <= 1
+  assert [a.inputs.shape for a in both] == [(40, 8, 32, 32, 1), (20, 8, 32, 32, 1)]
+  assert np.bincount(both[0].label).tolist() == [4] * 10 and both[0].inputs.max() <= 1
   with pytest.raises(data.DataError, match='moving_fashion_mnist: no IDX files in /nowhere'):
     data.load_arrays('moving_fashion_mnist', 'test', folder=str(tmp_path / 'other'), source='/nowhere')

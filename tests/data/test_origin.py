@@ -22,7 +22,7 @@ def idx(folder, brightness):
 
 
 def mean(name, kept, source=''):
-  return round(float(data.load_arrays(name, 'train', folder=str(kept), source=source).image.mean() * 255))
+  return round(float(data.load_arrays(name, 'train', folder=str(kept), source=source).inputs.mean() * 255))
 
 
 def films(root, *values):

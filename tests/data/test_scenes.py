@@ -155,8 +155,8 @@ def test_windows_are_the_clips_that_end_at_every_frame(every):
   found, first = data.windows(scenes, 4, every), 3 * every
   clips = np.stack([frames[s, t - first : t + 1 : every] for s in range(3) for t in range(first, 12)]).astype(float)
   n = 3 * (12 - first)
-  assert found.image.shape == (n, 4, 4, 6, 4) and found.image.ndim == 5 and len(found.image) == n
-  cut = found.image[np.arange(n)]
+  assert found.inputs.shape == (n, 4, 4, 6, 4) and found.inputs.ndim == 5 and len(found.inputs) == n
+  cut = found.inputs[np.arange(n)]
   spread = clips.std((1, 2, 3), keepdims=True) + 1
   np.testing.assert_allclose(cut[..., 0], (clips - clips.mean((1, 2, 3), keepdims=True)) / spread, atol=1e-5)
   before = [
@@ -166,7 +166,7 @@ def test_windows_are_the_clips_that_end_at_every_frame(every):
   np.testing.assert_allclose(cut[5, 2, 1, :, 2], [1, 0.2, -0.6, -0.6, 0.2, 1], atol=1e-6)  # of a mirrored clip too
   np.testing.assert_allclose(cut[5, 2, :, 3, 3], [-1, -1 / 3, 1 / 3, 1], atol=1e-6)
   np.testing.assert_array_equal(found.label, [label[s, t] for s in range(3) for t in range(first, 12)])
-  np.testing.assert_array_equal(found.image[3:7][np.arange(4)], cut[3:7])
+  np.testing.assert_array_equal(found.inputs[3:7][np.arange(4)], cut[3:7])
   with pytest.raises(data.DataError, match='clips of 13 frames, one of 1, are longer than scenes of 12'):
     data.windows(scenes, 13)
 
@@ -185,7 +185,7 @@ def test_balanced_windows_repeat_the_rarer_label(share):
     assert abs(found.label.mean() - 0.5) < 1 / len(found.label)
   else:
     assert len(found.label) == 240
-  seen = found.image[np.arange(len(found.label))][:, 0, 1, 1, 0] > 0
+  seen = found.inputs[np.arange(len(found.label))][:, 0, 1, 1, 0] > 0
   np.testing.assert_array_equal(seen, found.label == 1)
 
 

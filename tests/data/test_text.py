@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments import trec
-from experiments.errors import ConfigError
 from kronmesh import data
+from kronmesh.tasks.video import trec
+from kronmesh.train.errors import ConfigError
 
 MARK = b'\xef\xbb\xbf'
 

@@ -9,10 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.configs.defaults import defaults
-from experiments.errors import ConfigError
-from experiments.inputs import make_data
 from kronmesh import data, parallel
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.inputs import make_data
+from kronmesh.train.settings.defaults import defaults
 
 F = tfds.features
 PICTURE, CLASS = F.Image(encoding_format='png'), F.ClassLabel(num_classes=2)
@@ -71,7 +71,7 @@ GOOD = {
 def test_sets_that_are_read(tmp_path, name):
   """Labels go with the brightness of their pictures."""
   batch = build(made(tmp_path, *GOOD[name]))
-  bright = np.asarray(batch['image']).mean((1, 2, 3)) > 0
+  bright = np.asarray(batch['inputs']).mean((1, 2, 3)) > 0
   np.testing.assert_array_equal(np.asarray(batch['label']), bright.astype(int))
 
 
@@ -99,4 +99,4 @@ def test_sets_that_are_refused(tmp_path, name):
 def test_pictures_alone_are_enough_where_labels_are_not_used(tmp_path):
   features, example, _ = REFUSED['no label']
   batch = build(made(tmp_path, features, example), task='reconstruct', classes=0)
-  assert batch['image'].shape == (12, 16, 16, 3)
+  assert batch['inputs'].shape == (12, 16, 16, 3)

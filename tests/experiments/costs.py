@@ -8,9 +8,9 @@ from unittest import mock
 
 import jax
 
-from experiments.build import build
 from experiments.configs import noise
-from experiments.programs import abstract, compile_all, programs_of
+from kronmesh.train.build import build
+from kronmesh.train.planning.programs import abstract, compile_all, programs_of
 
 STORED = Path(__file__).parent / 'costs.json'
 # Presets of experiments/configs/noise.py, at batches that compile to the same program and are quick to make.

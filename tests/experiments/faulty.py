@@ -5,8 +5,8 @@ import time
 
 import jax.numpy as jnp
 
-from experiments import train as trainer
-from experiments.launch import launch
+from kronmesh.train import loop as trainer
+from kronmesh.train.runtime.launch import launch
 
 plain = trainer.build
 
@@ -24,7 +24,7 @@ def build(config):
       if number == 20 and HOW == 'hang':
         time.sleep(1000)
       if number == 20 and HOW == 'nan':
-        batch = {**batch, 'image': batch['image'] * jnp.nan}
+        batch = {**batch, 'inputs': batch['inputs'] * jnp.nan}
       yield batch
 
   return run._replace(train_batches=batches)

@@ -3,8 +3,8 @@
 import json
 from unittest import mock
 
-from experiments.build import build
 from experiments.configs import digits
+from kronmesh.train.build import build
 
 
 def small(optimizer='kfac', mesh='data=4,model=2', steps=6):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments import alarms, baselines
 from kronmesh import data
+from kronmesh.tasks.video import alarms, baselines
 
 ROOT = Path(__file__).parents[2]
 

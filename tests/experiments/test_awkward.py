@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import folder, sweep, trec
-from experiments.build import build
 from experiments.configs import digits, digits_classifier, fashion_mnist_resnet
-from experiments.errors import ConfigError
-from experiments.inputs import check_options
-from experiments.overrides import check_different, parse_sweep, resolved
-from experiments.profile import Profile
-from experiments.ranges import check_ranges, check_whole
+from kronmesh.tasks.video import trec
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.inputs import check_options
+from kronmesh.train.runtime.profile import Profile
+from kronmesh.train.runtime.workdir import claimed
+from kronmesh.train.settings.overrides import check_different, parse_sweep, resolved
+from kronmesh.train.settings.ranges import check_ranges, check_whole
+from kronmesh.train.sweeps import sweep
 from tests.experiments.small import small
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +79,9 @@ def test_numbers_beyond_32_bits(key):
 ])  # fmt: skip
 def test_work_folders_with_something_else_in_them(tmp_path, name, make, words):
   make(tmp_path / name)
-  with pytest.raises(ConfigError, match=f'{name} {words}'), folder.claimed(tmp_path):
+  with pytest.raises(ConfigError, match=f'{name} {words}'), claimed(tmp_path):
     pass
-  with folder.claimed(tmp_path / 'other') as claim:
+  with claimed(tmp_path / 'other') as claim:
     claim.check()
 
 
@@ -87,7 +89,7 @@ def test_work_folders_that_are_none(tmp_path):
   (tmp_path / 'link').symlink_to(tmp_path / 'gone')
   (tmp_path / 'file').touch()
   for name, words in (('link', 'is a link to nowhere'), ('file', 'is a file, not a folder')):
-    with pytest.raises(ConfigError, match=words), folder.claimed(tmp_path / name):
+    with pytest.raises(ConfigError, match=words), claimed(tmp_path / name):
       pass
 
 

@@ -15,15 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoints, folder, jsonfile, processes
-from experiments import train as trainer
-from experiments.build import build
-from experiments.checkpoints import exported_step, load_export
-from experiments.errors import ConfigError, Diverged, Preempted, RunError, Stopped, StorageError
-from experiments.report import write_report
-from experiments.train import train
-from experiments.watchdog import Mark, Watchdog, _who_hangs
 from kronmesh import data
+from kronmesh.train import checkpoints, jsonfile
+from kronmesh.train import loop as trainer
+from kronmesh.train.build import build
+from kronmesh.train.checkpoints import exported_step, load_export
+from kronmesh.train.errors import ConfigError, Diverged, Preempted, RunError, Stopped, StorageError
+from kronmesh.train.loop import train
+from kronmesh.train.reporting.report import write_report
+from kronmesh.train.runtime import processes
+from kronmesh.train.runtime.watchdog import Mark, Watchdog, _who_hangs
+from kronmesh.train.runtime.workdir import claimed
 from scripts import compare, search
 from tests.experiments.small import losses, rows, small
 
@@ -354,10 +356,10 @@ def test_a_folder_that_another_run_has_is_waited_for(tmp_path):
   hold = f'import fcntl, time; f = open({str(tmp_path / ".lock")!r}, "w"); fcntl.flock(f, 2); print(1, flush=True)'
   holder = subprocess.Popen([sys.executable, '-c', f'{hold}; time.sleep(2)'], stdout=subprocess.PIPE)
   holder.stdout.readline()
-  with pytest.raises(ConfigError, match='is in use by another run'), folder.claimed(tmp_path):
+  with pytest.raises(ConfigError, match='is in use by another run'), claimed(tmp_path):
     pass
   start = time.monotonic()
-  with folder.claimed(tmp_path, patience=60):
+  with claimed(tmp_path, patience=60):
     assert time.monotonic() - start < 30
   holder.wait()
 

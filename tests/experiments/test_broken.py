@@ -11,10 +11,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import launch
 from experiments.configs import digits
-from experiments.ranges import RANGES
-from experiments.train import main, train
+from kronmesh.train.command import main
+from kronmesh.train.loop import train
+from kronmesh.train.runtime import launch
+from kronmesh.train.settings.ranges import RANGES
 from tests.data.idx import write_idx
 from tests.experiments.small import losses, small
 

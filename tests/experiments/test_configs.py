@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.build import build
-from experiments.optimizers import OPTIMIZERS
-from experiments.overrides import resolved
-from experiments.plan import plan
+from kronmesh.train.build import build
+from kronmesh.train.optimizers import OPTIMIZERS
+from kronmesh.train.planning.plan import plan
+from kronmesh.train.settings.overrides import resolved
 from tests.data.idx import write_idx
 from tests.experiments.small import build_on
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.build import build
-from experiments.errors import ConfigError, RunError
-from experiments.faults import _outputs
-from experiments.guard import norms
-from experiments.train import train
 from kronmesh import kron
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError, RunError
+from kronmesh.train.faults import _outputs
+from kronmesh.train.guard import norms
+from kronmesh.train.loop import train
 from tests.experiments.small import losses, small, steps_of
 
 
@@ -23,7 +23,7 @@ def poisoned(run, at, values):
   def batches(seed, start):
     for number, batch in enumerate(run.train_batches(seed, start), start):
       if number in at:
-        batch = {**batch, 'image': batch['image'].at[0].set(values)}
+        batch = {**batch, 'inputs': batch['inputs'].at[0].set(values)}
       yield batch
 
   return run._replace(train_batches=batches)

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import recipe
-from experiments.build import build
 from experiments.configs import noise
-from experiments.errors import ConfigError
-from experiments.plan import plan, step_flops
-from experiments.train import train
 from kronmesh import kron
+from kronmesh.train import recipe
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.planning.plan import plan, step_flops
 from tests.experiments.small import losses, rows, small
 
 long = pytest.mark.long
@@ -116,7 +116,7 @@ def test_a_loss_scale_that_is_too_large_halves_and_loses_no_run(tmp_path):
 
 
 def test_the_loss_scale_doubles_after_many_sound_steps(monkeypatch):
-  from experiments import guard
+  from kronmesh.train import guard
 
   monkeypatch.setattr(guard, '_GROWS_EVERY', 3)
   config = small('sgd', 'data=8')

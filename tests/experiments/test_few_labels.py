@@ -2,10 +2,10 @@
 
 import pytest
 
-from experiments import few_labels
-from experiments.errors import ConfigError
-from experiments.few_labels import Settings
-from experiments.folder import check_config
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.runtime.workdir import check_config
+from scripts import few_labels
+from scripts.few_labels import Settings
 from tests.data.idx import write_idx
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import retrieval, trec
-from experiments.build import build
 from experiments.configs import moving_fashion_mnist
-from experiments.errors import ConfigError
-from experiments.train import train
 from kronmesh import data
 from kronmesh.data.shots import shots
+from kronmesh.tasks.video import retrieval, trec
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
 from tests.data.films import sound
 from tests.data.idx import write_idx
 

@@ -7,12 +7,14 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from experiments import folder, launch, trec
-from experiments.build import build
-from experiments.checkpoints import exported_step
 from experiments.configs import fashion_mnist_resnet
-from experiments.errors import ConfigError
-from experiments.train import train
+from kronmesh.tasks.video import trec
+from kronmesh.train.build import build
+from kronmesh.train.checkpoints import exported_step
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.runtime import launch
+from kronmesh.train.runtime.workdir import read_rows
 from tests.experiments.small import rows, small
 
 
@@ -39,7 +41,7 @@ def test_a_run_without_a_checkpoint_begins_anew_and_says_so(tmp_path):
   shutil.rmtree(tmp_path / 'checkpoints')
   shutil.rmtree(tmp_path / 'export')
   train(calm(6), tmp_path, quiet=True)
-  words = ' '.join(event['words'] for event in folder.read_rows(tmp_path / 'events.jsonl'))
+  words = ' '.join(event['words'] for event in read_rows(tmp_path / 'events.jsonl'))
   assert 'has no checkpoint: rows of the steps before are dropped, and the run begins anew' in words
   assert [row['step'] for row in rows(tmp_path) if 'loss' in row] == list(range(1, 7))
 

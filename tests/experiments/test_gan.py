@@ -6,15 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import faults, generated
-from experiments.build import build
 from experiments.configs import digits_classifier, fashion_mnist_gan
-from experiments.errors import ConfigError
-from experiments.judge import frechet, in_batches, read_judge
-from experiments.networks import networks
-from experiments.players import NAMES, config_of
-from experiments.recipe import learning_rate
-from experiments.train import train
+from kronmesh.tasks.gan import generated
+from kronmesh.tasks.gan.judge import frechet, in_batches, read_judge
+from kronmesh.tasks.gan.networks import networks
+from kronmesh.tasks.gan.players import NAMES, config_of
+from kronmesh.train import faults
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.recipe import learning_rate
 from tests.data.idx import write_idx
 from tests.draws import normal
 from tests.experiments.small import build_on, losses
@@ -107,7 +108,7 @@ def test_each_player_has_its_own_optimiser(tmp_path):
 def test_a_step_that_is_not_sound_changes_neither_player(tmp_path):
   run = build(small_gan(tmp_path))
   batch = next(run.train_batches(0, 0))
-  broken = {**batch, 'image': jnp.full_like(batch['image'], jnp.nan)}
+  broken = {**batch, 'inputs': jnp.full_like(batch['inputs'], jnp.nan)}
   before = jax.device_get(run.init(0).params)
   state, metrics = run.step(run.init(0), broken, 0)
   assert metrics['held'] and int(state.step) == 0
@@ -173,10 +174,10 @@ def test_labelled_images_and_made_ones_are_those_of_the_seed_that_trains(tmp_pat
   run = build(config)
   batches = [next(run.train_batches(seed, 0)) for seed in (0, 1)]
   assert not np.isin(
-    np.asarray(batches[1]['image']).sum((1, 2, 3)), np.asarray(batches[0]['image']).sum((1, 2, 3))
+    np.asarray(batches[1]['inputs']).sum((1, 2, 3)), np.asarray(batches[0]['inputs']).sum((1, 2, 3))
   ).all()
   config.seed = 1
-  np.testing.assert_array_equal(next(build(config).train_batches(1, 0))['image'], batches[1]['image'])
+  np.testing.assert_array_equal(next(build(config).train_batches(1, 0))['inputs'], batches[1]['inputs'])
 
 
 def test_frechet_distance_of_gaussians():
@@ -232,13 +233,13 @@ def test_a_share_of_a_batch_is_made_and_filtered(tmp_path):
   plain.generated.run = ''
   run = build(config)
   real, mixed = (next(iter(b.train_batches(0, 3))) for b in (build(plain), run))
-  assert mixed['image'].sharding.is_equivalent_to(real['image'].sharding, 4)
-  same = (np.asarray(real['image']) == np.asarray(mixed['image'])).all((1, 2, 3)).reshape(4, 8)
+  assert mixed['inputs'].sharding.is_equivalent_to(real['inputs'].sharding, 4)
+  same = (np.asarray(real['inputs']) == np.asarray(mixed['inputs'])).all((1, 2, 3)).reshape(4, 8)
   assert (same == ([False] * 2 + [True] * 6)).all()
   again = next(iter(run.train_batches(0, 3)))
-  np.testing.assert_array_equal(again['image'], mixed['image'])
+  np.testing.assert_array_equal(again['inputs'], mixed['inputs'])
   other = next(iter(run.train_batches(0, 4)))
-  assert not (np.asarray(other['image'])[::8] == np.asarray(mixed['image'])[::8]).all()
+  assert not (np.asarray(other['inputs'])[::8] == np.asarray(mixed['inputs'])[::8]).all()
   train(config, tmp_path / 'whole', quiet=True)
   parts_of(config, tmp_path / 'parts', 3)
   assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
@@ -249,7 +250,7 @@ def test_a_share_of_a_batch_is_made_and_filtered(tmp_path):
   chances = []
   for own in (config, judged):
     batch = next(iter(build(own).train_batches(0, 0)))
-    made = np.asarray(batch['image']).reshape(4, 8, 28, 28, 1)[:, :2].reshape(8, 28, 28, 1)
+    made = np.asarray(batch['inputs']).reshape(4, 8, 28, 28, 1)[:, :2].reshape(8, 28, 28, 1)
     label = np.asarray(batch['label']).reshape(4, 8)[:, :2].reshape(8)
     chances.append(np.asarray(jax.nn.softmax(judge.logits(made)))[np.arange(8), label])
   assert (chances[1] >= chances[0]).all() and (chances[1] > chances[0]).any()

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import graphs
-from experiments.build import build
 from experiments.configs import directed_video, links, zero_shot
-from experiments.errors import ConfigError
-from experiments.train import evaluate_all, train
 from kronmesh import data, kron
 from kronmesh.data.directed import DirectedMotion
+from kronmesh.tasks import graphs
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.graph_data import kinds, known_graph
+from kronmesh.train.loop import evaluate_all, train
 from tests.data.idx import write_idx
 from tests.draws import integers, normal
 from tests.experiments.small import build_on, losses
@@ -56,8 +57,8 @@ def test_the_first_links_are_evaluated_both_ways(triples_folder):
   config = small_links(triples_folder, mesh='data=1')
   config.data.update({'eval_examples': 4, 'eval_batch_size': 4})
   batch = next(build_on(config, jax.devices()[:1]).eval_batches())
-  (one, other, *_), ends = np.asarray(batch['image']), np.asarray(batch['label'])
-  relations = len(graphs.known_graph(config).relations)
+  (one, other, *_), ends = np.asarray(batch['inputs']), np.asarray(batch['label'])
+  relations = len(known_graph(config).relations)
   assert (one[0], ends[0], one[1] + relations) == (ends[1], other[0], other[1])
 
 
@@ -196,7 +197,7 @@ def small_clips(folder, wordnet, mesh='data=4,model=2'):
 
 def test_a_noun_fits_one_garment_of_both(directed_folder, wordnet_folder):
   config = small_clips(directed_folder, wordnet_folder)
-  over = graphs.kinds(config)
+  over = kinds(config)
   assert over[1].sum() == 3 and over[0, 10] and not over[0, 11]  # itself, its kind, entity
   for split in ('train', 'test'):
     records = DirectedMotion(data_dir=directed_folder, file_format='array_record').as_data_source(split=split)
@@ -223,5 +224,5 @@ def test_a_noun_directs_a_network_of_clips(tmp_path, directed_folder, wordnet_fo
   assert all(kinds[name] in ('conv', 'dense', 'embedding') for name in kinds if name.endswith(('kernel', 'embedding')))
   state, batch = run.init(0), next(run.train_batches(0, 0))
   variables = {'params': state.params, **state.model_state}
-  one, other = (run.task.model.apply(variables, batch['image'], jnp.full(16, k)) for k in (0, 1))
+  one, other = (run.task.model.apply(variables, batch['inputs'], jnp.full(16, k)) for k in (0, 1))
   assert np.abs(one - other).max() > 1e-4

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import kfac_jax_peer
-from experiments.build import build
-from experiments.errors import ConfigError
-from experiments.members import member
-from experiments.optimizers import PEERS
-from experiments.train import train
 from kronmesh import kron
+from kronmesh.train import kfac_jax_peer
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.optimizers import PEERS
+from kronmesh.train.sweeps.variants import member
 from scripts.compare import summarise, warm_up, why_not
 from tests.draws import normal, normals
 from tests.experiments.small import rows, small

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.charts import HEIGHT, WIDTH, chart, render, short, ticks
-from experiments.errors import ConfigError, RunError
-from experiments.report import write_report
-from experiments.train import train
+from kronmesh.train.errors import ConfigError, RunError
+from kronmesh.train.loop import train
+from kronmesh.train.reporting.charts import HEIGHT, WIDTH, chart, render, short, ticks
+from kronmesh.train.reporting.report import write_report
 from tests.experiments.small import small
 
 ROOT = Path(__file__).parents[2]

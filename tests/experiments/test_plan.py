@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import forecast
 from experiments.configs import noise, resolution
 from kronmesh import parallel
+from kronmesh.train.planning import forecast
 
 ROOT = Path(__file__).parents[2]
 long = pytest.mark.long

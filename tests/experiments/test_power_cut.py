@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import durable
-from experiments.folder import read_rows
-from experiments.train import train
 from kronmesh import files
+from kronmesh.train.loop import train
+from kronmesh.train.runtime import durable
+from kronmesh.train.runtime.workdir import read_rows
 from tests.experiments.small import losses, small
 
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import checkpoints, processes
-from experiments.errors import RunError
-from experiments.processes import is_lost
 from kronmesh import data
+from kronmesh.train import checkpoints
+from kronmesh.train.errors import RunError
+from kronmesh.train.runtime import processes
+from kronmesh.train.runtime.processes import is_lost
 from scripts.kill import ONE, TWO, Layout, kill_often
 
 ROOT = Path(__file__).parents[2]
@@ -407,7 +408,7 @@ def test_when_one_is_wrong_all_stop(tmp_path, wrong):
 def test_when_one_does_not_come_the_others_give_up(tmp_path):
   """In one line, and not with the runtime's stack."""
   how = {'coordinator_address': f'localhost:{free_port()}', 'num_processes': 2, 'process_id': 0}
-  code = f'from experiments import processes as p; p._BY_HAND = 2; p._initialize({how})'
+  code = f'from kronmesh.train.runtime import processes as p; p._BY_HAND = 2; p._initialize({how})'
   result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert result.returncode == 4
   line = f'error: not all processes came to {how["coordinator_address"]} within 2 seconds; see what the others say'

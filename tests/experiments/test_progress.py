@@ -2,8 +2,8 @@
 
 import json
 
-from experiments.folder import Events
-from experiments.progress import Progress
+from kronmesh.train.reporting.progress import Progress
+from kronmesh.train.runtime.workdir import Events
 
 
 def test_what_optimisers_count_is_reported_when_there_is_more(tmp_path, capsys):

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import recipe
-from experiments.build import build
 from experiments.configs import digits_classifier
-from experiments.errors import ConfigError
-from experiments.train import train
+from kronmesh.train import recipe
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
 
 
 def configured(**changes):
@@ -96,7 +96,7 @@ def test_smoothed_labels_are_those_of_optax():
 
 def batch_of(seed, n=6):
   keys = jax.random.split(jax.random.key(seed))
-  return {'image': jax.random.normal(keys[0], (n, 5)), 'label': jax.random.randint(keys[1], (n,), 0, 3)}
+  return {'inputs': jax.random.normal(keys[0], (n, 5)), 'label': jax.random.randint(keys[1], (n,), 0, 3)}
 
 
 def test_mixup_weighs_images_and_targets_alike():
@@ -106,11 +106,11 @@ def test_mixup_weighs_images_and_targets_alike():
   # Every row is w times its own and 1 - w times one other; w is the same in all.
   fits = []
   for w in np.unique(np.asarray(mixed['target'])):
-    partner = (mixed['image'] - w * batch['image']) / (1 - w) if w < 1 else batch['image']
+    partner = (mixed['inputs'] - w * batch['inputs']) / (1 - w) if w < 1 else batch['inputs']
     labels = (mixed['target'] - w * own) / (1 - w) if w < 1 else own
-    match = np.abs(np.asarray(partner)[:, None] - np.asarray(batch['image'])[None]).sum(-1).argmin(1)
+    match = np.abs(np.asarray(partner)[:, None] - np.asarray(batch['inputs'])[None]).sum(-1).argmin(1)
     fits.append(
-      np.allclose(partner, np.asarray(batch['image'])[match], atol=1e-3)
+      np.allclose(partner, np.asarray(batch['inputs'])[match], atol=1e-3)
       and np.allclose(labels, np.asarray(own)[match], atol=1e-3)
       and sorted(match) == list(range(6))
     )
@@ -123,9 +123,9 @@ def test_cutmix_replaces_a_run_of_frames():
   clips = jnp.broadcast_to(own[:, None, None, None, None], (6, 8, 2, 2, 1)).astype(jnp.float32)
   lengths = set()
   for seed in range(12):
-    batch = {'image': clips, 'label': jnp.asarray(own)}
+    batch = {'inputs': clips, 'label': jnp.asarray(own)}
     mixed, _ = recipe.mix(batch, (), jax.random.key(seed), alpha=0.0, cut=1.0, running=False, classes=6)
-    frames = np.asarray(mixed['image'])
+    frames = np.asarray(mixed['inputs'])
     assert (frames == frames[:, :, :1, :1]).all()
     frames, partners = frames[:, :, 0, 0, 0].astype(int), []
     for i, clip in enumerate(frames):
@@ -146,16 +146,16 @@ def test_running_mixup_mixes_with_the_last_mixed_batch():
   )
   settings = {'alpha': 0.4, 'cut': 0.0, 'running': True, 'classes': 3}
   first, last = recipe.mix(batch_of(0), nothing, jax.random.key(1), **settings)
-  np.testing.assert_array_equal(first['image'], batch_of(0)['image'])  # there is nothing to mix with yet
+  np.testing.assert_array_equal(first['inputs'], batch_of(0)['inputs'])  # there is nothing to mix with yet
   for seed in range(2, 5):
     mixed, new = recipe.mix(batch_of(seed), last, jax.random.key(seed), **settings)
     own = jax.nn.one_hot(batch_of(seed)['label'], 3)
-    w = float(jnp.vdot(mixed['image'] - last['image'], batch_of(seed)['image'] - last['image']))
-    w /= float(jnp.sum((batch_of(seed)['image'] - last['image']) ** 2))
+    w = float(jnp.vdot(mixed['inputs'] - last['inputs'], batch_of(seed)['inputs'] - last['inputs']))
+    w /= float(jnp.sum((batch_of(seed)['inputs'] - last['inputs']) ** 2))
     assert 0.5 <= w <= 1
-    np.testing.assert_allclose(mixed['image'], w * batch_of(seed)['image'] + (1 - w) * last['image'], atol=1e-5)
+    np.testing.assert_allclose(mixed['inputs'], w * batch_of(seed)['inputs'] + (1 - w) * last['inputs'], atol=1e-5)
     np.testing.assert_allclose(mixed['target'], w * own + (1 - w) * last['target'], atol=1e-5)
-    np.testing.assert_array_equal(new['image'], mixed['image'])
+    np.testing.assert_array_equal(new['inputs'], mixed['inputs'])
     last = new
 
 

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoints, folder
-from experiments.build import build
-from experiments.checkpoints import load_export, open_checkpoints, restore
-from experiments.errors import ConfigError, Preempted, RunError
-from experiments.train import train
+from kronmesh.train import checkpoints
+from kronmesh.train.build import build
+from kronmesh.train.checkpoints import load_export, open_checkpoints, restore
+from kronmesh.train.errors import ConfigError, Preempted, RunError
+from kronmesh.train.loop import train
+from kronmesh.train.runtime.workdir import as_json, changes, storage_errors
 from tests.experiments.small import build_on, losses, rows, small, steps_of
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,7 @@ def test_another_mesh_goes_on_with_the_same_data(tmp_path):
     run = build_on(config, jax.devices()[:devices])
 
     def step(state, batch, number, run=run):
-      seen.append(np.asarray(batch['image']))
+      seen.append(np.asarray(batch['inputs']))
       return run.step(state, batch, number)
 
     if until < 20:
@@ -103,7 +104,7 @@ def test_another_mesh_goes_on_with_the_same_data(tmp_path):
     else:
       train(config, tmp_path / 'parts', quiet=True, run=run._replace(step=step))
   for found, batch in zip(seen, whole.train_batches(config.seed, 0), strict=False):
-    np.testing.assert_array_equal(found, batch['image'])
+    np.testing.assert_array_equal(found, batch['inputs'])
   assert len(seen) == 20
   np.testing.assert_allclose(losses(tmp_path / 'parts'), losses(tmp_path / 'whole'), rtol=1e-5)
 
@@ -136,7 +137,7 @@ def test_the_export_is_the_model_as_it_was_evaluated(tmp_path):
   assert about['scores']['accuracy'] == scores['eval_accuracy']
   hits = total = 0
   for batch in run.eval_batches():
-    logits = run.task.model.apply(variables, np.asarray(batch['image']), train=False)
+    logits = run.task.model.apply(variables, np.asarray(batch['inputs']), train=False)
     hits += float(((np.asarray(logits).argmax(-1) == batch['label']) * batch['mask']).sum())
     total += float(batch['mask'].sum())
   assert hits / total == pytest.approx(scores['eval_accuracy'], abs=1e-6)
@@ -204,7 +205,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tmp_path):
   train(config, tmp_path, quiet=True)
   ruin(tmp_path / 'checkpoints' / '3', 'truncated')
   config.steps = 6
-  with pytest.raises(RunError, match=r'none of the checkpoints 3 in .+ can be read .+; remove them to begin anew'):
+  with pytest.raises(RunError, match=r'none of the checkpoints 3 in .+ can be read .+; move them away to begin anew'):
     train(config, tmp_path, quiet=True)
   assert steps_of(tmp_path) == [1, 2, 3] and (tmp_path / 'checkpoints' / '3').is_dir()
 
@@ -223,11 +224,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_a_run_goes_on_with_a_release_that_has_more_options():
   """At their defaults they change nothing."""
   config = small()
-  old = folder.as_json(config)
+  old = as_json(config)
   del old['data']['colour'], old['faults'], old['seed']
-  assert folder.changes(old, folder.as_json(config)) == []
+  assert changes(old, as_json(config)) == []
   config.data.colour, config.model.widths, config.steps = 0.5, (8, 8), 7
-  assert set(folder.changes(old, folder.as_json(config))) == {'data.colour', 'model.widths'}
+  assert set(changes(old, as_json(config))) == {'data.colour', 'model.widths'}
 
 
 @pytest.mark.long
@@ -235,8 +236,8 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
   train(small(steps=3), tmp_path, quiet=True)
   before = (tmp_path / 'metrics.jsonl').read_text()
   holder = subprocess.Popen(
-    [sys.executable, '-c', f'from pathlib import Path; from experiments import folder\n'
-     f'with folder.claimed(Path({str(tmp_path)!r})): print("held", flush=True); input()'],
+    [sys.executable, '-c', f'from pathlib import Path; from kronmesh.train.runtime.workdir import claimed\n'
+     f'with claimed(Path({str(tmp_path)!r})): print("held", flush=True); input()'],
     cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
   )  # fmt: skip
   assert holder.stdout.readline() == 'held\n'
@@ -303,9 +304,9 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_what_the_operating_system_says_is_found_behind_other_errors(tmp_path):
   inner = ValueError('RESOURCE_EXHAUSTED: Error writing "d/1": No space left on device [OS error 28: ENOSPC]')
-  with pytest.raises(RunError, match='No space left'), folder.storage_errors(tmp_path):
+  with pytest.raises(RunError, match='No space left'), storage_errors(tmp_path):
     raise RuntimeError('a save failed') from inner
-  with pytest.raises(RuntimeError, match='a bug'), folder.storage_errors(tmp_path):
+  with pytest.raises(RuntimeError, match='a bug'), storage_errors(tmp_path):
     raise RuntimeError('a bug')
 
 

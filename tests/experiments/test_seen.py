@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.build import build
-from experiments.errors import ConfigError
-from experiments.meter import PARTS, Meter
-from experiments.train import train
 from kronmesh import kron
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.loop import train
+from kronmesh.train.reporting.meter import PARTS, Meter
 from tests.experiments.small import rows, small
 
 
@@ -144,7 +144,7 @@ def test_weights_and_biases_gets_what_the_rows_have(tmp_path, monkeypatch, new_w
 
 def test_times_by_part(monkeypatch):
   clock = iter([0, 1, 3, 10, 12, 13, 20.0])
-  monkeypatch.setattr('experiments.meter.time.perf_counter', lambda: next(clock))
+  monkeypatch.setattr('kronmesh.train.reporting.meter.time.perf_counter', lambda: next(clock))
   meter = Meter(batch_size=8)  # at 0
   with meter.of('input'):  # 1 to 3
     pass

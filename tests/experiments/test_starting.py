@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import jsonfile
 from experiments.configs import digits
-from experiments.errors import ConfigError
-from experiments.folder import read_rows
-from experiments.ranges import check_ranges
-from experiments.starting import is_command
-from experiments.terminal import Lossy
+from kronmesh.train import jsonfile
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.runtime.starting import is_command
+from kronmesh.train.runtime.terminal import Lossy
+from kronmesh.train.runtime.workdir import read_rows
+from kronmesh.train.settings.ranges import check_ranges
 
 ROOT = Path(__file__).parents[2]
 SMALL = ['--config=experiments/configs/digits.py', '--config.model.widths=(16, 8)', '--config.data.batch_size=64']

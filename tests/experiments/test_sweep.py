@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from experiments.configs import digits
-from experiments.errors import ConfigError
-from experiments.folder import read_rows
-from experiments.overrides import apply, differences, flags_of, names_of, parse_sweep, resolved
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.runtime.workdir import read_rows
+from kronmesh.train.settings.overrides import apply, differences, flags_of, names_of, parse_sweep, resolved
 from tests.experiments.test_pages import browser, opened  # noqa: F401  (a fixture)
 from tests.experiments.test_starting import HEED
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import basic, graphs
-from experiments.configs import defaults
 from kronmesh import data, kron, models
+from kronmesh.tasks import basic, graphs
+from kronmesh.train.settings import defaults
 
 
 def loss_of(task, model):
@@ -30,7 +30,7 @@ class Solution(nn.Module):
 @pytest.mark.parametrize('factor', [1.0, 1.1])
 def test_poisson_s_loss_and_error(factor):
   points = data.load_arrays('poisson', 'test')
-  batch = {'image': jnp.asarray(points.image), 'label': jnp.asarray(points.label)}
+  batch = {'inputs': jnp.asarray(points.inputs), 'label': jnp.asarray(points.label)}
   _, (metrics, _) = loss_of('poisson', Solution(factor))({}, {}, batch)
   # Residuals are those of the solution itself, whose mean square is 1/4.
   assert float(metrics['loss']) == pytest.approx((factor - 1) ** 2 / 8, abs=1e-6)
@@ -44,11 +44,11 @@ def test_the_loss_of_the_next_token_and_its_observations():
   loss = loss_of('next_token', model)
   logits = nn.log_softmax(model.apply({'params': params}, tokens[:, :-1]))
   each = np.array([[-logits[b, t, tokens[b, t + 1]] for t in range(5)] for b in range(4)])
-  assert float(loss(params, {}, {'image': tokens})[0]) == pytest.approx(each.mean(), rel=1e-5)
-  masked = {'image': tokens, 'mask': jnp.array([1.0, 1.0, 0.0, 0.0])}
+  assert float(loss(params, {}, {'inputs': tokens})[0]) == pytest.approx(each.mean(), rel=1e-5)
+  masked = {'inputs': tokens, 'mask': jnp.array([1.0, 1.0, 0.0, 0.0])}
   assert float(loss(params, {}, masked)[0]) == pytest.approx(each[:2].mean(), rel=1e-5)
   # Every token is an observation, and of a masked sequence none is.
-  for batch, count in (({'image': tokens}, 20), (masked, 10)):
+  for batch, count in (({'inputs': tokens}, 20), (masked, 10)):
     curvature = kron.curvature(loss, params, {}, batch, has_aux=True)
     stats = jax.jit(curvature.value_and_grad)(params, {}, batch, key=jax.random.key(2))[2]
     assert stats.examples == count

@@ -15,15 +15,15 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.build import build
 from experiments.configs import digits_classifier
-from experiments.errors import ConfigError, RunError
-from experiments.launch import guarded
-from experiments.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
-from experiments.train import train
 from kronmesh import kron
 from kronmesh.data import DataError
 from kronmesh.parallel import MeshError
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError, RunError
+from kronmesh.train.loop import train
+from kronmesh.train.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
+from kronmesh.train.runtime.launch import guarded
 from tests.data.idx import write_idx
 from tests.experiments.small import build_on, losses, small
 

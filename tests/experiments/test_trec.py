@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments import trec
-from experiments.errors import ConfigError
-from experiments.trec import Judgement
+from kronmesh.tasks.video import trec
+from kronmesh.tasks.video.trec import Judgement
+from kronmesh.train.errors import ConfigError
 
 
 def judged(words, stratum='1'):

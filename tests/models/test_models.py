@@ -145,14 +145,14 @@ VIDEO = {
 def test_video_models_in_bfloat16_have_factors_whatever_is_kept(name):
   """Every kernel is Kronecker-factored; what the backward pass computes again is what it was, but for rounding."""
   x = jax.random.normal(jax.random.key(0), (6, 4, 8, 8, 1))
-  batch = {'image': x, 'label': jnp.arange(6) % 3}
+  batch = {'inputs': x, 'label': jnp.arange(6) % 3}
   variables = nn.meta.unbox(VIDEO[name].init(jax.random.key(1), x, train=False))
   params, found = variables.pop('params'), {}
   for keep in ('all', 'blocks'):
     model = VIDEO[name].clone(keep=keep)
 
     def loss(params, batch, model=model):
-      logits, _ = model.apply({'params': params, **variables}, batch['image'], train=True, mutable=list(variables))
+      logits, _ = model.apply({'params': params, **variables}, batch['inputs'], train=True, mutable=list(variables))
       logits = kron.observe.categorical(logits, batch['label'])
       return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
 

@@ -5,7 +5,7 @@ python -m tests.parallel.worker ADDRESS PROCESSES NUMBER DEVICES MESH DTYPE OUT 
 
 import sys
 
-import experiments.launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
 import jax.numpy as jnp

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import kfac_jax_peer
+from kronmesh.train import kfac_jax_peer
 from scripts import peer_verdicts
 from tests.draws import normal
 from tests.kron.gallery import GALLERY, linen

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments import few_labels
-from experiments.build import build
-from experiments.configs import defaults, digits, digits_classifier
-from experiments.errors import ConfigError
-from experiments.members import member
-from experiments.optimizers import OPTIMIZERS, PEERS
-from experiments.programs import abstract, compile_all, held, programs_of
-from experiments.registry import make_task
-from experiments.tables import columns
-from scripts import overhead_tables
+from experiments.configs import digits, digits_classifier
+from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
+from kronmesh.train.optimizers import OPTIMIZERS, PEERS
+from kronmesh.train.planning.programs import abstract, compile_all, held, programs_of
+from kronmesh.train.registry import make_task
+from kronmesh.train.reporting.tables import columns
+from kronmesh.train.settings import defaults
+from kronmesh.train.sweeps.variants import member
+from scripts import few_labels, overhead_tables
 from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table
 from scripts.overhead_tables import report
@@ -190,7 +190,7 @@ def test_trials_are_run_again_when_the_config_changes(tmp_path, capsys, monkeypa
 
 
 def test_commands_import_without_running():
-  for name in ('scripts.compare', 'scripts.batches', 'scripts.search', 'experiments.train'):
+  for name in ('scripts.compare', 'scripts.batches', 'scripts.search', 'kronmesh.train.command'):
     assert importlib.import_module(name).main
 
 

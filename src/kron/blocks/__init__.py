@@ -1,1 +1,1 @@
-"""Which parameters share a block of the curvature, and which approximation it gets."""
+"""The blocks of the curvature: which parameters share one, and which approximation it gets."""

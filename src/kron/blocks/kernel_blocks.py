@@ -1,4 +1,4 @@
-"""The block of a kernel: which approximation of its curvature, with which factors, from which uses."""
+"""The block of a kernel: the approximation of its curvature, its factors and its uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .options import Options, chosen
 class Use(NamedTuple):
   """A site with its place in a block: the layout of its matrix or channels, and the bias that is added to its result.
 
-  linear: the site that has the matrix: itself, or where a kernel met a constant before (`Survey.lifted`).
+  linear: the site that has the matrix: this site, or the one where a kernel met a constant before (`Survey.lifted`).
   """
 
   site: Site
@@ -48,7 +48,7 @@ def kernel_block(
   approximation = chosen(options.approximation, name) or 'kronecker'
   if approximation == 'kronecker':
     return Kronecker(linear.name, first.layout, bias, sizes, rows, columns, loops, reduced, transposed)
-  # Of one-hot rows a aT is itself a diagonal.
+  # For one-hot rows a, the product a aT is already diagonal.
   diagonal = approximation == 'diagonal' or one_hot or n_in > options.max_factor
   layouts = (linear.name, first.layout, bias, sizes)
   return Unitwise(*layouts, slots, n_in, linear.n_out, diagonal, loops, reduced, transposed)
@@ -63,7 +63,7 @@ def _side(slots: int, size: int, partner: str, options: Options, parts: int) -> 
 
 
 def _reduced(group: list[Use], name: str, unfit: bool) -> int:
-  """The number of examples of a kernel whose uses are to be reduced."""
+  """Returns the number of examples of a kernel with sharing='reduce'."""
   if unfit:
     raise CurvatureError(
       f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or one of a constant knows 'expand' only"
@@ -80,6 +80,6 @@ def _reduced(group: list[Use], name: str, unfit: bool) -> int:
 
 
 def flops(site: Site, operator: Kronecker | Unitwise) -> int:
-  """Of the products that a site's statistics add."""
+  """Returns the flops of the products that a site's statistics add."""
   uses = math.prod(site.op.outputs[0].shape) // max(1, site.linear.n_out * site.linear.slots)
   return uses * operator.flops_of_use * site.linear.slots * site.times

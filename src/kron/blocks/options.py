@@ -1,9 +1,9 @@
-"""What the caller of `curvature` chooses, by patterns on the parameters' names."""
+"""The choices of `curvature`'s caller, by patterns on the parameters' names."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import CurvatureError
@@ -15,8 +15,12 @@ OVERSIZE = ('diagonal', 'blocks')
 
 
 class Options(NamedTuple):
-  """Patterns are fnmatch's; see `curvature` for what the choices mean."""
+  """The options of `curvature`, which explains the choices. Patterns are those of fnmatch."""
 
+  fisher: str
+  has_aux: bool
+  examples: int | Callable[..., Any] | None
+  operators: Mapping[str, Callable]
   fallback: Mapping[str, str]
   sharing: Mapping[str, str]
   approximation: Mapping[str, str]
@@ -26,7 +30,7 @@ class Options(NamedTuple):
   blocks: Mapping[str, Mapping[str, int]] = {}
 
   def check(self, names: Sequence[str]) -> None:
-    """Raises CurvatureError for a choice that is unknown or meets no parameter."""
+    """Raises CurvatureError for a choice that is unknown or matches no parameter."""
     for what, chosen, known in (
       ('fallback', self.fallback, FALLBACKS),
       ('sharing', self.sharing, SHARING),
@@ -49,5 +53,5 @@ class Options(NamedTuple):
 
 
 def chosen(patterns: Mapping[str, Any], name: str) -> Any:
-  """The choice of the first pattern that the name fits."""
+  """Returns the choice of the first pattern that matches the name, or None."""
   return next((value for pattern, value in patterns.items() if fnmatch.fnmatch(name, pattern)), None)

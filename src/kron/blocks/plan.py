@@ -1,4 +1,4 @@
-"""Gathers sites into blocks: which parameters share a block of the curvature, and what stays outside."""
+"""Gathers sites into blocks: which parameters share a block of the curvature, and which stay outside."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .uses import Refused, group_uses
 
 
 class Plan(NamedTuple):
-  """How one program's blocks are filled.
+  """The plan by which one program's blocks are filled.
 
   blocks: in the order of the parameters.
-  taps: where the probes go.
-  probes: shapes, by block and statistic; they lead with `loops`, the lengths of the loops that slice the block.
+  taps: the places where the probes go.
+  probes: shapes by block and statistic; they lead with `loops`, the lengths of the loops that slice the block.
   gradient_only: the parameters without a block, each with the reason.
-  regularised: the parameters that have a block and a term of their own in the loss.
-  shards: those of the batch.
+  regularised: the parameters that have a block and also a separate term in the loss.
+  shards: the shards of the batch.
   aux_tree: the structure of the loss's auxiliary output, if any.
   """
 
@@ -55,10 +55,10 @@ def plan_blocks(
   from_loss: bool,
   observations: tuple[int, ...],
 ) -> Plan:
-  """The blocks of a survey.
+  """Plans the blocks of a survey.
 
   Args:
-    from_loss: whether the loss's own gradients make the curvature (the empirical Fisher), or the observed outputs.
+    from_loss: whether the curvature comes from gradients of the loss (the empirical Fisher), not from observed outputs.
     observations: the lengths of the axes that count examples, where they are known.
 
   Raises:
@@ -88,7 +88,7 @@ def plan_blocks(
   probes, loops = {}, {}
   for name, (block, taps) in tapped.items():
     loops[name] = (taps[0].lifted or taps[0].site).weight.stack
-    # The rows that *reduce* keeps are divided at the end; counts are of all shards.
+    # The rows that *reduce* keeps are divided into shards at the end; counts are for all shards.
     lead = options.shards.lead if block.operator.reduced is None else ()
     own = block.operator.probes()
     products = {k: (*loops[name], *lead, *shape) for k, shape in own.products.items()}
@@ -107,7 +107,7 @@ def _without_sites(
   refused: Refused,
   owned: set[str],
 ) -> tuple[list[Block], dict[str, str]]:
-  """What becomes of the parameters that no block owns: sampled diagonals, and those left to the gradient, with reasons."""
+  """Returns the sampled diagonals and the gradient-only parameters, with reasons, among those without a block."""
   diagonals, gradient_only = [], {}
   in_loss = reaching(program, survey, True, through_kernels=True)
   for param, name in enumerate(names):
@@ -126,7 +126,7 @@ def _without_sites(
 
 
 def _check_reduced(blocks: Sequence[Block], survey: Survey, observations: tuple[int, ...]) -> None:
-  """Raises CurvatureError for sharing='reduce' where an example's uses cannot be told."""
+  """Raises CurvatureError for sharing='reduce' where the uses of one example cannot be identified."""
   reduced = [b for b in blocks if b.operator.reduced is not None]
   for b in reduced:
     if observations and b.operator.reduced not in observations:
@@ -182,7 +182,7 @@ def _block(
 
 
 def _splits(tap: Tap, observations: tuple[int, ...]) -> bool:
-  """Whether a site's rows lead with examples that divide into shards."""
+  """Returns whether a site's rows lead with examples that divide into shards."""
   site = tap.site
   if tap.operator.reduced is not None:
     return tap.shards.fits(tap.operator.reduced)
@@ -204,7 +204,7 @@ def _unit_name(site: Site) -> str:
 
 
 def _own_terms(param: int, program: Program, survey: Survey, in_loss: set[int]) -> str | None:
-  """Why a parameter without a block needs none, if so."""
+  """Returns the reason why a parameter without a block needs none, or None if it needs one."""
   sites = [s for group in survey.sites.values() for s in group if param in survey.owners(s.weight)]
   if any(s.key in in_loss for s in sites):
     return None

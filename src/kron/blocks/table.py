@@ -1,4 +1,4 @@
-"""The coverage table: what `print(curvature)` shows."""
+"""The coverage table that `print(curvature)` shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .block import Block
 def table(
   blocks: Sequence[Block], gradient_only: Mapping[str, str], regularised: Sequence[str], sizes: Mapping[str, int]
 ) -> str:
-  """Parameters, operator, factors, their bytes, share of all parameters, and the flops that statistics add to a step."""
+  """Lists each block's parameters, operator, factors, bytes, share of all parameters and added flops per step."""
   total = max(1, sum(sizes.values()))
   rows = [('parameters', 'operator', 'factors', 'bytes', 'share', 'flops')]
   all_bytes = 0
@@ -23,7 +23,7 @@ def table(
     factors = block.operator.factors
     size = sum(f.rows * f.n**2 for f in factors.values()) * jnp.dtype(block.dtype).itemsize
     all_bytes += size
-    # A piece of a parameter has its share of what the pieces hold together.
+    # No share is shown for a block that holds only some entries of its parameters.
     share = '-' if block.partial else f'{sum(sizes[p] for p in block.params) / total:.1%}'
     text = ', '.join(f'{name} {f}' for name, f in factors.items())
     rows.append((label, _operator(block), text, _short(size), share, _short(block.flops) if block.flops else '-'))

@@ -1,4 +1,4 @@
-"""Groups sites by the block that they belong to, and refuses parameters whose uses no block can hold."""
+"""Groups sites by the block they belong to, and refuses parameters whose uses no block can hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..reading.sites import Site, Survey
 from .kernel_blocks import Use
 from .options import Options
 
-Refused = dict[int, str]  # why, by parameter
+Refused = dict[int, str]  # the reason, by parameter
 
 
 def group_uses(
@@ -28,9 +28,9 @@ def group_uses(
   from_loss: bool,
   observations: tuple[int, ...],
 ) -> tuple[list[list[Use]], Refused]:
-  """Returns the uses of each block, and the parameters that are refused; arguments as of `plan.plan_blocks`.
+  """Returns the uses of each block, and the refused parameters; the arguments are those of `plan.plan_blocks`.
 
-  A shift that joins a kernel or a scale is in that block's uses, and has no group of its own.
+  A shift that joins a kernel or a scale is among the uses of that block and does not form a group.
   """
   live = reaching(program, survey, from_loss)
   sites, refused = _understood(program, survey, shapes, from_loss, live)
@@ -49,7 +49,7 @@ def group_uses(
 def _understood(
   program: Program, survey: Survey, shapes: Sequence[tuple[int, ...]], from_loss: bool, live: set[int]
 ) -> tuple[list[Site], Refused]:
-  """The live sites of parameters all of whose live uses are understood, and the reasons of the others."""
+  """Returns the live sites of parameters whose live uses are all understood, and why the others are refused."""
   observed = reaching(program, survey, False) if from_loss else live
   refused: Refused = {}
   for param, refusals in survey.refusals.items():
@@ -59,13 +59,13 @@ def _understood(
   empty = {p for p, shape in enumerate(shapes) if not math.prod(shape)}
   owners = lambda site: set(survey.owners(site.weight))  # noqa: E731
   sites = [s for group in survey.sites.values() for s in group if s.key in live and not owners(s) & empty]
-  # What is refused for one parameter of a site is refused for all of them.
+  # If one parameter of a site is refused, all of them are.
   refused = {p: r for s in sites for p in owners(s) for q in survey.owners(s.weight) if (r := refused.get(q))} | refused
   return [s for s in sites if not owners(s) & set(refused)], refused
 
 
 def _without_examples(site: Site, observations: tuple[int, ...]) -> str | None:
-  """Why a site cannot tell examples apart, if it cannot."""
+  """Returns the reason why a site cannot tell examples apart, or None if it can."""
   if site.kind in ('linear', 'gain') and not isinstance(site.linear, Embedding):
     return None
   if site.linear is not None and site.sharded and not site.differs:
@@ -85,17 +85,17 @@ def _without_examples(site: Site, observations: tuple[int, ...]) -> str | None:
 def _grouped(
   sites: Sequence[Site], survey: Survey, shifts: Mapping[int, tuple[Site, tuple[int, ...]]], options: Options
 ) -> list[list[Use]]:
-  """Sites grouped by block: those of the same matrix, perhaps transposed, or of the same channels."""
+  """Groups sites by block: those of the same matrix, perhaps transposed, or of the same channels."""
   groups: dict[tuple, list[Use]] = {}
 
   def order(site: Site) -> int:
-    """A table is laid out as its look-up sees it, and a matrix as data do, whatever comes first in the program."""
+    """Sorts look-ups first and lifted kernels last, so that look-ups and data, not program order, set the layout."""
     return 2 if site.weight.params[0] < 0 else not (site.linear is not None and site.linear.one_hot)
 
   for site in sorted(sites, key=order):
     shift, axes = shifts.get(site.key, (None, ())) if site.kind != 'gain' else (None, ())
     if shift is not None and shift.weight.params[0] < 0:
-      shift = None  # the product of a kernel and a constant, which has a block of its own
+      shift = None  # the product of a kernel and a constant, which has a separate block
     linear = site if site.kind == 'linear' else survey.lifted.get(site.weight.params[0])
     shift_layout = None
     if linear is not None:
@@ -119,7 +119,7 @@ def _identity(layout: Arrangement) -> tuple:
 
 
 def _matrix(site: Site, flip: bool = False) -> Arrangement:
-  """The kernel as (slots, rows, columns) of the operation, or of its transpose."""
+  """Returns the kernel as (slots, rows, columns) of the operation, or of its transpose."""
   linear, weight = site.linear, site.weight
   shape = site.op.inputs[site.position].shape
   if linear.kernel_shape != shape:
@@ -135,7 +135,7 @@ def _channels(site: Site) -> Arrangement:
 
 
 def _with_bias(group: list[Use], sites: Sequence[Site], options: Options) -> list[Use]:
-  """Keeps the shift with its kernel or scale where every use of the shift is one of this group, else drops it."""
+  """Keeps the shift with its kernel or scale if all uses of the shift are in this group, else drops it."""
   shifts = [u for u in group if u.shift is not None]
   layouts = {_identity(u.shift_layout) for u in shifts}
   params = {p for u in shifts for p in u.shift.weight.params}
@@ -143,7 +143,7 @@ def _with_bias(group: list[Use], sites: Sequence[Site], options: Options) -> lis
   alone = not params & {p for u in group for p in u.layout.params}
   if group[0].linear is not None:
     kernels = [u.linear.linear for u in group]
-    # A scale of the columns is not the bias's.
+    # A scale of the columns does not apply to the bias.
     scaled = any(u.site.weight.varies - set(u.linear.linear.row_axes) for u in group)
     fits = not scaled and not any(k.one_hot for k in kernels) and kernels[0].n_in < options.max_factor
   else:
@@ -154,7 +154,7 @@ def _with_bias(group: list[Use], sites: Sequence[Site], options: Options) -> lis
 
 
 def _refuse_overlaps(groups: list[list[Use]], shapes: Sequence[tuple[int, ...]], refused: Refused) -> None:
-  """Refuses parameters of which two blocks would hold the same entries."""
+  """Refuses parameters if two blocks would hold the same entries of them."""
   by_param: dict[int, list[list[Use]]] = {}
   joined = {u.shift.key for group in groups for u in group if u.shift is not None}
   for group in groups:
@@ -171,7 +171,7 @@ def _refuse_overlaps(groups: list[list[Use]], shapes: Sequence[tuple[int, ...]],
 
 
 def _entries(layout: Arrangement, param: int, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-  """For each entry of a parameter whether it is in the layout."""
+  """Returns, for each entry of a parameter, whether it is in the layout."""
   with jax.ensure_compile_time_eval():
     numbers = [
       np.arange(1, math.prod(shapes[p]) + 1, dtype=np.int32).reshape(shapes[p]) * (p == param) for p in layout.params

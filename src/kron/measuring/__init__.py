@@ -1,1 +1,1 @@
-"""How statistics are taken: a program is evaluated with a probe at every site."""
+"""Statistics, which are taken by evaluating a program with a probe at every site."""

@@ -1,9 +1,9 @@
-"""Evaluates a program with a probe at every site, so that its gradient carries the statistics.
+"""Evaluation of a program with a probe at every site, so that its gradient carries the statistics.
 
-Each site's operation is replaced by a twin with the same value and the same derivatives, and one more argument, the
-probe: zeros shaped like the site's statistics. The probe changes nothing in the forward pass; its cotangent is defined to
-be the statistics. Sums over microbatches, shards and loops are then what autodiff does with any cotangent; where a loop
-slices a parameter, it slices the probe too.
+A twin replaces each site's operation. It has the same value and the same derivatives, and one more argument, the probe:
+zeros with the shape of the site's statistics. The probe changes nothing in the forward pass, and its cotangent is
+defined to be the statistics. Autodiff then sums them over microbatches, shards and loops as it sums any cotangent. A
+loop that slices a parameter slices its probe too.
 """
 
 from __future__ import annotations
@@ -40,21 +40,33 @@ from .probes import Probes
 from .site_vjp import Known, Tap, Taps, copied, floats, site_vjp, with_floats
 
 NOTHING = Taps({}, {}, False)
-Coefficients = dict[tuple[int, ...], Array]  # by the parameters of a weight
+Coefficients = dict[tuple[int, ...], Array]  # keyed by the parameters of a weight
 
 
 class About(NamedTuple):
-  """What is known of a program's inputs besides their values, by position.
+  """Facts about a program's inputs besides their values, by position.
 
-  coefficients: of scaled weights. masks: of inputs that `kron.used` marks.
+  coefficients: those of scaled weights.
+  masks: those of inputs that `kron.used` marks.
   """
 
   coefficients: Mapping[int, Coefficients] = MappingProxyType({})
   masks: Mapping[int, Array] = MappingProxyType({})
 
   def only(self, keep: Callable[[int], bool], shift: int = 0) -> About:
-    """What is known of the inputs at these positions, counted from `shift` on."""
+    """Keeps the facts about the inputs whose positions `keep` accepts, and counts positions from `shift` on."""
     return About(*({i - shift: x for i, x in known.items() if keep(i)} for known in self))
+
+
+class Around(NamedTuple):
+  """The surroundings of a body.
+
+  depth: the number of loops around it.
+  constants: the constants that lifted kernels met, by the key of their site.
+  """
+
+  depth: int = 0
+  constants: Mapping[int, Array] = MappingProxyType({})
 
 
 def evaluate(
@@ -63,23 +75,21 @@ def evaluate(
   inputs: Sequence[Array],
   probes: Probes,
   about: About = About(),  # noqa: B008  (immutable)
-  depth: int = 0,
-  constants: Mapping[int, Array] | None = None,
+  around: Around = Around(),  # noqa: B008  (immutable)
   offsets: Sequence[Array] | None = None,
 ) -> tuple[list[Array], list[tuple[Array, ...]]]:
   """Returns the program's outputs, and the operands of its observation marks in order.
 
   Args:
-    program: as traced.
-    taps: where the probes go.
+    program: the program as traced.
+    taps: the sites that the probes go to.
     inputs: values for the program's inputs.
     probes: zeros, by block and statistic.
-    about: what is known of the inputs besides.
-    depth: how many loops are around it.
-    constants: what lifted kernels met, by their site's key.
-    offsets: added to the observed outputs of the marks, which must not be inside of bodies then.
+    about: further facts about the inputs.
+    around: the surroundings of the program, if it is a body.
+    offsets: arrays to add to the observed outputs of the marks; no mark may then be inside of a body.
   """
-  constants = dict(constants or {})
+  constants = dict(around.constants)
   lifted = {t.lifted.key: t.lifted.position for group in taps.taps.values() for t in group if t.lifted is not None}
   env: dict[int, Any] = dict(program.consts)
   env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
@@ -105,7 +115,7 @@ def evaluate(
       results = [_slope_times(values[0], taps.factors[op.outputs[0].index])] if taps.factors else values[:1]
     elif op.bodies and (has_mark(op) or any(taps.inside(body) for body in op.bodies)):
       with context(op):
-        results, inner = _region(op, taps, values, probes, About(scaled, masked), depth, constants)
+        results, inner = _region(op, taps, values, probes, About(scaled, masked), around._replace(constants=constants))
       marks += inner
     elif here:
       knows = [_known(tap, scaled, constants)._replace(where=_where(tap, masked)) for tap in here]
@@ -124,7 +134,7 @@ def evaluate(
 
 
 def _slope_times(z: Array, factor: Array) -> Array:
-  """Returns z, whose gradient is multiplied by the factor."""
+  """Returns z, and multiplies its gradient by the factor."""
 
   @jax.custom_vjp
   def twin(z, factor):
@@ -136,7 +146,7 @@ def _slope_times(z: Array, factor: Array) -> Array:
 
 
 def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled: Mapping[int, Coefficients]) -> Array:
-  """d result / d parameter, entry by entry: the tangent of the operation for a parameter that grows by one everywhere."""
+  """Computes d result / d parameter, entry by entry, as the tangent for a parameter that grows by one everywhere."""
   place = next(k for k, v in enumerate(op.outputs) if v.index == out.index)
 
   def function(*weights):
@@ -149,7 +159,7 @@ def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled:
   begun = [scaled.get(i, {}).get(params) for i, _ in positions]
   begin = [jnp.full_like(values[i], scale) for i, scale in positions]
   tangents = [b if t is None else t for t, b in zip(begun, begin, strict=True)]
-  if op.plain or op.name.startswith('custom_vjp'):  # it passes gradients on, see `follow.straight_through`
+  if op.plain or op.name.startswith('custom_vjp'):  # passes gradients through, see `weight_rules.straight_through`
     return jax.lax.stop_gradient(tangents[0])
   return jax.lax.stop_gradient(jax.jvp(function, primals, tangents)[1])
 
@@ -160,19 +170,19 @@ def _known(tap: Tap, scaled: Mapping[int, Coefficients], constants: Mapping[int,
 
 
 def _where(tap: Tap, masked: Mapping[int, Array]) -> Array | None:
-  """What `kron.used` says of the input that a kernel meets here."""
+  """Returns the mask from `kron.used` for the input that a kernel meets here, if there is one."""
   return masked.get(1 - tap.site.position) if tap.site.kind == 'linear' else None
 
 
 # --- bodies
 
 
-def _region(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, constants):
-  """An operation with bodies that hold sites or marks."""
+def _region(op: Op, taps: Taps, values, probes: Probes, about: About, around: Around):
+  """Evaluates an operation whose bodies hold sites or marks."""
   about = about._replace(masks=_going_inside(op, values, about.masks))
 
   def body(values, probes, index=0, shift=0, about=about):
-    return evaluate(op.bodies[index], taps, values, probes, about.only(lambda i: i >= shift, shift), depth, constants)
+    return evaluate(op.bodies[index], taps, values, probes, about.only(lambda i: i >= shift, shift), around)
 
   if op.region == 'remat':
     return rematerialise(op, body)(values, probes)
@@ -180,25 +190,25 @@ def _region(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int
     branches = [lambda v, p, k=k: body(v, p, index=k, shift=1) for k in range(len(op.bodies))]
     return jax.lax.switch(values[0], branches, values[1:], probes)
   if op.region == 'scan':
-    return _scan(op, taps, values, probes, about, depth, constants)
+    return _scan(op, taps, values, probes, about, around)
   if op.region == 'shard_map':
     return _sharded(op, taps, body, values, probes, about)
-  return _custom(op, taps, values, probes, about, depth, constants)
+  return _custom(op, taps, values, probes, about, around)
 
 
 def _going_inside(op: Op, values, masks: dict[int, Array]) -> dict[int, Array]:
-  """The masks that go into the bodies of an operation, of the shapes of what they are about."""
+  """Returns the masks that go into the bodies of an operation, broadcast to the shapes of their values."""
   places = inside(op, op.bodies[0], list(masks))
   shapes = {i: jnp.shape(values[i]) for i in places}
   return {i: jnp.broadcast_to(masks[i], shapes[i]) for i in places if fits(masks[i].shape, shapes[i])}
 
 
-def _scan(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, constants):
+def _scan(op: Op, taps: Taps, values, probes: Probes, about: About, around: Around):
   (body,) = op.bodies
   n_consts, n_carry = scan_split(op)
   n_whole = n_consts + n_carry
   consts, carry, xs = values[:n_consts], values[n_consts:n_whole], values[n_whole:]
-  sliced = {tap.block for tap in taps.inside(body) if tap.site.loops[depth]}
+  sliced = {tap.block for tap in taps.inside(body) if tap.site.loops[around.depth]}
   moving = {name: probe for name, probe in probes.items() if name in sliced}
   loops, fixed = about.only(lambda i: i >= n_whole), about.only(lambda i: i < n_whole)
 
@@ -206,7 +216,7 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, 
     xs, moving, loops = xs
     own = {**probes, **moving}
     inner = About(*({**f, **l} for f, l in zip(fixed, loops, strict=True)))
-    results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, depth + 1, constants)
+    results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, around._replace(depth=around.depth + 1))
     return results[:n_carry], (results[n_carry:], marks)
 
   p = op.params
@@ -217,10 +227,10 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, 
 
 
 def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
-  """The body once for each shard; probes go in whole, so that their cotangents are summed over the mesh."""
+  """Evaluates the body once for each shard; probes go in whole, so that their cotangents are summed over the mesh."""
   spread = {tap.block: tap.site.spread for tap in taps.inside(op.bodies[0]) if tap.site.spread is not None}
   axes = tuple(a for a in batch_axes(op) if a not in spread.values())
-  # Probes of layers that lie over the mesh lead with the layers, as the parameters do.
+  # If layers are distributed over the mesh, their probes lead with the layers, as the parameters do.
   specs = {
     name: jax.tree.map(lambda _, name=name: PartitionSpec(spread[name]) if name in spread else PartitionSpec(), own)
     for name, own in probes.items()
@@ -233,7 +243,7 @@ def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
     return results, [tuple(_lead(z, mark[0]) for z in mark) for mark in marks]
 
   def _lead(x, outputs):
-    # One number for all observations of a mark may differ between shards: each observation gets it.
+    # A single number for all observations of a mark may differ between shards, so each observation gets a copy.
     return vary(x if x.ndim else jnp.broadcast_to(x, outputs.shape[:1]), frozenset(axes))
 
   led = PartitionSpec(axes) if axes else PartitionSpec()
@@ -241,13 +251,13 @@ def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
   return shard(op, local, (specs, masks), marks_spec)(list(values), (probes, about.masks))
 
 
-def _custom(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int, constants):
-  """A function with a derivative rule of its own: its value and gradient are its own, its statistics those of its body."""
+def _custom(op: Op, taps: Taps, values, probes: Probes, about: About, around: Around):
+  """Evaluates a function with a custom derivative rule, and takes only the statistics from its body."""
 
   def body(values, probes, about, constants):
-    return evaluate(op.bodies[0], taps, values, probes, about, depth, constants)
+    return evaluate(op.bodies[0], taps, values, probes, about, around._replace(constants=constants))
 
-  marks = body(values, probes, about, constants)[1] if has_mark(op) else []
+  marks = body(values, probes, about, around.constants)[1] if has_mark(op) else []
   if marks and not taps.from_loss:
     return bind(op, *values), marks
   if marks and taps.factors:
@@ -255,7 +265,7 @@ def _custom(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int
       "fisher='empirical' with marks of several sizes: one of them is inside of a function with a derivative rule of its "
       'own; mark outside of it'
     )
-  marks = jax.lax.stop_gradient(marks)  # these only count the observations
+  marks = jax.lax.stop_gradient(marks)  # they only count the observations
 
   @jax.custom_vjp
   def twin(values, probes, known):
@@ -270,4 +280,4 @@ def _custom(op: Op, taps: Taps, values, probes: Probes, about: About, depth: int
     return slopes, pull_probes(list(dys))[0], jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda values, probes, known: (bind(op, *values), (values, probes, known)), backward)
-  return twin(list(values), probes, (about, dict(constants))), marks
+  return twin(list(values), probes, (about, dict(around.constants))), marks

@@ -1,4 +1,4 @@
-"""Which cotangents of the observed outputs make the Fisher information, and how their sums are put together."""
+"""Cotangents of the observed outputs that make the Fisher information, and the way their sums are combined."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import CurvatureError
 from ..statistics import degree
 from .observations import Observed
 
-_SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels are drawn apart from dropout masks
+_SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels and dropout masks are drawn independently
 
 
 def exact(
   statistics_from: Callable, observed: Sequence[Observed], share: Sequence[Any], keys: Sequence[PRNGKeyArray]
 ) -> Any:
-  """Sums the statistics of degree 2 over all columns of every likelihood's root; those of degree 0 are taken once.
+  """Sums the statistics of degree 2 over all columns of every likelihood's root, and takes those of degree 0 once.
 
-  Each observation's column gets a random sign. It cancels in that observation's own outer product, and makes the
-  products between observations vanish on average where the network couples them, as batch normalisation does.
+  Each observation's column gets a random sign. It cancels in the outer product of that observation with itself. If the
+  network couples observations, as batch normalisation does, the signs make the products between them vanish on average.
   """
   nothing = [jnp.zeros_like(o.outputs) for o in observed]
   total = statistics_from(nothing)
@@ -45,9 +45,9 @@ def exact(
 
 
 def random_key(key: PRNGKeyArray | None, args: tuple, program: Program, otherwise: int | None = None) -> PRNGKeyArray:
-  """Returns the key given, or one folded out of the only key among the loss's arguments, or one from a seed.
+  """Returns the given key, else one derived from the only key among the loss's arguments, else one from a seed.
 
-  Two numbers of type uint32 are a key where the loss draws from them.
+  Two numbers of type uint32 count as a key if the loss draws from them.
   """
   if key is not None:
     return key

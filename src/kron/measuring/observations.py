@@ -1,8 +1,8 @@
-"""Observed outputs: how many observations each mark has, and what share each of them takes in the curvature.
+"""Observed outputs: the number of observations of each mark, and the share of each observation in the curvature.
 
-The loss is taken for a sum of terms, one for each mark, each the mean over the mark's own n observations. With c_o a root
-of the Fisher information of observation o, the curvature is the sum over marks of 1/n sum_o weight_o J^T c_o c_o^T J. All
-statistics are divided by one number, the largest n; the observations of a mark that has fewer take larger shares.
+The loss is assumed to be a sum of terms, one for each mark, each a mean over the mark's n observations. With c_o a root
+of the Fisher information of observation o, the curvature is the sum over marks of 1/n sum_o weight_o J^T c_o c_o^T J.
+All statistics are divided by one number, the largest n, so observations of a mark that has fewer get larger shares.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Number = int | Array
 
 
 class Observed(NamedTuple):
-  """The outputs of one mark, with its mask and weight where it has them, and what else its likelihood reads."""
+  """The outputs of one mark, its mask and weight if it has them, and the other arrays that its likelihood reads."""
 
   likelihood: Likelihood
   outputs: Array
@@ -35,7 +35,7 @@ class Observed(NamedTuple):
 
   @classmethod
   def of(cls, mark: Op, outputs: Array, extra: Sequence[Array]) -> Observed:
-    """From the operands of a mark."""
+    """Makes the observed outputs from the operands of a mark."""
     rest = list(extra)
     mask = rest.pop(0) if mark.params['masked'] else None
     weight = rest.pop(0) if mark.params['weighted'] else None
@@ -46,17 +46,17 @@ class Observed(NamedTuple):
     return self.outputs.shape[: self.outputs.ndim - self.likelihood.event_ndims]
 
   def prepared(self) -> Array:
-    """What the likelihood reads of the outputs."""
+    """Returns the outputs in the form that the likelihood reads."""
     prepare = getattr(self.likelihood, 'prepare', None)
     return self.outputs if prepare is None else prepare(self.outputs, *self.more)
 
   def number(
     self, shards: Shards = WHOLE, axes: frozenset[str] = frozenset(), averaged: frozenset[str] = frozenset()
   ) -> Number:
-    """How many observations count, of those that statistics are taken of.
+    """Returns how many observations count, among those that statistics are taken from.
 
-    axes: of a shard_map around the whole computation, over which observations are counted together.
-    averaged: axes of one over which the caller sums statistics, so that each device counts its share of all.
+    axes: mesh axes of a shard_map around the whole computation, over which observations are counted together.
+    averaged: mesh axes over which the caller sums statistics, so that each device counts its share of all observations.
     """
     if self.mask is None:
       sizes = math.prod(jax.lax.axis_size(a) for a in axes)
@@ -69,7 +69,7 @@ class Observed(NamedTuple):
     return (jax.lax.psum(count, apart) if apart else count) * same
 
   def scaled(self, cotangent: Array, share: Number | Array) -> Array:
-    """A cotangent times the root of each observation's share: its outer product then counts by that."""
+    """Multiplies a cotangent by the root of each observation's share, so that its outer product counts by the share."""
     factor = jnp.sqrt(jnp.asarray(share, cotangent.real.dtype))
     for x in (self.mask, self.weight):
       if x is not None:
@@ -77,26 +77,26 @@ class Observed(NamedTuple):
     return (cotangent * factor).astype(self.outputs.dtype)
 
   def times_share(self, u: Array, share: Number | Array) -> Array:
-    """A product of the information with a vector, times each observation's share."""
+    """Multiplies a product of the information with a vector by each observation's share."""
     factor = jnp.asarray(share, u.real.dtype)
     for x in (self.mask, self.weight):
       factor = factor if x is None else factor * self.expanded(x)
     return u * factor.astype(u.dtype)
 
   def expanded(self, x: Array) -> Array:
-    """One number of each observation (or of the first of its axes), as it meets the outputs."""
+    """Reshapes numbers for the observations (or for their first axes) so that they broadcast with the outputs."""
     return x.reshape(*x.shape, *(1,) * (self.outputs.ndim - x.ndim)) if x.ndim else x
 
 
 def largest(numbers: Sequence[Number]) -> Number:
-  """The largest of some numbers, static where all are."""
+  """Returns the largest of some numbers, as a static number if all of them are static."""
   if all(isinstance(n, int) for n in numbers):
     return max(numbers)
   return functools.reduce(jnp.maximum, [jnp.asarray(n, jnp.float32) for n in numbers])
 
 
 def shares(numbers: Sequence[Number]) -> list[Number | Array]:
-  """largest(numbers) / number of each, and 1 where they are the same; 0 of a mark without observations."""
+  """Returns largest(numbers) / number for each mark: 1 if all are the same, and 0 for a mark without observations."""
   if len(numbers) == 1 or (
     len({n if isinstance(n, int) else None for n in numbers}) == 1 and isinstance(numbers[0], int)
   ):
@@ -106,19 +106,19 @@ def shares(numbers: Sequence[Number]) -> list[Number | Array]:
 
 
 def positive(number: Number) -> Number | Array:
-  """The number, or 1 where it is 0, to be divided by. A device's share of all observations may be less than one."""
+  """Returns the number as a divisor, with 1 for 0. A device's share of all observations may be less than one."""
   return max(number, 1) if isinstance(number, int) else jnp.where(number > 0, number, 1)
 
 
 def check_marks(marks: Sequence[tuple[Op, int, int]], counted: bool) -> None:
-  """Refuses marks that count observations otherwise than their losses can.
+  """Refuses marks that count observations in a way that cannot match their losses.
 
   Args:
-    marks: each with the number of loops around it, and how often it runs.
-    counted: whether the caller says how many observations there are.
+    marks: the marks, each with the number of loops around it and the number of times that it runs.
+    counted: whether the caller gives the number of observations.
 
   Raises:
-    CurvatureError: an event takes every axis outside of loops; `examples=` for marks of several sizes.
+    CurvatureError: outside of loops, an event takes every axis; or `examples=` is given for marks of several sizes.
   """
   sizes = []
   for mark, depth, times in marks:

@@ -1,6 +1,6 @@
-"""What the probes of a program carry: zeros for each statistic, and what the statistics need to know to be taken.
+"""The probes of a program, which carry zeros for each statistic and the data that the statistics need.
 
-Whatever rides on a probe is sliced by the loops that slice it.
+The loops that slice a probe slice everything on it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ...program import vary, varying
 from ..operators import Kronecker, Unit, Unitwise
 from ..statistics import BlockSums
 
-Basis = Mapping[str, Array]  # eigenvectors of A and G
+Basis = Mapping[str, Array]  # the eigenvectors of A and G
 
 
 class Probe(NamedTuple):
-  """What rides on the operations at the sites of one block.
+  """The extra argument of the operations at the sites of one block.
 
   products, uses: zeros, whose cotangents are the block's statistics.
-  basis: eigenvectors of A and G, where second moments in that basis are wanted; else empty.
-  due: by statistic a number that is 0 where it is not wanted; empty where all are.
+  basis: the eigenvectors of A and G if second moments in that basis are wanted, else empty.
+  due: for each statistic a number that is 0 where the statistic is not wanted; empty if all are wanted.
   """
 
   products: dict[str, Array]
@@ -34,7 +34,7 @@ class Probe(NamedTuple):
   due: dict[str, Array]
 
 
-Probes = dict[str, Probe]  # by block
+Probes = dict[str, Probe]  # keyed by block
 
 
 def zero_probe(shapes: BlockSums, dtype: Any) -> Probe:
@@ -47,8 +47,9 @@ def zero_probe(shapes: BlockSums, dtype: Any) -> Probe:
 def with_basis(
   probe: Probe, operator: Kronecker | Unitwise, basis: Basis, loops: tuple[int, ...], lead: tuple[int, ...], dtype: Any
 ) -> Probe:
-  """Adds a probe for second moments in a basis, and the basis, laid out by the loops that slice the block as A's is.
+  """Adds a probe for second moments in a basis, and the basis itself.
 
+  loops: the lengths of the loops that slice the block. Both are laid out by these loops, as the probe of A is.
   lead: the axis of shards, if there is one.
   """
   vectors = {k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}
@@ -61,10 +62,10 @@ def with_basis(
 def with_due(
   probe: Probe, operator: Kronecker | Unitwise | Unit, due: Mapping[str, Array], loops: tuple[int, ...]
 ) -> Probe:
-  """Adds for each statistic whether it is due, once for each iteration of the loops that slice the block.
+  """Flags whether each statistic is due, once for each iteration of the loops that slice the block.
 
-  The uses of a transposed kernel make both factors, so all its statistics are due together; rows that are still to be
-  summed (*reduce*) are always wanted.
+  The uses of a transposed kernel make both factors, so all of its statistics are due together. Rows that are summed
+  later (*reduce*) are always wanted.
   """
   if operator.reduced is not None:
     return probe
@@ -75,12 +76,12 @@ def with_due(
 
 
 def where_due(due: Mapping[str, Array], statistics: Callable[[], BlockSums]) -> BlockSums:
-  """The statistics, each computed on the device only if its factor is due."""
+  """Returns the statistics, each of which the device computes only if its factor is due."""
   computed = statistics()
   if not due:
     return computed
 
-  # Of those computed only what has no flag is kept.
+  # Of the statistics computed above, only those without a flag are kept.
   def one(name: str, like: Array) -> Array:
     nothing = lambda: vary(jnp.zeros(like.shape, like.dtype), varying(like))  # noqa: E731
     return jax.lax.cond(due[name] > 0, lambda: statistics().products[name], nothing)
@@ -90,7 +91,7 @@ def where_due(due: Mapping[str, Array], statistics: Callable[[], BlockSums]) -> 
 
 
 def cotangent(probe: Probe, found: Sequence[BlockSums]) -> Probe:
-  """The probe's cotangent: of each statistic the sum of what was found, in the probe's own type and shape."""
+  """Returns the probe's cotangent, which sums each statistic over `found` in the type and shape of the probe."""
 
   def total(zeros: Mapping[str, Array], parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     sums = {}

@@ -1,7 +1,7 @@
-"""Statistics of parts of the batch: one sum for each shard, so that a mesh need not add up whole factors everywhere.
+"""Statistics of parts of the batch, one sum for each shard, so that a mesh need not add up whole factors everywhere.
 
-Rows that lead with examples are reshaped to (shards, rows of a shard, ...). Where the batch is sharded in the same way that
-moves nothing, and each device keeps the sum of its own examples until a `Placement` adds the sums up at their owners.
+Rows that lead with examples are reshaped to (shards, rows of a shard, ...). If the batch is sharded in the same way,
+this moves no data, and each device keeps the sum of its examples until a `Placement` adds the sums at their owners.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from .probes import Probes
 
 
 class Shards(NamedTuple):
-  """`count` equal parts of the batch, of each the first `subsample` of its examples; where they lie says the placement."""
+  """`count` equal parts of the batch; statistics take the first examples of each.
+
+  subsample: the share of each part's examples that the statistics take.
+  placement: where the parts lie.
+  """
 
   count: int = 1
   subsample: float = 1.0
   placement: Placement | None = None
 
   def fitted(self, examples: Sequence[int]) -> Shards:
-    """With the placement's number of shards for batches of these lengths; one where they are not known."""
+    """Returns shards with the placement's count for batches of these lengths, or one shard if no lengths are known."""
     if self.placement is None:
       return self
     return self._replace(count=min((self.placement.shards(n) for n in examples), default=1))
@@ -40,11 +44,11 @@ class Shards(NamedTuple):
 
   @property
   def lead(self) -> tuple[int, ...]:
-    """The axis that statistics lead with: none for a single shard."""
+    """Returns the axis that statistics lead with, which is empty for a single shard."""
     return (self.count,) if self.count > 1 else ()
 
   def check(self, examples: Sequence[int]) -> None:
-    """Raises CurvatureError if batches of these lengths do not divide."""
+    """Raises CurvatureError if batches of these lengths do not divide into the shards."""
     if not 0 < self.subsample <= 1:
       raise CurvatureError(f'part={self.subsample}: choose one in (0, 1]')
     if self.trivial:
@@ -59,12 +63,12 @@ class Shards(NamedTuple):
         raise CurvatureError(f'part={self.subsample} of the {each} examples of a shard is no whole number; change one')
 
   def fits(self, length: int) -> bool:
-    """Whether an axis of this length has such parts."""
+    """Checks whether an axis of this length divides into such parts."""
     kept = length / self.count * self.subsample
     return length % self.count == 0 and kept == int(kept) >= 1
 
   def cut(self, x: Array, axis: int) -> Array:
-    """(..., b, ...) as (shards, ..., kept, ...)."""
+    """Cuts (..., b, ...) into (shards, ..., kept, ...)."""
     x = x if self.placement is None else self.placement.place(x, axis, False)
     shape = (*x.shape[:axis], self.count, x.shape[axis] // self.count, *x.shape[axis + 1 :])
     kept = int(shape[axis + 1] * self.subsample)
@@ -74,11 +78,11 @@ class Shards(NamedTuple):
 
   @property
   def spec(self) -> PartitionSpec:
-    """The sharding of statistics, which lead with shards if there are several."""
+    """Returns the sharding of statistics, which lead with shards if there are several."""
     return PartitionSpec(self.placement.along(self.count)) if self.lead and self.placement else PartitionSpec()
 
   def typed(self, probes: Probes, loops: Mapping[str, tuple[int, ...]]) -> Probes:
-    """Probes of the types that their statistics have, under Explicit axes."""
+    """Gives the probes the types of their statistics, under Explicit axes."""
     if not explicit():
       return probes
     if not self.lead:
@@ -102,7 +106,7 @@ class Shards(NamedTuple):
   ) -> BlockSums:
     """Returns the statistics of each shard from arrays that have examples along these axes; counts are summed.
 
-    by_device: whether the devices take them each for itself, as a partitioner would gather what they are made of.
+    by_device: whether each device computes its statistics by itself, because a partitioner would gather their inputs.
     """
     parts = [self.cut(x, axis) for x, axis in zip(arrays, axes, strict=True)]
     each = jax.vmap(statistics)
@@ -113,7 +117,7 @@ class Shards(NamedTuple):
     return BlockSums(products, {k: s.sum(0) for k, s in found.uses.items()})
 
   def of_all(self, sums: BlockSums) -> BlockSums:
-    """Statistics that cannot be told apart by shard, as if every shard had the same; those of gradients for the part."""
+    """Divides the whole batch's statistics evenly over the shards; those of gradients are scaled by `subsample` too."""
 
     def one(name: str, s: Array) -> Array:
       share = (self.subsample if degree(name) else 1.0) / self.count

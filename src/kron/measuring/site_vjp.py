@@ -1,4 +1,4 @@
-"""The operations of sites, with probes whose cotangents are the sites' statistics."""
+"""Operations of sites, with probes whose cotangents are the sites' statistics."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Tap(NamedTuple):
 
   bias: whether the block's bias is added here.
   transposed: whether the site uses the block's matrix transposed.
-  lifted: where the kernel met a constant before, whose product meets examples here.
-  shards: of the batch. by_shard: whether this site can tell them apart.
+  lifted: the site where the kernel met a constant before; their product meets examples here.
+  shards: the shards of the batch.
+  by_shard: whether this site can tell the shards apart.
   """
 
   block: str
@@ -43,10 +44,12 @@ class Tap(NamedTuple):
 
 
 class Taps(NamedTuple):
-  """By site key; with the survey's `chains` (how the coefficients of weights were made).
+  """All taps of a program.
 
-  from_loss: whether the loss itself, and not observed outputs, makes the curvature.
-  factors: by the output of a mark, by what the gradients that flow back through it are multiplied; None for nothing.
+  taps: the taps by the key of their site.
+  chains: the survey's `chains`, which tell how the coefficients of weights were made.
+  from_loss: whether the loss itself makes the curvature, and not the observed outputs.
+  factors: by the output of a mark, the factor for the gradients that flow back through it; None for no factors.
   """
 
   taps: Mapping[int, Sequence[Tap]]
@@ -64,9 +67,11 @@ class Taps(NamedTuple):
 
 
 class Known(NamedTuple):
-  """What a site needs to know besides its operands.
+  """The arrays that a site needs besides its operands.
 
-  coefficient: the weight's. constant: what a lifted kernel met. where: which of its results count, as numbers.
+  coefficient: the weight's coefficient.
+  constant: the constant that a lifted kernel met.
+  where: numbers that tell which of the site's results count.
   """
 
   coefficient: Array | None
@@ -75,7 +80,7 @@ class Known(NamedTuple):
 
 
 def site_vjp(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known: list[Known]) -> Array:
-  """The operation with the probes of its sites."""
+  """Evaluates the operation with the probes of its sites."""
   own = {tap.block: probes[tap.block] for tap in here}
 
   @jax.custom_vjp
@@ -106,12 +111,12 @@ def site_vjp(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, kno
 
 
 def _joint(tap: Tap) -> frozenset[str]:
-  """The mesh axes over which the gradient of an example is summed before its products are taken."""
+  """Returns the mesh axes over which the gradient of an example is summed before its products are taken."""
   return tap.site.places if isinstance(tap.operator, Unit) or tap.lifted is not None else frozenset()
 
 
 def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
-  """The operand of a free site, whose cotangent is the gradient of each example's copy."""
+  """Returns the operand of a free site with its probe; its cotangent is the gradient of each example's copy."""
 
   @jax.custom_vjp
   def twin(value, probe, known):
@@ -135,11 +140,11 @@ def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
 
 
 def _of_copies(tap: Tap, slope: Array, known: Known, basis: Basis | None) -> BlockSums:
-  """Statistics from the gradient of each example's copy of a weight."""
+  """Computes statistics from the gradient of each example's copy of a weight."""
   u = _over_places(tap, _of_examples(tap, slope, known.coefficient))
   if tap.lifted is None:
     return _of_gradients(tap, [u])
-  # Each example's use of the product is a use of the kernel, with the constant for its input.
+  # Each example's use of the product is a use of the kernel whose input is the constant.
   site, examples = tap.lifted, u.shape[0]
   shape = site.op.outputs[0].shape
   layout = tap.site.weight.arranged((u.shape[1],), tap.site.weight.axes)
@@ -151,14 +156,14 @@ def _of_copies(tap: Tap, slope: Array, known: Known, basis: Basis | None) -> Blo
 
 
 def _of_examples(tap: Tap, slope: Array, coefficient: Array | None) -> Array:
-  """The gradient of each example with respect to the parameter's channels, (b, c)."""
+  """Returns the gradient of each example with respect to the parameter's channels, (b, c)."""
   slope = accurate(slope)
   slope = slope * (tap.site.weight.scale if coefficient is None else accurate(coefficient))
   return by_example(slope.real, tap.site.weight.axes)
 
 
 def _typed_statistics(op: Op, tap: Tap, values, dy, known: Known, probe: Probe) -> BlockSums:
-  """`_of_site` where it is due; under Explicit axes of the probe's type."""
+  """Computes `_of_site` where it is due, and gives it the probe's type under Explicit axes."""
 
   def statistics(values, dy, known, probe):
     return where_due(probe.due, functools.partial(_of_site, op, tap, values, dy, known, probe.basis or None))
@@ -173,8 +178,10 @@ def _specs(tap: Tap, probe: Probe) -> BlockSums:
 
 
 def _of_gradients(tap: Tap, gradients: list[Array]) -> BlockSums:
-  """Statistics from the gradients of each example, (b, c) each; of an example whose places lie on several devices, its own
-  is the sum of theirs."""
+  """Computes statistics from the gradients of each example, (b, c) each.
+
+  If the places of an example lie on several devices, its gradient is the sum of theirs.
+  """
   gradients = [_over_places(tap, u) for u in gradients]
   if tap.shards.trivial or not tap.by_shard:
     return tap.operator.statistics(gradients)
@@ -182,13 +189,19 @@ def _of_gradients(tap: Tap, gradients: list[Array]) -> BlockSums:
 
 
 def _of_all_devices(tap: Tap, dy: Array) -> Array:
-  """The gradient of a result that devices have alike in an unchecked shard_map, where each has a part of its gradient."""
+  """Sums the gradient of a result over devices of an unchecked shard_map that hold equal copies of the result.
+
+  Each of these devices has only a part of the gradient.
+  """
   axes = tuple(sorted(tap.site.unchecked - tap.site.differs))
   return jax.lax.psum(dy, axes) if axes else dy
 
 
 def _once(tap: Tap, statistics: BlockSums) -> BlockSums:
-  """Statistics that several devices of an unchecked shard_map have alike, so that their sum over all has them once."""
+  """Divides statistics by the number of devices of an unchecked shard_map that hold equal copies of them.
+
+  The sum over all devices then counts them once.
+  """
   axes = (tap.site.unchecked - tap.site.differs) | (_joint(tap) & tap.site.unchecked)
   times = math.prod(jax.lax.axis_size(a) for a in axes)
   return statistics if times == 1 else jax.tree.map(lambda s: s / times, statistics)
@@ -204,19 +217,19 @@ def _of_all(tap: Tap, sums: BlockSums) -> BlockSums:
 
 
 def _of_site(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis | None) -> BlockSums:
-  """What one site adds to the statistics of its block, shard by shard."""
+  """Returns what one site adds to the statistics of its block, shard by shard."""
   return _of_all(tap, _statistics(op, tap, values, dy, known, basis))
 
 
 def _slope(op: Op, position: int, values: Sequence[Any], dy: Array) -> Array:
-  """The gradient of an operand entry by entry, not summed over the axes along which it is repeated."""
+  """Returns the gradient of an operand entry by entry, not summed over the axes along which it is repeated."""
   full = list(values)
 
   def function(operand: Array) -> Array:
     full[position] = operand
     return bind(op, *full)[0]
 
-  # By the derivative of each entry: an operand repeated here would have the type of an array that every device has whole.
+  # Use the derivative of each entry: an operand repeated here would have the type of an array that is whole everywhere.
   operand = values[position]
   return dy * jax.jvp(function, (operand,), (jnp.ones_like(operand),))[1]
 
@@ -235,7 +248,7 @@ def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis 
   side = Side(site.weight.scale)
   if coefficient is not None:
     matrix = site.linear.matrix(coefficient)
-    along_rows = site.weight.varies <= set(site.linear.row_axes)  # a scale of all is the rows', as the bias has none
+    along_rows = site.weight.varies <= set(site.linear.row_axes)  # one scale for all goes to rows: the bias has none
     side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
 
@@ -256,7 +269,7 @@ def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis 
 
 
 def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:
-  """The gradient of each example with respect to a factor of the kernel: dy . y(dkernel/dfactor)."""
+  """Returns the gradient of each example with respect to a factor of the kernel: dy . y(dkernel/dfactor)."""
   full = list(values)
   full[site.position] = derivative.astype(values[site.position].dtype)
   along = accurate(bind(op, *full)[0]) * accurate(dy)
@@ -268,12 +281,12 @@ def _of_gain(op: Op, site: Site, values, dy: Array, derivative: Array) -> Array:
 
 
 def floats(values: Sequence[Any]) -> list[Any]:
-  """The values that have gradients."""
+  """Returns the values that have gradients."""
   return [v for v in values if jnp.issubdtype(jnp.result_type(v), jnp.inexact)]
 
 
 def with_floats(values: Sequence[Any], floats: Sequence[Any], like: Sequence[Any] | None = None) -> list[Any]:
-  """The values with others in place of those that have gradients (as `like` tells, or they themselves)."""
+  """Replaces the values that have gradients; the types in `like`, or else of the values themselves, tell which do."""
   others = iter(floats)
   kinds = values if like is None else like
   return [

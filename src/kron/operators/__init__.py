@@ -1,8 +1,9 @@
-"""What a parameter's use computes, one kind a file: how to recognise it, its statistics, and its gradient as a matrix.
+"""Operators that use parameters: how to recognise them, their statistics, and their gradients as matrices.
 
-Three kinds of blocks own parameters: `Kronecker` (factors A and G; each use is a `Dense`, a `Conv` or an `Embedding`),
-`Unitwise` (the same kernels by output unit, or by their diagonal) and `Unit` (one small matrix for each channel: scale and
-shift, or any free parameter). A new linear layer is a file like dense.py, with its name in `LINEAR`.
+Each file holds one kind of operator. Three kinds of blocks own parameters: `Kronecker` (factors A and G; each use is a
+`Dense`, a `Conv` or an `Embedding`), `Unitwise` (the same kernels by output unit, or by their diagonal) and `Unit` (one
+small matrix for each channel, for scale and shift or any free parameter). To add a linear layer, write a file like
+dense.py and add its class to `LINEAR`.
 """
 
 from .conv import Conv

@@ -1,8 +1,8 @@
 """Convolutions in any number of dimensions, with stride, padding, dilation of the kernel or of the input, and groups.
 
-The rows of a convolution are its patches (KFC, Grosse and Martens 2016, eq. 12), picked along one axis of space after
-another; a convolution with one-hot kernels would take several times as long. Groups are slots, one pair of factors each; a
-depthwise convolution has as many as channels.
+The rows of a convolution are its patches (KFC, Grosse and Martens 2016, eq. 12), extracted along one spatial axis after
+another; a convolution with one-hot kernels would take several times as long. Groups are slots, with one pair of factors
+each; a depthwise convolution has one slot for each channel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .weights import Weight
 
 
 class Conv(NamedTuple):
-  """`conv_general_dilated`; the kernel is its second operand, its output channels split into (groups, n_out)."""
+  """A `conv_general_dilated`; the kernel is its second operand, its output channels split into (groups, n_out)."""
 
   kernel_shape: tuple[int, ...]
   kernel_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -45,7 +45,7 @@ class Conv(NamedTuple):
 
   @classmethod
   def recognise(cls, op: Op, position: int, weight: Weight) -> Conv | None:
-    """The operator, if `op` convolves data with the kernel in operand `position`."""
+    """Returns the operator if `op` convolves data with the kernel in operand `position`, else None."""
     if op.name != 'conv_general_dilated' or position != 1 or not weight.covers(op.inputs[1].shape):
       return None
     p = op.params
@@ -87,7 +87,7 @@ class Conv(NamedTuple):
     return self.kernel_axes[0]
 
   def input_rows(self, x: Float[Array, '...']) -> Float[Array, 's b r i']:
-    """One row for each output position: the patch under the kernel, window outermost, channels innermost."""
+    """Returns one row for each output position: the patch under the kernel, window outermost, channels innermost."""
     batch, channels, *space = self.input_spec
     x = x.transpose((batch, *space, channels))
     dilated = zip(self.padding, self.input_dilation, strict=True)
@@ -100,10 +100,10 @@ class Conv(NamedTuple):
     return x.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
 
   def by_distance(self, x: Float[Array, '...']) -> bool:
-    """Whether `input_gram` is to be had: of one group with stride 1, whose output is about as large as its input.
+    """Checks whether `input_gram` applies: one group, stride 1, no dilation, output about as large as the input.
 
-    Thin inputs are left to rows: one distance is then too little for a product. So are few places, where writing the
-    factor takes longer than its products.
+    Inputs with few channels use rows instead, because the product for one distance would be too small. So do outputs
+    with few places, where writing the factor takes longer than its products.
     """
     plain = self.slots == 1 and {*self.strides, *self.input_dilation, *self.kernel_dilation} == {1}
     wide = math.prod(self.window) > 1 and x.shape[self.input_spec[1]] >= 8
@@ -112,23 +112,23 @@ class Conv(NamedTuple):
     return self.places(x) >= 1024
 
   def input_gram(self, x: Float[Array, '...']) -> Float[Array, 'i i']:
-    """The sum of a aT over the rows a of `input_rows`."""
+    """Returns the sum of a aT over the rows a of `input_rows`."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     batch, channels, *space = self.input_spec
     return gram_of_patches(x.transpose(batch, *space, channels), self.window, self.padding, dtype)
 
   def input_sum(self, x: Float[Array, '...']) -> Float[Array, ' i']:
-    """The sum of the rows of `input_rows`."""
+    """Returns the sum of the rows of `input_rows`."""
     return self.input_rows(accurate(x).sum(self.input_spec[0], keepdims=True))[0, 0].sum(0)
 
   def places(self, x: Float[Array, '...']) -> int:
-    """How many rows `input_rows` has, of a convolution that is `by_distance`."""
+    """Returns the number of rows in `input_rows` for a convolution that is `by_distance`."""
     batch, _, *space = (x.shape[a] for a in self.input_spec)
     sizes = (n + sum(p) - w + 1 for n, p, w in zip(space, self.padding, self.window, strict=True))
     return batch * math.prod(sizes)
 
   def mask(self, where: Float[Array, '...'], x: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, '...']:
-    """A mask of uses (see `kron.used`), laid out as the input but of the result's size in space."""
+    """Returns a mask of uses (see `kron.used`) with the axes of the input and the spatial size of the result."""
     batch, channels, *space = self.input_spec
     shape = [1] * x.ndim
     for a, b in zip((batch, *space), (self.output_spec[0], *self.output_spec[2:]), strict=True):
@@ -141,7 +141,7 @@ class Conv(NamedTuple):
     return jnp.broadcast_to(full, shape)
 
   def mask_rows(self, where: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, 's b r 1']:
-    """One number for each row."""
+    """Returns one number for each row, the mask at its output position."""
     del dy
     batch, channels, *space = self.input_spec
     rows = where.transpose((batch, *space, channels)).reshape(1, where.shape[batch], -1, 1)

@@ -1,7 +1,7 @@
-"""Matrix products: y = x W over any contracted, free and batch axes, the kernel on either side.
+"""Matrix products y = x W over any contracted, free and batch axes, with the kernel on either side.
 
-Batch axes along which the kernel differs (experts, heads) are slots, one pair of factors each. Where the data are
-one-hot, as in an embedding by a product, the input factor is the diagonal of their squares.
+Batch axes along which the kernel differs (experts, heads) are slots, with one pair of factors each. If the data are
+one-hot, as in an embedding computed as a product, the input factor is the diagonal of their squares.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .weights import Weight
 
 
 class Dense(NamedTuple):
-  """`dot_general`; `kernel_axes` are the kernel's axes that make slots, rows and columns of its matrix."""
+  """A `dot_general`; `kernel_axes` are the kernel's axes that make the slots, rows and columns of its matrix."""
 
   kernel_shape: tuple[int, ...]
   kernel_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -28,8 +28,8 @@ class Dense(NamedTuple):
   n_in: int
   n_out: int
   features: tuple[int, ...]  # the axes of y that come from the kernel: slots, then columns
-  input_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # of x: slots, uses, contracted
-  output_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # of y: slots, uses, columns
+  input_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # the axes of x: slots, uses, contracted
+  output_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # the axes of y: slots, uses, columns
   one_hot: bool = False
 
   @property
@@ -38,7 +38,7 @@ class Dense(NamedTuple):
 
   @classmethod
   def recognise(cls, op: Op, position: int, weight: Weight) -> Dense | None:
-    """The operator, if `op` multiplies data by the kernel in operand `position`."""
+    """Returns the operator if `op` multiplies data by the kernel in operand `position`, else None."""
     if op.name != 'dot_general' or not weight.unique:
       return None
     contract, batch = op.params['dimension_numbers']
@@ -75,12 +75,12 @@ class Dense(NamedTuple):
 
   @property
   def examples(self) -> tuple[int, int] | None:
-    """The axes of x and y that count examples (with, perhaps, their uses), if there are any."""
+    """Returns the axes of x and y that count examples (possibly merged with their uses), or None without such axes."""
     return (self.input_axes[1][0], self.output_axes[1][0]) if self.input_axes[1] else None
 
   @property
   def row_axes(self) -> tuple[int, ...]:
-    """The kernel's axes along which its rows may be scaled; `column_axes`: along which its columns may."""
+    """Returns the kernel's axes along which its rows may be scaled; `column_axes` does the same for its columns."""
     return self.kernel_axes[0] + self.kernel_axes[1]
 
   @property
@@ -88,26 +88,26 @@ class Dense(NamedTuple):
     return self.kernel_axes[0] + self.kernel_axes[2]
 
   def input_rows(self, x: Float[Array, '...']) -> Float[Array, 's b r i']:
-    """One row for each use of the kernel; b is the first axis that is not the kernel's."""
+    """Returns one row for each use of the kernel; b is the first axis that is not the kernel's."""
     return rows(x, self.input_axes)
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
     return rows(dy, self.output_axes)
 
   def mask(self, where: Float[Array, '...'], x: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, '...']:
-    """A mask of uses (see `kron.used`) in the shape of the input."""
+    """Returns a mask of uses (see `kron.used`) in the shape of the input."""
     del dy
     if not fits(where.shape, x.shape):
       raise CurvatureError(f'kron.used: where has shape {where.shape}, which does not broadcast to the input {x.shape}')
     return jnp.broadcast_to(where, x.shape)
 
   def mask_rows(self, where: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, 's b r 1']:
-    """One number for each row: it counts where all of its features do."""
+    """Returns one number for each row; a row counts where all of its features count."""
     del dy
     return rows(where, self.input_axes).min(-1, keepdims=True)
 
   def without(self, x: Float[Array, '...'], where: Float[Array, 's b r 1']) -> Float[Array, '...']:
-    """One-hot data whose rows that do not count are empty."""
+    """Empties the one-hot rows that do not count."""
     slots, uses, features = self.input_axes
     lengths = [x.shape[a] for a in (*slots, *uses)] + [1] * len(features)
     back = [[*slots, *uses, *features].index(a) for a in range(x.ndim)]
@@ -117,24 +117,24 @@ class Dense(NamedTuple):
     return (accurate(rows(x, self.input_axes)) ** 2).sum((1, 2))
 
   def scatter(self, x: Float[Array, '...'], y: Float[Array, 's k o']) -> Float[Array, 's i o']:
-    """Sums of y by the one-hot row that it belongs to, each times the square of the entry."""
+    """Sums the rows of y by their one-hot index, each multiplied by the square of its one-hot entry."""
     squares = accurate(rows(x, self.input_axes)) ** 2
     return jnp.einsum('ski,sko->sio', squares.reshape(squares.shape[0], -1, squares.shape[-1]), y)
 
   def present(self, x: Float[Array, '...']) -> Bool[Array, 's b r']:
-    """Which one-hot rows are not empty."""
+    """Returns which one-hot rows are not empty."""
     return (rows(x, self.input_axes) != 0).any(-1)
 
 
 def rows(x: Array, axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> Float[Array, 's b r n']:
-  """Axes gathered into slots, examples (the first of the uses), further uses, and features."""
+  """Gathers the axes of x into slots, examples (the first axis of the uses), further uses, and features."""
   slots, uses, features = axes
   sizes = [math.prod(x.shape[a] for a in group) for group in (slots, uses[:1], uses[1:], features)]
   return x.transpose((*slots, *uses, *features)).reshape(sizes)
 
 
 def kernel_matrix(linear: Any, kernel: Array) -> Float[Array, 's i o']:
-  """A kernel, or an array shaped like it, as one matrix for each slot."""
+  """Reshapes a kernel, or an array of its shape, to one matrix for each slot."""
   axes = [a for group in linear.kernel_axes for a in group]
-  axes += [a for a in range(len(linear.kernel_shape)) if a not in axes]  # of length one
+  axes += [a for a in range(len(linear.kernel_shape)) if a not in axes]  # axes of length one
   return kernel.reshape(linear.kernel_shape).transpose(axes).reshape(linear.slots, linear.n_in, linear.n_out)

@@ -1,4 +1,7 @@
-"""Embeddings: rows of a table picked by `gather`. The input is a one-hot vector, so its factor is a diagonal of counts."""
+"""Embeddings, which look up rows of a table with `gather`.
+
+The input is a one-hot vector, so its factor is a diagonal of counts.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from .weights import Weight
 
 
 class Embedding(NamedTuple):
-  """`gather` along the axes `picked` of the table, whole along its others."""
+  """A `gather` that indexes the axes `picked` of the table and takes its other axes whole."""
 
   kernel_shape: tuple[int, ...]
   kernel_axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -24,24 +27,24 @@ class Embedding(NamedTuple):
   n_in: int
   n_out: int
   features: tuple[int, ...]
-  output_axes: tuple[int, ...]  # of y: uses, then features
+  output_axes: tuple[int, ...]  # the axes of y: uses, then features
   picked: tuple[int, ...]
-  columns: tuple[int, ...]  # which column of the indices belongs to each picked axis
-  drop: bool  # indices outside of the table pick nothing
+  columns: tuple[int, ...]  # the column of the indices that belongs to each picked axis
+  drop: bool  # whether indices outside of the table pick nothing
 
   name = 'embedding'
   one_hot = True
 
   @classmethod
   def recognise(cls, op: Op, position: int, weight: Weight) -> Embedding | None:
-    """The operator, if `op` looks rows up in the table in operand 0."""
+    """Returns the operator if `op` looks up rows of the table in operand 0, else None."""
     if op.name != 'gather' or position != 0 or not weight.covers(op.inputs[0].shape):
       return None
     shape, numbers = op.inputs[0].shape, op.params['dimension_numbers']
     sizes = op.params['slice_sizes']
     if numbers.operand_batching_dims:
       return None
-    # An axis taken whole may have an index too (always zero, as vmap writes it).
+    # An axis that is taken whole may also have an index (vmap writes one that is always zero).
     picked = tuple(a for a in numbers.start_index_map if sizes[a] == 1)
     kept = tuple(a for a in range(len(shape)) if a not in picked)
     if any(sizes[a] != shape[a] for a in kept) or not picked:
@@ -75,19 +78,19 @@ class Embedding(NamedTuple):
 
   @property
   def row_axes(self) -> tuple[int, ...]:
-    return ()  # counts know no scale
+    return ()  # counts cannot hold a scale
 
   @property
   def column_axes(self) -> tuple[int, ...]:
     return self.kernel_axes[2]
 
   def input_diagonal(self, indices: Int[Array, '... k']) -> Float[Array, '1 i']:
-    """How often each row was picked."""
+    """Counts how often each row was picked."""
     there = self.present(indices).reshape(-1).astype(jnp.float32)
     return jnp.zeros((1, self.n_in), jnp.float32).at[0, self._rows(indices)].add(there)
 
   def scatter(self, indices: Int[Array, '... k'], y: Float[Array, '1 k o']) -> Float[Array, '1 i o']:
-    """Sums of y by the row of the table that was picked."""
+    """Sums the rows of y by the row of the table that was picked."""
     there = self.present(indices).reshape(1, -1, 1).astype(y.dtype)
     return jnp.zeros((1, self.n_in, y.shape[-1]), y.dtype).at[0, self._rows(indices)].add((y * there)[0])
 
@@ -99,7 +102,7 @@ class Embedding(NamedTuple):
     return row.reshape(-1)
 
   def present(self, indices: Int[Array, '... k']) -> Bool[Array, '1 b r']:
-    """Which look-ups found a row of the table."""
+    """Returns which look-ups hit a row of the table."""
     inside = jnp.ones(indices.shape[:-1], bool)
     for axis, column in zip(self.picked, self.columns, strict=True):
       inside &= (indices[..., column] >= 0) & (indices[..., column] < self.kernel_shape[axis])
@@ -107,7 +110,7 @@ class Embedding(NamedTuple):
     return inside.reshape(1, inside.shape[0] if inside.ndim else 1, -1)
 
   def mask(self, where: Array, x: Array, dy: Array) -> Array:
-    """Raises CurvatureError: rows are looked up by integers, which carry no mark."""
+    """Raises CurvatureError, because rows are looked up by integers, which carry no mark."""
     raise CurvatureError('kron.used marks the input of an embedding; mark those of its readers')
 
   def output_rows(self, dy: Float[Array, '...']) -> Float[Array, '1 b r o']:

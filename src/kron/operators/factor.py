@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 
 class Factor(NamedTuple):
-  """`slots` independent matrices, each kept as `parts` diagonal blocks of size n.
+  """A factor of `slots` independent matrices, each kept as `parts` diagonal blocks of size n.
 
-  size: of the whole matrix; `parts * n` is larger where the last block is filled up.
-  partner: the factor it shares the damping with (pi), if any; slot by slot.
+  size: the size of the whole matrix; `parts * n` is larger where the last block is padded.
+  partner: the factor that shares the damping with this one (pi), slot by slot, if any.
   """
 
   slots: int
@@ -24,7 +24,7 @@ class Factor(NamedTuple):
 
   @property
   def rows(self) -> int:
-    """How many matrices of size n it takes."""
+    """Returns the number of matrices of size n that the factor takes."""
     return self.slots * self.parts
 
   def __str__(self) -> str:
@@ -41,18 +41,18 @@ def whole(slots: int, size: int, partner: str | None = None) -> Factor:
 
 
 def split(slots: int, size: int, largest: int, partner: str | None = None) -> Factor:
-  """The fewest equal diagonal blocks that are no larger than `largest`."""
+  """Returns a factor with the fewest equal diagonal blocks that are no larger than `largest`."""
   parts = -(-size // largest)
   return Factor(slots, parts, -(-size // parts), size, partner)
 
 
 def accurate(x: Array) -> Array:
-  """At least float32."""
+  """Casts x to at least float32."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def pad_rows(factor: Factor, rows: Float[Array, 's ... n']) -> Float[Array, 's ... p q']:
-  """The last axis cut into the factor's parts."""
+  """Splits the last axis into the factor's parts, padded with zeros."""
   missing = factor.parts * factor.n - factor.size
   if missing:
     rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)])
@@ -60,14 +60,14 @@ def pad_rows(factor: Factor, rows: Float[Array, 's ... n']) -> Float[Array, 's .
 
 
 def gram(factor: Factor, rows: Float[Array, 's r n']) -> Float[Array, 'm q q']:
-  """Sum over r of outer products, block by block, in at least f32 whatever the rows' type.
+  """Sums the outer products over r, block by block, in at least f32 whatever the type of the rows.
 
-  Complex rows count as two real ones, their real and imaginary parts: Re(r^H r).
+  A complex row counts as two real ones, its real and imaginary parts: Re(r^H r).
   """
   dtype = jnp.promote_types(rows.dtype, jnp.float32)
   if factor.parts == 1:
     left = rows.conj() if jnp.iscomplexobj(rows) else rows
-    if rows.shape[0] == 1:  # a product without a batch axis, for which compilers have shorter ways
+    if rows.shape[0] == 1:  # compilers have shorter ways for a product without a batch axis
       return lax.dot_general(left[0], rows[0], (((0,), (0,)), ((), ())), preferred_element_type=dtype).real[None]
     out = lax.dot_general(left, rows, (((1,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
     return out.real
@@ -79,7 +79,7 @@ def gram(factor: Factor, rows: Float[Array, 's r n']) -> Float[Array, 'm q q']:
 
 
 def multiply(factor: Factor, inverse: Float[Array, 'm q q'], v: Float[Array, 's n k']) -> Float[Array, 's n k']:
-  """The factor's inverse times a matrix, slot by slot."""
+  """Multiplies a matrix by the factor's inverse, slot by slot."""
   if factor.parts == 1:
     return inverse @ v
   v = jnp.swapaxes(pad_rows(factor, jnp.swapaxes(v, 1, 2)), 1, 2)  # s p k q
@@ -89,7 +89,7 @@ def multiply(factor: Factor, inverse: Float[Array, 'm q q'], v: Float[Array, 's 
 
 
 def rotate(factor: Factor, vectors: Float[Array, 'm q q'], rows: Float[Array, 's r n']) -> Float[Array, 's r n']:
-  """Rows in the basis of the factor's eigenvectors (its columns), at least f32."""
+  """Rotates rows into the basis of the factor's eigenvectors (the columns of `vectors`), in at least f32."""
   if factor.parts == 1:
     return accurate(rows) @ vectors
   vectors = vectors.reshape(-1, factor.parts, factor.n, factor.n)

@@ -1,6 +1,6 @@
-"""What all blocks of a kernel (slots, rows, columns) share, whatever becomes of its curvature.
+"""Functions shared by all blocks of a kernel (slots, rows, columns), however they approximate its curvature.
 
-A block here is a `Kronecker` or a `Unitwise`: it has the layouts `kernel` and `bias`, their `shapes`, the `loops` that
+A block here is a `Kronecker` or a `Unitwise`. It has the layouts `kernel` and `bias`, their `shapes`, the `loops` that
 slice them, and `reduced`.
 """
 
@@ -24,9 +24,9 @@ APPROXIMATIONS = ('kronecker', 'unit', 'diagonal')
 
 
 class Side(NamedTuple):
-  """What a site knows beside its operands.
+  """The coefficient and the mask of a site, which its operands do not show.
 
-  scale, rows, columns: the weight's coefficient, a number, and arrays along the rows or columns of its matrix.
+  scale, rows, columns: the weight's coefficient, as a number and as arrays along the rows or columns of its matrix.
   where: 1 for each use that counts, else 0 (`kron.used`).
   """
 
@@ -38,8 +38,8 @@ class Side(NamedTuple):
 
 def sides(
   block: Any, a: Float[Array, 's b r i'], g: Float[Array, 's b r o'], coefficient: Side, bias: bool, transposed: bool
-) -> tuple[Float[Array, 's b r i'], Float[Array, 's b r o']]:
-  """The rows with the weight's coefficient, and with the bias's input: one where it is added, else zero."""
+) -> tuple[Float[Array, 's b r _'], Float[Array, 's b r _']]:
+  """Applies the weight's coefficient to the rows, and appends the bias's input: one where it is added, else zero."""
   a, g = scaled(a, coefficient.rows) * coefficient.scale, scaled(g, coefficient.columns)
   if block.bias is not None and transposed:
     g = jnp.concatenate([g, jnp.zeros((*g.shape[:-1], 1), g.dtype)], -1)
@@ -59,7 +59,7 @@ def flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
 
 
 def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = None) -> Float[Array, ' s']:
-  """How many rows each slot has, of those that count; complex ones count twice, see `gram`."""
+  """Returns the number of rows that count in each slot; complex rows count twice, see `gram`."""
   rows = jnp.full(g.shape[0], g.shape[1] * g.shape[2], jnp.float32) if where is None else where.sum((1, 2, 3))
   return rows * (2 if jnp.iscomplexobj(g) else 1)
 
@@ -67,13 +67,13 @@ def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = 
 def means_over_uses(
   block: Any, sums: BlockSums
 ) -> tuple[Float[Array, 's b i'], Float[Array, 's b o'], Float[Array, ' s']]:
-  """For *reduce*: each example's mean a and summed g from what came back, and how often each example used the kernel."""
+  """Returns, for *reduce*, each example's mean a, its summed g, and how often each example used the kernel."""
   each, a = jnp.maximum(sums.uses['A'].reshape(-1) / block.reduced, 1), sums.products['A']
   return a / each[:, None, None].astype(a.dtype), sums.products['G'], each
 
 
 def to_matrix(block: Any, gradients: Sequence[Array]) -> Float[Array, 's i o']:
-  """Kernel and bias as one matrix, the bias its last row."""
+  """Joins the gradients of kernel and bias into one matrix, whose last row is the bias."""
   n = len(block.kernel.params)
   v = block.kernel.apply(*(accurate(g) for g in gradients[:n]))
   if block.bias is not None:
@@ -83,7 +83,7 @@ def to_matrix(block: Any, gradients: Sequence[Array]) -> Float[Array, 's i o']:
 
 
 def from_matrix(block: Any, v: Float[Array, 's i o']) -> list[Array]:
-  """The transpose of `to_matrix`."""
+  """Applies the transpose of `to_matrix`."""
   n = len(block.kernel.params)
   if block.bias is None:
     return block.kernel.back(block.shapes, v)

@@ -1,13 +1,13 @@
-"""Blocks with two factors, F = A x G: a kernel with, perhaps, the bias added to its result.
+"""Blocks with two factors, F = A x G, for a kernel and possibly the bias added to its result.
 
-With rows a of the input (a one appended where there is a bias) and g of the loss's gradient at the output, K-FAC *expand*
-has A = E[a aT] over all uses of the kernel and G = E[sum over an example's uses of g gT] (Martens and Grosse 2015, eq. 1;
-Eschenhagen et al. 2023, eq. 12); *reduce* first takes the mean of a and the sum of g over each example's uses (the same,
-eq. 17). The update of the gradient matrix V is A^-1 V G^-1.
+Let a be the rows of the input (with a one appended if there is a bias) and g those of the loss's gradient at the
+output. K-FAC *expand* has A = E[a aT] over all uses of the kernel and G = E[sum over an example's uses of g gT]
+(Martens and Grosse 2015, eq. 1; Eschenhagen et al. 2023, eq. 12). *Reduce* first takes the mean of a and the sum of g
+over each example's uses (the same, eq. 17). The update of the gradient matrix V is A^-1 V G^-1.
 
-A kernel may also be used transposed: a tied embedding in the decoder, or a layer in a derivative that the loss itself
-takes. Then F = A x G + G' x A', with G' on the side of the rows, A' on that of the columns. It is replaced by the product
-with the same partial traces: (tr G A + tr A' G') x (tr A G + tr G' A') / tr F.
+A kernel may also be used transposed, such as a tied embedding in the decoder, or a layer in a derivative that the loss
+itself takes. Then F = A x G + G' x A', with G' on the side of the rows and A' on the side of the columns. The block
+replaces F by the product with the same partial traces: (tr G A + tr A' G') x (tr A G + tr G' A') / tr F.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .weights import Arrangement
 class Kronecker(NamedTuple):
   """The block of one kernel (slots, rows, columns) and its bias (slots, columns).
 
-  rows, columns: factors of all slots, those of the `loops` iterations that slice the kernel included.
-  reduced: None for *expand*; for *reduce* the number of examples, whose rows are summed before their products are taken.
-  transposed: whether some uses are of the transposed matrix.
+  rows, columns: the factors of all slots, including those of the `loops` iterations that slice the kernel.
+  reduced: None for *expand*; for *reduce*, the number of examples. *Reduce* sums an example's rows before the products.
+  transposed: whether some uses read the transposed matrix.
   """
 
   name: str
   kernel: Arrangement
   bias: Arrangement | None
-  shapes: tuple[tuple[int, ...], ...]  # of the kernel's parameters, then the bias's
+  shapes: tuple[tuple[int, ...], ...]  # those of the kernel's parameters, then the bias's
   rows: Factor
   columns: Factor
   loops: int = 1
@@ -49,7 +49,7 @@ class Kronecker(NamedTuple):
     return {'A': self.rows, 'G': self.columns}
 
   def probes(self) -> BlockSums:
-    """Shapes of what `statistics` returns in one iteration; uses are counted for each slot."""
+    """Returns the shapes of what `statistics` returns in one iteration; uses are counted for each slot."""
     a, g = self.rows, self.columns
     slots = a.slots // self.loops
     if self.reduced is not None:
@@ -62,12 +62,12 @@ class Kronecker(NamedTuple):
 
   @property
   def flops_of_use(self) -> int:
-    """Of the products that one row of each side adds to the statistics."""
+    """Returns the FLOPs of the products that one row of each side adds to the statistics."""
     return 2 * sum((1 if f.n == 1 else f.n) * f.parts * f.n for f in (self.rows, self.columns))
 
   @property
   def moments(self) -> tuple[int, int, int]:
-    """Shape of the second moments of the gradient matrix, in one iteration."""
+    """Returns the shape of the second moments of the gradient matrix in one iteration."""
     return self.rows.slots // self.loops, self.rows.size, self.columns.size
 
   def statistics(
@@ -80,13 +80,14 @@ class Kronecker(NamedTuple):
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
   ) -> BlockSums:
-    """What one use of the kernel adds: sums of a aT and g gT over its rows, or for *reduce* the summed rows.
+    """Returns the statistics of one use of the kernel: sums of a aT and g gT over rows, or summed rows for *reduce*.
 
     Args:
-      coefficient: by which the operation's rows and columns are multiplied in the kernel itself.
+      coefficient: the coefficients of the operation's rows and columns in the kernel itself.
       bias: whether this use adds the block's bias.
       transposed: whether the operation's rows are the block's columns.
-      basis: eigenvectors of A and G; then S is there too, the sum over uses of the squares of a gT in that basis.
+      basis: eigenvectors of A and G. If given, the result has S too, the sum over uses of the squares of a gT in that
+        basis.
     """
     g = linear.output_rows(dy)
     plain = not transposed and basis is None and self.reduced is None and self.rows.parts == 1
@@ -108,7 +109,7 @@ class Kronecker(NamedTuple):
     g = scaled(g, coefficient.columns) * there[..., None].astype(g.dtype)
     uses = there.sum((1, 2)).astype(jnp.float32)
     products = {'A': (counts * by**2).reshape(-1, 1, 1), 'G': gram(self.columns, flat(g))}
-    if basis is not None:  # that of a diagonal is the axes themselves
+    if basis is not None:  # a diagonal has the axes as its eigenvectors
       squares = rotate(self.columns, basis['G'], flat(g)) ** 2
       products['S'] = linear.scatter(x, squares) * jnp.reshape(by**2, (-1, 1) if jnp.ndim(by) else ())
     return BlockSums(products, {'A': uses})
@@ -130,7 +131,7 @@ class Kronecker(NamedTuple):
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
   ) -> BlockSums:
-    """As `statistics`, from the rows."""
+    """Returns the same as `statistics`, given the rows."""
     a, g = sides(self, a, g, coefficient, bias, transposed)
     if self.reduced is not None:
       return BlockSums({'A': accurate(a).sum(2), 'G': accurate(g).sum(2)}, {'A': uses_of(g, coefficient.where)})
@@ -144,7 +145,7 @@ class Kronecker(NamedTuple):
   def _second_moments(
     self, a: Float[Array, 's k i'], g: Float[Array, 's k o'], basis: Mapping[str, Array] | None
   ) -> dict[str, Array]:
-    """Sum over rows of the squares of a gT in the basis (George et al. 2018, eq. 10)."""
+    """Sums the squares of a gT in the basis over the rows (George et al. 2018, eq. 10)."""
     if basis is None:
       return {}
     if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
@@ -153,7 +154,7 @@ class Kronecker(NamedTuple):
     return {'S': jnp.einsum('ski,sko->sio', a, g)}
 
   def finish(self, sums: BlockSums, basis: Mapping[str, Array] | None = None) -> BlockSums:
-    """Sums over examples and uses from what came back through the probes."""
+    """Turns what came back through the probes into sums over examples and uses."""
     if self.reduced is None:
       return sums
     a, g, each = means_over_uses(self, sums)
@@ -161,11 +162,11 @@ class Kronecker(NamedTuple):
     return BlockSums({'A': gram(self.rows, a), 'G': gram(self.columns, g), **moments}, {'A': sums.uses['A'] / each})
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:
-    """The two factors from the means of all statistics, or the shards' shares of both."""
+    """Combines the means of all statistics into the two factors, or shards' shares of them into shares of both."""
     if not self.transposed:
       return {'A': means['A'], 'G': means['G']}
     a, g, back_a, back_g = (means[k] for k in ('A', 'G', "A'", "G'"))
-    # Of all shards: what each of them adds is combined by the same numbers.
+    # The traces sum over all shards, so that every shard's share is combined with the same numbers.
     tr = lambda factor, m: jnp.trace(m, axis1=-2, axis2=-1).reshape(-1, factor.slots, factor.parts).sum((0, 2))  # noqa: E731
     spread = lambda factor, t: jnp.repeat(t, factor.parts)[:, None, None]  # noqa: E731
     at, gt, bat, bgt = tr(self.rows, a), tr(self.columns, g), tr(self.columns, back_a), tr(self.rows, back_g)

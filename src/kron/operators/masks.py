@@ -1,4 +1,4 @@
-"""Follows what `kron.used` says of an input through operations that only rearrange it, to the kernels that read it."""
+"""Masks from `kron.used`, followed from an input through operations that rearrange it to the kernels that read it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINEAR = ('dot_general', 'conv_general_dilated')
 
 
 def moved(op: Op, mask: Array, values: Sequence[Any]) -> Array | None:
-  """Returns the mask of an operation's result from that of its first operand; None where it is not followed."""
+  """Returns the mask of an operation's result from the mask of its first operand, or None if it cannot be followed."""
   if op.name in CASTS:
     return mask
   if op.name == 'transpose':
@@ -27,12 +27,12 @@ def moved(op: Op, mask: Array, values: Sequence[Any]) -> Array | None:
 
 
 def fits(mask: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-  """Whether a mask of this shape says of each entry of an array whether it counts."""
+  """Checks whether a mask of this shape broadcasts to an array of the other shape with as many axes."""
   return len(mask) == len(shape) and all(m in (1, n) for m, n in zip(mask, shape, strict=True))
 
 
 def check_used(program: Program) -> None:
-  """Raises CurvatureError for a mark of uses that reaches no linear operation: it would change nothing."""
+  """Raises CurvatureError for a mark of uses that reaches no linear operation and so would change nothing."""
   for op in program.ops:
     if op.name == used_p.name and not _reaches(program, op.outputs[0], op.inputs[1].shape, _following(program, op)):
       raise CurvatureError(
@@ -48,7 +48,7 @@ def _following(program: Program, op: Op) -> tuple[Op, ...]:
 
 
 def _reaches(program: Program, value: Ref, mask: tuple[int, ...], ops: Sequence[Op]) -> bool:
-  """Whether a masked value of a program gets to an operation that has a kernel."""
+  """Checks whether a masked value of a program reaches an operation that has a kernel."""
   masks = {value.index: mask}
   for op in ops:
     places = [i for i, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index in masks]
@@ -73,7 +73,7 @@ def _reaches(program: Program, value: Ref, mask: tuple[int, ...], ops: Sequence[
 
 
 def inside(op: Op, body: Program, places: Sequence[int]) -> list[int]:
-  """The operands at these places whose masks go into a body: all but what a loop carries."""
+  """Returns which of these operands take their masks into a body: all but those that a loop carries."""
   if op.region == 'scan':
     consts, carried = scan_split(op)
     return [i for i in places if not consts <= i < consts + carried]
@@ -81,5 +81,5 @@ def inside(op: Op, body: Program, places: Sequence[int]) -> list[int]:
 
 
 def _offset(op: Op, body: Program) -> int:
-  """The index of a branch comes before what goes into the branches."""
+  """Returns how many operands come before those that go into a body, such as the index of a branch."""
   return len(op.inputs) - len(body.inputs)

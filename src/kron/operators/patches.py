@@ -1,9 +1,9 @@
-"""The patches of a convolution, and their Gram matrix without them where the stride is 1.
+"""The patches of a convolution, and their Gram matrix, computed without the patches if the stride is 1.
 
-The block of two taps i and j is a sum of x[p + i] x[p + j]^T over positions p. Over all positions that touch the image it
-depends on their distance j - i alone: a 3x3 kernel has 13 distances (up to a transpose) for its 81 blocks, and all of
-them are one convolution of the image with itself. Positions outside of the output, which this counts too, are taken off:
-each is beyond a face of the image, where its patch meets that face with one tap's width.
+The block of two taps i and j is a sum of x[p + i] x[p + j]^T over positions p. Over all positions that touch the image,
+the block depends only on the distance j - i. A 3x3 kernel has 13 distances (up to a transpose) for its 81 blocks, and
+one convolution of the image with itself computes all of them. It also counts positions outside of the output, which are
+then subtracted. Each lies beyond a face of the image, and its patch meets that face with the width of one tap.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Padding = Sequence[tuple[int, int]]
 
 
 def near(window: Sequence[int], padding: Padding) -> bool:
-  """Whether the output reaches to within one position of all that touch the image."""
+  """Checks whether the output covers all positions that touch the image, up to one on each side."""
   return all(max(w - 2, 0) <= p <= w - 1 for w, pair in zip(window, padding, strict=True) for p in pair)
 
 
 def gram_of_patches(
   x: Float[Array, 'b *space c'], window: Sequence[int], padding: Padding, dtype: jnp.dtype
 ) -> Float[Array, 'i i']:
-  """The sum over all output positions of patch patch^T, the window outermost and channels innermost.
+  """Sums patch patch^T over all output positions, with the window outermost and the channels innermost.
 
   Args:
     x: the image.
-    window, padding: of a convolution with stride 1 and no dilation that is `near`.
-    dtype: of the sums.
+    window, padding: those of a convolution with stride 1 and no dilation, for which `near` holds.
+    dtype: the type of the sums.
   """
   total = _toeplitz(_correlations(x, window, dtype), window)
   for axis in range(len(window)):
@@ -44,9 +44,9 @@ def gram_of_patches(
 
 
 def _correlations(x: Float[Array, 'b *space c'], window: Sequence[int], dtype: jnp.dtype) -> Float[Array, 'c c *d']:
-  """Sums of x[q]_k x[q + d]_l over q, (l, k, *d); d from 0 along the first axis, from 1 - w along the others.
+  """Sums x[q]_k x[q + d]_l over q, as (l, k, *d), with d from 0 along the first axis and from 1 - w along the others.
 
-  A convolution whose batch axis is the channels and whose channels are the batch, as in a kernel's gradient.
+  This is a convolution that takes the channels as its batch and the batch as its channels, as a kernel's gradient does.
   """
   k = len(window)
   space = ''.join(chr(ord('a') + axis) for axis in range(k))
@@ -56,7 +56,7 @@ def _correlations(x: Float[Array, 'b *space c'], window: Sequence[int], dtype: j
 
 
 def _toeplitz(found: Float[Array, 'c c *d'], window: Sequence[int]) -> Float[Array, 'i i']:
-  """The blocks of all pairs of taps from those of their distances."""
+  """Lays out the blocks of all pairs of taps from the blocks of their distances."""
   c, taps = found.shape[0], list(itertools.product(*map(range, window)))
   flat = found.reshape(c, c, -1)  # l, k, d: x[q]_k x[q + d]_l
   lengths = [window[0], *(2 * w - 1 for w in window[1:])]
@@ -74,9 +74,10 @@ def _toeplitz(found: Float[Array, 'c c *d'], window: Sequence[int]) -> Float[Arr
 def _beyond(
   x: Float[Array, 'b *space c'], axis: int, high: int, window: Sequence[int], padding: Padding, dtype: jnp.dtype
 ) -> Float[Array, 'j j']:
-  """The sum over the positions just outside of the output on one side of an axis, of the taps that meet the image there.
+  """Sums the products of the taps that meet the image, over the positions just beyond one side of the output.
 
-  Along earlier axes they are those of the output, along later ones all that touch the image: so no corner counts twice.
+  Along earlier axes, these positions are those of the output; along later axes, they are all that touch the image. Thus
+  no corner counts twice.
   """
   c, size = x.shape[-1], x.shape[1 + axis]
   others = [a for a in range(len(window)) if a != axis]
@@ -91,7 +92,7 @@ def _beyond(
 def _without(
   total: Float[Array, 'i i'], axis: int, high: int, window: Sequence[int], block: Float[Array, 'j j']
 ) -> Float[Array, 'i i']:
-  """The sum less that of the patches beyond one face, which meet it with their last tap below it and their first above."""
+  """Subtracts the patches beyond one face, which meet it with their last tap (low side) or their first (high side)."""
   shape = (*window, total.shape[0] // math.prod(window))
   tap = 0 if high else window[axis] - 1
   start = [tap if a == axis else 0 for a in range(len(shape))] * 2
@@ -104,7 +105,7 @@ def _without(
 def patches(
   x: Float[Array, 'b *space c'], window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> Float[Array, 'b *places *window c']:
-  """What lies under the kernel at each place, picked along one axis of space after another."""
+  """Returns the patch under the kernel at each place, extracted along one spatial axis after another."""
   k = len(window)
   for axis in reversed(range(k)):
     x = _windows(x, axis + 1, window[axis], strides[axis], dilation[axis])
@@ -112,9 +113,9 @@ def patches(
 
 
 def _windows(x: Float[Array, '...'], axis: int, size: int, stride: int, dilation: int) -> Float[Array, '...']:
-  """The axis split into (places, size), one window at each place.
+  """Splits an axis into (places, size), with one window at each place.
 
-  Picked by constant indices: as fast on CPU as shifted slices put side by side, and much faster to compile.
+  Constant indices pick the windows: as fast on CPU as shifted slices put side by side, and much faster to compile.
   """
   places = np.arange(0, x.shape[axis] - (size - 1) * dilation, stride)
   if size == 1:

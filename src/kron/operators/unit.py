@@ -1,8 +1,8 @@
-"""Blocks of one small matrix for each channel: a norm's scale and shift together, or any free parameter alone.
+"""Blocks of one small matrix for each channel, for a norm's scale and shift together or any free parameter alone.
 
 A free parameter meets data entry by entry (y = c x s + b, a learned temperature) or is put beside it (class tokens,
-position embeddings). With ds and db the gradients of one example, summed over its positions, the block is the 2 x 2
-matrix E[(ds, db)(ds, db)T] for each channel (SP-NGD, Osawa et al. 2020, section 4.2), or E[ds^2] alone.
+position embeddings). Let ds and db be the gradients of one example, summed over its positions. The block is then the
+2 x 2 matrix E[(ds, db)(ds, db)T] for each channel (SP-NGD, Osawa et al. 2020, section 4.2), or E[ds^2] alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .weights import Arrangement
 
 
 class Unit(NamedTuple):
-  """Scale and shift, or either alone, each laid out as (channels,) in the same order (several parameters joined, perhaps).
+  """The block of a scale and a shift, or of either alone, each laid out as (channels,) in the same order.
 
-  loops: of the iterations that slice them; all their channels are there.
-
-  spread: for a parameter whose entries were picked several times (a table of relative positions): from the gradient of
-    what was picked, channel by channel, back to the parameter's entries.
+  layouts: how each is laid out; it may join several parameters.
+  loops: the number of loop iterations that slice them; the layouts hold the channels of all iterations.
+  spread: for a parameter whose entries were picked several times (a table of relative positions), the arrangement that
+    takes the gradient of what was picked, channel by channel, back to the parameter's entries.
   """
 
   name: str
@@ -46,13 +46,13 @@ class Unit(NamedTuple):
     return BlockSums({'F': (self.factors['F'].slots // self.loops, k, k)}, {})
 
   def statistics(self, gradients: list[Float[Array, 'b c']]) -> BlockSums:
-    """Sums over the examples of the outer products of their gradients, channel by channel."""
+    """Sums the outer products of the examples' gradients, channel by channel."""
     if self.spread is not None:
       (g,) = gradients
       back = lambda x: self.spread.back(self.shapes, x.reshape(self.spread.shape))[0].reshape(-1)  # noqa: E731
       gradients = [jax.vmap(back)(g)]
     u = jnp.stack(gradients, axis=-1)
-    # Not an einsum: as one fused reduction it compiles in half the time of a batched product of tiny matrices.
+    # Not an einsum: one fused reduction compiles in half the time of a batched product of tiny matrices.
     return BlockSums({'F': (u[..., :, None] * u[..., None, :]).sum(0)}, {})
 
   def finish(self, sums: BlockSums, basis: None = None) -> BlockSums:
@@ -87,7 +87,7 @@ def by_example(dy: Float[Array, 'b ...'], channels: tuple[int, ...]) -> Float[Ar
 
 
 def diagonal(param: int, shape: tuple[int, ...], name: str = 'diagonal') -> Unit:
-  """A block of one number for each entry of a parameter, whose statistic is the square of a summed gradient."""
+  """Returns a block of one number for each entry of a parameter; its statistic is the square of a summed gradient."""
   size = math.prod(shape)
   layout = Arrangement((param,), ('flat',), lambda x: x.reshape(-1), (size,))
   return Unit(name, (layout,), (shape,))

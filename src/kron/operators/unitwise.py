@@ -1,8 +1,8 @@
-"""Kernels without factors: one matrix for each output unit, or the diagonal alone.
+"""Blocks of kernels without Kronecker factors: one matrix for each output unit, or the diagonal alone.
 
-The gradient of the kernel's column j by one use is a g_j, so unit j's block of the Fisher is E[g_j^2 a aT] (the unit-wise
-natural gradient: Ollivier 2015, arXiv:1303.0818, section 2.3), and its diagonal E[g_j^2 a^2]. Both are exact where an
-example uses the kernel once; several uses are taken for independent, or summed first, as by `Kronecker`.
+The gradient of the kernel's column j from one use is a g_j. Unit j's block of the Fisher is thus E[g_j^2 a aT] (the
+unit-wise natural gradient: Ollivier 2015, arXiv:1303.0818, section 2.3), and its diagonal is E[g_j^2 a^2]. Both are
+exact if an example uses the kernel once. Several uses count as independent, or are summed first, as in `Kronecker`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .weights import Arrangement
 
 
 class Unitwise(NamedTuple):
-  """The block of one kernel and its bias: F of each output unit, or of each entry where `diagonal`.
+  """The block of one kernel and its bias, with F for each output unit, or for each entry if `diagonal`.
 
-  slots, rows, columns: of the kernel's matrix with its bias; the slots count the `loops` iterations that slice it.
+  slots, rows, columns: the size of the kernel's matrix with its bias; slots count the `loops` iterations that slice it.
   """
 
   name: str
@@ -67,7 +67,7 @@ class Unitwise(NamedTuple):
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
   ) -> BlockSums:
-    """What one use of the kernel adds; arguments as of `Kronecker.statistics`."""
+    """Returns the statistics of one use of the kernel, with the arguments of `Kronecker.statistics`."""
     del basis
     g = linear.output_rows(dy)
     if not linear.one_hot:
@@ -88,7 +88,7 @@ class Unitwise(NamedTuple):
     transposed: bool,
     basis: Mapping[str, Array] | None = None,
   ) -> BlockSums:
-    """As `statistics`, from the rows."""
+    """Returns the same as `statistics`, given the rows."""
     del basis
     if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
       raise CurvatureError(f"approximation: {self.name!r} with complex activations knows 'kronecker' only")
@@ -106,7 +106,7 @@ class Unitwise(NamedTuple):
       rows = a * g[..., None]
       return jnp.einsum('ski,skj->sij', rows, rows)
 
-    # Unit by unit: all at once the products before the sum would take as much memory as k kernels.
+    # Go unit by unit, because all products at once, before the sum, would take as much memory as k kernels.
     found = jax.lax.map(of_unit, jnp.moveaxis(g, 2, 0))
     return jnp.moveaxis(found, 0, 1).reshape(-1, self.rows, self.rows)
 
@@ -114,7 +114,7 @@ class Unitwise(NamedTuple):
     return jnp.swapaxes(entries, 1, 2).reshape(-1, 1, 1)
 
   def finish(self, sums: BlockSums, basis: Mapping[str, Array] | None = None) -> BlockSums:
-    """Sums over examples from what came back through the probes."""
+    """Turns what came back through the probes into sums over examples."""
     del basis
     if self.reduced is None:
       return sums

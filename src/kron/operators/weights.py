@@ -1,7 +1,7 @@
-"""Values made of parameters' entries: how a weight looks after casts, reshapes, slices, concatenations and scalings.
+"""Values made of parameters' entries, which record a weight's casts, reshapes, slices, concatenations and scalings.
 
-Dimension names of `kron`: s slots (independent matrices of one parameter), i and o the rows and columns of a kernel's
-matrix, b examples, r further uses within an example, c channels.
+`kron` names dimensions as follows: s slots (independent matrices of one parameter), i and o the rows and columns of a
+kernel's matrix, b examples, r further uses within an example, c channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 
 class Step(NamedTuple):
-  """One rearrangement: 'transpose', 'reshape', or any other by its name and a hashable description of it."""
+  """One rearrangement: 'transpose', 'reshape', or any other, with its name and a hashable description."""
 
   name: str
   args: Any
@@ -23,9 +23,9 @@ class Step(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-  """A way to lay parameters out as one array of `shape`, in which no entry appears twice.
+  """A way to lay out parameters as one array of `shape`, in which no entry appears twice.
 
-  Two arrangements with equal `key`s are the same: of the same parameters, by the same steps.
+  Two arrangements with equal `key`s are the same: they apply the same steps to the same parameters.
   """
 
   params: tuple[int, ...]
@@ -34,28 +34,29 @@ class Arrangement(NamedTuple):
   shape: tuple[int, ...]
 
   def back(self, shapes: Sequence[tuple[int, ...]], x: Array) -> list[Array]:
-    """The transpose: parameters of these shapes from an array; entries that are not in it are zero."""
+    """Applies the transpose, from an array to parameters of these shapes; entries not in the array are zero."""
     structs = [jax.ShapeDtypeStruct(shape, x.dtype) for shape in shapes]
     return list(jax.linear_transpose(lambda *p: self.apply(*p), *structs)(x))
 
 
 class Weight(NamedTuple):
-  """A value whose every entry is, up to a coefficient and perhaps a constant, one entry of a parameter.
+  """A value whose every entry is one entry of a parameter, up to a coefficient and possibly a constant.
 
-  Laid out by `parts` (joined) and `steps`, the parameters become an array of shape `stack + core`: `stack` are the loops
-  that slice it, one index an iteration. The value itself runs along `core` on its own `axes` (increasing) and repeats
-  along the others.
+  `parts` (joined) and `steps` lay the parameters out as an array of shape `stack + core`. `stack` holds the lengths of
+  the loops that slice it, with one index for each iteration. The value itself runs along `core` on its `axes`
+  (increasing) and repeats along its other axes.
 
-  scale: the coefficient, while it is a number.
-  chained: the coefficient is an array, made by operations that `Survey.chains` knows; `varies` along these axes.
-  met: parameters of computed values that took part in it.
-  gains: other weights by which this one was multiplied.
-  meeting: the last operation in which it met data entry by entry, named by its output.
-  spread: it was repeated since.
-  unique: no entry appears twice.
-  levels: at which depths of nested loops it was sliced.
-  bent: its entries are not in proportion to the parameter's: they went through a curve, or were shifted by what the
-    parameter itself makes.
+  scale: the coefficient, if it is a number.
+  chained: whether the coefficient is an array, made by the operations in `Survey.chains`.
+  varies: the axes along which that array varies.
+  met: the parameters of computed values that took part in the value.
+  gains: other weights that multiplied this one.
+  meeting: the last operation in which the value met data entry by entry, named by its output.
+  spread: whether the value was repeated since then.
+  unique: whether no entry appears twice.
+  levels: the depths of nested loops at which it was sliced.
+  bent: whether its entries are not proportional to the parameter's, because they went through a curve, or were shifted
+    by a value made from the parameter itself.
   """
 
   params: tuple[int, ...]
@@ -79,10 +80,10 @@ class Weight(NamedTuple):
   def of(cls, param: int, shape: tuple[int, ...]) -> Weight:
     return cls((param,), (), (), (), tuple(shape), tuple(range(len(shape))))
 
-  # --- how it is laid out
+  # --- layout
 
   def _then(self, name: str, args: Any, apply: Callable, core: tuple[int, ...]) -> Weight:
-    """Appends a step on the core; steps that undo each other are dropped, so that equal layouts have equal keys."""
+    """Appends a step on the core, and drops steps that undo each other, so that equal layouts have equal keys."""
     depth, steps = len(self.stack), self.steps
     if name == 'transpose':
       perm = tuple(range(depth)) + tuple(depth + p for p in args)
@@ -119,16 +120,16 @@ class Weight(NamedTuple):
     return tuple(part._key() for part in self.parts), tuple((step.name, step.args) for step in self.steps), self.params
 
   def arranged(self, shape: tuple[int, ...], *groups: tuple[int, ...]) -> Arrangement:
-    """The parameters with one axis for each group of this value's axes, reshaped; the loops that slice them lead."""
+    """Arranges the parameters as `shape`, one axis for each group of this value's axes, with their loops in front."""
     kept = [self.axes.index(a) for group in groups for a in group if a in self.axes]
-    kept += [k for k in range(len(self.axes)) if k not in kept]  # of length one
+    kept += [k for k in range(len(self.axes)) if k not in kept]  # axes of length one
     w = self._then('transpose', tuple(kept), lambda x: x, tuple(self.core[k] for k in kept))
     loops = math.prod(self.stack)
     full = (loops * shape[0], *shape[1:])
     w = w._replace(stack=(), core=(*self.stack, *w.core))._then('reshape', full, lambda x: x, full)
     return Arrangement(self.params, (self.stack, *w._key()), w._apply, full)
 
-  # --- how operations move it
+  # --- operations that move it
 
   def transposed(self, perm: tuple[int, ...]) -> Weight:
     order = tuple(self.axes.index(a) for a in perm if a in self.axes)
@@ -140,7 +141,7 @@ class Weight(NamedTuple):
     )
 
   def broadcast(self, old: tuple[int, ...], shape: tuple[int, ...], axes: tuple[int, ...]) -> Weight:
-    """After lax.broadcast_in_dim of a value of shape `old`."""
+    """Returns the weight after lax.broadcast_in_dim of a value of shape `old`."""
     spread = self.spread or (self.meeting is not None and math.prod(shape) > math.prod(old))
     kept = [k for k, a in enumerate(self.axes) if old[a] == shape[axes[a]]]
     core = tuple(self.core[k] for k in kept)
@@ -153,7 +154,7 @@ class Weight(NamedTuple):
     )
 
   def reshaped(self, old: tuple[int, ...], shape: tuple[int, ...]) -> Weight | None:
-    """After a reshape; None where repeated axes would be merged with the parameter's own."""
+    """Returns the weight after a reshape, or None if that would merge repeated axes with the parameter's axes."""
     core, axes, varies = [], [], set()
     for before, after in _groups(old, shape):
       long = [a for a in before if old[a] != 1]
@@ -170,7 +171,7 @@ class Weight(NamedTuple):
     return None if None in gains else w._replace(axes=tuple(axes), varies=frozenset(varies), gains=gains)
 
   def picked(self, old: tuple[int, ...], new: tuple[int, ...], name: str, args: Any, apply: Callable) -> Weight | None:
-    """After an operation on the whole value, such as a slice, whose result has one axis for each of the value's."""
+    """Returns the weight after an operation on the whole value, such as a slice, that keeps the number of axes."""
     whole = all(a in self.axes for a in range(len(old)))
     if not whole and not (name == 'slice' and all(old[a] == new[a] for a in range(len(old)) if a in self.axes)):
       return None
@@ -179,7 +180,7 @@ class Weight(NamedTuple):
     return self._then(name, args, apply, new)
 
   def beside_examples(self) -> Weight:
-    """Without a first axis of length one, which is that of a single example."""
+    """Drops a first axis of length one, which belongs to a single example."""
     if 0 not in self.axes or self.core[self.axes.index(0)] != 1:
       return self
     at = self.axes.index(0)
@@ -188,7 +189,7 @@ class Weight(NamedTuple):
     return w._replace(axes=self.axes[:at] + self.axes[at + 1 :], varies=self.varies - {0})
 
   def sliced_by_loop(self, depth: int) -> Weight:
-    """One iteration's part of a value that a loop slices along its first axis."""
+    """Returns one iteration's part of a value that a loop slices along its first axis."""
     rest = self._replace(
       axes=tuple(a - 1 for a in self.axes if a),
       varies=frozenset(a - 1 for a in self.varies if a),
@@ -199,12 +200,12 @@ class Weight(NamedTuple):
     return rest._replace(stack=(*self.stack, self.core[0]), core=self.core[1:], levels=(*self.levels, depth))
 
   def covers(self, shape: tuple[int, ...]) -> bool:
-    """Whether a value of this shape repeats nothing."""
+    """Checks whether a value of this shape repeats no entry."""
     return self.unique and all(size == 1 or a in self.axes for a, size in enumerate(shape))
 
 
 def joined(parts: Sequence[Weight], name: str, args: Any, apply: Callable, core: tuple[int, ...]) -> Weight | None:
-  """A concatenation of whole weights of different parameters."""
+  """Concatenates whole weights of different parameters, or returns None if the parts do not fit."""
   params = [p for w in parts for p in w.params]
   first = parts[0]
   fits = all(
@@ -221,7 +222,7 @@ def joined(parts: Sequence[Weight], name: str, args: Any, apply: Callable, core:
 
 
 def _groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-  """The smallest runs of axes that a reshape maps onto each other."""
+  """Returns the smallest runs of axes that a reshape maps onto each other."""
   groups, i, j = [], 0, 0
   while i < len(old) or j < len(new):
     before, after = [], []

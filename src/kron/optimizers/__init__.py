@@ -1,1 +1,1 @@
-"""The optax transformations, and what they report."""
+"""Optax transformations for second-order optimisation, and functions that report on their state."""

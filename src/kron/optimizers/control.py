@@ -1,7 +1,7 @@
-r"""Damping, learning rate and momentum that set themselves, from the quadratic model of the loss.
+r"""Rules that set damping, learning rate and momentum from a quadratic model of the loss.
 
-With the Fisher information F of the whole network (by its products, not its blocks), damping $\lambda$ and the
-coefficient $\eta$ of an l2 term in the loss, the model of a step $\delta$ is
+Let F be the Fisher information of the whole network (known by its products with vectors, not by blocks), $\lambda$ the
+damping, and $\eta$ the coefficient of an l2 term in the loss. The model of a step $\delta$ is then
 $M(\delta) = h + g^T \delta + \delta^T (F + (\lambda + \eta) I) \delta / 2$ (Martens and Grosse 2015, section 6).
 """
 
@@ -29,8 +29,8 @@ class QuadraticStepState(NamedTuple):
   """State of `quadratic_step`.
 
   previous: the last step.
-  learning_rate, momentum: what the model chose last, before the clip; zeros before the first step.
-  clip: the factor by which the last step was shortened, 1 where it was not.
+  learning_rate, momentum: the model's last choice, before `scale` and the clip; zeros before the first step.
+  clip: the factor by which the last step was shortened, 1 if it was not shortened.
   """
 
   count: Int[Array, '']
@@ -50,25 +50,28 @@ def quadratic_step(
   scale: optax.ScalarOrSchedule = 1.0,
   kl_clip: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The step $-\alpha\Delta + \mu\delta_0$ that minimises the quadratic model; it replaces learning rate and momentum.
+  r"""Replaces learning rate and momentum by the step $-\alpha\Delta + \mu\delta_0$ that minimises the quadratic model.
 
-  $\Delta$ is what `inner` makes of the gradient and $\delta_0$ the step before. Two forward derivatives at each step.
+  $\Delta$ is the update that `inner` makes from the gradient, and $\delta_0$ is the previous step. Each step computes
+  two forward derivatives.
 
   Args:
-    inner: near $F^{-1} g$: `scale_by_kfac` or a relative.
-    damping: lambda of the model, if `update` is not given one.
-    l2: eta, where the loss has a term eta / 2 times the sum of all squared parameters.
+    inner: a transformation whose update approximates $F^{-1} g$, such as `scale_by_kfac`.
+    damping: lambda of the model, unless `update` is given `damping=`.
+    l2: eta, if the loss has a term eta / 2 times the sum of all squared parameters.
     use_momentum: False chooses the learning rate only.
-    scale: by which the step is then multiplied: a schedule that ends a run with smaller steps.
-    kl_clip: largest $\delta^T F \delta$ of a step, in nats, as in `clip_by_kl` but with the network's own F; None for no
-      clip. Where curvature changes within a step, the model promises what the loss does not keep, and steps grow.
+    scale: a factor that multiplies the chosen step; as a schedule, it can end a run with smaller steps.
+    kl_clip: the largest $\delta^T F \delta$ of a step, in nats, as in `clip_by_kl` but with the F of the whole network;
+      None for no clip. Where curvature changes within a step, the loss does not fall as the model predicts, and steps
+      grow.
 
   Returns:
-    A transformation whose `update` takes `products=curvature.products(params, *batch, fisher='exact')` of the batch of
-    the gradient, beside what `inner` takes, and returns steps to be added to the parameters.
+    A transformation whose `update` takes the arguments of `inner` and
+    `products=curvature.products(params, *batch, fisher='exact')` for the gradient's batch. It returns steps to add to
+    the parameters.
 
   Raises:
-    CurvatureError: there are no products.
+    CurvatureError: no products are given.
 
   References:
     Martens and Grosse, 2015 (arXiv:1503.05671), sections 6.4 and 7.
@@ -108,14 +111,14 @@ def _gram(directions: Sequence[PyTree]) -> Float[Array, 'k k']:
 
 
 def _minimum(matrix: Float[Array, 'k k'], slopes: Float[Array, ' k']) -> Float[Array, ' k']:
-  """-matrix^-1 slopes for one or two directions; a second one that vanishes or repeats the first gets nothing."""
+  """Returns -matrix^-1 slopes for one or two directions; a second that vanishes or repeats the first gets weight 0."""
   first = -slopes[0] / jnp.where(matrix[0, 0] > 0, matrix[0, 0], jnp.inf)
   alone = jnp.zeros_like(slopes).at[0].set(first)
   if len(slopes) == 1:
     return alone
   scales = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), jnp.finfo(matrix.dtype).tiny))
   cosine = matrix[0, 1] / (scales[0] * scales[1])
-  # Beyond this the two directions differ by rounding only.
+  # Closer than this, the two directions differ only by rounding.
   apart = (1 - cosine**2 > 1e-6) & (matrix[1, 1] > 0)
   unit = slopes / scales
   both = -jnp.stack([unit[0] - cosine * unit[1], unit[1] - cosine * unit[0]]) / jnp.where(apart, 1 - cosine**2, 1)
@@ -129,7 +132,7 @@ def _made(products: Products | Callable[[], Products] | None) -> Products:
 
 
 class AdaptDampingState(NamedTuple):
-  """State of `adapt_damping`. ratio: the last one of change to predicted change, 1 before the first."""
+  """State of `adapt_damping`; `ratio` is the last ratio of actual to predicted change, 1 before the first."""
 
   count: Int[Array, '']
   damping: Float[Array, '']
@@ -147,13 +150,13 @@ def adapt_damping(
   largest: float = 1e4,
   l2: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Levenberg and Marquardt's rule: the damping follows how well the quadratic model foretells the loss.
+  r"""Adapts the damping to how well the quadratic model predicts the loss, by Levenberg and Marquardt's rule.
 
-  Every `every` steps $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$ is measured: above 3/4 the
-  damping is multiplied by rate^every, below 1/4 (or where the loss is not finite) divided by it.
+  Every `every` steps it measures $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$. If this is above
+  3/4, it multiplies the damping by rate^every; if it is below 1/4, or the loss is not finite, it divides by rate^every.
 
   Args:
-    inner: a whole chain, learning rate included, one link of which takes `damping=` in its update.
+    inner: a whole chain, including the learning rate, in which one link takes `damping=` in its update.
     initial: lambda at the first step.
     every: T_1 of the paper.
     rate: omega_1 for one step; a number or a schedule.
@@ -161,11 +164,11 @@ def adapt_damping(
     l2: see `quadratic_step`.
 
   Returns:
-    A transformation whose `update` takes `value=` (the loss), `value_fn=` (params -> loss, same batch and keys) and
-    `products=` (or a function that makes them: then they are made only when needed), beside what `inner` takes.
+    A transformation whose `update` takes the arguments of `inner`, `value=` (the loss), `value_fn=` (params -> loss,
+    same batch and keys) and `products=` (or a function that makes them, which is called only when they are needed).
 
   Raises:
-    CurvatureError: one of them is missing.
+    CurvatureError: one of these arguments is missing.
 
   References:
     Martens and Grosse, 2015 (arXiv:1503.05671), section 6.5.
@@ -219,11 +222,13 @@ def adaptive_kfac(
   l2: float = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """K-FAC without learning rate, momentum and damping to tune: `adapt_damping` of a `quadratic_step` of `scale_by_kfac`.
+  """Makes K-FAC without a learning rate, momentum or damping to tune.
+
+  It is `adapt_damping` of a `quadratic_step` of `scale_by_kfac`.
 
   Args:
     curvature: from `kron.curvature`.
-    damping: the first one.
+    damping: the initial damping.
     damping_every, damping_rate, smallest_damping: see `adapt_damping`.
     scale, kl_clip, l2: see `quadratic_step`.
     **settings: see `scale_by_kfac`.

@@ -1,12 +1,12 @@
-"""The eigenbasis of K-FAC's blocks, in which its relatives work.
+"""The eigenbasis of K-FAC's blocks, which EKFAC and K-FAC Adam work in.
 
-With A = U_A diag(a) U_AT and G likewise, a gradient matrix V becomes V' = U_AT V U_G, where the curvature is nearly
-diagonal; what divides V' entry by entry tells the relatives apart (`ekfac.py`, `kfac_adam.py`).
+With A = U_A diag(a) U_AT and G likewise, a gradient matrix V becomes V' = U_AT V U_G. The curvature is nearly diagonal
+in this basis. The methods differ in the numbers by which they divide the entries of V' (`ekfac.py`, `kfac_adam.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ Vectors = dict[str, Float[Array, 'slots n n']]  # by factor
 
 
 class Eigenbasis(NamedTuple):
-  """Averages of the factors, and their eigenvectors as of the last refresh; identities before the first.
+  """Averages of the factors, and the factors' eigenvectors at the last refresh; identities before the first.
 
-  rejected_inverses: how many decompositions were dropped so far for not being finite.
+  rejected_inverses: the number of decompositions dropped so far because they were not finite.
   """
 
   count: Int[Array, '']
@@ -55,7 +55,10 @@ class Eigenbasis(NamedTuple):
 
 
 def _decompose(means, weights, old) -> tuple[dict[str, Array], Int[Array, ' o']]:
-  """Eigenvectors, ascending; a slot keeps its old ones if the new are not finite or rest on nothing."""
+  """Returns eigenvectors in ascending order of eigenvalue, and each owner's number of dropped decompositions.
+
+  A slot keeps its old eigenvectors if the new ones are not finite or if its factor has no statistics yet.
+  """
   vectors, dropped = {}, []
   for stack, x in means.items():
     if x.shape[-1] == 1:
@@ -69,8 +72,8 @@ def _decompose(means, weights, old) -> tuple[dict[str, Array], Int[Array, ' o']]
   return vectors, sum(dropped, start=jnp.zeros(owners, jnp.int32))
 
 
-def _beyond_the_end(means: dict[str, Array], sizes: dict[str, np.ndarray]) -> dict[str, Array]:
-  """A last diagonal block that is filled up gets its largest eigenvalues there, so that their vectors come last."""
+def _beyond_the_end(means: Mapping[str, Array], sizes: Mapping[str, np.ndarray]) -> dict[str, Array]:
+  """Gives the filled-up end of a last diagonal block the largest eigenvalues, so that its eigenvectors come last."""
   result = {}
   for stack, x in means.items():
     n = x.shape[-1]
@@ -84,25 +87,25 @@ def _beyond_the_end(means: dict[str, Array], sizes: dict[str, np.ndarray]) -> di
 
 
 def rotated(block: Block, v: Array, vectors: Vectors) -> Array:
-  """V' = U_AT V U_G."""
-  rows = next(iter(vectors))  # A, or F of a block with one factor
+  """Rotates a gradient matrix into the eigenbasis: V' = U_AT V U_G."""
+  rows = next(iter(vectors))  # A, or F in a block with one factor
   return block.operator.precondition(v, {f: jnp.swapaxes(u, 1, 2) if f == rows else u for f, u in vectors.items()})
 
 
 def rotated_back(block: Block, v: Array, vectors: Vectors) -> Array:
-  """V = U_A V' U_GT."""
+  """Rotates a matrix back from the eigenbasis: V = U_A V' U_GT."""
   rows = next(iter(vectors))
   return block.operator.precondition(v, {f: u if f == rows else jnp.swapaxes(u, 1, 2) for f, u in vectors.items()})
 
 
 def basis(state: Any, curvature: Curvature) -> dict[str, Vectors]:
-  """The eigenvectors in an optimiser state, for `curvature.value_and_grad(..., basis=)`: of the blocks with two factors."""
+  """Reads the eigenvectors of all two-factor blocks from an optimiser state, for `value_and_grad(..., basis=)`."""
   found = find_state(state, Eigenbasis)
   return {b.name: found.of(b) for b in curvature.blocks if isinstance(b.operator, Kronecker)}
 
 
 def matrix_shape(block: Block) -> tuple[int, ...]:
-  """Of the block's gradient matrix."""
+  """Returns the shape of the block's gradient matrix."""
   operator = block.operator
   if isinstance(operator, Kronecker):
     return operator.rows.slots, operator.rows.size, operator.columns.size

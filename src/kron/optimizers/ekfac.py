@@ -1,4 +1,4 @@
-"""EKFAC: K-FAC whose eigenvalues are measured anew in its eigenbasis."""
+"""EKFAC: K-FAC with the eigenvalues measured again in its eigenbasis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
 
 
 class ScaleByEkfacState(NamedTuple):
-  """State of `scale_by_ekfac`. moments: of each block's gradient matrix in the eigenbasis, averaged."""
+  """State of `scale_by_ekfac`.
+
+  moments: averaged second moments of each block's gradient matrix in the eigenbasis.
+  """
 
   eigenbasis: Eigenbasis
   moments: dict[str, Float[Array, 's i o']]
@@ -39,24 +42,24 @@ def scale_by_ekfac(
   basis_every: int = 10,
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""K-FAC with the curvature's diagonal in the eigenbasis measured anew instead of factored.
+  r"""Preconditions as K-FAC does, with a diagonal that is measured in the eigenbasis instead of factored.
 
-  $V \to U_A [(U_A^T V U_G) / (S + \lambda)] U_G^T$, with $S_{ij} = E[(u_i^T a\, g^T v_j)^2]$ over the uses of the kernel.
-  At a refresh S begins at the products of eigenvalues, which is K-FAC with damping on the product. A scale and shift is
-  treated exactly, as by `scale_by_kfac`.
+  The result is $U_A [(U_A^T V U_G) / (S + \lambda)] U_G^T$, with $S_{ij} = E[(u_i^T a\, g^T v_j)^2]$ over the uses of
+  the kernel. At a refresh S starts again from the products of eigenvalues, which is K-FAC with the damping added to the
+  product. A scale and shift is treated exactly, as by `scale_by_kfac`.
 
   Args:
     curvature: from `kron.curvature`.
     damping: lambda, in the unit of the curvature; a number or a schedule.
-    decay, statistics_every, placement: see `scale_by_kfac`; `decay` is also that of S.
-    basis_every: every how many updates the eigenvectors are computed anew; S may be fresher.
+    decay, statistics_every, placement: see `scale_by_kfac`; `decay` applies to S too.
+    basis_every: the number of updates between two computations of the eigenvectors; S may be fresher.
 
   Returns:
-    A transformation whose `update` takes `stats=`, from `value_and_grad(..., basis=kron.basis(state, curvature))`,
-    `phase=` and `damping=`, as `scale_by_kfac` does.
+    A transformation whose `update` takes `phase=` and `damping=`, as `scale_by_kfac` does, and `stats=` from
+    `value_and_grad(..., basis=kron.basis(state, curvature))`.
 
   Raises:
-    CurvatureError: the statistics have no second moments in the basis.
+    CurvatureError: the statistics hold no second moments in the basis.
 
   References:
     George et al., 2018 (arXiv:1806.03884), algorithm 1.
@@ -93,7 +96,7 @@ def scale_by_ekfac(
           'call value_and_grad(..., basis=kron.basis(state, curvature))'
         )
       old, new = state.moments[key_of(b.name)], stats.means(b.name)['S']
-      # Before the first refresh there is nothing to average with.
+      # Before the first refresh there are no moments to average with.
       known = (layout.read(state.eigenbasis.averages.weights, b.name, 'A') > 0).all()
       take = jnp.isfinite(new).all() & (stats.examples > 0) & known
       share = jnp.asarray(rate, old.dtype)
@@ -105,10 +108,10 @@ def scale_by_ekfac(
     stats = given(stats, phase)
     count = state.eigenbasis.count
     if stats is not None:
-      # The moments first: they were taken in the basis as it was.
+      # The moments come first, because they were measured in the basis before this refresh.
       due = is_due(count, statistics_every) if phase is None else True
       state = when(due, lambda s: measure(s, stats), state)
-      averages = averaged(state.eigenbasis, stats, phase, layout, blocks, decay, statistics_every, placement)
+      averages = averaged(state.eigenbasis, stats, phase, blocks, decay, statistics_every, placement)
       state = state._replace(eigenbasis=state.eigenbasis._replace(averages=averages))
     due = is_due(count, basis_every) if phase is None else phase == 'refresh'
     state = when(due, refresh, state)
@@ -128,7 +131,7 @@ def scale_by_ekfac(
 
 
 def _products(block: Block, factors: dict[str, Array], vectors: Vectors) -> Array:
-  """Products of the eigenvalues of A and G, shaped like the gradient matrix; the eigenvalues of F."""
+  """Returns the products of A's and G's eigenvalues, shaped like the gradient matrix, or the eigenvalues of F."""
   values = {f: jnp.maximum(jnp.einsum('sji,sjk,ski->si', u, factors[f], u), 0) for f, u in vectors.items()}
   if not isinstance(block.operator, Kronecker):
     return values['F']
@@ -145,6 +148,6 @@ def ekfac(
   weight_decay: optax.ScalarOrSchedule = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """EKFAC: `scale_by_ekfac` (which takes `settings`) in the place of `scale_by_kfac` in `kfac`."""
+  """Makes the EKFAC optimiser: `kfac` with `scale_by_ekfac` (which takes `settings`) instead of `scale_by_kfac`."""
   natural = scale_by_ekfac(curvature, **settings)
   return descend(natural, learning_rate, momentum=momentum, kl_clip=kl_clip, weight_decay=weight_decay)

@@ -1,4 +1,4 @@
-"""How well the factors of a running optimiser are conditioned, layer by layer."""
+"""Condition numbers of a running optimiser's factors, layer by layer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _ITERATIONS = 30
 
 
 class Health(NamedTuple):
-  """Of one factor; one number for each of its matrices.
+  """The condition of one factor, with one number for each of its matrices.
 
-  largest: eigenvalue of the factor. damping: what is added to its diagonal. condition: of the damped factor as it was last
-    inverted: its largest eigenvalue times the inverse's.
+  largest: the largest eigenvalue of the factor.
+  damping: the number added to its diagonal.
+  condition: the condition number of the damped factor at its last inversion: its largest eigenvalue times the
+    inverse's.
   """
 
   largest: Float[Array, ' slots']
@@ -33,15 +35,15 @@ class Health(NamedTuple):
 def health(
   state: Any, damping: float | Float[Array, ''], placement: Placement | None = None
 ) -> dict[str, dict[str, Health]]:
-  """Health of every factor by the names of block and factor.
+  """Returns the health of every factor, by the names of block and factor.
 
-  Eigenvalues are found by 30 steps of the power method, on the devices where the matrices are (Golub and Van Loan 2013,
-  section 7.3.1): they are a little too small where the largest ones lie close together.
+  It finds the eigenvalues by 30 steps of the power method, on the devices that hold the matrices (Golub and Van Loan
+  2013, section 7.3.1). They come out a little too small where the largest ones lie close together.
 
   Args:
-    state: an optax state that holds one of `scale_by_kfac`.
-    damping: lambda, the one now in use.
-    placement: the one the optimiser was made with.
+    state: an optax state that contains a `scale_by_kfac` state.
+    damping: lambda, the value now in use.
+    placement: the placement that the optimiser was made with.
 
   Raises:
     CurvatureError: there is no such state.
@@ -72,9 +74,9 @@ def health(
 
 
 def _largest(stack: Stack, x: Float[Array, '*m r n']) -> Float[Array, '*m']:
-  """The largest eigenvalue of every matrix of a stack, in its place."""
+  """Returns the largest eigenvalue of every matrix of a stack, at the matrix's place."""
   x = accurate(x)
-  if x.ndim == 4 and stack.row_sharded:  # the rows of a matrix lie with all owners
+  if x.ndim == 4 and stack.row_sharded:  # every owner has some rows of each matrix
     product = lambda v: jnp.moveaxis(jnp.einsum('osrn,sn->osr', x, v), 0, 1).reshape(len(v), -1)[:, : stack.n]  # noqa: E731
     return jnp.broadcast_to(_power(product, (stack.slots, stack.n), x.dtype), (stack.owners, stack.slots))
   return _power(lambda v: jnp.einsum('...rn,...n->...r', x, v), (*x.shape[:-2], stack.n), x.dtype)

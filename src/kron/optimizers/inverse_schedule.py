@@ -1,9 +1,9 @@
-"""K-FAC's upkeep between steps: inverses in small programs of their own, dealt over the steps of an interval.
+"""K-FAC's upkeep between steps: small separate programs compute the inverses, spread over an interval of steps.
 
-Inside of a step a refresh inverts everything at once: one step in many takes several times as long, its memory adds to the
-activations', and the program is compiled once with it and once without. Here the gradient's program takes statistics in
-(`Upkeep.take`), the host starts what is due of the inverses (`Upkeep.refresh`: one small program for each size of matrix),
-and the update's program applies them.
+A refresh inside of a step inverts everything at once. One step in many then takes several times as long, its memory
+adds to the activations', and the program is compiled twice, with the refresh and without. Here the gradient's program
+adds statistics (`Upkeep.take`), the host starts the inverses that are due (`Upkeep.refresh`: one small program for each
+size of matrix), and the update's program applies them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from .precondition import ScaleByKfacState, find_state, renewed, replace_state
 
 
 class Upkeep(NamedTuple):
-  """Made by `upkeep`.
+  """The functions that `upkeep` makes.
 
-  statistics_due: of a step's number, whether it takes statistics.
-  take: (optimiser state, statistics) -> the state with them in its averages; to be compiled with the gradient.
-  refresh: (optimiser state, step) -> the state with new inverses, of what is due; from the host. The state's inverses are
-    donated: the state that went in is no longer to be used. Beside these, `caution=` multiplies the damping, `when=` (a
-    boolean on the device) leaves all as it was where it is false, and `everything=True` renews what is not due, too.
-  units: what is inverted at once, and when.
-  programs: (optimiser state, or its shapes) -> the programs of `refresh` by name, 'damping' and one for each stack, with
-    their arguments: to be lowered, for tables of costs.
+  statistics_due: tells from a step's number whether the step takes statistics.
+  take: (optimiser state, statistics) -> the state with them added to its averages; compile it with the gradient.
+  refresh: (optimiser state, step) -> the state with those inverses renewed that are due; call it from the host. It
+    donates the inverses of the state, so the old state must not be used again. It also takes `caution=`, which
+    multiplies the damping; `when=`, a boolean on the device, which leaves everything unchanged if false; and
+    `everything=True`, which also renews inverses that are not due.
+  units: the groups of inverses that are computed at once, and when they are due.
+  programs: (optimiser state, or its shapes) -> the programs of `refresh` by name, 'damping' and one for each stack,
+    with their arguments; they can be lowered for tables of costs.
   """
 
   statistics_due: Callable[[int], bool]
@@ -59,19 +60,19 @@ def upkeep(
   grow: bool = True,
   placement: Placement | None = None,
 ) -> Upkeep:
-  """Keeps the factors and inverses of `kfac`'s (or `scale_by_kfac`'s) state, in place of its own refresh.
+  """Makes functions that keep the factors and inverses of a `kfac` or `scale_by_kfac` state up to date.
 
-  The update is then given no statistics and phase='plain'. With both intervals 1 the results are those of
-  `kfac(..., inverses_every=1)`.
+  They replace the transformation's refresh: its update is then given no statistics and phase='plain'. With both
+  intervals 1 the results equal those of `kfac(..., inverses_every=1)`.
 
   Args:
-    curvature, damping, decay, placement: as of `scale_by_kfac`, whose own damping and decay are not used then.
-    statistics_every: every how many steps statistics are taken.
-    inverses_every: in how many steps every inverse is renewed once.
-    grow: whether both start from 1, see `growing`.
+    curvature, damping, decay, placement: as in `scale_by_kfac`, whose damping and decay are then not used.
+    statistics_every: the number of steps between two uses of statistics.
+    inverses_every: the number of steps in which every inverse is renewed once.
+    grow: whether both intervals start from 1, see `growing`.
 
   Raises:
-    CurvatureError: a setting that cannot be; or a state that does not hold one of `scale_by_kfac`.
+    CurvatureError: a setting is out of range, or a state does not contain one of `scale_by_kfac`.
 
   Example:
     >>> import jax, jax.numpy as jnp, optax
@@ -111,8 +112,8 @@ def upkeep(
   made: dict[Any, Callable] = {}
 
   def compiled(name: str, fn: Callable, donate: tuple[int, ...], like: Any) -> Callable:
-    """Compiles a function once for each name and shardings of the results."""
-    traced = not all(is_known(x) for x in jax.tree.leaves(like))  # by an outer vmap or jit, which says where things lie
+    """Compiles a function once for each name and set of result shardings."""
+    traced = not all(is_known(x) for x in jax.tree.leaves(like))  # an outer vmap or jit decides the shardings
     shardings = None if traced else jax.tree.map(lambda x: x.sharding, like)
     key = name, None if traced else tuple(jax.tree.leaves(shardings))
     if key not in made:
@@ -139,7 +140,7 @@ def upkeep(
 
   def take(state: Any, stats: Statistics) -> Any:
     kfac = find_state(state)
-    averages = kfac.averages.add(stats, layout, blocks, at(decay, kfac.count), placement)
+    averages = kfac.averages.add(stats, blocks, at(decay, kfac.count), placement)
     return replace_state(state, kfac._replace(averages=averages))
 
   def refresh(state: Any, step: int, *, caution: Any = 1.0, when: Any = True, everything: bool = False) -> Any:
@@ -147,7 +148,7 @@ def upkeep(
     due = [unit for unit in units if everything or unit.due(step, interval)]
     if not due:
       return state
-    # A state that was read back may hold arrays of numpy.
+    # A restored state may hold numpy arrays.
     kfac = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, find_state(state))
     inverses, counts = dict(kfac.inverses), _counts(kfac)
     find_damping, args = damping_of(kfac, caution)
@@ -167,11 +168,11 @@ def _counts(kfac: ScaleByKfacState) -> tuple[Array, Array]:
 
 
 def renew_slots(layout: Layout, name: str, width: int, placement: Placement) -> Callable:
-  """A function that renews `width` slots of each owner in one stack of inverses, from a slot on that is no constant.
+  """Makes a function that renews `width` slots of each owner in one stack of inverses, from a traced first slot.
 
-  Its arguments: the stack's factors, their weights, what the damping adds, its inverses as they are held, how many were
-  rejected and redamped so far, the first slot, and whether to renew at all. Near the end of the stack it works on slots
-  before the first one, and leaves them.
+  The function takes the stack's factors, their weights, the damping to add, the stack's inverses as they are held, the
+  numbers of inverses rejected and redamped so far, the first slot, and whether to renew at all. Near the end of the
+  stack its window also covers slots before the first one, and it leaves those unchanged.
   """
   stack = layout.stacks[name]
   count = width if stack.row_sharded else stack.owners * width
@@ -180,12 +181,12 @@ def renew_slots(layout: Layout, name: str, width: int, placement: Placement) -> 
     places={('', ''): (name, np.arange(count))},
     orders={name: None},
   )
-  # Which matrix is in a slot of an owner; one beyond all for padding.
+  # The index of the matrix in each slot of each owner; padding has an index beyond all matrices.
   table = np.full(stack.slots if stack.row_sharded else stack.owners * stack.slots, stack.count, np.int32)
   table[layout.positions(name)] = np.arange(stack.count)
   table = table.reshape(-1, stack.slots)
   scattered = stack.shared and not np.array_equal(table, np.arange(stack.count)[None])
-  along = 0 if stack.shared else 1  # of what is held, the axis of slots
+  along = 0 if stack.shared else 1  # the slot axis of the held inverses
 
   def renew(factors, weights, added, held, counts, first, when):
     start = jnp.minimum(first, stack.slots - width)

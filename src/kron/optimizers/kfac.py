@@ -1,4 +1,4 @@
-"""`kfac`: the links of K-FAC put together, and the clip that makes its step length safe."""
+"""`kfac`: the links of K-FAC in one chain, and the clip that keeps its steps at a safe length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .precondition import scale_by_kfac
 
 
 class ClipByKlState(NamedTuple):
-  """`clip`: the factor applied to the last update, 1 where nothing was clipped."""
+  """State of `clip_by_kl`; `clip` is the factor applied to the last update, 1 if nothing was clipped."""
 
   count: Int[Array, '']
   clip: Float[Array, '']
@@ -27,16 +27,16 @@ class ClipByKlState(NamedTuple):
 def clip_by_kl(
   inner: optax.GradientTransformation, max_kl: optax.ScalarOrSchedule, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Shortens the update of a natural-gradient transformation to a largest change of the model's distribution.
+  r"""Shortens natural-gradient updates so that they change the model's distribution by a bounded amount.
 
   With gradient g, inner update u and learning rate $\alpha$, the KL divergence of a step is about
   $\alpha^2 u^T F u \approx \alpha^2 g^T u$; u is scaled by $\min(1, \sqrt{c / (\alpha^2 g^T u)})$.
 
   Args:
-    inner: the transformation whose update approximates $F^{-1} g$. It is wrapped, not chained, as the clip needs the
-      raw gradient too.
+    inner: the transformation whose update approximates $F^{-1} g$. It is wrapped, not chained, because the clip also
+      needs the raw gradient.
     max_kl: c, in nats; a number or a schedule.
-    learning_rate: of the step to come, as given to `scale_by_learning_rate` later; a number or a schedule.
+    learning_rate: the rate of the coming step, as later given to `scale_by_learning_rate`; a number or a schedule.
 
   References:
     Ba, Grosse and Martens, 2017 (Distributed second-order optimization using Kronecker-factored approximations), eq. 11.
@@ -59,7 +59,7 @@ def clip_by_kl(
 
 
 def shortening(kl: Float[Array, ''], bound: Float[Array, '']) -> Float[Array, '']:
-  """The factor on a step that brings its divergence, quadratic in the step, down to the bound."""
+  """Returns the factor that brings a step's divergence, quadratic in the step, down to the bound."""
   return jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
 
 
@@ -76,15 +76,15 @@ def kfac(
   inverses_every: Interval = 1,
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """K-FAC: `scale_by_kfac` in a `clip_by_kl`, weight decay, momentum, learning rate.
+  """Makes the K-FAC optimiser: `scale_by_kfac` in a `clip_by_kl`, weight decay, momentum and learning rate.
 
   Args:
     learning_rate: a number or a schedule.
     curvature: from `kron.curvature`.
     damping, decay, statistics_every, inverses_every, placement: see `scale_by_kfac`.
     momentum: heavy-ball coefficient on the preconditioned gradient; a number or a schedule.
-    kl_clip: largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
-    weight_decay: decoupled; params times this are added to the natural gradient. A number or a schedule.
+    kl_clip: the largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
+    weight_decay: decoupled: this times the parameters is added to the natural gradient. A number or a schedule.
 
   Returns:
     A transformation whose `update` takes `stats=` and `phase=` (see `scale_by_kfac`).
@@ -124,7 +124,7 @@ def descend(
   kl_clip: optax.ScalarOrSchedule | None = 0.1,
   weight_decay: optax.ScalarOrSchedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """A natural-gradient transformation in a `clip_by_kl`, weight decay, momentum, learning rate: see `kfac`."""
+  """Chains a natural-gradient link in a `clip_by_kl` with weight decay, momentum and learning rate, as in `kfac`."""
   if kl_clip is not None:
     natural = clip_by_kl(natural, kl_clip, learning_rate)
   plain = optax.chain(
@@ -144,7 +144,7 @@ class HeavyBallState(NamedTuple):
 
 
 def heavy_ball(momentum: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-  """Adds the last step times the momentum, a number or a schedule: `optax.trace` with the types of the updates."""
+  """Adds the momentum (a number or a schedule) times the last step: `optax.trace` in the types of the updates."""
 
   def init(params):
     return HeavyBallState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
@@ -160,7 +160,7 @@ def heavy_ball(momentum: optax.ScalarOrSchedule) -> optax.GradientTransformation
 
 
 def keeping_types(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-  """A transformation whose updates have the types of the gradients, whatever types its schedules have."""
+  """Makes a transformation's updates have the types of the gradients, whatever types its schedules have."""
   tx = optax.with_extra_args_support(tx)
 
   def update(updates, state, params=None, **extra):

@@ -25,8 +25,9 @@ from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
 class ScaleByKfacAdamState(NamedTuple):
   """State of `scale_by_kfac_adam`.
 
-  mu: the gradient's average; nu: that of its squares, by block in the eigenbasis; rest: by parameter, of those that have
-    entries in no block.
+  mu: the average of the gradient.
+  nu: the average of its squares in the eigenbasis, by block.
+  rest: the average of its squares by parameter, for parameters with entries in no block.
   """
 
   eigenbasis: Eigenbasis
@@ -46,16 +47,17 @@ def scale_by_kfac_adam(
   basis_every: int = 10,
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adam on the gradient as K-FAC's eigenbasis sees it: no damping to tune.
+  r"""Applies Adam to the gradient in K-FAC's eigenbasis, with no damping to tune.
 
-  $V \to U_A [\hat m' / (\sqrt{\hat v} + \epsilon)] U_G^T$, with $m' = U_A^T m U_G$ for the average m of gradients and v the
-  average of squares of $U_A^T V U_G$. Parameters without a block get Adam as it is.
+  The result is $U_A [\hat m' / (\sqrt{\hat v} + \epsilon)] U_G^T$, with $m' = U_A^T m U_G$ for the average m of the
+  gradients, and v the average of the squares of $U_A^T V U_G$. Parameters without a block get plain Adam.
 
   Args:
     curvature: from `kron.curvature`.
-    b1, b2, eps: Adam's; see `optax.scale_by_adam`.
+    b1, b2, eps: Adam's settings; see `optax.scale_by_adam`.
     decay, statistics_every, placement: see `scale_by_kfac`.
-    basis_every: every how many updates the eigenvectors are computed anew. v is kept, as eigenvectors come in order.
+    basis_every: the number of updates between two computations of the eigenvectors. v is kept, because eigenvectors
+      come in order.
 
   References:
     George et al., 2018 (arXiv:1806.03884), section 4; SOAP (Vyas et al., 2024, arXiv:2409.11321) is the same in Shampoo's
@@ -80,7 +82,7 @@ def scale_by_kfac_adam(
     del params, extra
     stats = given(stats, phase)
     eigenbasis, count = state.eigenbasis, state.eigenbasis.count
-    averages = averaged(eigenbasis, stats, phase, layout, blocks, decay, statistics_every, placement)
+    averages = averaged(eigenbasis, stats, phase, blocks, decay, statistics_every, placement)
     eigenbasis = eigenbasis._replace(averages=averages)
     due = is_due(count, basis_every) if phase is None else phase == 'refresh'
     eigenbasis = when(due, lambda e: e.refreshed(layout, blocks, placement), eigenbasis)
@@ -93,7 +95,7 @@ def scale_by_kfac_adam(
     nu = dict(state.nu)
 
     def divided(m: Array, n: Array) -> Array:
-      """Both averages begin at zero and are divided by the sum of their weights."""
+      """Returns Adam's step, with both averages divided by the sums of their weights, as they begin at zero."""
       steps = count + 1
       return (m / (1 - first**steps)) / (jnp.sqrt(n / (1 - second**steps)) + eps)
 
@@ -118,10 +120,10 @@ def scale_by_kfac_adam(
 
 
 def _above_rounding(nu: Float[Array, ' s *n']) -> Bool[Array, ' s *n']:
-  """Whether there is a gradient along each direction, and not what rounding leaves of the others.
+  """Tells for each direction whether its gradient is more than rounding error.
 
-  Adam would make steps of full length of the rounding of a direction without any gradient, such as the sum of a softmax's
-  logits.
+  Some directions, such as the sum of a softmax's logits, have no gradient. Adam would turn their rounding errors into
+  steps of full length.
   """
   total = nu.sum(tuple(range(1, nu.ndim)), keepdims=True)
   return nu > (4 * jnp.finfo(nu.dtype).eps) ** 2 * total
@@ -134,7 +136,7 @@ def kfac_adam(
   weight_decay: optax.ScalarOrSchedule = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """Adam in K-FAC's eigenbasis: `scale_by_kfac_adam` (which takes `settings`), decoupled weight decay, learning rate."""
+  """Makes Adam in K-FAC's eigenbasis: `scale_by_kfac_adam` (with `settings`), decoupled weight decay, learning rate."""
   plain = optax.chain(
     scale_by_kfac_adam(curvature, **settings),
     optax.add_decayed_weights(weight_decay),

@@ -1,6 +1,6 @@
-"""K-FAC's state by parameter name, without stacks or padding: the form that checkpoints hold.
+"""K-FAC's state by parameter name, without stacks or padding, as checkpoints hold it.
 
-How factors are stacked depends on the number of owners, and so on the mesh; their logical form does not.
+The stacks of factors depend on the number of owners, and so on the mesh; the logical form does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..state.stacks import Stacked
 
 
 def to_logical(state: Any) -> Any:
-  """Replaces every `Stacked` of an optax state by dictionaries block -> factor -> (slots, ...)."""
+  """Replaces every `Stacked` in an optax state by dictionaries block -> factor -> (slots, ...)."""
 
   def convert(x: Any) -> Any:
     return {key_of(block): own for block, own in x.by_block().items()} if isinstance(x, Stacked) else x
@@ -26,11 +26,11 @@ def to_logical(state: Any) -> Any:
 
 
 def from_logical(logical: Any, like: Any) -> Any:
-  """The inverse of `to_logical`, for any number of owners.
+  """Converts a logical state back to stacks, for any number of owners; the inverse of `to_logical`.
 
   Args:
-    logical: what `to_logical` returned.
-    like: the state of the optimiser that is to go on, or the shapes of that (`jax.eval_shape(tx.init, params)`).
+    logical: a result of `to_logical`.
+    like: the state of the optimiser that will continue, or its shapes (`jax.eval_shape(tx.init, params)`).
   """
   return jax.tree.map(
     lambda own, x: _stacked(own, x) if isinstance(own, Stacked) else x, like, logical, is_leaf=_is_stacked
@@ -50,7 +50,7 @@ def _stacked(like: Stacked, values: Mapping[str, Mapping[str, Array]]) -> Stacke
   padded = layout.padded(joined)
   if not like.held:
     return like.filled(padded)
-  # Padding of what is held is identities, as in a new state.
+  # Held inverses are padded with identities, as in a new state.
   result = {}
   for name, stack in layout.stacks.items():
     used = (layout.wholes[name] > 0)[..., None, None]

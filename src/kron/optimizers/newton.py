@@ -1,8 +1,8 @@
-"""The rules of one slide on one interface: Newton, Gauss-Newton and natural gradient, matrix-free.
+"""Newton, Gauss-Newton and natural gradient with one interface, matrix-free.
 
-Each solves (C + damping I) x = g by conjugate gradients, with C the Hessian, the generalised Gauss-Newton or the Fisher
-information of the whole network, known by its products with vectors. K-FAC, or any other linear transformation, can be
-the preconditioner.
+Each solves (C + damping I) x = g by conjugate gradients. C is the Hessian, the generalised Gauss-Newton matrix or the
+Fisher information of the whole network, and is known only by its products with vectors. K-FAC, or any other linear
+transformation, can be the preconditioner.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Matrix = Literal['hessian', 'gauss_newton', 'fisher']
 
 
 class Solution(NamedTuple):
-  """Of `conjugate_gradients`: x, how many products it took, |g - M x| / |g|, and whether negative curvature ended it."""
+  """Result of `conjugate_gradients`: x, the number of products, |g - M x| / |g|, and if negative curvature ended it."""
 
   x: PyTree
   iterations: Int[Array, '']
@@ -43,15 +43,16 @@ def conjugate_gradients(
 ) -> Solution:
   """Solves M x = g for a symmetric M, by preconditioned conjugate gradients.
 
-  Where a direction of negative curvature is met, x stays as it is before it; if that is the first direction, x is the
-  direction itself: the preconditioned gradient (Nocedal and Wright 2006, algorithm 7.1, without a trust region).
+  A direction of negative curvature ends the solution, and x keeps its value from before that direction. If it is the
+  first direction, x is the direction itself: the preconditioned gradient (Nocedal and Wright 2006, algorithm 7.1,
+  without a trust region).
 
   Args:
     product: v -> M v.
-    x0: where to begin.
-    preconditioner: r -> P r for a symmetric positive definite P near the inverse of M.
-    max_iterations: the most products, the one for x0 apart.
-    tolerance: largest residual, as a share of |g|.
+    x0: the starting point.
+    preconditioner: r -> P r, for a symmetric positive definite P near the inverse of M.
+    max_iterations: the largest number of products, not counting the one for x0.
+    tolerance: the largest residual, as a share of |g|.
   """
   size = jnp.sqrt(dot(g, g))
 
@@ -79,7 +80,7 @@ def conjugate_gradients(
 
 
 class ScaleByCurvatureState(NamedTuple):
-  """State of `scale_by_curvature`. `iterations`, `residual` and `negative` are of the last solution, see `Solution`."""
+  """State of `scale_by_curvature`; `iterations`, `residual` and `negative` are those of the last `Solution`."""
 
   count: Int[Array, '']
   solution: PyTree
@@ -101,19 +102,19 @@ def scale_by_curvature(
   r"""Multiplies the gradient by $(C + \lambda I)^{-1}$ for the curvature C of the whole network.
 
   Args:
-    matrix: C: 'hessian', 'gauss_newton' or 'fisher', see `Products`.
+    matrix: the kind of C: 'hessian', 'gauss_newton' or 'fisher', see `Products`.
     damping: lambda, in the unit of the curvature; a number or a schedule.
     max_iterations, tolerance: see `conjugate_gradients`.
-    warm_start: the solution begins at this share of the last one (Martens 2010 has 0.95).
+    warm_start: the share of the last solution from which the next one starts (Martens 2010 uses 0.95).
     preconditioner: a transformation that is linear in the gradient and symmetric positive definite, as `scale_by_kfac`
-      is; with the same damping. It is given the statistics first, and then every residual.
+      is, with the same damping. It is first given the statistics, and then every residual.
 
   Returns:
-    A transformation whose `update` needs `products=curvature.products(params, *batch)`; further extra arguments, such as
-    `stats=` and `phase=`, go to the preconditioner.
+    A transformation whose `update` needs `products=curvature.products(params, *batch)`. It passes further extra
+    arguments, such as `stats=` and `phase=`, to the preconditioner.
 
   Raises:
-    CurvatureError: there are no products, or the loss has none of this kind.
+    CurvatureError: no products are given, or the loss has none of this kind.
 
   References:
     Martens, 2010 (Deep learning via Hessian-free optimization); for the natural gradient Pascanu and Bengio, 2013
@@ -168,10 +169,10 @@ def scale_by_curvature(
 def newton(
   learning_rate: optax.ScalarOrSchedule, *, damping: optax.ScalarOrSchedule = 1e-3, **settings: Any
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Newton's method: $\theta - \alpha (H + \lambda I)^{-1} g$, H the Hessian of the loss on the batch.
+  r"""Makes Newton's method, $\theta - \alpha (H + \lambda I)^{-1} g$, with the Hessian H of the loss on the batch.
 
   Args:
-    learning_rate: 1 is the full step.
+    learning_rate: the length of the step; 1 is the full step.
     damping, **settings: see `scale_by_curvature`.
 
   Example:
@@ -193,16 +194,17 @@ def newton(
 def gauss_newton(
   learning_rate: optax.ScalarOrSchedule, *, damping: optax.ScalarOrSchedule = 1e-3, **settings: Any
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Gauss-Newton: $\theta - \alpha (J^T H_z J + \lambda I)^{-1} g$. Otherwise as `newton`."""
+  r"""Makes the Gauss-Newton method $\theta - \alpha (J^T H_z J + \lambda I)^{-1} g$, with the arguments of `newton`."""
   return _rule('gauss_newton', learning_rate, damping=damping, **settings)
 
 
 def natural_gradient(
   learning_rate: optax.ScalarOrSchedule, *, damping: optax.ScalarOrSchedule = 1e-3, **settings: Any
 ) -> optax.GradientTransformationExtraArgs:
-  r"""The natural gradient: $\theta - \alpha (F + \lambda I)^{-1} g$ (Amari 1998, theorem 1). Otherwise as `newton`.
+  r"""Makes natural-gradient descent, $\theta - \alpha (F + \lambda I)^{-1} g$ (Amari 1998, theorem 1).
 
-  F is what the curvature's `fisher` says: that of the likelihood ('exact'), of drawn targets or of the loss's gradients.
+  The arguments are those of `newton`. The curvature's `fisher` decides what F is: the Fisher information of the
+  likelihood ('exact'), of drawn targets, or of the loss's gradients.
   """
   return _rule('fisher', learning_rate, damping=damping, **settings)
 

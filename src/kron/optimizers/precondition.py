@@ -32,9 +32,9 @@ Phase = Literal['plain', 'refresh']
 class ScaleByKfacState(NamedTuple):
   """State of `scale_by_kfac`.
 
-  inverses: damped inverses as of the last refresh; identities before the first.
-  rejected_inverses: how many were dropped so far for not being finite.
-  redamped_inverses: how many needed more than the damping.
+  inverses: the damped inverses at the last refresh; identities before the first.
+  rejected_inverses: the number of inverses dropped so far because they were not finite.
+  redamped_inverses: the number of inverses that needed more than the damping so far.
   """
 
   count: Int[Array, '']
@@ -61,28 +61,31 @@ def scale_by_kfac(
   r"""Multiplies the gradient by the damped inverse of the curvature's blocks.
 
   For a kernel with gradient matrix V the result is
-  $(A + \pi\sqrt\lambda I)^{-1} V (G + \sqrt\lambda/\pi\, I)^{-1}$, for a unit-wise block $(F + \lambda I)^{-1} v$.
+  $(A + \pi\sqrt\lambda I)^{-1} V (G + \sqrt\lambda/\pi\, I)^{-1}$; for a unit-wise block it is
+  $(F + \lambda I)^{-1} v$.
 
   Args:
     curvature: from `kron.curvature`.
     damping: lambda, in the unit of the curvature (loss per squared parameter); a number or a schedule.
-    decay: of the factors' moving averages, per use of statistics; debiased, so the first statistics count in full.
-    statistics_every: of the updates that are given statistics, every how many-th counted from 0 takes them in; a number, or
-      a function of the update as `growing` makes.
-    inverses_every: every how many updates the inverses are refreshed, all at once; likewise. `upkeep` spreads them.
-    placement: who owns which factors; None for one owner.
+    decay: the decay of the factors' moving averages for each use of statistics. The averages are debiased, so the first
+      statistics count in full.
+    statistics_every: an update that is given statistics uses them if its number, counted from 0, is a multiple of this.
+      It is a number, or a function of the update such as `growing` makes.
+    inverses_every: the number of updates between two refreshes of the inverses, or such a function. A refresh renews
+      all inverses at once; `upkeep` spreads them.
+    placement: decides who owns which factors; None for one owner.
 
   Returns:
-    A transformation whose `update` takes, beside optax's own arguments,
+    A transformation whose `update` takes, besides optax's arguments,
     stats: `Statistics`, or None for a step without; it must be given unless phase='plain';
-    phase: static; 'plain' leaves the factors' inverses as they are, 'refresh' recomputes them, None asks the counter.
-      Then `statistics_every` does not apply either: what is given is taken;
-    damping: in place of the transformation's own, as `adapt_damping` gives it.
+    phase: static; 'plain' leaves the factors' inverses as they are, 'refresh' recomputes them, and None follows the
+      counter of updates. With 'plain' or 'refresh', `statistics_every` does not apply: all given statistics are used;
+    damping: replaces the transformation's damping, as `adapt_damping` does.
 
   Raises:
-    CurvatureError: the gradient lacks a parameter that is not masked, or a part of a block (optax.partition and
-      optax.masked must not separate parameters that share one), or has another one; stats= is left out; the phase is
-      unknown.
+    CurvatureError: the gradient lacks a parameter that is not masked, lacks a part of a block (optax.partition and
+      optax.masked must not separate parameters that share one), or has an additional parameter; stats= is left out; the
+      phase is unknown.
 
   References:
     Martens and Grosse, 2015 (arXiv:1503.05671); Grosse and Martens, 2016 (arXiv:1602.01407); for scale and shift Osawa
@@ -100,7 +103,7 @@ def scale_by_kfac(
     stats = given(stats, phase)
     count = state.count
     strength = at(damping, count) if extra.get('damping') is None else extra['damping']
-    state = state._replace(averages=averaged(state, stats, phase, layout, blocks, decay, statistics_every, placement))
+    state = state._replace(averages=averaged(state, stats, phase, blocks, decay, statistics_every, placement))
     due = is_due(count, inverses_every) if phase is None else phase == 'refresh'
     state = when(due, lambda s: refreshed(s, layout, strength, placement), state)
     updates = apply_inverses(updates, state.inverses, curvature, layout, placement)
@@ -110,18 +113,18 @@ def scale_by_kfac(
 
 
 class NotGiven(NamedTuple):
-  """Stands for statistics that an update was not given at all, which is not the same as None."""
+  """A marker for statistics that were not passed to an update at all, which is different from None."""
 
 
 NOT_GIVEN = NotGiven()
 
 
 def given(stats: Statistics | NotGiven | None, phase: Any) -> Statistics | None:
-  """Returns the statistics of an update, None for a step without.
+  """Returns the statistics of an update, or None for a step without statistics.
 
   Raises:
-    CurvatureError: nothing was said of statistics, so that the step would be plain descent; optax.MultiSteps would drop
-      all but the last; the phase is unknown.
+    CurvatureError: stats= was left out, so that the step would be plain descent; optax.MultiSteps makes the call, and
+      would drop all statistics but the last; the phase is unknown.
   """
   if phase not in (None, 'plain', 'refresh'):
     raise CurvatureError(f"phase={phase!r} is unknown; choose 'plain', 'refresh' or None")
@@ -142,7 +145,7 @@ def given(stats: Statistics | NotGiven | None, phase: Any) -> Statistics | None:
 
 
 def _inside_multisteps() -> bool:
-  """Whether optax.MultiSteps makes this call; it says so nowhere but in its own frame."""
+  """Tells whether optax.MultiSteps makes this call; only its stack frame shows that."""
   frame = sys._getframe(1)
   while frame is not None:
     if frame.f_code.co_name == 'update' and isinstance(frame.f_locals.get('self'), optax.MultiSteps):
@@ -161,18 +164,17 @@ def averaged(
   state: Any,
   stats: Statistics | None,
   phase: Phase | None,
-  layout: Layout,
   blocks: Sequence[Block],
   decay: optax.ScalarOrSchedule,
   every: Interval,
   placement: Placement,
 ) -> Averages:
-  """The state's averages with this step's statistics, if there are any and they are due."""
+  """Returns the state's averages with this step's statistics added, if there are any and they are due."""
   if stats is None:
     return state.averages
   due = is_due(state.count, every) if phase is None else True
   rate = at(decay, state.count)
-  return when(due, lambda averages: averages.add(stats, layout, blocks, rate, placement), state.averages)
+  return when(due, lambda averages: averages.add(stats, blocks, rate, placement), state.averages)
 
 
 def refreshed(
@@ -180,9 +182,9 @@ def refreshed(
   layout: Layout,
   damping: Any,
   placement: Placement,
-  only: dict[str, Bool[Array, 'o s']] | None = None,
+  only: Mapping[str, Bool[Array, 'o s']] | None = None,
 ) -> ScaleByKfacState:
-  """The state with new inverses, of all slots or of those that `only` says."""
+  """Returns the state with new inverses in all slots, or in those that `only` selects."""
   means = state.averages.means()
   added = slot_damping(layout, means, jnp.asarray(damping), placement.replicate)
   old = placement.own(state.inverses, layout)
@@ -192,7 +194,7 @@ def refreshed(
 
 
 def counted(state: Any, counts: Int[Array, 'o 2']) -> Any:
-  """A state with what `renewed` counted added to its own."""
+  """Adds the counts from `renewed` to the counts of a state."""
   rejected, redamped = counts.sum(0, dtype=jnp.int32)
   return state._replace(
     rejected_inverses=state.rejected_inverses + rejected, redamped_inverses=state.redamped_inverses + redamped
@@ -200,23 +202,23 @@ def counted(state: Any, counts: Int[Array, 'o 2']) -> Any:
 
 
 def renewed(
-  means: dict[str, Float[Array, 'o s r n']],
-  damping: dict[str, Float[Array, 'o s']],
-  weights: dict[str, Float[Array, 'o s']],
-  old: dict[str, Float[Array, 'o s r n']],
-  only: dict[str, Bool[Array, 'o s']] | None,
+  means: Mapping[str, Float[Array, 'o s r n']],
+  damping: Mapping[str, Float[Array, 'o s']],
+  weights: Mapping[str, Float[Array, 'o s']],
+  old: Mapping[str, Float[Array, 'o s r n']],
+  only: Mapping[str, Bool[Array, 'o s']] | None,
   axes: tuple[str, ...],
 ) -> tuple[dict[str, Float[Array, 'o s r n']], Int[Array, 'o 2']]:
-  """Damped inverses, and how many were dropped and how many needed more damping.
+  """Returns damped inverses, the number of dropped ones, and the number of those that needed more damping.
 
-  A slot keeps its old one if the new is not finite or rests on nothing. A matrix that cannot be inverted gets ten times the
-  damping, up to 10^4 times; one that is split over owners does not.
+  A slot keeps its old inverse if the new one is not finite or if its factor has no statistics. A matrix that cannot be
+  inverted gets ten times the damping, up to 10^4 times; a matrix that is split over owners does not.
   """
 
   def renew(x, damping, weights, old, wanted):
     split = x.shape[-2] < x.shape[-1]
     known = (weights > 0) & wanted
-    if split:  # all have a part of it, and one counts
+    if split:  # every owner has a part of it, and one of them counts
       new = split_inverse(x, damping, axes)
       failed = known & (jax.lax.psum((~jnp.isfinite(new).all((-1, -2))).astype(jnp.int32), axes) > 0)
       new = jnp.where((known & ~failed)[..., None, None], new, old)
@@ -258,7 +260,7 @@ def by_block(
   fn: Callable[[Block, Array], Array],
   otherwise: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-  """Applies `fn` to the gradient matrix of every block; what has no block stays, or is taken from `otherwise`."""
+  """Applies `fn` to the gradient matrix of every block; other parameters stay, or are taken from `otherwise`."""
 
   def one_by_one(matrices: Mapping[str, Array]) -> dict[str, Array]:
     return {b.name: fn(b, matrices[b.name]) for b in blocks if b.name in matrices}
@@ -273,21 +275,21 @@ def on_matrices(
   fn: Callable[[Mapping[str, Array]], dict[str, Array]],
   otherwise: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-  """As `by_block`, with `fn` of all matrices by the names of their blocks.
+  """Applies `fn` to the gradient matrices of all blocks at once, by block name; otherwise like `by_block`.
 
   Args:
-    leaves: gradients by the names of their parameters, from `match`: those that are masked are not among them.
+    leaves: gradients by the names of their parameters, from `match`; masked ones are not among them.
   """
   result = dict(leaves if otherwise is None else otherwise)
   matrices = {}
   for block in blocks:
     present = [name for name in block.params if name in leaves]
     if not present:
-      continue  # masked: another transformation's
+      continue  # masked: another transformation handles it
     if len(present) < len(block.params):
       missing = next(name for name in block.params if name not in leaves)
       raise CurvatureError(f'{missing!r} shares a block with {present[0]!r} but is not among the gradients; give both')
-    # Whole on every device, as the inverses are: one gather here, where products of shards cost several collectives.
+    # Each device gets whole matrices, like the inverses: one gather, while products of shards cost several collectives.
     matrices[block.name] = block.operator.to_matrix(*placement.replicate([leaves[name] for name in block.params]))
   products = fn(matrices)
   for block in (b for b in blocks if b.name in matrices):
@@ -296,23 +298,23 @@ def on_matrices(
     mine = block.operator.from_matrix(ones) if block.partial else [None] * len(u)
     for name, new, mask in zip(block.params, u, mine, strict=True):
       new = new.astype(leaves[name].dtype)
-      # The pieces of a parameter leave one another's entries, and those that no piece holds, as they are.
+      # A piece of a parameter changes its entries alone; entries that no piece holds stay as they are.
       result[name] = new if mask is None else jnp.where(mask != 0, new, result[name])
   return result
 
 
 def factors(state: Any) -> dict[str, dict[str, Float[Array, 'slots n n']]]:
-  """The debiased factors of an optimiser state by the name of the block's first parameter: logical, without padding.
+  """Returns an optimiser state's debiased, unpadded factors by the names of the block's first parameter and the factor.
 
   Args:
-    state: any optax state that holds averages of factors once.
+    state: any optax state that contains averages of factors exactly once.
   """
   averages = find_state(state, Averages)
   return averages.factors.filled(averages.means()).by_block()
 
 
 def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
-  """The only state of a kind inside an optax state."""
+  """Returns the only state of a kind inside an optax state."""
   is_state = lambda x: isinstance(x, kind)  # noqa: E731
   found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
   if len(found) != 1:
@@ -321,6 +323,6 @@ def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
 
 
 def replace_state(state: Any, new: ScaleByKfacState) -> Any:
-  """An optax state with `new` in the place of the only state of its kind."""
+  """Returns an optax state with `new` in place of the only state of its kind."""
   is_state = lambda x: isinstance(x, type(new))  # noqa: E731
   return jax.tree.map(lambda x: new if is_state(x) else x, state, is_leaf=is_state)

@@ -1,13 +1,15 @@
 """K-FAC whose factors are refreshed only as often as they change: the staleness rule of SP-NGD.
 
-At a refresh a factor's new statistic X is compared with those of the last two. If it differs from the last, the interval is
-halved; if only from the one before, it stays; if from neither, it becomes the sum of the last two intervals, so that a
-factor at rest is refreshed at Fibonacci's pace (Osawa et al. 2020, arXiv:2002.06015, algorithm 2).
+A refresh compares a factor's new statistic X with those of the last two refreshes. If X differs from the last one, the
+interval is halved. If it differs only from the one before, the interval stays. If it differs from neither, the interval
+becomes the sum of the last two, so that the intervals of a factor at rest grow like Fibonacci numbers (Osawa et al.
+2020, arXiv:2002.06015, algorithm 2).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +32,11 @@ from .precondition import NOT_GIVEN, ScaleByKfacState, apply_inverses, find_stat
 
 
 class Staleness(NamedTuple):
-  """When each factor is refreshed; arrays are by factor, in the order of `kron.intervals`.
+  """The times at which each factor is refreshed; arrays are by factor, in the order of `kron.intervals`.
 
   interval, before: the last two intervals, in updates.
   next: the update (counted from 0) at which the factor is due.
-  refreshes: how often it was refreshed so far.
+  refreshes: the number of refreshes so far.
   last_factors, before_factors: the statistics X of the last two refreshes, in stacks.
   """
 
@@ -47,7 +49,10 @@ class Staleness(NamedTuple):
 
 
 class ScaleByStaleKfacState(NamedTuple):
-  """State of `scale_by_stale_kfac`. refreshes_saved: the share of all possible refreshes that were not needed so far."""
+  """State of `scale_by_stale_kfac`.
+
+  refreshes_saved: the share of all possible refreshes that were not needed so far.
+  """
 
   kfac: ScaleByKfacState
   staleness: Staleness
@@ -64,25 +69,25 @@ def scale_by_stale_kfac(
   largest: int = 1000,
   placement: Placement | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""`scale_by_kfac` with an interval of its own for every factor, which follows how much the factor changes.
+  r"""Preconditions like `scale_by_kfac`, with an interval for each factor that follows how much the factor changes.
 
-  X differs from Y where $|X - Y|_F \ge$ threshold $|Y|_F$.
+  X differs from Y if $|X - Y|_F \ge$ threshold $|Y|_F$.
 
   Args:
     curvature: from `kron.curvature`.
     damping, placement: see `scale_by_kfac`.
-    decay: of the moving averages for each update that has passed: after k updates the old average counts decay^k. 0, as
-      in the paper, keeps the last statistic alone.
-    threshold: alpha of the paper. A batch's noise must lie below it, or no factor ever rests.
+    decay: the decay of the moving averages for each update that has passed: after k updates the old average has weight
+      decay^k. With 0, as in the paper, only the last statistic counts.
+    threshold: alpha of the paper. The noise of a batch must lie below it, or no factor ever rests.
     smallest, largest: bounds of the intervals, in updates.
 
   Returns:
-    A transformation whose `update` takes `stats=` and `damping=` as `scale_by_kfac` does; from
-    `value_and_grad(..., statistics=kron.due(state, curvature))` only what is due is computed. A factor whose statistics
-    are not finite is due again at once.
+    A transformation whose `update` takes `stats=` and `damping=` as `scale_by_kfac` does. If the statistics come from
+    `value_and_grad(..., statistics=kron.due(state, curvature))`, only those that are due are computed. A factor whose
+    statistics are not finite is due again at once.
 
   Raises:
-    CurvatureError: a setting that cannot be.
+    CurvatureError: a setting is out of range.
   """
   if not 1 <= smallest <= largest or not threshold > 0:
     raise CurvatureError(
@@ -123,7 +128,7 @@ def scale_by_stale_kfac(
     apart = functools.partial(_apart, layout=layout, names=names, placement=placement)
     known = seen(stats, layout, blocks)
     finite = placement.replicate({s: jnp.isfinite(x).all((-1, -2)) for s, x in new.items()})
-    # A factor of which some slots were not used waits for the others; one that was not used at all stays due.
+    # A factor counts as refreshed if the batch used any of its slots; one that was not used at all stays due.
     taken = now & jnp.stack([layout.read(finite, *name).all() & layout.read(known, *name).any() for name in names])
     differs, differed = apart(new, old.last_factors) >= threshold, apart(new, old.before_factors) >= threshold
     follow = jnp.where(differs, old.interval // 2, jnp.where(differed, old.interval, old.interval + old.before))
@@ -132,7 +137,7 @@ def scale_by_stale_kfac(
     flags = _on_slots(taken, layout, names)
     rates = _on_slots(rate ** passed.astype(jnp.float32), layout, names)
     wanted = _on_slots(now, layout, names)
-    averages = kfac.averages.add_means(new, {s: wanted[s] & known[s] for s in wanted}, rates, layout)
+    averages = kfac.averages.add_means(new, {s: wanted[s] & known[s] for s in wanted}, rates)
     keep = lambda a, b: b.filled({s: jnp.where(flags[s][..., None, None], a[s], b[s]) for s in b})  # noqa: E731
     staleness = Staleness(
       interval=jnp.where(taken, interval, old.interval),
@@ -155,7 +160,7 @@ def _names(curvature: Curvature) -> list[tuple[str, str]]:
 
 
 def _any_of_block(flags: Bool[Array, ' f'], curvature: Curvature, transposed_only: bool = False) -> Bool[Array, ' f']:
-  """Each factor's flag, or that of another of its block."""
+  """Sets the flag of each factor if any factor of the same block has it set."""
   start = 0
   for block in curvature.blocks:
     stop = start + len(block.operator.factors)
@@ -166,12 +171,14 @@ def _any_of_block(flags: Bool[Array, ' f'], curvature: Curvature, transposed_onl
 
 
 def _due(staleness: Staleness, count: Int[Array, ''], curvature: Curvature) -> Bool[Array, ' f']:
-  """Which factors are due; those of a kernel used transposed, whose statistics make both, together."""
+  """Tells which factors are due; a kernel used transposed has both due together, as its statistics make both."""
   return _any_of_block(staleness.next <= count, curvature, transposed_only=True)
 
 
-def _apart(new: dict[str, Array], old: dict[str, Array], layout: Layout, names: list, placement: Placement) -> Array:
-  """|X - Y| / |Y| of each factor; infinite where Y is zero, as before the first refresh."""
+def _apart(
+  new: Mapping[str, Array], old: Mapping[str, Array], layout: Layout, names: list, placement: Placement
+) -> Array:
+  """Returns |X - Y| / |Y| of each factor; infinite where Y is zero, as before the first refresh."""
   squares = lambda trees: placement.replicate({s: (x * x).sum((-1, -2)) for s, x in trees.items()})  # noqa: E731
   change, size = squares({s: new[s] - old[s] for s in new}), squares(old)
   total = lambda slots: jnp.stack([layout.read(slots, *name).sum() for name in names])  # noqa: E731
@@ -180,7 +187,7 @@ def _apart(new: dict[str, Array], old: dict[str, Array], layout: Layout, names: 
 
 
 def _on_slots(values: Array, layout: Layout, names: list) -> dict[str, Array]:
-  """A number of each factor on all of its slots, (owner, slot) by stack; padding slots have none (zero, False)."""
+  """Copies each factor's number to all of its slots, (owner, slot) by stack; padding gets zero or False."""
   padded = jnp.concatenate([values, jnp.zeros_like(values[:1])])
   result = {}
   for stack, own in layout.stacks.items():
@@ -194,14 +201,14 @@ def _on_slots(values: Array, layout: Layout, names: list) -> dict[str, Array]:
 
 
 def due(state: Any, curvature: Curvature) -> dict[str, dict[str, Bool[Array, '']]]:
-  """Which factors the next update will take, by block and factor: for `curvature.value_and_grad(..., statistics=)`."""
+  """Tells which factors the next update will take, by block and factor, for `value_and_grad(..., statistics=)`."""
   found = find_state(state, ScaleByStaleKfacState)
   flags = _due(found.staleness, found.kfac.count, curvature)
   return _nested(flags, curvature)
 
 
 def intervals(state: Any, curvature: Curvature) -> dict[str, dict[str, Int[Array, '']]]:
-  """The current interval of each factor, in updates, by block and factor; 0 before the first refresh."""
+  """Returns the current interval of each factor, in updates, by block and factor; 0 before the first refresh."""
   return _nested(find_state(state, ScaleByStaleKfacState).staleness.interval, curvature)
 
 
@@ -221,6 +228,6 @@ def stale_kfac(
   weight_decay: optax.ScalarOrSchedule = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """`scale_by_stale_kfac` (which takes `settings`) in the place of `scale_by_kfac` in `kfac`."""
+  """Makes `kfac` with `scale_by_stale_kfac` (which takes `settings`) instead of `scale_by_kfac`."""
   natural = scale_by_stale_kfac(curvature, **settings)
   return descend(natural, learning_rate, momentum=momentum, kl_clip=kl_clip, weight_decay=weight_decay)

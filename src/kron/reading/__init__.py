@@ -1,1 +1,1 @@
-"""How a program is read: which parameters meet data, where, and by which rules."""
+"""The reading of a program: which parameters meet data, where, and by which rules."""

@@ -1,8 +1,8 @@
-"""Walks a program and notes its sites: where each parameter meets data, by what the operations mean.
+"""Walks a program and notes its sites: the places where parameters meet data, by the meaning of the operations.
 
-A weight is followed through what only rearranges or scales it until it meets data (`follow.py`), into loops, branches and
-other bodies. What is met otherwise is refused, with the parameter, the operation and the line, and never treated as
-something it is not.
+A weight is followed through operations that only rearrange or scale it until it meets data (`weight_rules.py`), into
+loops, branches and other bodies. Any other meeting is refused, with the parameter, the operation and the line. It is
+never treated as something it is not.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .values import constant, holds_mark, is_entrywise
 
 
 def find_sites(program: Program, n_params: int, from_loss: bool, examples: tuple[int, ...] = ()) -> Survey:
-  """The sites of a program whose first `n_params` inputs are the parameters.
+  """Finds the sites of a program whose first `n_params` inputs are the parameters.
 
-  from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  from_loss: whether the curvature comes from the loss itself, not from observed outputs.
   examples: the lengths of the axes that count examples, where they are known.
   """
   walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}, {}, set()), {}, from_loss=from_loss, examples=examples)
@@ -57,14 +57,14 @@ def _note_readers(program: Program, found: Survey) -> None:
 
 
 def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
-  """Walks one program; returns the kinds of its outputs, activations settled."""
+  """Walks one program and returns the kinds of its outputs, with activations settled."""
   walk.kinds.update({i: _kind_of_constant(c, walk) for i, c in program.consts.items()})
   walk.kinds.update({v.index: kind for v, kind in zip(program.inputs, inputs, strict=True)})
   for op in program.ops:
     if op.name == observe_p.name:
       walk.found.marks.append((op, walk.depth, walk.times))
       kind = weight_rules.settle(op.inputs[0], walk)
-      if isinstance(kind, Weight):  # outputs that no data have met: one copy for each example
+      if isinstance(kind, Weight):  # no data met these outputs: every example has a copy
         weight_rules.free(op, 0, kind, walk)
       if isinstance(kind, Derived):
         walk.refuse(kind.params, f'{kind.op.name} (a computed weight), then observed', op)
@@ -80,7 +80,7 @@ def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
 
 
 def _refuse_what_moves(mark: Op, walk: Walk) -> None:
-  """Refuses a mark whose variance, weight or arguments have a gradient: their part of the curvature is not known."""
+  """Refuses a mark whose variance, weight or arguments have a gradient, as their part of the curvature is unknown."""
   for v in mark.inputs[1:]:
     kind = walk.kind(v)
     if kind == DATA or walk.params(kind):
@@ -92,13 +92,13 @@ def _refuse_what_moves(mark: Op, walk: Walk) -> None:
 
 
 def _kind_of_constant(value: Any, walk: Walk) -> str | None:
-  """A number that the program holds is taken for data where it has a row for each example: a batch closed over."""
+  """Returns INPUT for a constant with a row for each example, which may be a batch that the loss closes over."""
   shape = jnp.shape(value)
   return INPUT if shape and (not walk.examples or any(shape[0] % n == 0 for n in walk.examples)) else None
 
 
 def _region(op: Op, walk: Walk) -> list[Any] | None:
-  """The kinds of the results of an operation with bodies; None where none needs to be looked into."""
+  """Returns the kinds of the results of an operation with bodies, or None if its bodies need no walk."""
   if op.region is None or (is_entrywise(op) and not op.plain):
     return None
   inputs = [walk.kind(v) for v in op.inputs]
@@ -122,12 +122,12 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
       if (
         isinstance(kind, Weight) and 0 in kind.axes and isinstance(spec[0] if spec else None, str) and not any(spec[1:])
       ):
-        # Each device has some of its layers: the loop that slices them there goes over all of them, as seen from outside.
+        # Each device has some of the layers. Seen from outside, the loop that slices them runs over all layers.
         spread |= dict.fromkeys(walk.params(kind), spec[0])
       elif walk.params(kind) and any(spec):
         walk.refuse(walk.params(kind), f'shard_map (split over the mesh by {spec})', op)
         inputs[i] = DATA
-    # Where no operand's leading axis is split, examples stay whole: each device has some of their places.
+    # Along axes that split no operand's leading axis, examples stay whole and each device has some of their places.
     examples = set(batch_axes(op)) - set(spread.values())
     places = walk.places | (manual_axes(op) - examples)
     unchecked = frozenset() if op.params['check_vma'] else manual_axes(op)
@@ -138,7 +138,7 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
   results = _visit(op.bodies[0], inputs, walk)
   if op.region == 'shard_map':
     _refuse_unstacked(walk)
-  # The coefficient of a scaled weight, and what a mesh does to a weight, are not known outside of the body.
+  # The coefficient of a scaled weight and the effect of a mesh on a weight are not known outside of the body.
   plain = op.region == 'remat' or op.plain
   return [k if not isinstance(k, Weight) or (plain and not k.chained) else Derived(walk.params(k), op) for k in results]
 
@@ -146,7 +146,7 @@ def _region(op: Op, walk: Walk) -> list[Any] | None:
 def _hand_on_constants(op: Op, walk: Walk) -> None:
   """Notes which values of bodies are constants of the program, such as masks and orders.
 
-  What a shard_map divides over its devices is another constant on each of them.
+  A constant that a shard_map divides differs between devices, so it is not handed on.
   """
   specs = op.params['in_specs'] if op.region == 'shard_map' else ((),) * len(op.inputs)
   last = scan_split(op)[0] if op.region == 'scan' else len(op.inputs)
@@ -162,7 +162,7 @@ def _hand_on_constants(op: Op, walk: Walk) -> None:
 
 
 def _refuse_unstacked(walk: Walk) -> None:
-  """Of parameters that lie over the mesh by layers, every use must be inside of the loop over those."""
+  """Refuses parameters that are split over the mesh by layers and used outside of the loop over these layers."""
   for sites in walk.found.sites.values():
     for site in sites:
       if site.spread is not None and not site.weight.stack:
@@ -197,7 +197,7 @@ def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:
 
 
 def _replace(found: Survey, other: Survey) -> None:
-  """Takes over what another survey, that began as a copy of this one, has found."""
+  """Replaces the findings of a survey with those of another that began as its copy."""
   for mine, theirs in ((found.sites, other.sites), (found.chains, other.chains), (found.refusals, other.refusals)):
     mine.clear()
     mine.update(theirs)
@@ -206,7 +206,7 @@ def _replace(found: Survey, other: Survey) -> None:
 
 
 def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
-  """What a value is that may be any of these."""
+  """Returns the kind of a value that may be of any of these kinds."""
   params = frozenset().union(*(walk.params(k) for k in kinds))
   if DATA in kinds:
     if not op.outputs[0].shape:

@@ -1,4 +1,4 @@
-"""Where a kernel meets data in a linear operation, and where it meets a constant first."""
+"""Rules for a kernel that meets data in a linear operation, or meets a constant first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .values import is_one_hot
 
 
 def meet(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """Where a kernel meets data in a linear operation."""
+  """Notes where a kernel meets data in a linear operation; returns the kinds of the results, or None if it does not."""
   others = [k for j, k in enumerate(kinds) if j != weights[0]]
   if all(k in (None, FIXED) for k in others):
     return _lifted(op, weights[0], kinds[weights[0]], walk)
@@ -30,7 +30,7 @@ def meet(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] 
       return [DATA] * len(op.outputs)
     if weight.chained and not (weight.covers(op.inputs[i].shape) and _separable(linear, weight)):
       if weight.meeting is not None and min(linear.n_in, linear.n_out) == 1:
-        return None  # an activation
+        return None  # the weight is an activation
       walk.refuse(walk.params(weight), f'{op.name} (with a kernel that was scaled along rows and columns)', op)
       return [DATA] * len(op.outputs)
     walk.refuse(weight.met - set(weight.params), f'{op.name} (as a part of a computed weight)', op)
@@ -44,7 +44,7 @@ def meet(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] 
 
 
 def _lifted(op: Op, i: int, weight: Weight, walk: Walk) -> list[Any] | None:
-  """Where a kernel meets a constant, such as the direction of a derivative: the product is what examples meet later."""
+  """Makes a weight of a kernel times a constant (such as a derivative's direction), which examples meet later."""
   found = [operator.recognise(op, i, weight) for operator in LINEAR[:2]]
   linear = next((f for f in found if f is not None), None)
   if linear is None or weight.chained or weight.params[0] < 0:
@@ -55,7 +55,7 @@ def _lifted(op: Op, i: int, weight: Weight, walk: Walk) -> list[Any] | None:
 
 
 def _separable(linear: Linear, weight: Weight) -> bool:
-  """Whether the kernel's coefficient varies along rows only or along columns (and slots) only."""
+  """Returns whether the kernel's coefficient varies only along rows, or only along columns (and slots)."""
   if weight.gains:
     return weight.varies <= set(linear.column_axes)
   return weight.varies <= set(linear.row_axes) or weight.varies <= set(linear.column_axes)

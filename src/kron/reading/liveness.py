@@ -1,4 +1,4 @@
-"""What matters of a survey: the sites whose gradients reach the curvature, and the biases that join them."""
+"""The parts of a survey that matter: sites whose gradients reach the curvature, and the biases that join them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .sites import Site, Survey
 
 
 def reaching(program: Program, found: Survey, from_loss: bool, through_kernels: bool = False) -> set[int]:
-  """The keys (first outputs) of the operations from which a gradient flows into the curvature.
+  """Returns the keys (first outputs) of the operations from which a gradient flows into the curvature.
 
-  from_loss: whether it starts from the loss (the empirical Fisher) or from the observed outputs.
-  through_kernels: whether a kernel's own making counts. It does not for the curvature: its scale, where it is computed, is
-    taken for a constant.
+  from_loss: whether the gradient starts from the loss (the empirical Fisher) or from the observed outputs.
+  through_kernels: whether the operations that compute a kernel count. For the curvature they do not: a computed scale
+    of a kernel is treated as a constant.
   """
   keys: set[int] = set()
   sites = {} if through_kernels else found.sites
@@ -22,7 +22,7 @@ def reaching(program: Program, found: Survey, from_loss: bool, through_kernels: 
 
 
 def _trace_back(program: Program, found: Survey, outputs: Iterable, from_marks: bool, keys: set[int]) -> set[int]:
-  """Adds the keys of one program; returns the values that matter in it."""
+  """Adds the keys of one program and returns the values in it that matter."""
   live = {v.index for v in outputs if isinstance(v, Ref)}
   for op in reversed(program.ops):
     observed = from_marks and has_mark(op)
@@ -33,7 +33,7 @@ def _trace_back(program: Program, found: Survey, outputs: Iterable, from_marks: 
 
 
 def _sources(op: Op, found: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
-  """The operands of a live operation that matter."""
+  """Returns the operands of a live operation that matter."""
   if op.bodies:
     return _sources_of_region(op, found, live, from_marks, keys)
   if op.name == observe_p.name:
@@ -67,9 +67,10 @@ def _sources_of_region(op: Op, found: Survey, live: set[int], from_marks: bool, 
 
 
 def biases(program: Program, found: Survey, keys: set[int]) -> dict[int, tuple[Site, tuple[int, ...]]]:
-  """The key of a linear site or a scale -> the shift added to its result, directly or after casts and transposes, and
+  """Maps the key of each linear site or scale to the shift that is added to its result.
 
-  the axes of the sum that are the first site's features, in their order.
+  The shift is added directly or after casts and transposes. With it come the axes of the sum that are the first site's
+  features, in their order.
   """
   result: dict[int, tuple[Site, tuple[int, ...]]] = {}
   for op in program.ops:
@@ -85,7 +86,7 @@ def biases(program: Program, found: Survey, keys: set[int]) -> dict[int, tuple[S
 
 
 def _shift_after(site: Site, found: Survey) -> tuple[Site | None, tuple[int, ...]]:
-  """The shift added to the result of a site that nothing else reads."""
+  """Returns the shift added to a site's result, if nothing else reads the result, and the axes of its features."""
   value, axes = site.op.outputs[0], tuple(site.features)
   while True:
     following = found.readers.get(value.index, [])
@@ -104,13 +105,13 @@ def _shift_after(site: Site, found: Survey) -> tuple[Site | None, tuple[int, ...
 
 
 def _trailing(old: tuple[int, ...], new: tuple[int, ...], axes: tuple[int, ...]) -> bool:
-  """Whether these are the last axes, and a reshape leaves them as they are."""
+  """Returns whether these are the last axes and a reshape leaves them unchanged."""
   n = len(axes)
   return axes == tuple(range(len(old) - n, len(old))) and old[len(old) - n :] == new[len(new) - n :]
 
 
 def _runs_along(shift: Site, axes: tuple[int, ...], site: Site) -> bool:
-  """Whether the shift is plain and has one entry for each index along these axes."""
+  """Returns whether the shift is plain and has one entry for each index along these axes."""
   weight, shape = shift.weight, shift.op.outputs[0].shape
   plain = shift.op.name in ('add', 'add_any') and not weight.chained and weight.scale == 1 and weight.unique
   same_loops = weight.stack == site.weight.stack and shift.loops == site.loops

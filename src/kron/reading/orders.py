@@ -1,4 +1,4 @@
-"""Kernels that are read in an order which the program itself gives: is it one of rows, or of examples?"""
+"""Tests for kernels that are read in an order given by the program: is it an order of rows or of examples?"""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .sites import Walk
 
 
 def summed_over(value: Ref, axis: int, walk: Walk, origin: Ref | None = None) -> bool:
-  """Whether a product sums over an axis of a value: rows of a kernel, and no examples.
+  """Returns whether a product sums over an axis of a value, which then counts rows of a kernel, not examples.
 
-  Whatever happens to the value before it meets data is followed. origin: the value that was asked for first.
+  The value is followed through all operations before it meets data. origin: the value where the search began.
   """
   origin = origin or value
   for op in walk.found.readers.get(value.index, ()):
@@ -36,7 +36,7 @@ def summed_over(value: Ref, axis: int, walk: Walk, origin: Ref | None = None) ->
 
 
 def _without_data(value: Any, walk: Walk, origin: Ref) -> bool:
-  """Whether a value follows from `origin` and the program's constants alone."""
+  """Returns whether a value depends on `origin` and the program's constants alone."""
   if not isinstance(value, Ref) or value == origin or value.index in walk.found.consts:
     return True
   op = walk.found.makers.get(value.index)
@@ -44,7 +44,7 @@ def _without_data(value: Any, walk: Walk, origin: Ref) -> bool:
 
 
 def _along(op: Op, side: int, axis: int) -> list[int]:
-  """The axes of the result along which an axis of an operand goes on, of an operation that moves or changes entries."""
+  """Returns the axes along which an operand's axis continues in the result, if entries are only moved or changed."""
   old, new = op.inputs[side].shape, op.outputs[0].shape
   if op.name == 'gather':
     numbers = op.params['dimension_numbers']
@@ -54,7 +54,7 @@ def _along(op: Op, side: int, axis: int) -> list[int]:
     return [op.params['permutation'].index(axis)]
   if op.name == 'broadcast_in_dim':
     return [op.params['broadcast_dimensions'][axis]]
-  if op.name == 'reshape':  # those whose strides lie between the axis's own and that of the axis before it
+  if op.name == 'reshape':  # the axes with strides between those of this axis and the axis before it
     low, high = math.prod(old[axis + 1 :]), math.prod(old[axis:])
     return [a for a in range(len(new)) if math.prod(new[a + 1 :]) < high and math.prod(new[a:]) > low]
   if op.name == 'squeeze':
@@ -63,7 +63,7 @@ def _along(op: Op, side: int, axis: int) -> list[int]:
 
 
 def picks_once(op: Op, places: list[Any], shape: tuple[int, ...]) -> bool:
-  """Whether no entry is picked twice, and nothing stands in for entries outside."""
+  """Returns whether no entry is picked twice and no fill value stands for entries outside."""
   with jax.ensure_compile_time_eval():
     numbers = jnp.arange(1, math.prod(shape) + 1, dtype=jnp.int32).reshape(shape)
     like = lambda v: v.astype(numbers.dtype) if op.name == 'pad' else v  # noqa: E731

@@ -1,7 +1,7 @@
-"""Sites, where a parameter of a program meets data, and what a survey of a program notes.
+"""Sites, the places where a program's parameters meet data, and the records of a survey and its walk.
 
-Every value is one of six things: a constant of the program (None here); `FIXED`, made of parameters and constants but
-without a gradient; `INPUT`, an argument or what is made of arguments without a gradient; `DATA`, an activation; a `Weight`,
+Every value has one of six kinds: a constant of the program (None here); `FIXED`, made from parameters and constants but
+without a gradient; `INPUT`, an argument, or made from arguments without a gradient; `DATA`, an activation; a `Weight`,
 made of parameters' entries; or `Derived`, any other function of parameters alone.
 """
 
@@ -28,17 +28,17 @@ class Derived(NamedTuple):
 class Site(NamedTuple):
   """One use of a parameter: the operation, the operand that holds the weight, and the weight as it looks there.
 
-  kind: 'linear'; 'entrywise' (an operation entry by entry); 'free' (any other, by one copy of the parameter for each
-    example); 'gain' (a factor of the kernel of a linear operation). A 'lifted' one is no use by itself: a kernel met a
-    constant of the program, and examples meet only the product, which goes on as a weight of its own (of a parameter
-    whose number is negative).
-  loops: for each loop around it, from the outermost, whether the loop slices the parameter.
-  times: how often it runs.
-  sharded: whether it is inside of a shard_map that splits the examples.
-  places: the axes of shard_maps around it along which each device has some places of every example.
+  kind: 'linear'; 'entrywise' (an operation entry by entry); 'free' (any other operation, with a copy of the parameter
+    for each example); 'gain' (a factor of a linear operation's kernel). A 'lifted' site is not a use by itself: a
+    kernel met a constant of the program, and examples meet only the product. The product continues as a separate
+    weight, of a parameter with a negative number.
+  loops: for each loop around the site, outermost first, whether the loop slices the parameter.
+  times: how often the site runs.
+  sharded: whether the site is inside a shard_map that splits the examples.
+  places: the axes of surrounding shard_maps along which each device has some places of every example.
   spread: the axis of a shard_map along which each device has some of the parameter's stacked layers, if any.
-  unchecked: the axes of shard_maps around it whose values JAX does not keep track of (check_vma=False).
-  differs: the axes of shard_maps around it along which the result may differ between devices.
+  unchecked: the axes of surrounding shard_maps along which JAX does not track how values differ (check_vma=False).
+  differs: the axes of surrounding shard_maps along which the result may differ between devices.
   """
 
   kind: str
@@ -60,14 +60,14 @@ class Site(NamedTuple):
 
   @property
   def features(self) -> tuple[int, ...]:
-    """The axes of the result (of the operand, for a free site) that come from the parameter."""
+    """Returns the axes of the result (of the operand, for a free site) that come from the parameter."""
     return self.linear.features if self.linear else self.weight.axes
 
 
 class Refusal(NamedTuple):
   """A use of a parameter that is not understood; `key` names the operation by its output.
 
-  before_marks: whether it matters only where an observed output follows from it.
+  before_marks: whether the use matters only if an observed output depends on it.
   """
 
   key: int
@@ -77,18 +77,18 @@ class Refusal(NamedTuple):
 
 
 class Survey(NamedTuple):
-  """What `survey` found.
+  """The findings of `find_sites`.
 
-  sites: by key; several where an operation takes several parameters.
-  chains: every step of a weight whose coefficient is an array: output index -> parameters -> the operands that hold them,
-    and the numbers that are their coefficients where the chain begins.
-  refusals: by parameter.
-  regularisers: the parameters with a term of their own in the loss.
-  marks: the observation marks in order, how many loops are around each, and how often it runs.
-  makers, readers: what makes a value, and what reads it (None: an output of a program or a body).
+  sites: lists of sites by key, with several sites where an operation takes several parameters.
+  chains: every step of a weight whose coefficient is an array: output index -> parameters -> the operands that hold
+    them, and the numbers that are their coefficients where the chain begins.
+  refusals: lists of refusals by parameter.
+  regularisers: the parameters with a separate term in the loss.
+  marks: the observation marks in order, with the number of loops around each, and how often it runs.
+  makers, readers: the operation that makes a value, and those that read it (None: an output of a program or a body).
   consts: the values that the program itself holds.
-  lifted: by the negative number of the product.
-  behind: the values that follow from observed outputs.
+  lifted: lifted sites by the negative number of their product.
+  behind: the values that depend on observed outputs.
   """
 
   sites: dict[int, list[Site]]
@@ -114,17 +114,17 @@ class Survey(NamedTuple):
     )
 
   def owners(self, weight: Weight) -> tuple[int, ...]:
-    """The parameters of a weight, or of what was lifted into it."""
+    """Returns the parameters of a weight, including those of the kernels lifted into it."""
     return tuple(p for q in weight.params for p in (self.lifted[q].weight.params if q < 0 else (q,)))
 
 
 class Walk(NamedTuple):
-  """What the walk knows so far, and where it is: `depth` loops deep, in code that runs `times` times.
+  """The knowledge of a walk so far, and its position: `depth` loops deep, in code that runs `times` times.
 
-  from_loss: whether the loss itself, and not observed outputs, makes the curvature.
+  from_loss: whether the curvature comes from the loss itself, not from observed outputs.
   examples: the lengths of the axes that count examples, where they are known.
-  spread: by parameter; unchecked: see `Site`.
-  differs: by the index of a value, the axes of shard_maps along which it may differ between devices.
+  spread, unchecked: see `Site`; `spread` is by parameter.
+  differs: the axes of shard_maps along which a value may differ between devices, by the value's index.
   """
 
   found: Survey
@@ -146,7 +146,7 @@ class Walk(NamedTuple):
     return isinstance(value, Ref) and value.index in self.found.behind
 
   def params(self, kind: Any) -> frozenset[int]:
-    """All parameters that took part in a value."""
+    """Returns all parameters that took part in a value."""
     if isinstance(kind, Weight):
       own = self.found.owners(kind)
       return frozenset(own).union(kind.met, *(self.found.owners(w) for w in kind.gains))

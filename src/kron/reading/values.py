@@ -1,4 +1,4 @@
-"""Facts about values and operations that the rules of `follow.py` and `kernels.py` ask for."""
+"""Facts about values and operations that the rules of `weight_rules.py` and `kernels.py` need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def differentiable(v: Ref) -> bool:
 
 
 def constant(value: Any, walk: Walk) -> Any:
-  """The number that the program itself gives this value, or None."""
+  """Returns the number or array that the program itself gives this value, or None."""
   if not isinstance(value, Ref):
     return np.asarray(value)
   if value.index in walk.found.consts:
@@ -36,7 +36,7 @@ def constant(value: Any, walk: Walk) -> Any:
 
 
 def closed_over(value: Any, walk: Walk) -> bool:
-  """Whether an array that the program holds takes part in a constant: it may be the batch's."""
+  """Returns whether a constant depends on an array that the program holds, which may be part of the batch."""
   if not isinstance(value, Ref) or value.index in walk.found.consts:
     return isinstance(value, Ref)
   op = walk.found.makers.get(value.index)
@@ -44,7 +44,7 @@ def closed_over(value: Any, walk: Walk) -> bool:
 
 
 def is_entrywise(op: Op) -> bool:
-  """Whether each entry of the result depends on the same entry of the operands only."""
+  """Returns whether each entry of the result depends only on the same entry of the operands."""
   if op.name == 'custom_jvp_call':
     return all(is_entrywise(inner) for inner in op.bodies[0].ops)
   return op.name in ENTRYWISE
@@ -62,7 +62,7 @@ def is_zero(value: Any, walk: Walk) -> bool:
 
 
 def varying_axes(value: Any, walk: Walk) -> set[int]:
-  """The axes along which an array's entries may differ."""
+  """Returns the axes along which an array's entries may differ."""
   if not isinstance(value, Ref):
     return set()
   long = {a for a, size in enumerate(value.shape) if size != 1}
@@ -81,7 +81,7 @@ def varying_axes(value: Any, walk: Walk) -> set[int]:
 
 
 def is_one_hot(value: Any, axes: tuple[int, ...], walk: Walk) -> bool:
-  """Whether data are one-hot along an axis: made by a comparison with the numbers of that axis."""
+  """Returns whether data are one-hot along an axis, made by a comparison with the indices of that axis."""
   if len(axes) != 1 or not isinstance(value, Ref):
     return False
   (axis,) = axes
@@ -96,7 +96,7 @@ def is_one_hot(value: Any, axes: tuple[int, ...], walk: Walk) -> bool:
 
 
 def _counts(value: Any, axis: int, walk: Walk) -> bool:
-  """Whether a value is 0, 1, 2... along an axis."""
+  """Returns whether a value counts 0, 1, 2... along an axis."""
   op = walk.found.makers.get(value.index) if isinstance(value, Ref) else None
   if op is None:
     return False

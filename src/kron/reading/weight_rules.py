@@ -26,7 +26,7 @@ _MOVES = ('slice', 'rev', 'dynamic_slice', 'gather', 'split', 'pad')
 
 
 def results(op: Op, walk: Walk) -> list[Any]:
-  """The kinds of an operation's results; notes the sites and refusals it finds on the way."""
+  """Returns the kinds of an operation's results, and notes the sites and refusals that it finds on the way."""
   kinds = [walk.kind(v) for v in op.inputs]
   if op.name == 'stop_gradient' or (op.outputs and not any(differentiable(v) for v in op.outputs)):
     return [_held(kinds)] * len(op.outputs)
@@ -43,7 +43,7 @@ def results(op: Op, walk: Walk) -> list[Any]:
       return found
   settled = [settle(v, walk) for v in op.inputs]
   if settled != kinds:
-    return results(op, walk)  # one of two weights was an activation: the other one meets it here
+    return results(op, walk)  # one of two weights was an activation, which the other meets here
   if weights and any(is_data(k) for k in kinds):
     for i in weights:
       if _may_be_free(op.inputs[i], kinds[i]):
@@ -53,19 +53,19 @@ def results(op: Op, walk: Walk) -> list[Any]:
 
 
 def _held(kinds: list[Any]) -> str | None:
-  """The kind of a value without a gradient."""
+  """Returns the kind of a value without a gradient."""
   if any(is_data(k) for k in kinds):
     return INPUT
-  # An activation in waiting, or a parameter's own entries: both may be there.
+  # A weight that has met data may yet turn out to be an activation, so its value counts as an input.
   met = any(isinstance(k, Weight) and k.meeting is not None for k in kinds)
   return INPUT if met else FIXED if any(k is not None for k in kinds) else None
 
 
 def straight_through(op: Op, walk: Walk) -> list[Any] | None:
-  """After a function with a derivative rule of its own that passes the gradient of a weight on as it is.
+  """Handles a function with its own derivative rule that passes the gradient of a weight on unchanged.
 
-  Such as rounding by a straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): the factors are those of the
-  weight that comes out. A function written plainly by `operators=` is followed as it is written.
+  An example is rounding by a straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): the factors are those of
+  the weight that comes out. A function that `operators=` gives in plain form is followed as it is written.
   """
   kinds = [walk.kind(v) for v in op.inputs]
   if op.region != 'custom' or len(op.outputs) != 1:
@@ -84,7 +84,7 @@ def straight_through(op: Op, walk: Walk) -> list[Any] | None:
 
 
 def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
-  """The kind of a result where no rule applies; refuses the parameters that met data without one."""
+  """Returns the kind of a result where no rule applies, and refuses parameters that met data without a rule."""
   params = frozenset().union(*(walk.params(kind) for kind in kinds))
   if not params:
     return next((k for k in (DATA, INPUT, FIXED) if k in kinds), None)
@@ -98,14 +98,14 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
   if not any(is_data(k) for k in kinds):
     return Derived(params, step)
   if DATA not in kinds and (scalar or (op.name in ENTRYWISE and not walk.from_loss)):
-    # A weighted L2 term, or one that compares with old parameters; were it an output, its mark would refuse it.
+    # A weighted L2 term, or one that compares with old parameters. If it were an output, its mark would refuse it.
     return Derived(params, step)
   if op.name in ('add', 'sub', 'add_any') and scalar:  # the loss plus an L2 term, unless it goes into an output
     walk.found.regularisers.update(params)
     if walk.from_loss and not walk.depth:
       return DATA
   if op.name in ('add', 'sub', 'add_any') and _beside_losses(op, kinds, walk):
-    # Added to the losses of single examples before their mean; were it to reach a mark, that would refuse it.
+    # The term is added to the losses of single examples before their mean. If it reached a mark, that would refuse it.
     walk.found.regularisers.update(params)
     walk.refuse(params, op.name, op, before_marks=True)
     return DATA
@@ -116,14 +116,14 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
 
 
 def _beside_losses(op: Op, kinds: list[Any], walk: Walk) -> bool:
-  """Whether a term of parameters alone is added to what follows from observed outputs."""
+  """Returns whether a term of parameters alone is added to values that depend on observed outputs."""
   return all(isinstance(k, Derived) or (k == DATA and walk.is_behind(v)) for v, k in zip(op.inputs, kinds, strict=True))
 
 
 def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
-  """The kind of a value that is read as a result: a weight that met data entry by entry is an activation.
+  """Returns the kind of a value that is read as a result: a weight that met data entry by entry is an activation.
 
-  Its last meeting is the site. whole: leave it where it could be a kernel scaled by data.
+  Its last meeting is the site. whole: keep it a weight where it could be a kernel scaled by data.
   """
   kind = walk.kind(value)
   if not isinstance(kind, Weight) or kind.meeting is None or (whole and kind.covers(value.shape)):
@@ -157,7 +157,7 @@ def _may_be_free(value: Any, weight: Weight) -> bool:
 
 
 def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """After an operation that only rearranges, repeats or casts one weight."""
+  """Handles an operation that only rearranges, repeats or casts one weight."""
   if weights != [0] or (kinds[0].meeting is not None and not walk.read_once(op.inputs[0])):
     return None
   value, weight = op.inputs[0], kinds[0]
@@ -171,7 +171,7 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
   elif op.name == 'tile' and all(a in (1, b) for a, b in zip(old, new, strict=True)):
     out = [weight.broadcast(old, new, tuple(range(len(old))))]
   elif op.name in ('squeeze', 'expand_dims', 'reshape'):
-    first = op.params.get('dimensions') if op.name == 'reshape' else None  # a transposition on the way
+    first = op.params.get('dimensions') if op.name == 'reshape' else None  # a reshape may transpose first
     first = tuple(range(len(old))) if first is None else first
     out = [weight.transposed(first).reshaped(tuple(old[a] for a in first), new)]
   elif op.name in _MOVES:
@@ -184,7 +184,7 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
 
 
 def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
-  """After an operation that picks entries at places that the program itself knows."""
+  """Handles an operation that picks entries at places that the program itself knows."""
   if weight.chained:
     return [None]
   old = op.inputs[0].shape
@@ -214,7 +214,7 @@ def _picked(op: Op, weight: Weight, walk: Walk) -> list[Weight | None]:
 
 
 def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """After a concatenation of weights alone."""
+  """Handles a concatenation of weights alone."""
   if op.name not in ('concatenate', 'stack') or len(weights) < len(kinds) or len(weights) < 2:
     return None
   args = tuple(sorted((k, str(v)) for k, v in op.params.items()))
@@ -226,7 +226,7 @@ def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
 
 
 def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """After an operation entry by entry: scaled further, or met by data."""
+  """Handles an operation entry by entry, which scales a weight further or makes it meet data."""
   shape = op.outputs[0].shape if op.outputs else None
   operands = [v for v in op.inputs if isinstance(v, Ref) and v.shape]
   if not is_entrywise(op) or len(op.outputs) != 1 or any(len(v.shape) != len(shape) for v in operands):
@@ -253,9 +253,9 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
       return [aligned._replace(scale=-weight.scale if op.name == 'sub' and i == 1 else weight.scale)]
   if data and not scaling:
     if data == [INPUT] * len(data) and 0 in aligned.axes:
-      return None  # compared with an array of its own shape, such as its old value
+      return None  # compared with an array of the same shape, such as its old value
     if weight.meeting is not None:
-      return None  # scaled already: an activation
+      return None  # it was scaled already, so it is an activation
     _add_entrywise(op, i, weight, walk)
     return [DATA]
   varies = aligned.varies
@@ -273,13 +273,13 @@ def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list
 
 
 def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """A kernel times a gain for each of its columns, or a function of one weight written in several parts."""
+  """Handles a kernel times a gain for each of its columns, or a function of one weight in several parts."""
   if any(kinds[i].meeting is not None for i in weights) or len(weights) > 2 or any(is_data(k) for k in kinds):
     return None
   (i, first), (j, second) = ((i, align(op, i, kinds[i])) for i in weights)
   plain = [k for k in weights if not (kinds[k].chained or kinds[k].bent or kinds[k].gains)]
   if op.name in ('add', 'sub', 'add_any') and len(plain) == 1 and not set(first.params) & set(second.params):
-    # Such as a mean with noise on it, whose spread is another parameter: a shift, for the mean.
+    # For example, a mean plus noise whose spread is another parameter: the noise is a shift for the mean.
     kernel, shift = (first, second) if plain[0] == i else (second, first)
     sign = -1 if op.name == 'sub' and plain[0] == 1 else 1
     return [kernel._replace(scale=sign * kernel.scale, met=kernel.met | shift.met | walk.params(shift))]
@@ -302,7 +302,7 @@ def _of_two_weights(op: Op, kinds: list[Any], weights: list[int], walk: Walk) ->
 
 
 def _chained(op: Op, out: list[Weight], operands: dict, walk: Walk) -> list[Weight]:
-  """Notes how the coefficient of a weight, and of its gains, goes on, where it is an array."""
+  """Notes how the coefficients of weights and of their gains continue, where they are arrays."""
   for v, weight in zip(op.outputs, out, strict=True):
     if weight.chained:
       kernel = operands[weight.params]
@@ -311,7 +311,7 @@ def _chained(op: Op, out: list[Weight], operands: dict, walk: Walk) -> list[Weig
 
 
 def align(op: Op, i: int, weight: Weight) -> Weight:
-  """The weight as it takes part in an operation entry by entry, repeated to the shape of the result."""
+  """Returns the weight as an operation entry by entry reads it, repeated to the shape of the result."""
   old, new = op.inputs[i].shape, op.outputs[0].shape
   return weight.broadcast(old, new, tuple(range(len(old)))) if len(old) == len(new) else weight._replace(axes=())
 
@@ -327,7 +327,7 @@ def _add_entrywise(op: Op, position: int, weight: Weight, walk: Walk) -> None:
 
 
 def _masks(op: Op, i: int, walk: Walk) -> bool:
-  """Whether the operation sets some entries to zero, as pruning does, and leaves the others as they are."""
+  """Returns whether the operation sets some entries to zero, as pruning does, and leaves the others unchanged."""
   if op.name == 'select_n':
     return i > 0 and all(is_zero(v, walk) for j, v in enumerate(op.inputs) if j not in (0, i))
   if op.name != 'mul':

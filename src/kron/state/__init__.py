@@ -1,1 +1,1 @@
-"""What an optimiser keeps of the factors: stacks, their owners, averages and inverses."""
+"""The part of an optimiser's state that concerns the factors: stacks, their owners, averages and inverses."""

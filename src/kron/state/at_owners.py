@@ -1,7 +1,7 @@
-"""Gradients multiplied where the inverses are, with their owners (KAISA's MEM-OPT).
+"""Preconditioning of gradients by the owners of the inverses (KAISA's MEM-OPT).
 
-Each owner multiplies the gradients of its own blocks, all of one shape in one product, and the results go to every device.
-Where the rows of a factor are divided over all owners, each multiplies with its rows.
+Each owner multiplies the gradients of its blocks, with one product for all gradients of one shape, and the results go
+to every device. If the rows of a factor are divided over all owners, each owner multiplies with its rows.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .stacks import Layout
 
 
 class _Class(NamedTuple):
-  """Blocks whose matrices have one shape and whose inverses lie in the same two stacks, all slots in a row.
+  """Blocks whose matrices have one shape and whose inverses lie in the same two stacks, with all slots in a row.
 
-  units: (owner, place) -> slot, -1 for padding; the blocks of a row-sharded factor are every owner's.
-  rows, columns: the slots of A and G in the stacks, (owner, place), as the owner counts its own.
+  units: (owner, place) -> slot, or -1 for padding. Every owner has all blocks of a row-sharded factor.
+  rows, columns: the slots of A and G in the stacks, (owner, place), in each owner's numbering.
   """
 
   blocks: tuple[Block, ...]
@@ -36,7 +36,7 @@ class _Class(NamedTuple):
 def precondition_at_owners(
   inverses: Mapping[str, Array], blocks: Sequence[Block], layout: Layout, placement: Placement
 ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-  """A function of gradient matrices, by the names of their blocks, that multiplies them by A^-1 and G^-1 of each."""
+  """Returns a function that multiplies gradient matrices, by the names of their blocks, by A^-1 and G^-1 of each."""
 
   def apply(matrices: Mapping[str, Array]) -> dict[str, Array]:
     present = [b for b in blocks if b.name in matrices]
@@ -88,7 +88,7 @@ def _classes(blocks: Sequence[Block], layout: Layout, placement: Placement) -> l
 
 
 def _slots(layout: Layout, block: Block, factor: str) -> np.ndarray:
-  """Where a factor's inverses are in what is held."""
+  """Returns the positions of a factor's inverses in the arrays that are held."""
   name, index = layout.places[block.name, factor]
   return layout.starts[block.name, factor] + np.arange(len(index)) if layout.stacks[name].shared else index
 
@@ -106,7 +106,7 @@ def _multiply(
   rows: Int[Array, '1 w'],
   columns: Int[Array, '1 w'],
 ) -> Float[Array, '1 w ...']:
-  """What one owner makes of its matrices: all of A^-1 V G^-1, or some rows of it, or of its transpose."""
+  """Computes one owner's share: A^-1 V G^-1 for its matrices, or some rows of that product or of its transpose."""
   a, g = stacks[c.a], stacks[c.g]
   if layout.stacks[c.a].row_sharded:
     own = a[:, rows[0]]  # m w r i
@@ -124,7 +124,7 @@ def _flat(stack: Float[Array, 'o s n n']) -> Float[Array, 'm n n']:
 
 
 def _taken_apart(c: _Class, layout: Layout, product: Float[Array, 'owners w ...']) -> dict[str, Array]:
-  """From what the owners made to the matrix of each block."""
+  """Splits the products of all owners into the matrix of each block."""
   a, g = layout.stacks[c.a], layout.stacks[c.g]
   if a.row_sharded or g.row_sharded:
     whole = jnp.moveaxis(product, 0, 1).reshape(product.shape[1], -1, product.shape[-1])

@@ -1,8 +1,8 @@
-"""Moving averages of the factors, in stacks: what every transformation that uses them keeps."""
+"""Moving averages of the factors, in stacks, which every transformation that uses them keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ class Averages(NamedTuple):
   """Moving averages of the factors; stacks are named by the size of their matrices.
 
   factors: (owner, slot, rows, n) by stack, not yet divided by `weights`.
-  weights: (owner, slot), the sum of the averages' weights so far: at most 1, and 0 before the first statistics.
-  rejected_statistics: how many matrices were dropped so far for not being finite.
+  weights: (owner, slot), the sum of the averages' weights so far, at most 1, and 0 before the first statistics.
+  rejected_statistics: the number of matrices dropped so far because they were not finite.
   """
 
   factors: Stacked
@@ -34,22 +34,21 @@ class Averages(NamedTuple):
       rejected_statistics=jnp.zeros((), jnp.int32),
     )
 
-  def add(
-    self, stats: Statistics, layout: Layout, blocks: Sequence[Block], decay: Any, placement: Placement
-  ) -> Averages:
-    """Takes the batch's means in, but for matrices that are not finite and those that the batch says nothing of."""
-    return self.add_means(batch_means(stats, layout, blocks, placement), seen(stats, layout, blocks), decay, layout)
+  def add(self, stats: Statistics, blocks: Sequence[Block], decay: Any, placement: Placement) -> Averages:
+    """Adds the batch's means, except for matrices that are not finite and those that the batch has not observed."""
+    layout = self.factors.layout
+    return self.add_means(batch_means(stats, layout, blocks, placement), seen(stats, layout, blocks), decay)
 
-  def add_means(self, new: dict[str, Float[Array, 'o s r n']], due: Any, decay: Any, layout: Layout) -> Averages:
-    """Takes means in where they are due and finite.
+  def add_means(self, new: Mapping[str, Float[Array, 'o s r n']], due: Any, decay: Any) -> Averages:
+    """Adds means where they are due and finite.
 
     Args:
-      due, decay: for all, or by stack (owner, slot).
+      due, decay: one value for all matrices, or values by stack (owner, slot).
     """
     by_stack = lambda x, stack: x[stack] if isinstance(x, dict) else x  # noqa: E731
     factors, weights, rejected = {}, {}, self.rejected_statistics
     for stack, x in new.items():
-      own = layout.stacks[stack]
+      own = self.factors.layout.stacks[stack]
       finite, wanted = own.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, stack)
       take = finite & wanted
       rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, stack), x.dtype), take.shape)
@@ -62,7 +61,7 @@ class Averages(NamedTuple):
     return Averages(self.factors.filled(factors), self.weights.filled(weights), rejected)
 
   def means(self) -> dict[str, Float[Array, 'o s r n']]:
-    """The factors without the bias towards their start at zero."""
+    """Returns the factors without the bias towards their start at zero."""
     return {
       stack: x / jnp.where(self.weights[stack] > 0, self.weights[stack], 1)[..., None, None]
       for stack, x in self.factors.items()
@@ -70,11 +69,11 @@ class Averages(NamedTuple):
 
 
 def seen(stats: Statistics, layout: Layout, blocks: Sequence[Block]) -> dict[str, Bool[Array, 'o s']]:
-  """Which matrices the batch has observed, (owner, slot) by stack.
+  """Returns which matrices the batch has observed, (owner, slot) by stack.
 
-  A factor of inputs is a mean over the uses of its kernel: an expert without tokens, or a head that this batch does not
-  use, tells nothing of it. A factor of gradients is a mean over the examples, which zeros belong to: so the product of the
-  two averages is the mean of the products.
+  A factor of inputs is a mean over the uses of its kernel. An expert without tokens, or a head that this batch does not
+  use, gives no information about it. A factor of gradients is a mean over the examples, including those whose gradient
+  is zero. The product of the two averages is therefore the mean of the products.
   """
   flags = {}
   for block in blocks:
@@ -89,7 +88,7 @@ def seen(stats: Statistics, layout: Layout, blocks: Sequence[Block]) -> dict[str
 def batch_means(
   stats: Statistics, layout: Layout, blocks: Sequence[Block], placement: Placement
 ) -> dict[str, Float[Array, 'o s r n']]:
-  """The factors of one batch, in stacks."""
+  """Returns the factors of one batch, in stacks."""
   if stats.by_shard:
     shares = {block.name: block.operator.combine(stats.shares(block.name)) for block in blocks}
     return placement.collect(shares, layout)

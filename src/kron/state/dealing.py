@@ -1,7 +1,8 @@
-"""Which device owns which factor: a pure function of shapes, after KAISA (Pauloski et al. 2021, arXiv:2107.01739).
+"""The deal of factors to devices, made from shapes alone, after KAISA (Pauloski et al. 2021, arXiv:2107.01739).
 
-Owners are dealt matrices by longest processing time. All owners run one program, so an owner's share of a stack costs as
-much as the largest share: the owner with the fewest of a size comes first, and among those the one with the least work.
+Matrices are dealt to owners by longest processing time. All owners run one program, so an owner's share of a stack
+costs as much as the largest share. A matrix therefore goes to the owner with the fewest of its size, and among several
+of these, to the one with the least work.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from ..operators.factor import Factor
 from ..placing import Placement
 from .stacks import Layout, Stack
 
-_SMALL = 8  # matrices up to this size are dealt in runs, not one by one
+_SMALL = 8  # matrices up to this size are dealt in runs rather than one by one
 
 
 class Deal(NamedTuple):
-  """How factors are dealt.
+  """The settings for dealing factors to owners.
 
-  owners: how many there are.
-  local_inverses: whether inverses stay with one owner for each block, who multiplies its gradient (KAISA's MEM-OPT); else
-    every device gets them all (COMM-OPT).
-  row_sharded: whether a size of which there are too few matrices for a fair deal may be split, by rows, over all owners.
+  owners: the number of owners.
+  local_inverses: whether the inverses of each block stay with one owner, which multiplies the block's gradient (KAISA's
+    MEM-OPT); else every device gets all inverses (COMM-OPT).
+  row_sharded: whether matrices of a size that has too few of them for a fair deal may be split by rows over all owners.
   """
 
   owners: int = 1
@@ -36,7 +37,7 @@ class Deal(NamedTuple):
 
 
 class Load(NamedTuple):
-  """Of each owner, with the padding that all carry: work in n^3 for each inverse, memory in numbers held."""
+  """The load of each owner with its padding: work, n^3 for each inverse, and memory, in numbers held."""
 
   work: float
   memory: float
@@ -58,17 +59,17 @@ def _items(blocks: Sequence[Any]) -> tuple[Item, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
-  """The layout that splits the fewest sizes, from the largest on, among those within a tenth of a fair deal."""
+  """Returns the layout that splits the fewest sizes, largest first, among those within a tenth of a fair deal."""
   plain = _lay_out(items, deal, 0)
   if deal.owners == 1 or not deal.row_sharded:
     return plain
   sizes = sorted({f.n for _, _, fs in items for _, f in fs if f.parts == 1 and f.n >= 4 * deal.owners}, reverse=True)
   whole = least(items, deal._replace(owners=1, local_inverses=False))
-  copies = 1 if deal.local_inverses else deal.owners  # of each inverse
+  copies = 1 if deal.local_inverses else deal.owners  # the copies of each inverse
   fair = Load(whole.work / deal.owners, whole.memory / 2 / deal.owners * (1 + copies))
 
   def excess(layout: Layout) -> float:
-    """Over a fair share: of work, and of memory where inverses are local for its sake."""
+    """Returns the load relative to a fair share of work, and also of memory if inverses are local to save memory."""
     own = load(layout, deal)
     return max(own.work / fair.work, own.memory / fair.memory if deal.local_inverses else 0)
 
@@ -81,7 +82,7 @@ def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
 
 
 def load(layout: Layout, deal: Deal) -> Load:
-  """What each owner does at a refresh, and holds: averages, and inverses as its group keeps them."""
+  """Returns the work of each owner at a refresh, and the averages and inverses that it holds."""
   work = memory = 0
   for stack in layout.stacks.values():
     one = stack.slots * stack.rows * stack.n
@@ -91,7 +92,7 @@ def load(layout: Layout, deal: Deal) -> Load:
 
 
 def least(items: Sequence[Item] | Sequence[Block], deal: Deal) -> Load:
-  """What no deal of whole matrices can be below: a fair share, or the largest matrix."""
+  """Returns a lower bound for any deal of whole matrices: a fair share, or the largest matrix."""
   factors = [f for _, _, own in _items(items) for _, f in own]
   work, numbers = ([f.rows * f.n**p for f in factors] for p in (3, 2))
   largest = max(f.n for f in factors)
@@ -101,9 +102,9 @@ def least(items: Sequence[Item] | Sequence[Block], deal: Deal) -> Load:
 
 
 def _lay_out(items: tuple[Item, ...], deal: Deal, smallest_split: int) -> Layout:
-  """The deal in which sizes from `smallest_split` on are split (0: none)."""
+  """Deals the factors, and splits those of size `smallest_split` or more by rows (0 splits none)."""
   names: dict[tuple[str, str], str] = {}
-  kind_of: dict[str, str] = {}  # of each stack
+  kind_of: dict[str, str] = {}  # the kind of each stack
   units: list[tuple[int, int, list[tuple[str, str, int]]]] = []  # work, order, matrices that must be together
   for order, (block, dtype, factors) in enumerate(items):
     kinds = _kinds(factors, deal, smallest_split)
@@ -126,13 +127,13 @@ def _lay_out(items: tuple[Item, ...], deal: Deal, smallest_split: int) -> Layout
 
 
 def _kinds(factors: Sequence[tuple[str, Factor]], deal: Deal, smallest_split: int) -> dict[str, str]:
-  """By factor: 'owned', 'row_sharded', or 'shared' (of local inverses those that every device has nevertheless)."""
+  """Returns for each factor 'owned', 'row_sharded', or 'shared' (with local inverses, held by every device anyway)."""
   largest = max(factors, key=lambda f: f[1].n)[0]
   cut = any(f.parts > 1 for _, f in factors)
   splits = {name: bool(smallest_split) and not cut and f.n >= smallest_split for name, f in factors}
   if not deal.local_inverses:
     return {name: 'row_sharded' if splits[name] else 'owned' for name, _ in factors}
-  # A block is multiplied where both of its inverses are: only one can be divided.
+  # A block's gradient is multiplied where both of its inverses are, so only one of them can be divided.
   if cut or len(factors) == 1 or any(f.n <= _SMALL for _, f in factors):
     return dict.fromkeys(splits, 'shared')
   if splits[largest]:
@@ -145,7 +146,7 @@ def _name(n: int, dtype: str, kind: str) -> str:
 
 
 class _Owners:
-  """Loads while dealing."""
+  """The loads of all owners while matrices are dealt."""
 
   def __init__(self, deal: Deal):
     self.deal = deal
@@ -156,7 +157,10 @@ class _Owners:
     return self.used.setdefault(stack, np.zeros(self.deal.owners, int))
 
   def among(self, matrices: list[tuple[str, int]]) -> slice:
-    """The owners that may have these: all, or of local inverses the one with the fewest of their sizes and least work."""
+    """Returns the owners that may get these matrices: all, or with local inverses the one that is to get them.
+
+    That one has the fewest matrices of their largest size, and among several of these, the least work.
+    """
     if not self.deal.local_inverses:
       return slice(0, self.deal.owners)
     largest = max(matrices, key=lambda m: m[1])[0]
@@ -164,13 +168,13 @@ class _Owners:
     return slice(best, best + 1)
 
   def place(self, stack: str, n: int, among: slice) -> int:
-    """A new slot, as owner + owners * slot; the owner gets the work."""
+    """Returns a new slot, as owner + owners * slot, and adds its work to the owner."""
     counts = self._counts(stack)
     owner = among.start + int(np.lexsort((self.load[among], counts[among]))[0])
     slot = counts[owner]
     counts[owner] += 1
     self.load[owner] += n**3
-    return owner + self.deal.owners * slot
+    return int(owner + self.deal.owners * slot)
 
 
 def _layout(items, deal: Deal, names, kind_of, at, owners: _Owners) -> Layout:
@@ -227,5 +231,5 @@ def deal_of(placement: Placement) -> Deal:
 
 
 def undivided(placement: Placement) -> Deal:
-  """The deal for what needs whole matrices on every device."""
+  """Returns the deal for transformations that need whole matrices on every device."""
   return Deal(placement.owners, row_sharded=False)

@@ -11,21 +11,21 @@ from jaxtyping import Array, Bool, Float
 
 from .stacks import Layout
 
-_LARGE = 1024  # matrices beyond it are inverted by halves; smaller ones would gain less than it takes to compile
+_LARGE = 1024  # larger matrices are inverted by halves; smaller ones would gain less than the compilation costs
 
 
 def slot_damping(
   layout: Layout, factors: Mapping[str, Array], damping: Float[Array, ''], replicate: Callable = lambda x: x
 ) -> dict[str, Array]:
-  """The number added to the diagonal of each slot, (owner, slot).
+  """Returns the number to add to the diagonal of each slot, (owner, slot).
 
   Factors A and G of one block share the damping: pi sqrt(damping) and sqrt(damping) / pi, with pi^2 the ratio of their
-  mean diagonals (Martens and Grosse 2015, section 6.3). Other slots get the damping itself. `replicate`: see `Placement`.
+  mean diagonals (Martens and Grosse 2015, section 6.3). Other slots get the damping itself. See `Placement.replicate`.
   """
   own = layout.mean_diagonals(factors, replicate)
   partner = own[layout.partners]
   usable = (own > 0) & (partner > 0)
-  # Root by root: the products and quotients of small or large losses would leave the range of float32.
+  # Take the roots one by one: with small or large losses, products and quotients would leave the range of float32.
   pi = jnp.where(usable, jnp.sqrt(own) / jnp.sqrt(jnp.where(usable, partner, 1)), 1)
   paired = layout.partners != np.arange(len(layout.partners))
   added = jnp.where(paired, jnp.sqrt(damping) * pi, damping)
@@ -33,7 +33,7 @@ def slot_damping(
 
 
 def damped_inverse(matrices: Float[Array, 'o s n n'], damping: Float[Array, 'o s']) -> Float[Array, 'o s n n']:
-  """(M + damping I)^-1, by Cholesky's factorisation; NaN where that is not positive definite."""
+  """Computes (M + damping I)^-1 by Cholesky's factorisation; NaN where M + damping I is not positive definite."""
   n = matrices.shape[-1]
   damped = matrices + damping[..., None, None] * jnp.eye(n, dtype=matrices.dtype)
   return jnp.where(damped > 0, 1 / damped, jnp.nan) if n == 1 else spd_inverse(damped)
@@ -45,10 +45,12 @@ def sure_inverse(
   wanted: Bool[Array, 'o s'],
   old: Float[Array, 'o s n n'],
 ) -> tuple[Float[Array, 'o s n n'], Bool[Array, 'o s'], Bool[Array, 'o s']]:
-  """`damped_inverse` where it is wanted, again with ten times the damping where it fails, up to 10^4 times.
+  """Computes `damped_inverse` where it is wanted, and tries again with more damping where it fails.
+
+  Each further try multiplies the damping by ten, up to 10^4 times the damping.
 
   Returns:
-    The inverses, old ones where that fails or is not wanted; what failed; what has more damping.
+    The inverses, with the old ones where all tries fail or none is wanted; which failed; which have more damping.
   """
 
   def unfinished(carry):
@@ -63,7 +65,7 @@ def sure_inverse(
     failed &= ~done
     return held, failed, jnp.where(failed, 10 * times, times), tries + 1
 
-  # The first try is inside, so that the inverse is compiled once.
+  # The first try is inside of the loop, so that the inverse is compiled only once.
   held, failed, times, _ = jax.lax.while_loop(unfinished, again, (old, wanted, jnp.ones_like(damping), 0))
   return held, failed, (times > 1) & ~failed
 
@@ -71,18 +73,18 @@ def sure_inverse(
 def split_inverse(
   rows: Float[Array, '1 s r n'], damping: Float[Array, '1 s'], axes: tuple[str, ...]
 ) -> Float[Array, '1 s r n']:
-  """The same rows of (M + damping I)^-1, where every device along the mesh axes has r rows of M; inside of shard_map.
+  """Computes a device's rows of (M + damping I)^-1, if every device along the mesh axes has r rows of M.
 
-  Block Gauss-Jordan elimination, without exchanges as M is positive definite (Higham 2002, section 14.4): one device after
-  another hands its rows round, and all eliminate with them. 4 n^2 r operations a device, n^2 numbers handed round in all.
-  NaN in all rows where M is not positive definite.
+  Call it inside of shard_map. It runs block Gauss-Jordan elimination, without exchanges because M is positive definite
+  (Higham 2002, section 14.4): one device after another sends its rows to all, and all eliminate with them. This takes
+  4 n^2 r operations on each device and sends n^2 numbers in all. All rows are NaN where M is not positive definite.
   """
   _, slots, r, n = rows.shape
   devices, me = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
   wide = devices * r
   local = jnp.pad(rows[0], ((0, 0), (0, 0), (0, wide - n)))
   diagonal = (me * r + jnp.arange(r))[:, None] == jnp.arange(wide)
-  beyond = jnp.arange(wide) >= n  # rows that fill up the last device's share
+  beyond = jnp.arange(wide) >= n  # rows that pad the last device's share
   local = jnp.where(diagonal, jnp.where(beyond, 1, local + damping[0][:, None, None]), local)
 
   def eliminate(k, local):
@@ -99,12 +101,12 @@ def split_inverse(
 
 
 def spd_inverse(m: Float[Array, '... n n']) -> Float[Array, '... n n']:
-  """The inverse of a positive definite matrix, NaN where it is none.
+  """Inverts a positive definite matrix; the result is NaN where the matrix is not positive definite.
 
-  Large ones by halves: with M = [A B; B^T D] and the Schur complement S = D - B^T A^-1 B, both positive definite, the
-  inverse is [A^-1 + W S^-1 W^T, -W S^-1; ., S^-1], W = A^-1 B (Higham 2002, section 14.4). That is n^3 / 2 multiplications,
-  all in matrix products, beside two inverses of half the size; by the Cholesky factor's inverse it is 5/3 n^3, most of
-  them in a triangular solve and a product that has no use for triangles.
+  Large matrices are inverted by halves. With M = [A B; B^T D] and the Schur complement S = D - B^T A^-1 B, both
+  positive definite, the inverse is [A^-1 + W S^-1 W^T, -W S^-1; ., S^-1], W = A^-1 B (Higham 2002, section 14.4). That
+  takes two inverses of half the size, and n^3 / 2 multiplications, all in matrix products. By the Cholesky factor's
+  inverse it takes 5/3 n^3, most of them in a triangular solve and in a product that cannot exploit the triangles.
   """
   n = m.shape[-1]
   if n <= _LARGE:
@@ -121,7 +123,7 @@ def spd_inverse(m: Float[Array, '... n n']) -> Float[Array, '... n n']:
 
 
 def _product(x: Array, y: Array) -> Array:
-  """In full precision: half of it could make small eigenvalues of an inverse negative."""
+  """Multiplies matrices in full precision, because half of it could make small eigenvalues of an inverse negative."""
   return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 

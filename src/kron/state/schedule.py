@@ -1,4 +1,4 @@
-"""When statistics and inverses are due: intervals that grow with a run, and the deal of inverses over the steps of one."""
+"""Schedules of statistics and inverses: intervals that grow with a run, and inverses spread over the steps of one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Interval = int | Callable[[Any], Any]  # in steps, or a function of the step
 
 
 def growing(every: int) -> Callable[[Any], Any]:
-  """An interval that grows from 1: the largest power of two up to a sixteenth of the steps so far, at most `every`.
+  """Returns an interval that grows from 1 to at most `every` steps.
 
-  Curvature changes fastest at the start, and averages of few statistics are noisy; what is refreshed by this is never older
-  than about an eighth of the run. 1 up to step 31, 2 up to step 63, 4 up to step 127.
+  The interval is the largest power of two up to a sixteenth of the steps so far: 1 up to step 31, 2 up to step 63, 4 up
+  to step 127. Curvature changes fastest at the start, and averages of few statistics are noisy. Whatever is refreshed
+  at this interval is never older than about an eighth of the run.
 
   Args:
     every: the longest interval, in steps.
@@ -47,20 +48,23 @@ def growing(every: int) -> Callable[[Any], Any]:
 
 
 def at(value: Any, step: Any) -> Any:
-  """A hyper-parameter or an interval at a step: a schedule's value, or the number itself."""
+  """Returns a hyper-parameter or an interval at a step: the schedule's value, or the number itself."""
   return value(step) if callable(value) else value
 
 
 def is_due(step: Any, every: Interval) -> Any:
-  """A static yes where the interval is the number 1; a traced interval (inject_hyperparams) is decided on the device."""
+  """Returns whether the step is due, as a static True if the interval is the number 1.
+
+  The device decides it for a traced interval (inject_hyperparams).
+  """
   return True if isinstance(every, int) and every == 1 else step % at(every, step) == 0
 
 
 class Unit(NamedTuple):
-  """A run of slots, the same of each owner, that is inverted at once.
+  """A run of slots that is inverted at once, the same slots for each owner.
 
-  first, width: its slots.
-  at: the step among `every` at which it is due.
+  first, width: the first slot and the number of slots.
+  at: the step among `every` at which the run is due.
   work: n^3 for each inverse of one owner.
   """
 
@@ -72,16 +76,16 @@ class Unit(NamedTuple):
   work: int
 
   def due(self, step: int, interval: int) -> bool:
-    """At this step, where all are due once in `interval` steps, at most `every`."""
+    """Checks whether the run is due at this step, if all runs are due once in `interval` steps, at most `every`."""
     return step % interval == self.at * interval // self.every
 
 
 def deal_units(layout: Layout, every: int, statistics_every: int = 1) -> tuple[Unit, ...]:
   """Spreads the inverses of a layout over `every` steps, so that no step has more than its share or one matrix.
 
-  Small matrices go together, up to a step's share. Steps that take statistics (each `statistics_every`-th, if that divides
-  `every`) have none. By longest processing time; steps next to each other are far apart in the deal, so that shorter
-  intervals, which merge neighbours, are balanced too.
+  Small matrices are inverted together, up to a step's share. Steps that take statistics (each `statistics_every`-th, if
+  that divides `every`) get no inverses. The deal is by longest processing time. Neighbouring steps are far apart in it,
+  so that shorter intervals, which merge neighbours, are balanced too.
   """
   apart = statistics_every > 1 and every % statistics_every == 0
   steps = [s for s in _scattered(every) if not (apart and s % statistics_every == 0)]
@@ -102,6 +106,6 @@ def deal_units(layout: Layout, every: int, statistics_every: int = 1) -> tuple[U
 
 
 def _scattered(n: int) -> list[int]:
-  """0 to n - 1 in the order of their bits reversed: each start of it is spread over all (van der Corput)."""
+  """Returns 0 to n - 1 in bit-reversed order, so that every prefix is spread over all of them (van der Corput)."""
   bits = max(n - 1, 1).bit_length()
   return [i for i in (int(f'{k:0{bits}b}'[::-1], 2) for k in range(2**bits)) if i < n]

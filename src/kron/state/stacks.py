@@ -1,12 +1,14 @@
-"""Factors of one size live in one array: one batched inverse per size, placed on a mesh by its leading axis.
+"""Stacks, which hold all factors of one size in one array, so that each size takes one batched inverse.
 
-A `Layout` says where each matrix is; it is a function of shapes alone, made by `dealing.lay_out`, and needs no devices.
-Stacks are (owner, slot, n, n). One whose factors are split over all owners is (owner, slot, rows, n): every owner has some
-rows of each of its matrices. Padding slots belong to nobody. What every device holds is (matrix, n, n), without padding.
+The leading axis of a stack places it on a mesh. A `Layout` says where each matrix is. `dealing.lay_out` makes it from
+shapes alone, without devices. Stacks are (owner, slot, n, n). A stack whose factors are split over all owners is
+(owner, slot, rows, n), and every owner has some rows of each of its matrices. Padding slots belong to nobody. Inverses
+that every device holds are (matrix, n, n), without padding.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,10 +23,10 @@ from ..blocks.block import Block
 class Stack(NamedTuple):
   """One array of matrices.
 
-  slots: of each owner; of a row-sharded stack, of all.
-  count: of matrices; the other slots are padding.
+  slots: the number of slots of each owner; in a row-sharded stack, the number of slots that all owners share.
+  count: the number of matrices; the other slots are padding.
   row_sharded: whether every owner has some rows of every matrix.
-  shared: whether every device holds the inverses, and not the owner alone.
+  shared: whether every device holds the inverses, rather than the owner alone.
   """
 
   owners: int
@@ -37,7 +39,7 @@ class Stack(NamedTuple):
 
   @property
   def rows(self) -> int:
-    """How many rows of a matrix an owner has."""
+    """Returns the number of rows of a matrix that an owner has."""
     return -(-self.n // self.owners) if self.row_sharded else self.n
 
   @property
@@ -47,14 +49,14 @@ class Stack(NamedTuple):
   def take(
     self, order: Int[np.ndarray, ' m'] | None, owner: Any, matrices: Float[Array, 'm n n']
   ) -> Float[Array, '1 s r n']:
-    """One owner's share of all matrices; padding holds any of them."""
+    """Returns one owner's share of all matrices; padding slots hold an arbitrary one."""
     if self.row_sharded:
       return self.put(matrices, None)[owner][None]
     table = np.arange(self.count) if order is None else np.maximum(order, 0)
     return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
 
   def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, ' m'] | None) -> Float[Array, '*d o s r n']:
-    """Matrices (or what stands for them) in their places; `order` says which comes where, -1 for none (zeros)."""
+    """Puts matrices (or what stands for them) in their places; `order` lists the matrix of each; -1 is none (zeros)."""
     lead = matrices.shape[:-3]
     if order is not None and (order < 0).any():
       matrices = jnp.concatenate([matrices, jnp.zeros_like(matrices[..., :1, :, :])], -3)
@@ -68,23 +70,23 @@ class Stack(NamedTuple):
     return jnp.moveaxis(parts, -3, -4)
 
   def matrices(self, stack: Float[Array, 'o s r n']) -> Float[Array, 'm n n']:
-    """All slots, whole."""
+    """Returns all slots as whole matrices."""
     if not self.row_sharded:
       return stack.reshape(-1, self.n, self.n)
     return jnp.moveaxis(stack, 0, 1).reshape(self.slots, -1, self.n)[:, : self.n]
 
   @property
   def sparse(self) -> bool:
-    """Whether most slots are padding, so that each matrix had better travel by itself."""
+    """Checks whether most slots are padding, so that it is better to send each matrix by itself."""
     return not self.row_sharded and self.owners * self.slots > 2 * self.count
 
   @property
   def inverses(self) -> tuple[int, ...]:
-    """Shape of the inverses as they are held."""
+    """Returns the shape of the inverses as devices hold them."""
     return (self.count, self.n, self.n) if self.shared else self.shape
 
   def diagonal(self) -> np.ndarray | Array:
-    """Where the diagonal is, as (owners, 1, rows, n) or less."""
+    """Returns a mask of the diagonal, (owners, 1, rows, n) or with fewer axes."""
     rows = jnp.arange(self.rows)[:, None]
     if self.row_sharded:
       rows = rows + self.rows * jnp.arange(self.owners)[:, None, None, None]
@@ -94,20 +96,20 @@ class Stack(NamedTuple):
     return jnp.broadcast_to(self.diagonal(), self.shape).astype(self.dtype)
 
   def together(self, flags: Array) -> Array:
-    """For each slot whether all that have a part of it agree."""
+    """Returns for each slot whether the flags of all owners that have a part of it are set."""
     return jnp.broadcast_to(flags.all(0), flags.shape) if self.row_sharded else flags
 
 
 class Layout(NamedTuple):
-  """Where matrices are.
+  """The places of all matrices in the stacks.
 
   stacks: by name.
   places: (block, factor) -> (stack, the position of each of its matrices among the slots of all owners).
-  orders: stack -> which of its factors' matrices, in the order of `places`, is at each position; -1 for padding; None where
-    they are in order.
-  wholes: stack -> (owners, slots): which whole matrix a slot is a part of, in all stacks together; 0 for none.
+  orders: stack -> for each position, which of its factors' matrices is there, in the order of `places`; -1 for padding;
+    None if the matrices are in order.
+  wholes: stack -> (owners, slots), the whole matrix that a slot is a part of, numbered over all stacks; 0 for none.
   partners: whole matrix -> its partner, or itself.
-  parts: whole matrix -> into how many it is cut.
+  parts: whole matrix -> the number of parts that it is cut into.
   starts: (block, factor) -> the place of its first matrix among all of its stack, in the order of the factors.
   local_inverses: whether some inverses stay with their owners, see `dealing.Deal`.
   """
@@ -122,25 +124,25 @@ class Layout(NamedTuple):
   local_inverses: bool = False
 
   def __eq__(self, other: object) -> bool:
-    """Whether both lay the same matrices into the same places."""
+    """Checks whether both layouts put the same matrices in the same places."""
     if self is other:
       return True
     if not isinstance(other, Layout) or self.stacks != other.stacks or self.places.keys() != other.places.keys():
       return False
+    theirs = other.places
     return all(
-      name == theirs and np.array_equal(index, index_of_theirs)
-      for (name, index), (theirs, index_of_theirs) in zip(self.places.values(), other.places.values(), strict=True)
+      name == theirs[key][0] and np.array_equal(index, theirs[key][1]) for key, (name, index) in self.places.items()
     )
 
   def __hash__(self) -> int:
     return hash(tuple(self.stacks.items()))
 
   def gather(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    """Stacks from factors by block, (*shards, slots, n, n) each."""
+    """Makes stacks from factors by block, (*shards, slots, n, n) each."""
     return self.padded(self.joined(values))
 
   def gather_numbers(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    """(owner, slot) by stack from one number for each matrix; padding has none (zero)."""
+    """Makes (owner, slot) arrays by stack from one number for each matrix; padding slots are zero."""
     result = {}
     for name, stack in self.stacks.items():
       flat = jnp.concatenate([values[b][f] for (b, f), (own, _) in self.places.items() if own == name])
@@ -151,7 +153,7 @@ class Layout(NamedTuple):
     return result
 
   def read(self, stacks: Mapping[str, Array], block: str, factor: str) -> Array:
-    """One factor's (slots, n, n) out of the stacks, or of what every device holds; its numbers out of (owner, slot)."""
+    """Reads one factor's (slots, n, n) from stacks or from held inverses, or its numbers from (owner, slot)."""
     name, index = self.places[block, factor]
     stack, x = self.stacks[name], stacks[name]
     if x.ndim == 3:
@@ -162,33 +164,33 @@ class Layout(NamedTuple):
     return stack.matrices(x)[index]
 
   def padded(self, wholes: Mapping[str, Array]) -> dict[str, Array]:
-    """Stacks from all matrices in the order of the factors."""
+    """Makes stacks from all matrices in the order of the factors."""
     return {name: self.stacks[name].put(x, self.orders[name]) for name, x in wholes.items()}
 
   def unpadded(self, stacks: Mapping[str, Array]) -> dict[str, Array]:
-    """The inverse of `padded`."""
+    """Applies the inverse of `padded`."""
     return {name: self.stacks[name].matrices(x)[self.positions(name)] for name, x in stacks.items()}
 
   def positions(self, name: str) -> np.ndarray:
-    """Where each matrix of a stack is among the slots of all owners, in the order of the factors."""
+    """Returns the position of each matrix of a stack among the slots of all owners, in the order of the factors."""
     return np.concatenate([index for own, index in self.places.values() if own == name])
 
   def joined(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    """(*shards, matrix, n, n) by stack from factors by block, in the order of the factors."""
+    """Joins factors by block into (*shards, matrix, n, n) by stack, in the order of the factors."""
     rows: dict[str, list[Array]] = {name: [] for name in self.stacks}
     for (block, factor), (name, _) in self.places.items():
       rows[name].append(values[block][factor])
     return {name: jnp.concatenate(r, -3) if len(r) > 1 else r[0] for name, r in rows.items()}
 
   def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, ' wholes']:
-    """The mean of the diagonal of each whole matrix, over its parts; number 0 is nobody's."""
+    """Returns the mean of the diagonal of each whole matrix, over its parts; number 0 belongs to no matrix."""
     own = [jnp.where(s.diagonal(), stacks[name], 0).sum((-1, -2)) / s.n for name, s in self.stacks.items()]
     flat = replicate(jnp.concatenate(own, axis=1)).reshape(-1)
     index = np.concatenate([self.wholes[name] for name in self.stacks], axis=1).reshape(-1)
     return jax.ops.segment_sum(flat, index, len(self.partners)) / self.parts.astype(flat.dtype)
 
   def sizes(self, blocks: Sequence[Block]) -> dict[str, np.ndarray]:
-    """For each slot how much of its matrix a factor fills: all, but for the last part of one that is cut unevenly."""
+    """Returns for each slot how much of its matrix a factor fills: all, except in the last part of an uneven cut."""
     result = {name: np.full(stack.shape[:2], stack.n) for name, stack in self.stacks.items()}
     for block in blocks:
       for factor_name, factor in block.operator.factors.items():
@@ -197,7 +199,7 @@ class Layout(NamedTuple):
     return result
 
   def zeros(self) -> Stacked:
-    """Returns factors that are zero."""
+    """Returns factors of zeros."""
     return Stacked(self, {name: jnp.zeros(stack.shape, stack.dtype) for name, stack in self.stacks.items()})
 
   def zero_numbers(self) -> Stacked:
@@ -205,7 +207,7 @@ class Layout(NamedTuple):
     return Stacked(self, {name: jnp.zeros(stack.shape[:2], stack.dtype) for name, stack in self.stacks.items()})
 
   def identities(self) -> Stacked:
-    """Returns inverses before the first refresh."""
+    """Returns the inverses before the first refresh."""
     arrays = {
       name: jnp.broadcast_to(jnp.eye(s.n, dtype=s.dtype), s.inverses) if s.shared else s.identities()
       for name, s in self.stacks.items()
@@ -217,13 +219,14 @@ class Layout(NamedTuple):
 class Stacked(Mapping[str, Array]):
   """Arrays by stack, together with the layout that says which matrix of which block is where.
 
-  Optimiser states keep factors, weights and inverses in it, so that whoever shards or saves a state knows them by type.
+  Optimiser states keep factors, weights and inverses in it, so code that shards or saves a state knows them by type.
 
-  held: whether the arrays are laid out as devices hold inverses (`Stack.inverses`), else each with its owner.
+  held: whether the arrays are laid out as devices hold inverses (`Stack.inverses`), rather than each with its owner.
   """
 
   def __init__(self, layout: Layout, arrays: Mapping[str, Any], held: bool = False):
     self.layout, self.arrays, self.held = layout, arrays, held
+    _tell_flax()
 
   def __getitem__(self, name: str) -> Any:
     return self.arrays[name]
@@ -242,7 +245,7 @@ class Stacked(Mapping[str, Array]):
     return Stacked(self.layout, arrays, self.held)
 
   def by_block(self) -> dict[str, dict[str, Array]]:
-    """Returns what each factor has, by the names of its block and its own, without padding."""
+    """Returns the arrays of each factor, by the names of its block and of the factor, without padding."""
     found: dict[str, dict[str, Array]] = {}
     for block, factor in self.layout.places:
       found.setdefault(block, {})[factor] = self.layout.read(self.arrays, block, factor)
@@ -256,3 +259,19 @@ class Stacked(Mapping[str, Array]):
   def tree_unflatten(cls, static: Any, arrays: Sequence[Any]) -> Stacked:
     layout, names, held = static
     return cls(layout, dict(zip(names, arrays, strict=True)), held)
+
+
+def _tell_flax() -> None:
+  """Registers stacks with flax.serialization if that is loaded, because it only knows registered types."""
+  flax = sys.modules.get('flax.serialization')
+  if flax is None or Stacked in _TOLD:
+    return
+  _TOLD.add(Stacked)
+
+  def read(stacked: Stacked, state: dict[str, Any]) -> Stacked:
+    return stacked.filled(flax.from_state_dict(dict(stacked.arrays), state))
+
+  flax.register_serialization_state(Stacked, lambda stacked: flax.to_state_dict(dict(stacked.arrays)), read)
+
+
+_TOLD: set[type] = set()

@@ -1,4 +1,4 @@
-"""Images, clips and tokens in strips over a mesh axis: programs that run on them with halos, and nothing gathered."""
+"""Images, clips and tokens in strips over a mesh axis, and programs that run on them with halos and gather nothing."""
 
 from .halo import Strip
 from .split import split, strip

@@ -1,7 +1,7 @@
-"""Exact attention over tokens in strips: keys and values go round the devices, the softmax is kept as it grows (ring
-attention, Liu et al. 2023, arXiv:2310.01889, with the running maximum of Milakov and Gimelshein 2018).
+"""Exact attention over tokens in strips: keys and values go round the devices and the softmax is updated as they pass.
 
-A device never holds more keys than its own and those that pass.
+This is ring attention (Liu et al. 2023, arXiv:2310.01889) with the running maximum of Milakov and Gimelshein 2018. A
+device never holds more keys than its share and those that pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .values import Value, index, laid, on_device, refuse
 
 
 def attend(op: Op, inputs: list[Any]) -> list[Value]:
-  """`models.attention.attend` of (*b, tokens, heads, d), with a mask (queries, keys) or without."""
+  """Runs `models.attention.attend` on (*b, tokens, heads, d), with or without a mask (queries, keys)."""
   q, k, v, *mask = (on_device(x) for x in inputs)
   tokens = len(q.strips) - 3
   strip = q.strips[tokens] or k.strips[tokens]
@@ -41,7 +41,7 @@ def attend(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-  """Where no tokens lie in strips."""
+  """Computes attention where no tokens lie in strips."""
   logits = _logits(q, k)
   logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
   return jnp.einsum('...hqk,...khd->...qhd', jax.nn.softmax(logits).astype(v.dtype), v)
@@ -59,13 +59,13 @@ def ring(
   mask: Bool[Array, 'queries keys'] | None,
   strip: Strip,
 ) -> Float[Array, '*b q h d']:
-  """Each turn attends to the keys that have arrived, and passes them on; the last turn passes nothing.
+  """Attends to the keys that have arrived in each turn, and passes them on; the last turn passes nothing.
 
-  The backward pass computes each turn's weights again, so that a device keeps keys, not weights.
+  The backward pass computes the weights of each turn again, so that a device keeps keys, not weights.
   """
   n = strip.shards
   if mask is not None:
-    mask = jnp.pad(own_part(mask, 0, strip), ((0, 0), (0, strip.rows)))  # so that no slice is shifted
+    mask = jnp.pad(own_part(mask, 0, strip), ((0, 0), (0, strip.rows)))  # so that dynamic_slice shifts no slice
   firsts, counts = jnp.asarray(strip.firsts), jnp.asarray(strip.counts)
 
   @jax.checkpoint

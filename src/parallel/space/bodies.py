@@ -1,4 +1,4 @@
-"""Operations with bodies: rematerialised regions, loops, branches, and functions with a derivative rule of their own."""
+"""Rules for operations with bodies: rematerialised regions, loops, branches, and functions with a derivative rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[[Program, list[Any]], list[Any]]
 def _flat(
   program: Program, strips: list[Strips], run: Run, lives: Sequence[Array | None] = ()
 ) -> tuple[Callable, list[Strips]]:
-  """A function of arrays, and the strips of its results, which it notes when it is called."""
+  """Makes a function of arrays and a list of its results' strips, which is filled when the function is called."""
   found: list[Strips] = []
   lives = lives or [None] * len(strips)
 
@@ -38,8 +38,10 @@ def remat(op: Op, values: list[Value], run: Run) -> list[Value]:
 
 
 def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
-  """Carried values keep the strips that one turn of the loop gives them. A loop over layers that lie over the devices is a
-  pipeline."""
+  """Runs a loop; carried values keep the strips that one turn gives them.
+
+  A loop over layers that lie over the devices becomes a pipeline.
+  """
   n_consts, n_carry = scan_split(op)
   whole = n_consts + n_carry
   if any(v.strips[0] is not None for v in values[whole:]):
@@ -52,7 +54,7 @@ def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
 
 
 def loop(op: Op, values: list[Value], run: Run, length: int) -> list[Value]:
-  """A scan of so many turns."""
+  """Runs a scan of `length` turns."""
   (program,) = op.bodies
   n_consts, n_carry = scan_split(op)
   whole = n_consts + n_carry
@@ -91,7 +93,7 @@ def loop(op: Op, values: list[Value], run: Run, length: int) -> list[Value]:
 
 
 def cond(op: Op, values: list[Value], run: Run) -> list[Value]:
-  """Results have the strips that all branches can give them."""
+  """Runs a conditional; its results have the strips that all branches can give them."""
   if not values[0].whole:
     refuse(op, 'its predicate lies in strips')
   xs, strips = [v.x for v in values[1:]], [v.strips for v in values[1:]]
@@ -114,7 +116,7 @@ def cond(op: Op, values: list[Value], run: Run) -> list[Value]:
 
 
 def custom(op: Op, values: list[Value], run: Run) -> list[Value]:
-  """The function and its derivative rule, both in strips; results and tangents lie alike."""
+  """Runs a function and its derivative rule in strips; results and tangents lie alike."""
   if op.name != 'custom_jvp_call':
     refuse(op, 'its backward pass (jax.custom_vjp) is a program of its own; write it with jax.custom_jvp')
   strips = [v.strips for v in values]
@@ -133,7 +135,7 @@ def custom(op: Op, values: list[Value], run: Run) -> list[Value]:
     given = [*primals, *(t for t, m in zip(tangents, moving, strict=True) if m)]
     results = both(*given)
     n = len(op.outputs)
-    found[:] = lie[:n]  # JAX calls the rule in place of the function where it differentiates at once
+    found[:] = lie[:n]  # JAX calls the rule instead of the function where it differentiates at once
     ys, rest = results[:n], iter(zip(results[n:], lie[n:], strict=True))
     slopes = []
     for y, s, has in zip(ys, lie[:n], live, strict=True):

@@ -1,4 +1,4 @@
-"""Convolutions: strided, dilated, transposed, grouped, in any number of dimensions, on strips with their halos."""
+"""Convolutions on strips with their halos: strided, dilated, transposed, grouped, in any number of dimensions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def convolution(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def _dilated(x: Array, dim: int, strip: Strip, wanted: Need, base: int) -> tuple[Array, tuple[int, int], int]:
-  """The rows, and how the convolution is to pad and dilate them: itself, where all devices begin alike."""
+  """Returns the rows, and the padding and dilation that the convolution is to apply to them.
+
+  The convolution dilates the rows itself if all devices begin alike; otherwise they are dilated here.
+  """
   if base == 1:
     return x, (0, 0), 1
   length = (x.shape[dim] - 1) * base + 1
@@ -63,7 +66,7 @@ def _dilated(x: Array, dim: int, strip: Strip, wanted: Need, base: int) -> tuple
 
 
 def marked(x: Array, strips: Strips) -> Array:
-  """The input of a linear operation whose results are these strips: rows of padding are no uses of its kernel."""
+  """Marks the padding in a linear operation's input as no uses of its kernel; `strips` are those of its results."""
   where = None
   for dim, strip in enumerate(strips):
     if strip is not None and not strip.even:

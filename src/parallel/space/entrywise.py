@@ -1,4 +1,4 @@
-"""Operations entry by entry, and those that act along other axes than the ones in strips."""
+"""Rules for operations entry by entry, and for those that act along axes that are not in strips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .values import Value, beside, bound, common, laid, on_device, refuse
 
 
 def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
-  """Operands are laid as the first that is in strips."""
+  """Runs an operation entry by entry, with all operands laid as the first one that is in strips."""
   values = [on_device(v) for v in inputs]
   shape = op.outputs[0].shape
   strips = common([v for v in values if len(v.strips) == len(shape)], op)
@@ -21,7 +21,7 @@ def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def constrained(op: Op, value: Value) -> Value:
-  """A constraint on axes of the mesh that are left to the compiler goes on as it is."""
+  """Applies a sharding constraint on axes of the mesh that are left to the compiler."""
   spec = op.params['sharding'].spec
   current = jax.sharding.get_abstract_mesh()
   if set(current.manual_axes) == set(current.axis_names):
@@ -29,7 +29,7 @@ def constrained(op: Op, value: Value) -> Value:
   return value._replace(x=jax.lax.with_sharding_constraint(value.x, PartitionSpec(*spec)))
 
 
-# What acts along these axes alone, by the name of the parameter that holds them.
+# The operations that act along some axes alone, with the name of the parameter that holds these axes.
 _ALONG = {
   'argmax': 'axes', 'argmin': 'axes', 'cumlogsumexp': 'axis', 'cummax': 'axis', 'cummin': 'axis', 'cumprod': 'axis',
   'cumsum': 'axis', 'reverse': 'dimensions', 'sort': 'dimension', 'split': 'axis',
@@ -37,7 +37,7 @@ _ALONG = {
 
 
 def along_others(op: Op, inputs: list[Any]) -> list[Value]:
-  """Runs as it is where it acts along whole axes."""
+  """Runs an operation as it is if the axes along which it acts are whole."""
   value = on_device(inputs[0])
   axes = op.params[_ALONG[op.name]]
   axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)
@@ -52,7 +52,7 @@ def along_others(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def used(op: Op, inputs: list[Any]) -> list[Value]:
-  """A mark of uses that the loss itself has; padding is no use."""
+  """Runs the loss's marks of uses on strips; padding is no use."""
   value, where = (on_device(v) for v in inputs)
   if where.whole and not all(s.even for _, s in value.dims):
     refuse(op, 'its mask does not lie in strips as its input does')

@@ -1,7 +1,7 @@
-"""An axis of an array in strips, one for each device along a mesh axis, and how rows travel between neighbours.
+"""Axes of arrays in strips, one for each device along a mesh axis, and the exchange of rows between neighbours.
 
-All of it runs inside of a shard_map. Which rows travel is a pure function of sizes (`journeys`), so that it is tested, and
-its bytes are counted, without devices.
+All of it runs inside of a shard_map. A pure function of sizes (`journeys`) decides which rows travel, so that it can be
+tested, and its bytes counted, without devices.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...program import vary, varying
 
 
 class Strip(NamedTuple):
-  """How an axis of length `size` lies over the `shards` devices of a mesh axis, in order and as evenly as can be.
+  """The layout of an axis of length `size` over the `shards` devices of a mesh axis, in order and as even as possible.
 
-  Device i has the rows from ceil(i units / shards) units on, so that strips of an axis and of its half, which a stride of
-  two leaves, begin at the same places of the image: no window reads more of other devices' rows for it. Each has room for
-  `rows`; what it does not use is padding, at its end, which holds anything.
+  Device i has the rows from ceil(i units / shards) units on. Strips of an axis and of its half, which a stride of two
+  leaves, then begin at the same places of the image, so that no window reads additional rows of other devices because
+  of the stride. Each strip has room for `rows`; the rest of it is padding, at its end, which holds anything.
 
-  unit: a divisor of size; so many rows are never parted.
+  unit: a divisor of size; runs of `unit` rows are never parted.
   """
 
   axis: str
@@ -35,7 +35,7 @@ class Strip(NamedTuple):
 
   @property
   def bounds(self) -> Int[np.ndarray, ' shards+1']:
-    """The first row of each device, and the number of all."""
+    """Returns the first row of each device, followed by the number of all rows."""
     return -(-np.arange(self.shards + 1) * (self.size // self.unit) // self.shards) * self.unit
 
   @property
@@ -44,12 +44,12 @@ class Strip(NamedTuple):
 
   @property
   def counts(self) -> Int[np.ndarray, ' shards']:
-    """How many rows each device has."""
+    """Returns the number of rows of each device."""
     return np.diff(self.bounds)
 
   @property
   def rows(self) -> int:
-    """For how many each has room."""
+    """Returns the number of rows for which each device has room."""
     return -(-self.size // self.unit // self.shards) * self.unit
 
   @property
@@ -58,22 +58,23 @@ class Strip(NamedTuple):
 
   @property
   def places(self) -> Int[np.ndarray, ' shards*rows']:
-    """Which row lies at each place of all strips together; -1 where there is padding."""
+    """Returns the row at each place of all strips together; -1 stands for padding."""
     at = np.arange(self.rows)
     return np.where(at < self.counts[:, None], self.firsts[:, None] + at, -1).reshape(-1)
 
   def of(self, size: int) -> Strip:
-    """Another axis over the same devices."""
+    """Returns the strip of another axis, of this size, over the same devices."""
     return self if size == self.size else Strip(self.axis, self.shards, size)
 
 
-MICROBATCH = 'microbatch'  # the axis of strips that are no devices' but a pipeline's, one after another
+MICROBATCH = 'microbatch'  # the axis of strips that a pipeline runs one after another, instead of devices side by side
 
 
 class Journey(NamedTuple):
-  """Rows that go from device i + `shift` to device i, the same number for each of the receivers.
+  """Rows that go from device i + `shift` to device i, the same number for each receiver.
 
-  starts: in the sender's own rows; places: in the receiver's result; both by receiver.
+  starts: the first row within the sender's rows, by receiver.
+  places: the first row within the receiver's result, by receiver.
   """
 
   shift: int
@@ -84,9 +85,9 @@ class Journey(NamedTuple):
 
 
 def journeys(strip: Strip, first: Sequence[int], counts: Sequence[int]) -> list[Journey]:
-  """What must travel so that device i has rows first[i] to first[i] + counts[i]; none travels that is not needed.
+  """Returns the rows that must travel so that device i has rows first[i] to first[i] + counts[i], and no others.
 
-  Rows outside of the array come from nowhere. Those with shift 0 stay.
+  Rows outside of the array come from nowhere. Journeys with shift 0 stay on their device.
   """
   bounds, found = strip.bounds, {}
   for i in range(strip.shards):
@@ -102,9 +103,10 @@ def journeys(strip: Strip, first: Sequence[int], counts: Sequence[int]) -> list[
 
 
 def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], counts: Sequence[int]) -> Array:
-  """Rows first[i] to first[i] + counts[i] of the whole array along `dim` on device i; zeros where the array has none.
+  """Brings rows first[i] to first[i] + counts[i] of the whole array along `dim` to device i; missing rows are zeros.
 
-  The result has as many rows as the largest count, and one at least; those behind a device's count hold anything finite.
+  The result has as many rows as the largest count, and at least one. Rows after a device's count hold any finite
+  numbers.
   """
   x, length = cleared(x, dim, strip), max(*counts, 1)
   moves = journeys(strip, first, counts)
@@ -118,7 +120,7 @@ def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], counts: Sequen
 
 
 def _tiled(nothing: Array, dim: int, parts: list[tuple[Array, Journey]]) -> Array:
-  """Parts beside each other, each at its one place."""
+  """Puts parts beside each other, each at the one place that all its receivers share."""
   pieces, at = [], 0
   for piece, j in sorted(parts, key=lambda part: part[1].places[0]):
     pieces += [lax.slice_in_dim(nothing, at, j.places[0], axis=dim), piece]
@@ -128,7 +130,7 @@ def _tiled(nothing: Array, dim: int, parts: list[tuple[Array, Journey]]) -> Arra
 
 
 def _kept(x: Array, dim: int, strip: Strip, first: Sequence[int], length: int) -> Array:
-  """A device's own rows where they belong in its result, which begins at first[i]; zeros elsewhere."""
+  """Puts a device's rows where they belong in its result, which begins at first[i]; the rest is zeros."""
   at = np.clip(strip.firsts - first, -strip.rows, length)
   low, high = max(int(at.max()), 0), max(length - strip.rows - int(at.min()), 0)
   x = lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) if d == dim else (0, 0, 0) for d in range(x.ndim)])
@@ -138,7 +140,10 @@ def _kept(x: Array, dim: int, strip: Strip, first: Sequence[int], length: int) -
 
 
 def _added(total: Array, dim: int, piece: Array, place: Int[Array, '']) -> Array:
-  """The piece added to the rows from `place` on. A scatter is its own derivative; an update in place is not."""
+  """Adds the piece to the rows from `place` on, by a scatter.
+
+  A scatter is its own derivative; an update in place is not.
+  """
   if total.dtype == jnp.bool_:
     return _added(total.astype(jnp.int8), dim, piece.astype(jnp.int8), place).astype(jnp.bool_)
   numbers = lax.ScatterDimensionNumbers(tuple(range(total.ndim)), (), (dim,))
@@ -150,7 +155,7 @@ def _added(total: Array, dim: int, piece: Array, place: Int[Array, '']) -> Array
 
 
 def _tile(parts: list[Journey]) -> bool:
-  """Whether every part has one place, and no two of them the same rows."""
+  """Tells whether every part has one place, and no two parts have the same rows."""
   if not parts or any(len(set(j.places)) > 1 for j in parts):
     return False
   ends = sorted((j.places[0], j.places[0] + j.length) for j in parts)
@@ -158,7 +163,7 @@ def _tile(parts: list[Journey]) -> bool:
 
 
 def _sent(x: Array, dim: int, strip: Strip, j: Journey) -> Array:
-  """What arrives at each device; zeros at those that are no receivers."""
+  """Returns what arrives at each device; devices that are not receivers get zeros."""
   n = strip.shards
   senders = [i + j.shift for i in j.receivers]
   if len(set(j.starts)) == 1:
@@ -174,7 +179,7 @@ def _sent(x: Array, dim: int, strip: Strip, j: Journey) -> Array:
 
 
 def _by_device(values: Sequence[int], devices: Sequence[int], strip: Strip) -> Int[Array, '']:
-  """This device's own; 0 at those that have none."""
+  """Returns this device's value; 0 on devices that have none."""
   table = np.zeros(strip.shards, np.int32)
   table[list(devices)] = values
   return own(table, strip)
@@ -186,29 +191,29 @@ def _zeros(x: Array, dim: int, count: int) -> Array:
 
 
 def own(table: np.ndarray, strip: Strip) -> Array:
-  """This device's entry of a table of all."""
+  """Returns this device's entry of a table with an entry for every device."""
   return jnp.asarray(table)[lax.axis_index(strip.axis)]
 
 
 def there(strip: Strip) -> Bool[Array, ' rows']:
-  """Which of this device's rows are no padding."""
+  """Tells which of this device's rows are not padding."""
   return jnp.arange(strip.rows) < own(strip.counts, strip)
 
 
 def along(rows: Array, dim: int, ndim: int) -> Array:
-  """A vector of rows, to be put beside an array."""
+  """Reshapes a vector of rows so that it broadcasts against an array."""
   return rows.reshape((1,) * dim + rows.shape + (1,) * (ndim - dim - 1))
 
 
 def cleared(x: Array, dim: int, strip: Strip, fill: float = 0.0) -> Array:
-  """With one number in all rows of padding."""
+  """Fills all rows of padding with one number."""
   if strip.even:
     return x
   return jnp.where(along(there(strip), dim, x.ndim), x, jnp.asarray(fill, x.dtype))
 
 
 def own_part(x: Array, dim: int, strip: Strip) -> Array:
-  """This device's rows of an array that every device has."""
+  """Returns this device's rows of an array that every device has."""
   missing = int(strip.firsts[-1]) + strip.rows - strip.size
   if missing:
     x = jnp.pad(x, [(0, missing if a == dim else 0) for a in range(x.ndim)])
@@ -216,12 +221,12 @@ def own_part(x: Array, dim: int, strip: Strip) -> Array:
 
 
 def moved(x: Array, dim: int, old: Strip, new: Strip) -> Array:
-  """From one way to lie over the devices to another, of the same rows."""
+  """Moves rows from one layout over the devices to another."""
   same = old.rows == new.rows and (old.bounds == new.bounds).all()
   return x if same else fetch(x, dim, old, new.firsts, new.counts)
 
 
 def packed(x: Array, dim: int, strip: Strip) -> Array:
-  """With all padding behind the last row of all strips together."""
+  """Moves all padding behind the last row of all strips together."""
   first = np.minimum(np.arange(strip.shards) * strip.rows, strip.size)
   return x if strip.even else fetch(x, dim, strip, first, np.diff([*first, strip.size]))

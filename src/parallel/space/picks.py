@@ -1,4 +1,4 @@
-"""Operations that pick, repeat, pad and join rows at places that the program knows: each is an exchange of rows."""
+"""Rules for operations that pick, repeat, pad and join rows at places known to the program: exchanges of rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .values import Value, common, laid, number, on_device, refuse
 
 
 def picked(op: Op, x: Array, dim: int, strip: Strip, rows: Int[np.ndarray, ' k']) -> tuple[Array, Strip]:
-  """These rows of an axis in strips; where a number is none of its rows, zeros."""
+  """Picks rows by number from an axis in strips; a number that is none of its rows gives zeros."""
   out = strip.of(len(rows))
   rows = np.where((rows >= 0) & (rows < strip.size), rows, -1)
   table = np.where(out.places >= 0, rows[out.places], -1).reshape(out.shards, out.rows)
@@ -117,7 +117,7 @@ def concatenate(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def gather(op: Op, inputs: list[Any]) -> list[Value]:
-  """Rows at known places along an axis in strips, or any gather that takes all of such an axis."""
+  """Gathers rows at known places along an axis in strips, or runs any gather that takes all of such an axis."""
   value, p = on_device(inputs[0]), op.params
   places = inputs[1]
   if isinstance(places, Value) and not places.whole:

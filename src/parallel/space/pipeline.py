@@ -1,5 +1,7 @@
-"""A loop over layers that lie over the devices of an axis, as a pipeline: each device has some layers, microbatches go from
-one to the next (GPipe, Huang et al. 2019, arXiv:1811.06965).
+"""A loop over layers that lie over the devices of an axis, run as a pipeline.
+
+Each device has some of the layers, and microbatches go from one device to the next (GPipe, Huang et al. 2019,
+arXiv:1811.06965).
 """
 
 from __future__ import annotations
@@ -17,21 +19,21 @@ from ..mesh import BATCH
 from .halo import MICROBATCH, Strip
 from .values import Value, index, refuse, summed
 
-MOST = 4  # microbatches for each stage: one fifth of the ticks, at most, find a device without any
+MOST = 4  # microbatches for each stage; at this number a device has none in at most one fifth of the ticks
 
 
 def pipeline(
   op: Op, values: list[Value], n_consts: int, n_carry: int, stage: Callable[[list[Value]], list[Value]]
 ) -> list[Value]:
-  """The value that the loop carries through all layers; every device has it in the end.
+  """Returns the value that the loop carries through all layers; every device has it in the end.
 
-  Each tick a device runs its layers on what the one before has passed on. In a device's first and last ticks, in which it
-  has no examples, what it computes is left out, of K-FAC's factors too.
+  In each tick a device runs its layers on what the previous device has passed on. In its first and last ticks a device
+  may have no examples. What it computes then is left out, of K-FAC's factors too.
 
   Args:
-    op: the loop, of layers alone: one carried value, whose first axis counts examples, and no results for each layer.
-    values: constants, the carried one, and the layers, of which this device has its own.
-    stage: runs this device's layers: of the same values.
+    op: the loop, over layers alone: one carried value, whose first axis counts examples, and no results for each layer.
+    values: the constants, the carried value, and the layers, of which this device has its share.
+    stage: runs this device's layers on the same kinds of values.
   """
   strip = next(v.strips[0] for v in values[n_consts + n_carry :] if v.strips[0] is not None)
   n = strip.shards
@@ -47,7 +49,7 @@ def pipeline(
   count = microbatches(carried.x.shape[0], n)
   parts = divided(carried.x, count)
   examples = Strip(MICROBATCH, count, carried.x.shape[0], carried.x.shape[0] // count)
-  strips = (examples, *carried.strips[1:])  # a microbatch is a part of its axis, one at a time
+  strips = (examples, *carried.strips[1:])  # microbatches are strips of this axis, taken one at a time
   here = index(strip)
   axes = frozenset().union(*(varying(v.x) for v in values)) | {strip.axis}
 
@@ -68,7 +70,7 @@ def pipeline(
 
 
 def microbatches(examples: int, stages: int) -> int:
-  """Into how many a batch is divided: the most that divide every shard of it, up to `MOST` for each stage."""
+  """Returns the number of microbatches: the most that divide every shard of the batch, up to `MOST` for each stage."""
   mesh = jax.sharding.get_abstract_mesh()
   shards = math.prod(n for axis, n in mesh.shape.items() if axis in BATCH and axis not in mesh.manual_axes)
   each = examples // shards if examples % shards == 0 else examples
@@ -76,10 +78,10 @@ def microbatches(examples: int, stages: int) -> int:
 
 
 def divided(x: Float[Array, 'b ...'], count: int) -> Float[Array, 'm k ...']:
-  """Microbatches of which each has as many examples of every shard."""
+  """Divides a batch into microbatches, each with the same number of examples of every shard."""
   return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
 
 
 def joined(parts: Float[Array, 'm k ...']) -> Float[Array, 'b ...']:
-  """The inverse of `divided`."""
+  """Joins microbatches to a batch; the inverse of `divided`."""
   return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])

@@ -1,4 +1,4 @@
-"""Pooling: the largest, smallest or summed entries under a window."""
+"""A rule for pooling: the largest, smallest or summed entries under a window."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Products of matrices: along whole axes as they are; over an axis in strips summed over the devices, or, where the other
-matrix is known and each row of the result reads few rows (resizing), on a halo.
+"""Matrix products over whole axes and over axes in strips.
+
+A product along whole axes runs as it is. Over an axis in strips it is summed over the devices; or it runs on a halo, if
+the other matrix is known and each row of the result reads few rows (as in resizing).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
   p = op.params
   values = [on_device(v) for v in inputs]
   (contracted, batched) = p['dimension_numbers']
-  for k, other in ((0, 1), (1, 0)):  # a known matrix with few entries in each column
+  for k, other in ((0, 1), (1, 0)):  # the other matrix may be known, with few entries in each column
     matrix = number(inputs[other]) if len(contracted[k]) == 1 else None
     strip = values[k].strips[contracted[k][0]] if matrix is not None else None
     if strip is not None and matrix.ndim == 2:
@@ -60,9 +62,9 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
     k = int(values[0].whole)
     if values[1 - k].whole:
       xs[k] = marked(xs[k], tuple(strips))
-  y = lax.dot_general(
-    *alike(xs), p['dimension_numbers'], precision=p['precision'], preferred_element_type=p['preferred_element_type']
-  )
+  left, right = alike(xs)
+  types = {'precision': p['precision'], 'preferred_element_type': p['preferred_element_type']}
+  y = lax.dot_general(left, right, p['dimension_numbers'], **types)
   return [Value(summed(y, tuple(names)) if names else y, tuple(strips))]
 
 
@@ -72,7 +74,7 @@ def _as(value: Value, x: Any, dim: int, strip: Strip) -> Any:
 
 
 def _banded(op: Op, value: Value, k: int, strip: Strip, matrix: Float[np.ndarray, 'a b']) -> Value | None:
-  """The product with a matrix that is a number, if each device's rows of the result read rows near to its own."""
+  """Multiplies by a known matrix if each device's rows of the result read nearby rows; otherwise returns None."""
   (contracted, _) = op.params['dimension_numbers']
   dim, side = contracted[k][0], contracted[1 - k][0]
   weights = np.moveaxis(matrix, side, 0)  # rows, rows of the result
@@ -90,7 +92,7 @@ def _banded(op: Op, value: Value, k: int, strip: Strip, matrix: Float[np.ndarray
     here = by_device[first[i] : first[i] + count, i]
     table[i, : len(here)] = here
   x = fetch(value.x, dim, strip, first, counts)
-  # The result's axes: those of x that stay, then the matrix's, or the other way round.
+  # The result has the remaining axes of x and then the matrix's axis, or the other way round.
   p = op.params
   y = lax.dot_general(
     x,

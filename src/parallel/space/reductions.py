@@ -1,4 +1,4 @@
-"""Sums and the like: over whole axes as they are, over axes in strips by an all-reduce of each device's own."""
+"""Reductions such as sums: as they are over whole axes, and by an all-reduce over axes in strips."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reduce(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def neutral(name: str, dtype: Any) -> Any:
-  """What changes no result."""
+  """Returns the number that changes no result of a reduction."""
   if name in ('reduce_max', 'reduce_min'):
     info = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype)
     infinite = jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else info.max
@@ -49,7 +49,7 @@ def neutral(name: str, dtype: Any) -> Any:
 
 
 def _extreme(x: Array, axes: tuple[int, ...], names: tuple[str, ...], largest: bool) -> Array:
-  """The largest (smallest) entries over these axes of the array and of the mesh; several share the gradient."""
+  """Returns the largest (smallest) entries over axes of the array and of the mesh; equal ones share the gradient."""
   best = jnp.max if largest else jnp.min
   reach = lax.pmax if largest else lax.pmin
 

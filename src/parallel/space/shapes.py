@@ -1,4 +1,4 @@
-"""Operations that rearrange axes: transpositions, repetitions, reshapes."""
+"""Rules for operations that rearrange axes: transpositions, repetitions, reshapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def broadcast_in_dim(op: Op, inputs: list[Any]) -> list[Value]:
   value, dims = on_device(inputs[0]), op.params['broadcast_dimensions']
   shape, strips = list(op.params['shape']), [None] * len(op.params['shape'])
   for dim, strip in value.dims:
-    if shape[dims[dim]] != strip.size:  # a strip of length 1, repeated
+    if shape[dims[dim]] != strip.size:  # an axis of length 1, repeated
       refuse(op, f'axis {dim} of length {strip.size} lies over {strip.axis!r} and is repeated')
     shape[dims[dim]], strips[dims[dim]] = value.x.shape[dim], strip
   return [Value(lax.broadcast_in_dim(value.x, tuple(shape), dims), tuple(strips))]
@@ -46,9 +46,9 @@ def expand_dims(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def reshape(op: Op, inputs: list[Any]) -> list[Value]:
-  """Axes are joined and cut in groups; in each the first may be in strips, and the first of the result is then.
+  """Joins and cuts axes in groups; the first axis of a group may be in strips, and the first of its result then is too.
 
-  An axis in strips that is cut, as space-to-depth does, first gets strips of which every one can be.
+  An axis in strips that is cut, as in space-to-depth, first gets strips that can each be cut.
   """
   value, old, new = on_device(inputs[0]), None, tuple(op.params['new_sizes'])
   if op.params.get('dimensions') is not None:
@@ -69,7 +69,7 @@ def reshape(op: Op, inputs: list[Any]) -> list[Value]:
     rest_old, rest_new = (
       math.prod(s[c] for c in cs) for s, cs in ((old, olds[olds.index(a) + 1 :]), (new, news[news.index(b) + 1 :]))
     )
-    unit = rest_new // math.gcd(rest_old, rest_new)  # so many rows, at least, are whole ones of the result
+    unit = rest_new // math.gcd(rest_old, rest_new)  # the fewest rows that make whole rows of the result
     better = strip if strip.unit % unit == 0 else strip._replace(unit=unit)
     x = moved(x, a, strip, better)
     strips[b] = Strip(strip.axis, strip.shards, new[b], better.unit * rest_old // rest_new)
@@ -78,7 +78,7 @@ def reshape(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def stack(op: Op, inputs: list[Any]) -> list[Value]:
-  """Values side by side along a new axis, as newer versions of JAX write it."""
+  """Stacks values along a new axis, an operation of newer versions of JAX."""
   values, axis = [on_device(v) for v in inputs], op.params['axis']
   strips = common(values, op)
   return [Value(jnp.stack(alike([laid(v, strips) for v in values]), axis), (*strips[:axis], None, *strips[axis:]))]
@@ -93,7 +93,10 @@ def unstack(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-  """Which axes of the old shape make which of the new, the fewest at a time; ones go with those before them."""
+  """Groups the axes of the old shape with the axes of the new shape that they make, as few at a time as possible.
+
+  Axes of length 1 go with those before them.
+  """
   found: list[tuple[list[int], list[int]]] = []
   i = j = 0
   while i < len(old) or j < len(new):

@@ -1,4 +1,4 @@
-"""`split`: a function of arrays, run in strips of their images over a mesh axis."""
+"""`split`: runs a function of arrays in strips of their images over a mesh axis."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .halo import Strip, cleared, packed
 from .values import Known, Value, on_device
 from .walk import read, run_ops
 
-KEPT = ('attend',)  # jitted functions that have a rule of their own
+KEPT = ('attend',)  # jitted functions that have a rule
 
 
 def strip(mesh: Mesh, axis: str, size: int) -> Strip:
-  """An axis of this length in strips along a mesh axis, as even as can be.
+  """Returns the strips of an axis of length `size` along a mesh axis, as even as possible.
 
   Raises:
     MeshError: the mesh has no such axis.
@@ -30,24 +30,25 @@ def strip(mesh: Mesh, axis: str, size: int) -> Strip:
 
 
 def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
-  """`fn` with its arguments in strips: what it computes, and its gradients, are those of the whole arrays.
+  """Makes `fn` run with its arguments in strips; its results and gradients are those of the whole arrays.
 
-      loss = parallel.split(loss_fn, mesh, (None, {'image': {1: parallel.strip(mesh, 'space', 1080)}, 'label': None}))
+      loss = parallel.split(loss_fn, mesh, (None, {'inputs': {1: parallel.strip(mesh, 'space', 1080)}, 'label': None}))
 
-  Every operation runs on each device's own rows, inside of one `jax.shard_map` over the axes of the strips (others are
-  left to the compiler): what it reads of other rows is exchanged between the devices that have them, sums over all rows are
-  all-reduced, and nothing is gathered. Operations behind an observation mark (`kron.observe`) run outside, on results
-  that lie as the strips do. `kron.curvature` reads the result like any other loss; factors are those of the whole arrays.
+  Every operation runs on each device's rows, inside of one `jax.shard_map` over the axes of the strips (others are left
+  to the compiler). Devices exchange the other rows that an operation reads, sums over all rows are all-reduced, and
+  nothing is gathered. Operations behind an observation mark (`kron.observe`) run outside, on results that lie as the
+  strips do. `kron.curvature` reads the result like any other loss; its factors are those of the whole arrays.
 
   Args:
-    fn: of pytrees of arrays, traceable.
-    mesh: with Auto axes.
-    strips: as the arguments, with a dict from axes to `Strip`s in place of an array that lies in strips, None of others (or
-      of whole trees). Such an array comes with `shards * rows` rows: `Strip.places` says which of them are padding.
+    fn: a function of pytrees of arrays that can be traced.
+    mesh: a mesh with Auto axes.
+    strips: a structure like the arguments, with a dict from axes to `Strip`s in place of an array in strips, and None
+      in place of others (or of whole trees). Such an array has `shards * rows` rows, and `Strip.places` says which of
+      them are padding.
 
   Raises, when called:
-    SplitError: an operation for which there is no way without gathering; names it, its layer and its line.
-    MeshError: an array whose length is not that of its strips.
+    SplitError: an operation cannot run without gathering; the message names it, its layer and its line.
+    MeshError: the length of an array is not that of its strips.
   """
 
   def run(*args: Any) -> Any:
@@ -62,7 +63,7 @@ def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
       program.ops[inside:], program.outputs, {v.index for op in program.ops[:inside] for v in op.outputs}
     )
     lying = dict(zip((v.index for v in program.inputs), lie, strict=True))
-    lying |= {i: {} for i, c in program.consts.items() if not is_known(c)}  # of a function around this one
+    lying |= {i: {} for i, c in program.consts.items() if not is_known(c)}  # constants of an enclosing function
     env.update(_in_strips(program.ops[:inside], wanted, env, lying, mesh))
     for op in program.ops[inside:]:
       found = bind(op, *[read(env, v) for v in op.inputs])
@@ -73,7 +74,7 @@ def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
 
 
 def _per_leaf(strips: Any, args: Any) -> list[dict[int, Strip]]:
-  """For each array the strips along its axes."""
+  """Returns the strips along the axes of each array."""
   is_leaf = lambda s: s is None or (isinstance(s, dict) and all(isinstance(k, int) for k in s) and bool(s))  # noqa: E731
   found: list[dict[int, Strip]] = []
   jax.tree.map(
@@ -83,7 +84,7 @@ def _per_leaf(strips: Any, args: Any) -> list[dict[int, Strip]]:
 
 
 def _true(x: Any, own: dict[int, Strip]) -> jax.ShapeDtypeStruct:
-  """The shape without padding."""
+  """Returns the shape of an array without padding."""
   shape = list(np.shape(x))
   for dim, s in own.items():
     if shape[dim] != s.shards * s.rows:
@@ -96,12 +97,12 @@ def _true(x: Any, own: dict[int, Strip]) -> jax.ShapeDtypeStruct:
 
 
 def _inside(ops: Sequence[Op]) -> int:
-  """How many operations run in strips: those before the first observation mark."""
+  """Returns the number of operations that run in strips: those before the first observation mark."""
   return next((i for i, op in enumerate(ops) if has_mark(op)), len(ops))
 
 
 def _wanted(ops: Sequence[Op], outputs: Sequence[Any], made: set[int]) -> list[Ref]:
-  """What is read outside of what is made inside."""
+  """Returns the values made inside that are read outside."""
   found = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in made}
   found.update({v.index: v for v in outputs if isinstance(v, Ref) and v.index in made})
   return list(found.values())
@@ -110,7 +111,7 @@ def _wanted(ops: Sequence[Op], outputs: Sequence[Any], made: set[int]) -> list[R
 def _in_strips(
   ops: Sequence[Op], wanted: Sequence[Ref], env: dict[int, Any], lying: dict[int, dict[int, Strip]], mesh: Mesh
 ) -> dict[int, Any]:
-  """Runs the operations inside of a shard_map; what is wanted of their results, by index."""
+  """Runs the operations inside of a shard_map and returns their wanted results, by index."""
   reads = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in lying}
   given = list(reads)
   axes = {s.axis for own in lying.values() for s in own.values()}
@@ -122,7 +123,7 @@ def _in_strips(
   def local(xs):
     own = dict(consts)
     for i, x in zip(given, xs, strict=True):
-      for d, s in lying[i].items():  # from zeros come no infinities that real rows could not have
+      for d, s in lying[i].items():  # zeros lead to no infinities that real rows could not have
         x = cleared(x, d, s)
       own[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
     run_ops(ops, own)
@@ -135,7 +136,7 @@ def _in_strips(
   if not axes:
     local([env[i] for i in given])
     return {i: on_device(v).x for i, v in results.items()}
-  # A dry run says how results lie, and whether every operation has its rule.
+  # A dry run finds how results lie, and whether every operation has a rule.
   lies = _dry(local, in_specs, [env[i] for i in given], mesh, axes, results)
   out_specs = [PartitionSpec(*(s.axis if s else None for s in own)) for own in lies]
   arrays = jax.shard_map(local, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=out_specs, axis_names=axes)(
@@ -156,7 +157,7 @@ def _in_strips(
 
 
 def _packed(value: Value) -> Any:
-  """A result as it leaves the devices."""
+  """Packs the rows of a result, as it leaves the devices."""
   x = value.x
   for dim, s in value.dims:
     x = packed(x, dim, s)
@@ -164,7 +165,7 @@ def _packed(value: Value) -> Any:
 
 
 def _mesh(mesh: Mesh) -> Any:
-  """Inside of another shard_map the mesh is the one in force."""
+  """Returns the mesh to run on; inside of another shard_map it is the mesh in force."""
   current = jax.sharding.get_abstract_mesh()
   return mesh if current.empty or not current.manual_axes else current
 

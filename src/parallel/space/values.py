@@ -1,4 +1,4 @@
-"""The values of a program that runs in strips, and what its rules ask for."""
+"""The values of a program that runs in strips, and the helpers of its rules."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Strips = tuple[Strip | None, ...]
 
 
 class SplitError(MeshError):
-  """An operation that cannot run in strips; names it, its layer and its line."""
+  """An error for an operation that cannot run in strips; it names the operation, its layer and its line."""
 
 
 class Value(NamedTuple):
-  """A value on this device: along each axis a strip of it, or all (None).
+  """A value on this device: along each axis it has one strip, or everything (None).
 
-  live: whether it is of examples at all, where a pipeline has ticks in which a device has none.
+  live: whether the value belongs to examples at all; in some ticks of a pipeline a device has none.
   """
 
   x: Array
@@ -36,12 +36,12 @@ class Value(NamedTuple):
 
   @property
   def dims(self) -> list[tuple[int, Strip]]:
-    """The axes in strips."""
+    """Returns the axes in strips, each with its strip."""
     return [(dim, s) for dim, s in enumerate(self.strips) if s is not None]
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """That of all strips together, without padding."""
+    """Returns the shape of all strips together, without padding."""
     return tuple(s.size if s is not None else n for n, s in zip(self.x.shape, self.strips, strict=True))
 
 
@@ -50,7 +50,7 @@ def whole(x: Any) -> Value:
 
 
 class Known:
-  """A value that the program itself gives: an operation on numbers, done only where somebody asks."""
+  """A value that the program itself determines: an operation on numbers, which runs only if its result is read."""
 
   def __init__(self, op: Op, inputs: Sequence[Any], place: int):
     self.op, self.inputs, self.place = op, inputs, place
@@ -58,38 +58,38 @@ class Known:
 
   @property
   def number(self) -> np.ndarray:
-    """Now, even while a function is traced."""
+    """Computes the number at once, even while a function is traced."""
     if self._number is None:
       inputs = [v.number if isinstance(v, Known) else v for v in self.inputs]
       self._number = np.asarray(concrete(self.op, inputs)[self.place])
     return self._number
 
   def traced(self) -> Array:
-    """As part of the program that is traced."""
+    """Computes the number as part of the program that is traced."""
     return anywhere(self.op, [v.traced() if isinstance(v, Known) else v for v in self.inputs])[self.place]
 
 
 def anywhere(op: Op, xs: Sequence[Any]) -> list[Any]:
-  """The operation, without the mesh under which it was traced."""
+  """Runs an operation without the mesh under which it was traced."""
   return bind(op, *alike(xs), **({'sharding': None} if op.params.get('sharding') is not None else {}))
 
 
 def number(value: Any) -> np.ndarray | None:
-  """What the program itself says that a value is; None where it depends on the arguments."""
+  """Returns the number that a value has in the program itself; None if it depends on the arguments."""
   if isinstance(value, Known):
     return value.number
   return None if isinstance(value, Value) else np.asarray(value)
 
 
 def on_device(value: Any) -> Value:
-  """Any value as one that rules compute with."""
+  """Converts any value to a `Value`, with which rules compute."""
   if isinstance(value, Value):
     return value
   return whole(value.traced() if isinstance(value, Known) else value)
 
 
 def laid(value: Value, strips: Strips) -> Array:
-  """A value's strips as others say: rows move where both have strips, and are picked where it is whole.
+  """Lays a value in the given strips: rows move if it has strips already, and are picked if it is whole.
 
   Axes of length 1 stay as they are: an operation repeats them, or else all but one device have padding there.
   """
@@ -113,10 +113,10 @@ def _is_picked(value: Value, dim: int, new: Strip) -> bool:
 
 
 def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
-  """As `laid`, of an operand of an operation entry by entry whose other operands have this shape.
+  """Lays an operand, like `laid`, for an operation entry by entry whose other operands have this shape.
 
-  What every example has in common, such as a parameter of each place, is first repeated for each of them, so that
-  `kron.curvature` sees how an example uses it.
+  An operand that all examples have in common, such as a parameter for each place, is first repeated for each example,
+  so that `kron.curvature` sees how an example uses it.
   """
   picked = any(s is not None and _is_picked(value, d, s) for d, s in enumerate(strips) if d)
   x = value.x
@@ -126,7 +126,7 @@ def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
 
 
 def common(values: Sequence[Value], op: Op) -> Strips:
-  """The strips that values of one shape are to have together: those of the first that has some, axis by axis."""
+  """Returns the strips that values of one shape share: on each axis those of the first value that has some."""
   found: list[Strip | None] = []
   for own in zip(*(v.strips for v in values), strict=True):
     there = [s for s in own if s is not None]
@@ -140,19 +140,19 @@ def common(values: Sequence[Value], op: Op) -> Strips:
 
 
 def bound(op: Op, xs: Sequence[Array]) -> list[Array]:
-  """The operation on these arrays, all said to differ between the same devices."""
+  """Runs the operation on these arrays, all marked as varying over the same devices."""
   return bind(op, *alike(xs))
 
 
 def alike(xs: Sequence[Array]) -> list[Array]:
-  """All said to differ between the same devices; gradients of those that did not are summed in at least float32."""
+  """Marks all arrays as varying over the same devices; gradients of newly marked ones are summed in float32 or more."""
   axes = frozenset().union(*(varying(x) for x in xs))
   xs = [jax.numpy.asarray(x) if axes else x for x in xs]
   return [vary(_wide(x), axes).astype(x.dtype) if axes - varying(x) else x for x in xs]
 
 
 def summed(x: Array, axes: tuple[str, ...]) -> Array:
-  """The sum over these mesh axes, in at least float32: XLA's own widening of 16-bit sums fails on some meshes."""
+  """Returns the sum over mesh axes in at least float32, as XLA's widening of 16-bit sums fails on some meshes."""
   return jax.lax.psum(_wide(x), axes).astype(x.dtype)
 
 
@@ -162,7 +162,7 @@ def _wide(x: Array) -> Array:
 
 
 def refuse(op: Op, why: str) -> None:
-  """Raises SplitError: what cannot be done, in which layer, where, and what to change."""
+  """Raises SplitError, which says what cannot run, in which layer and line, and what to change."""
   layer = layer_name(op)
   where = f'layer {layer!r}, ' if layer else ''
   raise SplitError(

@@ -1,7 +1,7 @@
-"""Runs a program in strips: every operation on each device's own rows, by the rules of its kind.
+"""The interpreter of programs in strips: it runs every operation on each device's rows, by the rule for its kind.
 
-A program is read as `kron` reads it. What an operation needs of other devices' rows it gets by `halo.fetch`, sums over all
-rows by an all-reduce; nothing is gathered. What has no rule is refused, with its layer and its line.
+It reads a program as `kron` does. An operation gets the rows that it needs of other devices by `halo.fetch`, and sums
+over all rows by an all-reduce; nothing is gathered. An operation without a rule is refused with its layer and its line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BODIES = bodies.RULES
 
 
 def run(program: Program, inputs: Sequence[Any]) -> list[Any]:
-  """The outputs of a program, from `Value`s, `Known`s or numbers."""
+  """Runs a program on `Value`s, `Known`s or numbers, and returns its outputs."""
   env: dict[int, Any] = dict(program.consts)
   env.update({v.index: value for v, value in zip(program.inputs, inputs, strict=True)})
   run_ops(program.ops, env)
@@ -41,7 +41,7 @@ def read(env: Mapping[int, Any], v: Any) -> Any:
 
 
 def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
-  """Runs operations one after another on the values in `env`, which gets their results."""
+  """Runs operations one after another on the values in `env`, and stores their results there."""
   for op in ops:
     inputs = [read(env, v) for v in op.inputs]
     with at(op), context(op):
@@ -50,7 +50,7 @@ def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
 
 
 def results(op: Op, inputs: list[Any]) -> list[Any]:
-  """What an operation gives."""
+  """Computes the results of an operation."""
   values = [v for v in inputs if isinstance(v, Value)]
   live = next((v.live for v in values if v.live is not None), None)
   if live is not None:
@@ -59,7 +59,7 @@ def results(op: Op, inputs: list[Any]) -> list[Any]:
 
 
 def _counted(op: Op, v: Any) -> Any:
-  """The input of a linear operation, whose results are uses of its kernel while it is live."""
+  """Marks the input of a linear operation so that only live results count as uses of its kernel."""
   if not isinstance(v, Value) or v.live is None or op.name not in ('dot_general', 'conv_general_dilated'):
     return v
   return v._replace(x=used(v.x, v.live.reshape((1,) * v.x.ndim)))
@@ -72,7 +72,7 @@ def _results(op: Op, inputs: list[Any]) -> list[Any]:
   if op.name == 'sharding_constraint':
     return [entrywise.constrained(op, on_device(inputs[0]))]
   if all(v.whole for v in values):
-    if op.bodies and op.region in BODIES:  # a body may hold constraints, and functions that are kept
+    if op.bodies and op.region in BODIES:  # a body may contain constraints and kept functions
       return BODIES[op.region](op, [on_device(v) for v in inputs], run)
     return [whole(x) for x in anywhere(op, [on_device(v).x for v in inputs])]
   if op.region in BODIES:
@@ -87,5 +87,5 @@ def _results(op: Op, inputs: list[Any]) -> list[Any]:
 
 
 def _constant(op: Op) -> bool:
-  """Whether an operation without operands from outside gives the same at every call."""
+  """Tells whether an operation without outside operands gives the same result at every call."""
   return not op.name.startswith(('random', 'rng', 'threefry', 'axis_index'))

@@ -1,4 +1,4 @@
-"""Which rows a window that slides along an axis needs: pure functions of sizes, for convolutions and pooling."""
+"""The rows that a window needs as it slides along an axis: pure functions of sizes, for convolutions and pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .halo import Strip, journeys
 
 
 class Window(NamedTuple):
-  """A window along one axis: its size, stride, padding at both ends, and the dilations of the input and of the window."""
+  """A window along one axis: its size, stride, padding at both ends, and the dilations of the input and the window."""
 
   size: int
   stride: int = 1
@@ -21,21 +21,21 @@ class Window(NamedTuple):
 
   @property
   def extent(self) -> int:
-    """From its first to its last entry."""
+    """Returns the distance from the first entry to the last, both included."""
     return (self.size - 1) * self.dilation + 1
 
   def places(self, length: int) -> int:
-    """The length of the result."""
+    """Returns the length of the result."""
     dilated = max(length - 1, 0) * self.base + (length > 0)
     return max((dilated + self.low + self.high - self.extent) // self.stride + 1, 0)
 
 
 class Need(NamedTuple):
-  """What the devices need of an axis for their strips `out` of the result.
+  """The rows of an axis that the devices need for their strips `out` of the result.
 
-  first: of device i; it needs counts[i] rows from there.
-  phases: with a dilated input, how many zeros precede its first row.
-  span: how long the dilated part under the windows is.
+  first: the first row that device i needs; it needs counts[i] rows from there.
+  phases: with a dilated input, the number of zeros before its first row.
+  span: the length of the dilated part under the windows.
   """
 
   out: Strip
@@ -57,7 +57,7 @@ def need(window: Window, strip: Strip) -> Need:
 
 
 def least_rows(window: Window, strip: Strip) -> int:
-  """How many rows of other devices all devices together read: no exchange can receive fewer."""
+  """Returns the number of rows of other devices that all devices together read; no exchange can receive fewer."""
   wanted = need(window, strip)
   total = 0
   for i in range(strip.shards):
@@ -70,7 +70,7 @@ def least_rows(window: Window, strip: Strip) -> int:
 
 
 def moved_rows(window: Window, strip: Strip) -> int:
-  """How many rows travel."""
+  """Returns the number of rows that travel."""
   wanted = need(window, strip)
   found = journeys(strip, wanted.first, wanted.counts)
   return int(np.sum([j.length * len(j.receivers) for j in found if j.shift], initial=0))

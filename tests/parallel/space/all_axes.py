@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
-import experiments.launch  # isort: skip  # noqa: F401
+from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401
 
 import jax
 

@@ -1,0 +1,1 @@
+"""The tasks that can be trained, by their names in `train.registry`; a config loads the module of the task it names."""

@@ -1,0 +1,1 @@
+"""A generator trained against a discriminator, and the usefulness of its images."""

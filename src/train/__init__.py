@@ -1,0 +1,1 @@
+"""The trainer: a config becomes a run, which trains, is checkpointed, watched and compared."""

@@ -1,0 +1,5 @@
+"""`python -m kronmesh.train`."""
+
+from .command import command
+
+command()

@@ -1,0 +1,29 @@
+"""The graphs from which data and models are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from .. import data
+
+
+def known_graph(config: Any) -> data.KnowledgeGraph:
+  """Returns the knowledge graph whose links are predicted."""
+  own = config.data
+  if own.name == 'wordnet':
+    return data.noun_graph(own.source)
+  return data.load_triples(own.name, folder=own.folder, source=own.source)
+
+
+def kinds(config: Any) -> Bool[np.ndarray, 'classes nodes']:
+  """Returns whether each class of Fashion-MNIST is, or is a kind of, each node of the graph above the classes."""
+  nouns = data.read_nouns(config.data.graph_source)
+  nodes, links = data.above(nouns, data.synsets(nouns))
+  found = np.eye(len(nodes), dtype=bool)
+  for _ in nodes:  # follows paths of any length
+    for source, _, target in links:
+      found[:, target] |= found[:, source]
+  return found[: len(data.GARMENTS)]

@@ -1,0 +1,156 @@
+"""Optimisers by name, built from the config's section of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from .. import kron
+from ..parallel import Placement
+from . import recipe
+from .errors import ConfigError
+from .players import Player
+
+# Optimisers that no package can run here. `scripts/compare.py` lists them, as it does `PEERS` that do not run.
+MISSING = {
+  'shampoo': 'optax-shampoo 0.0.6, the only package on PyPI, calls jax.tree_map, which jax >= 0.4.26 lacks',
+  'soap': 'no package on PyPI has it for JAX',
+}
+
+
+def _kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  # The upkeep renews its factors and inverses, see `make_upkeep`.
+  return kron.kfac(rate, curvature, placement=placement, **_descent(own, momentum))
+
+
+def _kfac_inside(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  settings = {'damping': own.damping, 'decay': own.decay}
+  return kron.kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
+
+
+def _stale_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  settings = {name: own[name] for name in ('damping', 'decay', 'threshold', 'smallest', 'largest')}
+  return kron.stale_kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
+
+
+def _adaptive_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  del momentum
+  settings = {name: own[name] for name in ('damping', 'damping_every', 'damping_rate', 'smallest_damping', 'decay')}
+  return kron.adaptive_kfac(curvature, scale=rate, kl_clip=own.kl_clip or None, placement=placement, **settings)
+
+
+def _ekfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  return kron.ekfac(
+    rate, curvature, damping=own.damping, decay=own.decay, placement=placement, **_descent(own, momentum)
+  )
+
+
+def _kfac_adam(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  del momentum
+  settings = {name: own[name] for name in ('b1', 'b2', 'decay', 'weight_decay')}
+  return kron.kfac_adam(rate, curvature, placement=placement, **settings)
+
+
+def _natural_gradient(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  del momentum
+  inner = kron.scale_by_kfac(curvature, damping=own.damping, decay=own.decay, placement=placement)
+  settings = {name: own[name] for name in ('damping', 'max_iterations', 'tolerance')}
+  return kron.natural_gradient(rate, preconditioner=inner, **settings)
+
+
+def _descent(own: Any, momentum: Any) -> dict[str, Any]:
+  return {'momentum': momentum, 'kl_clip': own.kl_clip or None, 'weight_decay': own.weight_decay}
+
+
+# (section, learning rate, momentum) -> transformation
+FIRST_ORDER: dict[str, Callable] = {
+  'sgd': lambda own, rate, momentum: optax.chain(
+    optax.add_decayed_weights(own.weight_decay),
+    optax.inject_hyperparams(optax.trace)(decay=momentum) if callable(momentum) else optax.trace(decay=momentum),
+    optax.scale_by_learning_rate(rate),
+  ),
+  'adam': lambda own, rate, momentum: optax.adamw(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay),
+  'lars': lambda own, rate, momentum: optax.lars(rate, weight_decay=own.weight_decay, momentum=own.momentum),
+  'lamb': lambda own, rate, momentum: optax.lamb(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay),
+  'muon': lambda own, rate, momentum: optax.contrib.muon(rate, beta=own.momentum, weight_decay=own.weight_decay),
+}
+SECOND_ORDER: dict[str, Callable] = {
+  'kfac': _kfac,
+  'stale_kfac': _stale_kfac,
+  'adaptive_kfac': _adaptive_kfac,
+  'ekfac': _ekfac,
+  'kfac_adam': _kfac_adam,
+  'natural_gradient': _natural_gradient,
+}
+OPTIMIZERS = (*SECOND_ORDER, *FIRST_ORDER)
+PEERS = ('kfac_jax',)  # training steps of other packages, see kfac_jax_peer.py; only comparisons name them
+
+
+def make_optimizer(
+  config: Any, curvature: kron.Curvature | None, placement: Placement, inside: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """Makes the optimiser `config.optimizer`; only those of `SECOND_ORDER` need `curvature`.
+
+  inside: whether K-FAC renews its factors and inverses itself, because there is no upkeep.
+
+  Raises:
+    ConfigError: the name is unknown, or the schedule is unknown or longer than the run.
+  """
+  name = config.optimizer
+  if name in MISSING:
+    raise ConfigError(f'config.optimizer={name!r} cannot run: {MISSING[name]}')
+  if name not in OPTIMIZERS:
+    raise ConfigError(f'config.optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
+  own = config[name]
+  rate = recipe.learning_rate(own, config)
+  momentum = recipe.momentum(own, rate, recipe.peak(own, config)) if 'momentum' in own else None
+  if name in FIRST_ORDER:
+    tx = FIRST_ORDER[name](own, rate, momentum)
+  else:
+    make = _kfac_inside if inside and name == 'kfac' else SECOND_ORDER[name]
+    tx = make(own, rate, momentum, curvature, placement)
+  patterns = config.recipe.rescale_weights
+  tx = optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
+  return recipe.clipped(tx, config.recipe.clip_norm)
+
+
+def make_upkeep(config: Any, curvature: kron.Curvature | None, placement: Placement) -> kron.Upkeep | None:
+  """Makes K-FAC's upkeep of factors and inverses; None for other optimisers, which do this within their step."""
+  if config.optimizer != 'kfac':
+    return None
+  names = ('damping', 'decay', 'statistics_every', 'inverses_every')
+  return kron.upkeep(curvature, placement=placement, **{name: config.kfac[name] for name in names})
+
+
+def gradients(
+  player: Player, args: tuple, opt_state: Any, key: Any, statistics: bool, refresh: bool, around: Callable
+) -> tuple[tuple[Any, Any], Any, dict[str, Any]]:
+  """Computes a player's gradient for an optimiser of `SECOND_ORDER`.
+
+  Args:
+    args: (params, context, batch), as the player's loss takes them.
+    statistics, refresh: whether this step takes statistics and refreshes inverses; see `steps.phase`.
+    around: wraps the gradient, see `gradient_allreduce.by_shard`.
+
+  Returns:
+    ((loss, aux), gradients, what else the optimiser's update takes).
+  """
+  name, curvature, basis, due = player.config.optimizer, player.curvature, None, statistics
+  if name == 'stale_kfac' and statistics:
+    due = kron.due(opt_state, curvature)
+  if name == 'ekfac':
+    basis = kron.basis(opt_state, curvature)
+
+  def gradient(params, context, batch, key):
+    return curvature.value_and_grad(params, context, batch, key=key, statistics=due, basis=basis)
+
+  (value, aux), grads, stats = around(gradient)(*args, key)
+  extra = {'stats': stats, 'phase': 'refresh' if refresh else 'plain'}
+  if name == 'natural_gradient':
+    extra['products'] = curvature.products(*args, key=key, fisher='exact')
+  if name == 'adaptive_kfac':
+    extra |= {'value': value, 'value_fn': lambda params: player.loss(params, *args[1:])[0]}
+    extra['products'] = lambda: curvature.products(*args, key=key, fisher='exact')
+  return (value, aux), grads, extra

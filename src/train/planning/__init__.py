@@ -1,0 +1,1 @@
+"""Plans of a config: what it would run, and what that would take."""

@@ -1,0 +1,1 @@
+"""Views of a run: rows, TensorBoard, tables, charts and pages."""

@@ -1,0 +1,1 @@
+"""Configs: their defaults, their ranges, and changes from the command line."""
