@@ -18,7 +18,7 @@ test: $(STAMP)
 	$(RUN) -m pytest -n 2 $(TESTS)
 
 test-all: $(STAMP)
-	$(RUN) -m pytest -n 2 --all -m long $(if $(SHARE),--share=$(SHARE))
+	$(RUN) -m pytest -n 2 --tests=long $(if $(SHARE),--share=$(SHARE))
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -149,17 +149,44 @@ def triples_folder(tmp_path_factory):
 
 
 def pytest_addoption(parser):
-  parser.addoption('--all', action='store_true', help='run the long tests too')
-  parser.addoption('--share', default='', help='K/N: of the long tests every Nth, from number K, counted from 0')
+  parser.addoption('--tests', default='brief', choices=('brief', 'long', 'all'), help='which tests to run')
+  parser.addoption('--share', default='', help='K/N: of these tests every Nth, from number K, counted from 0')
+
+
+def variant(item):
+  """Returns the part of a test's name in brackets."""
+  return item.name.partition('[')[2][:-1]
+
+
+def is_long(item):
+  """Returns whether `make test-all` runs this test.
+
+  `long` alone marks all variants of a test, `long('a', 'b')` these two, and `brief('a', 'b')` all but these two.
+  """
+  chosen = item.get_closest_marker('brief')
+  if chosen and variant(item) not in chosen.args:
+    return True
+  return any(not m.args or variant(item) in m.args for m in item.iter_markers('long'))
+
+
+def unknown_variants(items):
+  """Yields what is wrong with marks that name variants of a test that it does not have."""
+  variants = {}
+  for item in items:
+    variants.setdefault(item.nodeid.partition('[')[0], set()).add(variant(item))
+  for item in items:
+    for mark in (*item.iter_markers('brief'), *item.iter_markers('long')):
+      for name in set(mark.args) - variants[item.nodeid.partition('[')[0]]:
+        yield f'{item.nodeid}: the mark {mark.name} names the variant {name!r}, which this test does not have'
 
 
 def pytest_collection_modifyitems(config, items):
-  if not config.getoption('--all'):
-    long = [item for item in items if item.get_closest_marker('long')]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if not item.get_closest_marker('long')]
-  if config.getoption('--share'):
-    number, count = map(int, config.getoption('--share').split('/'))
-    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % count != number]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+  part_of_a_test = any('::' in arg for arg in config.args)  # which may have fewer variants than its marks name
+  if not part_of_a_test and (wrong := sorted(set(unknown_variants(items)))):
+    raise pytest.UsageError(wrong[0])
+  share = config.getoption('--share')
+  number, count = map(int, share.split('/')) if share else (0, 1)
+  wanted = {'brief': (False,), 'long': (True,), 'all': (False, True)}[config.getoption('--tests')]
+  chosen = [i for i in items if is_long(i) in wanted and zlib.crc32(i.nodeid.encode()) % count == number]
+  config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+  items[:] = chosen

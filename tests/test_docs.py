@@ -34,6 +34,7 @@ def test_docstrings_run():
   assert sum(r.attempted for r in results) > 5 and not any(r.failed for r in results)
 
 
+@pytest.mark.brief('1')
 @pytest.mark.parametrize('loops', [1, 2])
 def test_the_readme_trains(loops):
   """The README's own lines in a loop, and then in the faster one, which lowers the loss."""

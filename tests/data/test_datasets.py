@@ -39,6 +39,7 @@ def test_fashion_mnist_from_idx_files(tmp_path, packed):
     assert {(bytes(i), int(n)) for i, n in zip(pixels, arrays.label, strict=True)} == pairs
 
 
+@pytest.mark.long
 def test_processes_that_prepare_a_set_at_once_wait_for_one_of_them(tmp_path):
   write_idx(tmp_path / 'idx', False, train=3000, test=5)
   where = {'folder': str(tmp_path), 'source': str(tmp_path / 'idx')}

@@ -21,6 +21,7 @@ def pieces():
   return np.repeat(street[None], surveillance.FRAMES, 0), [person]
 
 
+@pytest.mark.brief('0-fall', '1-normal', '2-runner', '3-shake', '0-vehicle', '0-ball', '0-smoke')
 @pytest.mark.parametrize('kind', surveillance.Surveillance.KINDS)
 @pytest.mark.parametrize('seed', range(4))
 def test_an_anomaly_is_where_its_label_says(pieces, kind, seed):

@@ -1,7 +1,10 @@
 """A small config on the tests' eight devices, and what runs of it left."""
 
 import json
+import math
 from unittest import mock
+
+import jax
 
 from experiments.configs import digits
 from kronmesh.train.build import build
@@ -27,6 +30,12 @@ def losses(folder):
 
 def steps_of(folder):
   return [row['step'] for row in rows(folder) if 'loss' in row]
+
+
+def built(config):
+  """The run on as many of the eight devices as its mesh has."""
+  sizes = [int(axis.split('=')[1]) for axis in config.mesh.split(',')]
+  return build_on(config, jax.devices()[: math.prod(sizes)])
 
 
 def build_on(config, devices):

@@ -1,8 +1,6 @@
 """Alarms and what they are measured by: hand-worked cases, and detectors on pictures whose motion is known."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from scipy import ndimage
 
 from kronmesh import data
 from kronmesh.tasks.video import alarms, baselines
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,8 +89,8 @@ def test_the_command_trains_scores_and_does_neither_twice(name, scene_folder, tm
     *small,
     f'--config.data.folder={scene_folder}',
   ]
-  args = [sys.executable, *args, '--config.data.eval_batch_size=64', f'--workdir={tmp_path}']
-  first, second = (subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300) for _ in range(2))
+  args += ['--config.data.eval_batch_size=64', f'--workdir={tmp_path}']
+  first, second = (commands.run(*args) for _ in range(2))
   for done in (first, second):
     assert done.returncode == 0, done.stderr
     assert 'frame AUC by kind' in done.stdout and '95 %' in done.stdout
@@ -110,5 +109,5 @@ def test_the_command_trains_scores_and_does_neither_twice(name, scene_folder, tm
 @pytest.mark.long
 def test_a_config_without_scenes_is_refused(tmp_path):
   args = ['scripts/alarms.py', '--config=experiments/configs/digits.py', f'--workdir={tmp_path}']
-  done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = commands.run(*args)
   assert done.returncode == 2 and "'digits' has no scenes" in done.stderr and done.stderr.count('\n') == 1

@@ -1,7 +1,5 @@
 """Flags, config files and work folders that are wrong: one line that says what to change."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from kronmesh.train.runtime.workdir import claimed
 from kronmesh.train.settings.overrides import check_different, parse_sweep, resolved
 from kronmesh.train.settings.ranges import check_ranges, check_whole
 from kronmesh.train.sweeps import sweep
+from tests import commands
 from tests.experiments.small import small
 
 ROOT = Path(__file__).parents[2]
@@ -43,21 +42,20 @@ WRONG = {
 }
 
 
+@pytest.mark.brief('a placeholder')
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (i > 1)) for i, n in enumerate(WRONG)])
 def test_configs_on_the_command_line(tmp_path, name):
   for file, text in FILES.items():
     (tmp_path / file).write_text(text)
   (tmp_path / 'folder').mkdir()
   flags, words = WRONG[name]
-  command = [sys.executable, str(ROOT / 'experiments/train.py'), '--dry_run', *flags]
-  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+  done = commands.run(ROOT / 'experiments/train.py', '--dry_run', *flags, cwd=tmp_path)
   assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: '), done.stderr
   assert words in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr and not (tmp_path / 'out').exists()
 
 
 def test_help_is_help():
-  command = [sys.executable, str(ROOT / 'experiments/train.py'), '--help']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  done = commands.run('experiments/train.py', '--help')
   assert '--workdir' in done.stdout and 'error' not in done.stderr
 
 

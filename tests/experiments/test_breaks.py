@@ -27,7 +27,8 @@ from kronmesh.train.runtime import processes
 from kronmesh.train.runtime.watchdog import Mark, Watchdog, _who_hangs
 from kronmesh.train.runtime.workdir import claimed
 from scripts import compare, search
-from tests.experiments.small import losses, rows, small
+from tests import commands
+from tests.experiments.small import built, losses, rows, small
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +131,7 @@ def test_a_disk_that_takes_no_checkpoint_ends_the_run_in_one_line_within_seconds
   disk = tmp_path / 'disk'
   mounted(disk, options)
   try:
-    done = subprocess.run(command(disk / 'run'), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = commands.run(*command(disk / 'run')[1:])
     left = [p.name for p in (disk / 'run/checkpoints').iterdir() if not p.name.isdigit()]
   finally:
     subprocess.run(['umount', '-l', disk], check=True)
@@ -253,6 +254,7 @@ def test_a_bad_byte_among_the_rows_is_told(tmp_path):
   assert '1 lines of metrics.jsonl cannot be read, and are lost' in words
 
 
+@pytest.mark.brief('another')
 @pytest.mark.parametrize('how', ['moved', 'removed', 'another'])
 def test_a_folder_that_is_no_longer_there_ends_the_run(tmp_path, how):
   """As after a disk is unmounted, which leaves an empty folder of the same name."""
@@ -329,7 +331,8 @@ def test_names_that_were_guessed_are_not_followed(tmp_path):
   workdir.mkdir()
   for name in ('config.json.new', 'metrics.jsonl.new', 'coverage.txt.new', 'report.html.new'):
     (workdir / name).symlink_to(victim)
-  train(small('kfac', steps=3), workdir, quiet=True)
+  config = small('kfac', 'data=1', steps=3)
+  train(config, workdir, quiet=True, run=built(config))
   assert victim.read_text() == 'precious'
 
 
@@ -379,7 +382,8 @@ def test_a_config_that_is_deleted_meanwhile_does_not_end_a_good_run(tmp_path):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished') / 'run'
-  train(small('kfac', steps=6), workdir, quiet=True)
+  config = small('kfac', 'data=1', steps=6)
+  train(config, workdir, quiet=True, run=built(config))
   return workdir
 
 

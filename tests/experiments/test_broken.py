@@ -3,7 +3,6 @@
 import random
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from kronmesh.train.command import main
 from kronmesh.train.loop import train
 from kronmesh.train.runtime import launch
 from kronmesh.train.settings.ranges import RANGES
+from tests import commands
 from tests.data.idx import write_idx
 from tests.experiments.small import losses, small
 
@@ -334,8 +334,7 @@ def test_twenty_as_real_commands(tmp_path):
   assert len(REAL) == 20
   failed = []
   for case in REAL:
-    argv = [sys.executable, 'experiments/train.py', *QUICK, f'--workdir={tmp_path / "run"}', *argv_of(case)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = commands.run('experiments/train.py', *QUICK, f'--workdir={tmp_path / "run"}', *argv_of(case))
     try:
       told(done.returncode, done.stderr, allowed=(2,))
       assert not (tmp_path / 'run').exists()
@@ -345,15 +344,8 @@ def test_twenty_as_real_commands(tmp_path):
 
 
 def test_debug_shows_the_way(tmp_path):
-  argv = [
-    sys.executable,
-    'experiments/train.py',
-    *QUICK,
-    f'--workdir={tmp_path / "run"}',
-    '--config.mesh=data=3',
-    '--debug',
-  ]
-  done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+  argv = [*QUICK, f'--workdir={tmp_path / "run"}', '--config.mesh=data=3', '--debug']
+  done = commands.run('experiments/train.py', *argv)
   assert done.returncode == 2 and 'Traceback' in done.stderr and 'error: ' in done.stderr
 
 

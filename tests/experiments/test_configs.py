@@ -16,22 +16,6 @@ from tests.experiments.small import build_on
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(p for p in (ROOT / 'experiments/configs').glob('*.py') if p.stem not in ('__init__', 'defaults'))
-LARGE = {
-  'resnet50',
-  'resnet3d',
-  'vit_b',
-  'gpt2',
-  'imagenet_resnet50',
-  'full',
-  'large',
-  'whole',
-  'whole_small',
-  'videos',
-  'video_b',
-  'hd',
-  '4k',
-  '8k',
-}
 
 
 def load(path):
@@ -64,9 +48,20 @@ def test_a_config_says_what_it_trains_its_command_and_what_was_measured(path):
     assert (ROOT / page).exists()
 
 
+@pytest.mark.brief(
+  'links:umls_distmult',
+  'links:umls_rgcn',
+  'digits_classifier',
+  'digits',
+  'fashion_mnist_autoencoder:small',
+  'fashion_mnist_mlp',
+  'wordnet:small',
+  'fashion_mnist_resnet:small',
+  'noise:small_gpt2',
+)
 @pytest.mark.parametrize(
   'path, preset',
-  [pytest.param(*c, marks=[pytest.mark.long] * bool({c[0].stem, c[1]} & LARGE)) for c in CASES],
+  CASES,
   ids=[f'{p.stem}:{n}' if n else p.stem for p, n in CASES],
 )
 def test_a_config_is_built_and_traced_as_it_is(

@@ -14,7 +14,7 @@ from kronmesh.train.errors import ConfigError, RunError
 from kronmesh.train.faults import _outputs
 from kronmesh.train.guard import norms
 from kronmesh.train.loop import train
-from tests.experiments.small import losses, small, steps_of
+from tests.experiments.small import built, losses, small, steps_of
 
 
 def poisoned(run, at, values):
@@ -52,7 +52,7 @@ def config_of(optimizer='sgd', steps=9, **faults):
 
 
 def test_by_the_policy_stop_a_batch_that_is_not_finite_ends_the_run(tmp_path):
-  config = config_of('kfac', not_finite='stop')
+  config = config_of(not_finite='stop')
   with pytest.raises(RunError, match=r'step 2: the batch holds values that are not finite; mend the data set$'):
     train(config, tmp_path, quiet=True, run=poisoned(build(config), [1], np.nan))
   assert steps_of(tmp_path) == [1]
@@ -65,7 +65,8 @@ def test_a_step_that_is_skipped_leaves_the_run_as_if_its_batch_were_not_there(tm
   config = config_of(optimizer)
   if optimizer == 'kfac':
     config.kfac.update({'statistics_every': 1, 'inverses_every': 1, 'fisher': 'empirical'})
-  run = build(config)
+    config.mesh = 'data=1'
+  run = built(config)
   train(config, tmp_path / 'skipped', quiet=True, run=poisoned(run, [4], np.nan))
   shorter = config.copy_and_resolve_references()
   shorter.steps = 8
@@ -181,8 +182,8 @@ def test_layers_inside_of_loops_and_derivatives_are_seen():
   from experiments.configs import poisson
 
   config = poisson.get_config()
-  config.model.hidden, config.data.batch_size, config.optimizer = (8,), 64, 'sgd'
-  run = build(config)
+  config.model.hidden, config.data.batch_size, config.optimizer, config.mesh = (8,), 64, 'sgd', 'data=1'
+  run = built(config)
   order, finite = _outputs(run, run.init(0), next(run.train_batches(0, 0)))
   assert len(order) == 2 and all(finite.values()) and set(finite) == set(order)
 

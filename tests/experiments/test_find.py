@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from kronmesh.tasks.video import retrieval, trec
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.loop import train
+from tests import commands
 from tests.data.films import sound
 from tests.data.idx import write_idx
 
@@ -110,7 +109,7 @@ def test_an_index_of_many_is_nearly_exact(monkeypatch):
 
 
 def command(*args):
-  return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  return commands.run(*args)
 
 
 @pytest.mark.long

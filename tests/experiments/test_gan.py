@@ -1,5 +1,7 @@
 """Two players in one run: one checkpoint, every mesh, K-FAC on every layer, samples in the report."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,18 +44,19 @@ def small_gan(tmp_path, optimizer='adam', mesh='data=4,model=2', steps=6):
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer, extras):
   """Bit for bit, of both players; extras: R1, augmentation, attention and two steps of the discriminator."""
-  config = small_gan(tmp_path, optimizer, 'data=4,model=2')
+  config = small_gan(tmp_path, optimizer, 'data=4,model=2' if extras else 'data=1', steps=6 if extras else 4)
   if extras:
     config.gan.update({'r1': 0.1, 'augment': ('translation', 'cutout'), 'discriminator_steps': 2})
     config.model.attention = True
     config.kfac.part = 1.0  # a shard has one example of a discriminator's step
-  train(config, tmp_path / 'whole', quiet=True)
-  parts_of(config, tmp_path / 'parts', 2, 4)
+  run = build_on(config, jax.devices()[: 8 if extras else 1])
+  train(config, tmp_path / 'whole', quiet=True, run=run)
+  parts_of(config, tmp_path / 'parts', *((2, 4) if extras else (2,)), run=run)
   assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
-  pictures = [(tmp_path / name / 'samples/00000006.png').read_bytes() for name in ('whole', 'parts')]
+  pictures = [(tmp_path / name / f'samples/{config.steps:08}.png').read_bytes() for name in ('whole', 'parts')]
   assert pictures[0] == pictures[1]
   report = (tmp_path / 'whole/report.html').read_text()
-  assert report.count('data:image/png;base64,') == 2 and 'samples after 6 steps' in report
+  assert report.count('data:image/png;base64,') == 2 and f'samples after {config.steps} steps' in report
 
 
 def after_steps(config, devices, count=3):
@@ -97,16 +100,16 @@ def test_kfac_covers_every_layer_of_both(tmp_path):
 
 
 def test_each_player_has_its_own_optimiser(tmp_path):
-  config = small_gan(tmp_path, 'kfac', 'data=8')
+  config = small_gan(tmp_path, 'kfac', 'data=1')
   config.gan.update({'generator': 'muon', 'discriminator': 'adam'})
-  run = build(config)
+  run = build_on(config, jax.devices()[:1])
   assert run.curvature is None
   state, metrics = run.step(run.init(0), next(run.train_batches(0, 0)), 0)
   assert not metrics['held'] and set(state.opt_state) == {'generator', 'discriminator'}
 
 
 def test_a_step_that_is_not_sound_changes_neither_player(tmp_path):
-  run = build(small_gan(tmp_path))
+  run = build_on(small_gan(tmp_path, mesh='data=1'), jax.devices()[:1])
   batch = next(run.train_batches(0, 0))
   broken = {**batch, 'inputs': jnp.full_like(batch['inputs'], jnp.nan)}
   before = jax.device_get(run.init(0).params)
@@ -116,15 +119,14 @@ def test_a_step_that_is_not_sound_changes_neither_player(tmp_path):
 
 
 def test_a_judge_scores_what_is_made(tmp_path):
-  judge = small_gan(tmp_path)
+  config = small_gan(tmp_path, mesh='data=1', steps=3)  # writes the images
   judge = digits_classifier.get_config()
   judge.data.update({'name': 'fashion_mnist', 'folder': str(tmp_path / 'data'), 'source': str(tmp_path / 'idx')})
   judge.data.update({'batch_size': 32, 'eval_batch_size': 32})
-  judge.steps, judge.model.hidden = 2, (8,)
-  train(judge, tmp_path / 'judge', quiet=True)
-  config = small_gan(tmp_path, steps=3)
+  judge.steps, judge.model.hidden, judge.mesh = 2, (8,), 'data=1'
+  train(judge, tmp_path / 'judge', quiet=True, run=build_on(judge, jax.devices()[:1]))
   config.gan.judge = str(tmp_path / 'judge')
-  rows = train(config, tmp_path / 'run', quiet=True)
+  rows = train(config, tmp_path / 'run', quiet=True, run=build_on(config, jax.devices()[:1]))
   assert 0 <= rows[-1]['eval_agreement'] <= 1
   own = read_judge(tmp_path / 'judge')
   images = np.random.default_rng(0).random((50, 28, 28, 1), np.float32)
@@ -136,14 +138,17 @@ def test_a_judge_scores_what_is_made(tmp_path):
 
 def test_a_generator_in_use_has_the_means_of_its_own_parameters():
   """However far off those are that it was saved with: images are those that the norms of a large batch make."""
-  net = networks(fashion_mnist_gan.get_config()).generator
+  config = fashion_mnist_gan.get_config()
+  config.model.width = 4
+  net = networks(config).generator
   label, noise = jnp.arange(2000) % 10, normal(2000, net.latent)
-  found = net.init(jax.random.key(0), noise[:20], label[:20], train=True)
+  found = jax.jit(partial(net.init, train=True))(jax.random.key(0), noise[:20], label[:20])
   variables = nn.meta.unbox(dict(found))
   variables['batch_stats'] = jax.tree.map(lambda x: 3 * x + 2, variables['batch_stats'])
   own = generated.standing(net, variables)
-  expected, _ = net.apply(own, noise, label, train=True, mutable=['batch_stats', 'spectral'])
-  made, before = (net.apply(v, noise, label) for v in (own, variables))
+  images = jax.jit(net.apply, static_argnames=('train', 'mutable'))
+  expected, _ = images(own, noise, label, train=True, mutable=('batch_stats', 'spectral'))
+  made, before = (images(v, noise, label) for v in (own, variables))
   # Of 2,000 images and of about as many: a few percent of the difference that there was.
   assert jnp.abs(made - expected).mean() < 0.05 * jnp.abs(before - expected).mean()
   jax.tree.map(np.testing.assert_array_equal, own['params'], variables['params'])
@@ -160,7 +165,7 @@ def test_schedules_of_a_discriminator_count_its_own_steps(tmp_path):
 
 
 def test_layers_of_both_players_have_their_names_in_faults(tmp_path):
-  run = build(small_gan(tmp_path))
+  run = build_on(small_gan(tmp_path, mesh='data=1'), jax.devices()[:1])
   order, finite = faults._outputs(run, run.init(0), next(run.train_batches(0, 0)))
   assert {path.split('/')[0] for path in order} == {'generator', 'discriminator'} and all(finite.values())
   assert {'generator/classes', 'generator/block_1', 'discriminator/block_0/first_norm'} < set(order)

@@ -4,8 +4,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,8 @@ from kronmesh.train.errors import ConfigError, RunError
 from kronmesh.train.loop import train
 from kronmesh.train.reporting.charts import HEIGHT, WIDTH, chart, render, short, ticks
 from kronmesh.train.reporting.report import write_report
-from tests.experiments.small import small
+from tests import commands
+from tests.experiments.small import built, small
 
 ROOT = Path(__file__).parents[2]
 finite = st.floats(-1e9, 1e9).filter(lambda x: x == 0 or abs(x) > 1e-9)
@@ -110,9 +109,9 @@ def run_of_two_parts(tmp_path_factory):
   """A run with evaluations, layers, a fault and a resumption."""
   workdir = tmp_path_factory.mktemp('run')
   for steps in (6, 12):
-    config = small(steps=steps)
+    config = small(mesh='data=1', steps=steps)
     config.health_every = 3
-    train(config, workdir, quiet=True)
+    train(config, workdir, quiet=True, run=built(config))
   return workdir
 
 
@@ -163,10 +162,9 @@ def test_a_report_by_its_command(run_of_two_parts, tmp_path):
   path = run_of_two_parts / 'report.html'
   before = path.read_text()
   path.unlink()
-  command = [sys.executable, 'experiments/report.py', f'--workdir={run_of_two_parts}']
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+  done = commands.run('experiments/report.py', f'--workdir={run_of_two_parts}')
   assert done.stdout.strip() == str(path) and path.read_text() == before
   with pytest.raises(ConfigError, match='holds no run'):
     write_report(tmp_path)
-  done = subprocess.run([*command[:2], f'--workdir={tmp_path}'], cwd=ROOT, capture_output=True, text=True, check=False)
+  done = commands.run('experiments/report.py', f'--workdir={tmp_path}')
   assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

@@ -61,7 +61,8 @@ def saved(workdir):
   return [int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()]
 
 
-@pytest.mark.parametrize('seconds', [0.0, pytest.param(8.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('seconds', [0.0, 8.0])
 def test_a_power_cut_loses_nothing_that_was_saved(disk, seconds):
   mount, cut, again = disk
   workdir = mount / 'run'

@@ -24,6 +24,7 @@ from kronmesh.train.errors import RunError
 from kronmesh.train.runtime import processes
 from kronmesh.train.runtime.processes import is_lost
 from scripts.kill import ONE, TWO, Layout, kill_often
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -177,11 +178,11 @@ def test_two_processes_equal_one_device(tmp_path, mesh, dtype, tolerance):
   command = lambda n, *more: [sys.executable, '-m', 'tests.parallel.worker', *more, dtype, str(tmp_path / n), *MODELS]  # noqa: E731
   for n in ('two', 'one'):
     (tmp_path / n).mkdir()
-  for commands in (
+  for group_of in (
     [command('two', address, '2', str(i), '4', mesh) for i in range(2)],
     [command('one', f'localhost:{free_port()}', '1', '0', '1', 'data=1')],
   ):
-    with group(commands) as processes:
+    with group(group_of) as processes:
       outputs = [p.communicate(timeout=400)[0] for p in processes]
       assert all(p.returncode == 0 for p in processes), outputs
   for name in MODELS:
@@ -267,7 +268,7 @@ def test_a_fault_is_handled_alike_by_all(tmp_path, policy):
   commands = train_commands(2, 2, 'data=2,model=2', tmp_path, *more)
   for command in commands:
     command[1:2] = ['-m', 'tests.experiments.faulty', 'nan']
-  with group(commands) as processes:
+  with group(group_of) as processes:
     outputs = [p.communicate(timeout=200)[0] for p in processes]
   assert all(p.returncode == 0 for p in processes), outputs
   assert 'fault: step 21: the batch holds values that are not finite' in outputs[0] and 'fault' not in outputs[1]
@@ -341,7 +342,7 @@ def test_processes_that_see_different_data_train_nothing(tmp_path):
     command[:] = ['unshare', '-m', 'sh', '-c', mount, 'sh', *command]
   if subprocess.run(['unshare', '-m', 'true'], capture_output=True).returncode:
     pytest.skip('no file system can be mounted here')
-  with group(commands) as processes:
+  with group(group_of) as processes:
     outputs = [p.communicate(timeout=90)[0] for p in processes]
   assert [p.returncode for p in processes] == [2, 2], outputs
   assert all('process 1 has train: contents=' in output for output in outputs), outputs
@@ -416,8 +417,7 @@ def test_when_one_does_not_come_the_others_give_up(tmp_path):
 
 
 def test_half_of_the_flags_are_not_enough(tmp_path):
-  command = [sys.executable, 'experiments/train.py', '--num_processes=2', f'--workdir={tmp_path}']
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+  result = commands.run('experiments/train.py', '--num_processes=2', f'--workdir={tmp_path}')
   assert result.returncode == 2
   assert (
     result.stderr.strip()

@@ -69,8 +69,9 @@ def test_momentum_follows_the_learning_rate():
   state = run.init(0)
   p = jax.device_get(state.params)
   trace = jax.tree.map(jnp.zeros_like, p)
+  gradient = jax.jit(jax.grad(lambda p, b: run.task.loss(p, {}, b)[0]))
   for batch, share, r in zip(run.train_batches(0, 0), shares[:5], rates(config)[:5], strict=False):
-    grads = jax.grad(lambda p, b: run.task.loss(p, {}, b)[0])(p, batch)
+    grads = gradient(p, batch)
     trace = optax.tree.add_scale(grads, share, trace)
     p = optax.tree.add_scale(p, -r, trace)
     state, _ = run.step(state, batch, 0)

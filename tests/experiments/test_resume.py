@@ -34,8 +34,8 @@ def cut(run, at):
   return run._replace(step=step)
 
 
-def parts_of(config, workdir, *cuts):
-  run = build(config)
+def parts_of(config, workdir, *cuts, run=None):
+  run = run or build(config)
   for at in cuts:
     with pytest.raises(KeyboardInterrupt):
       train(config, workdir, quiet=True, run=cut(run, at))
@@ -57,14 +57,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
   config.steps, config.checkpoint_every, config.log_every = 12, 4, 5
   with config.unlocked():
     config.update_from_flattened_dict(VARIANTS[name])
-  train(config, tmp_path / 'whole', quiet=True)
+  run = build(config)
+  train(config, tmp_path / 'whole', quiet=True, run=run)
   parts_of(config, tmp_path / 'parts', 2, 7, 8, 11)
   assert losses(tmp_path / 'parts') == losses(tmp_path / 'whole')
   assert steps_of(tmp_path / 'parts') == list(range(1, 13))
   states = []
   for part in ('parts', 'whole'):
     with open_checkpoints(tmp_path / part) as found:
-      states.append(restore(build(config), found).state)
+      states.append(restore(run, found).state)
   for a, b in zip(*map(jax.tree.leaves, states), strict=True):
     a, b = (jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
     np.testing.assert_array_equal(a, b)
@@ -146,7 +147,7 @@ def test_the_export_is_the_model_as_it_was_evaluated(tmp_path):
 
 
 def test_a_signal_saves_and_the_next_call_goes_on(tmp_path):
-  config = small(steps=9)
+  config = small('sgd', steps=9)
   run = build(config)
   train(config, tmp_path / 'whole', quiet=True, run=run)
   for at, number in ((3, signal.SIGTERM), (7, signal.SIGUSR1)):
@@ -180,11 +181,12 @@ def ruin(path, how):
     largest.write_bytes(data[: len(data) // 2] if how == 'truncated' else b'\0' * len(data))
 
 
+@pytest.mark.brief('no position')
 @pytest.mark.parametrize(
   'how', ['truncated', 'no position', *(pytest.param(h, marks=pytest.mark.long) for h in ('zeros', 'empty', 'no data'))]
 )
 def test_a_checkpoint_that_cannot_be_read_is_set_aside(tmp_path, how):
-  config = small(steps=9)
+  config = small('sgd', steps=9)
   config.checkpoint_every, config.keep_checkpoints = 3, 3
   run = build(config)
   train(config, tmp_path / 'whole', quiet=True, run=run)
@@ -201,7 +203,7 @@ def test_a_checkpoint_that_cannot_be_read_is_set_aside(tmp_path, how):
 
 
 def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tmp_path):
-  config = small(steps=3)
+  config = small('sgd', steps=3)
   train(config, tmp_path, quiet=True)
   ruin(tmp_path / 'checkpoints' / '3', 'truncated')
   config.steps = 6
@@ -211,14 +213,14 @@ def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-  train(small(steps=3), tmp_path / 'a', quiet=True)
-  other = small(steps=3)
+  train(small('sgd', steps=3), tmp_path / 'a', quiet=True)
+  other = small('sgd', steps=3)
   other.model.widths = (12, 8)
   train(other, tmp_path / 'b', quiet=True)
   shutil.rmtree(tmp_path / 'a' / 'checkpoints')
   shutil.copytree(tmp_path / 'b' / 'checkpoints', tmp_path / 'a' / 'checkpoints')
   with pytest.raises(ConfigError, match=r'3 is of a run with another model\.widths; choose another --workdir'):
-    train(small(steps=6), tmp_path / 'a', quiet=True)
+    train(small('sgd', steps=6), tmp_path / 'a', quiet=True)
 
 
 def test_a_run_goes_on_with_a_release_that_has_more_options():
@@ -233,7 +235,7 @@ def test_a_run_goes_on_with_a_release_that_has_more_options():
 
 @pytest.mark.long
 def test_a_folder_has_one_run_at_a_time(tmp_path):
-  train(small(steps=3), tmp_path, quiet=True)
+  train(small('sgd', steps=3), tmp_path, quiet=True)
   before = (tmp_path / 'metrics.jsonl').read_text()
   holder = subprocess.Popen(
     [sys.executable, '-c', f'from pathlib import Path; from kronmesh.train.runtime.workdir import claimed\n'
@@ -242,16 +244,16 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
   )  # fmt: skip
   assert holder.stdout.readline() == 'held\n'
   with pytest.raises(ConfigError, match=rf'in use by another run \(process {holder.pid} on .+\); wait'):
-    train(small(steps=6), tmp_path, quiet=True)
+    train(small('sgd', steps=6), tmp_path, quiet=True)
   assert (tmp_path / 'metrics.jsonl').read_text() == before
   holder.kill()
   holder.wait()
-  train(small(steps=6), tmp_path, quiet=True)
+  train(small('sgd', steps=6), tmp_path, quiet=True)
 
 
 @pytest.mark.long
 def test_lines_that_a_killed_process_left_unfinished_are_dropped(tmp_path):
-  config = small(steps=6)
+  config = small('sgd', steps=6)
   config.checkpoint_every = 3
   run = build(config)
   train(config, tmp_path / 'whole', quiet=True, run=run)
@@ -284,7 +286,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.long
 def test_a_full_disk_ends_the_run_in_one_line_and_spoils_nothing(tmp_path, small_disk):
-  config = small(steps=60)
+  config = small('sgd', steps=60)
   config.checkpoint_every, config.keep_checkpoints = 3, 1000
   run = build(config)
   with pytest.raises(RunError, match=r'cannot write to .+: No space left on device; the same command goes on'):
@@ -323,7 +325,7 @@ def test_a_save_by_time(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_the_evaluation_is_logged_once(tmp_path):
-  config = small(steps=6)
+  config = small('sgd', steps=6)
   config.checkpoint_every = 3
   parts_of(config, tmp_path, 5)
   assert [row['step'] for row in rows(tmp_path) if 'seconds' in row] == [3, 6]

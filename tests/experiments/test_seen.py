@@ -12,9 +12,10 @@ from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.loop import train
 from kronmesh.train.reporting.meter import PARTS, Meter
-from tests.experiments.small import rows, small
+from tests.experiments.small import built, rows, small
 
 
+@pytest.mark.brief('sgd')
 @pytest.mark.parametrize(
   'optimizer',
   ['kfac', 'sgd', *(pytest.param(n, marks=pytest.mark.long) for n in ('stale_kfac', 'adaptive_kfac', 'ekfac'))],
@@ -53,8 +54,8 @@ def test_event_files(tmp_path):
   """Read by the package's own protocol buffers: no TensorFlow."""
   from tensorboardX.proto.event_pb2 import Event
 
-  config = small('kfac', steps=6)
-  train(config, tmp_path, quiet=True)
+  config = small('kfac', 'data=1', steps=6)
+  train(config, tmp_path, quiet=True, run=built(config))
   (path,) = (tmp_path / 'tensorboard').iterdir()
   data, scalars = path.read_bytes(), {}
   while data:
@@ -170,9 +171,9 @@ def test_a_run_tells_its_rate(tmp_path, capsys):
 def test_the_host_waits_for_the_device_at_looks_alone(tmp_path, monkeypatch):
   """Between them nothing reads an array: neither metrics nor state."""
   ArrayImpl = type(jax.numpy.zeros(()))
-  config = small('kfac', steps=60)
+  config = small('kfac', 'data=1', steps=60)
   config.log_every, config.eval_every, config.health_every, config.keep_checkpoints = 20, 60, 0, 0
-  run, reads, at = build(config), [], [0]
+  run, reads, at = built(config), [], [0]
   value = ArrayImpl._value.fget
 
   def step(state, batch, number):

@@ -18,6 +18,7 @@ from kronmesh.train.runtime.starting import is_command
 from kronmesh.train.runtime.terminal import Lossy
 from kronmesh.train.runtime.workdir import read_rows
 from kronmesh.train.settings.ranges import check_ranges
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 SMALL = ['--config=experiments/configs/digits.py', '--config.model.widths=(16, 8)', '--config.data.batch_size=64']
@@ -94,6 +95,7 @@ def steps_of(workdir):
   return [row['step'] for row in read_rows(workdir / 'metrics.jsonl') if 'loss' in row]
 
 
+@pytest.mark.brief('stderr')
 @pytest.mark.parametrize('stream', ['stdout', 'stderr'])
 def test_a_full_stream_ends_nothing(tmp_path, stream):
   with open('/dev/full', 'w') as full:
@@ -123,6 +125,7 @@ def test_a_stream_that_is_lost_is_told_once(tmp_path, capfd):
   assert (tmp_path / 'other').read_text().count('cannot be written') == 1
 
 
+@pytest.mark.brief('command0', 'command1')
 @pytest.mark.parametrize('command', [
   ['experiments/train.py', '--workdir='], ['experiments/train.py', '--workdir=  '],
   ['experiments/train.py', '--workdir=gs://bucket/run'], ['experiments/sweep.py', '--workdir=s3://bucket/run'],
@@ -130,9 +133,7 @@ def test_a_stream_that_is_lost_is_told_once(tmp_path, capfd):
   ['scripts/find.py', '--videos=.', '--example=x', '--workdir=gs://bucket/run'],
 ])  # fmt: skip
 def test_folders_that_are_none(tmp_path, command):
-  done = subprocess.run(
-    [sys.executable, ROOT / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=120
-  )
+  done = commands.run(ROOT / command[0], *command[1:], cwd=tmp_path)
   assert done.returncode == 2 and not list(tmp_path.iterdir())
   (line,) = done.stderr.splitlines()
   assert 'must be a folder of this machine' in line and '--workdir' in line
@@ -157,14 +158,20 @@ def test_everything_is_written_by_that_module():
 
 def test_a_diverging_run_leaves_json(tmp_path):
   """A parser that knows no NaN reads every line that such a run writes."""
-  process = train(tmp_path, '--config.steps=6', '--config.sgd.learning_rate=1e30', '--config.sgd.schedule=constant',
-                  '--config.log_every=1', '--config.eval_every=2', '--config.faults.limit=100')  # fmt: skip
-  process.communicate(timeout=120)
+  more = [
+    '--config.steps=6',
+    '--config.sgd.learning_rate=1e30',
+    '--config.sgd.schedule=constant',
+    '--config.log_every=1',
+  ]
+  more += ['--config.eval_every=2', '--config.faults.limit=100', f'--workdir={tmp_path}']
+  commands.run('experiments/train.py', *SMALL, *more)
   lines = [line for path in tmp_path.glob('*.jsonl') for line in path.read_text().splitlines()]
   rows = [json.loads(line, parse_constant=lambda word: pytest.fail(f'{word} is no JSON')) for line in lines]
   assert len(rows) > 10 and '": null' in ''.join(lines)
 
 
+@pytest.mark.brief('nothing')
 @pytest.mark.parametrize('environment', [{}, {'KRONMESH_DATA': '{tmp}/data'}], ids=['nothing', 'a folder for data'])
 def test_a_user_without_a_home(tmp_path, environment):
   """One line that says what to set; with it, a run."""

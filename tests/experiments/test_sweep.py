@@ -14,6 +14,7 @@ from experiments.configs import digits
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.runtime.workdir import read_rows
 from kronmesh.train.settings.overrides import apply, differences, flags_of, names_of, parse_sweep, resolved
+from tests import commands
 from tests.experiments.test_pages import browser, opened  # noqa: F401  (a fixture)
 from tests.experiments.test_starting import HEED
 
@@ -109,7 +110,7 @@ def sweep_command(workdir, text, *more):
 
 
 def run_sweep(*args):
-  return subprocess.run(sweep_command(*args), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+  return commands.run(*sweep_command(*args)[1:])
 
 
 def states(workdir):

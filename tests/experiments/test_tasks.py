@@ -27,6 +27,7 @@ class Solution(nn.Module):
     return (self.factor * jnp.sin(jnp.pi * x) * jnp.sin(2 * jnp.pi * y) / border)[:, None]
 
 
+@pytest.mark.brief('1.1')
 @pytest.mark.parametrize('factor', [1.0, 1.1])
 def test_poisson_s_loss_and_error(factor):
   points = data.load_arrays('poisson', 'test')
@@ -40,9 +41,9 @@ def test_poisson_s_loss_and_error(factor):
 def test_the_loss_of_the_next_token_and_its_observations():
   model = models.Transformer(vocabulary=7, length=6, layers=1, width=8, heads=2)
   tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 7)
-  params = nn.meta.unbox(model.init(jax.random.key(1), tokens[:, :-1]))['params']
-  loss = loss_of('next_token', model)
-  logits = nn.log_softmax(model.apply({'params': params}, tokens[:, :-1]))
+  params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), tokens[:, :-1]))['params']
+  loss = jax.jit(loss_of('next_token', model), static_argnames='train')
+  logits = nn.log_softmax(jax.jit(model.apply)({'params': params}, tokens[:, :-1]))
   each = np.array([[-logits[b, t, tokens[b, t + 1]] for t in range(5)] for b in range(4)])
   assert float(loss(params, {}, {'inputs': tokens})[0]) == pytest.approx(each.mean(), rel=1e-5)
   masked = {'inputs': tokens, 'mask': jnp.array([1.0, 1.0, 0.0, 0.0])}

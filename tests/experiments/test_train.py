@@ -24,19 +24,20 @@ from kronmesh.train.errors import ConfigError, RunError
 from kronmesh.train.loop import train
 from kronmesh.train.optimizers import MISSING, OPTIMIZERS, SECOND_ORDER
 from kronmesh.train.runtime.launch import guarded
+from tests import commands
 from tests.data.idx import write_idx
-from tests.experiments.small import build_on, losses, small
+from tests.experiments.small import build_on, built, losses, small
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_trainer_takes_the_steps_of_kfac_itself():
   """With intervals of 1: `kron.kfac` with all inside of one step, at the config's settings."""
-  config = small(mesh='data=8')
+  config = small(mesh='data=1')
   config.kfac.update(
     {'inverses_every': 1, 'statistics_every': 1, 'schedule': 'constant', 'damping': 0.03, 'decay': 0.8}
   )
-  run = build(config)
+  run = built(config)
   own, curvature = config.kfac, run.curvature
   settings = {'damping': 0.03, 'decay': 0.8, 'momentum': own.momentum, 'kl_clip': own.kl_clip}
   tx = kron.kfac(own.learning_rate, curvature, **settings, placement=run.placement)
@@ -74,6 +75,7 @@ def one_device():
   return five_steps('data=1', jax.devices()[:1])
 
 
+@pytest.mark.brief('data=4,model=2')
 @pytest.mark.parametrize('mesh', ['data=8', 'data=4,model=2', 'data=2,model=4', 'data=4,fsdp=2'])
 def test_eight_devices_equal_one(mesh, one_device):
   for a, b in zip(five_steps(mesh, jax.devices()), one_device, strict=True):
@@ -89,8 +91,9 @@ COLLECTIVES = {
 }
 
 
-@pytest.mark.parametrize('method', [pytest.param(m, marks=[pytest.mark.long]) for m in COLLECTIVES])
-@pytest.mark.parametrize('optimizer', ['kfac', pytest.param('stale_kfac', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('method', COLLECTIVES)
+@pytest.mark.parametrize('optimizer', ['kfac', 'stale_kfac'])
 def test_own_collectives_train_as_the_compilers_do(tmp_path, method, optimizer):
   """The empirical Fisher, whose targets are not drawn by shard; without batch norm the losses are the same."""
   results = []
@@ -104,6 +107,7 @@ def test_own_collectives_train_as_the_compilers_do(tmp_path, method, optimizer):
   np.testing.assert_allclose(*results, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_own_collectives_in_half_precision_and_without_second_order(tmp_path):
   results = []
   for half in ('', 'bfloat16'):
@@ -123,10 +127,8 @@ def test_blocks_of_a_config(tmp_path):
   assert '2 blocks of' in (tmp_path / 'coverage.txt').read_text()
 
 
-FEW = ('kfac', 'sgd', 'adam', 'muon')  # the others are long
-
-
-@pytest.mark.parametrize('optimizer', [pytest.param(n, marks=[pytest.mark.long] * (n not in FEW)) for n in OPTIMIZERS])
+@pytest.mark.brief('sgd', 'adam')
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
   rows = train(small(optimizer, steps=9), tmp_path, quiet=True)
   assert rows[-1]['eval_error'] < rows[0]['eval_error']
@@ -184,21 +186,13 @@ def test_mistakes_in_a_config_show_before_anything_is_written(tmp_path, name):
 
 
 def test_a_folder_belongs_to_one_config(tmp_path):
-  train(small(steps=3), tmp_path, quiet=True)
+  train(small('sgd', steps=3), tmp_path, quiet=True)
   with pytest.raises(ConfigError, match='another optimizer'):
     train(small('adam', steps=3), tmp_path, quiet=True)
 
 
 def command(*args, **env):
-  return subprocess.run(
-    [sys.executable, *args],
-    cwd=ROOT,
-    env={**os.environ, **env},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return commands.run(*args, env=env)
 
 
 COMMANDS = {
@@ -277,10 +271,8 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize(
-  'name',
-  [pytest.param(n, marks=[pytest.mark.long] * (n not in ('digits', 'poisson'))) for n in CONFIGS],
-)
+@pytest.mark.brief('poisson')
+@pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_trains_in_small(tmp_path, name, imagenet_folder, moving_folder, video_folder, scene_folder):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
   config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3, 'data.eval_examples': 64})

@@ -111,7 +111,7 @@ def haiku_cnn():
     return hk.Linear(3)(x.mean((1, 2)))
 
   net, x = hk.without_apply_rng(hk.transform(forward)), normal(N, 6, 6, 3)
-  return plain(net.apply, jittered(net.init(KEY, x)), x)._replace(framework='haiku')
+  return plain(net.apply, jittered(jax.jit(net.init)(KEY, x)), x)._replace(framework='haiku')
 
 
 def equinox_cnn():
@@ -441,7 +441,7 @@ def haiku_gru():
     return hk.Linear(3)(out[:, -1])
 
   net, x = hk.without_apply_rng(hk.transform(forward)), normal(N, LENGTH, 3)
-  return plain(net.apply, jittered(net.init(KEY, x)), x)._replace(framework='haiku')
+  return plain(net.apply, jittered(jax.jit(net.init)(KEY, x)), x)._replace(framework='haiku')
 
 
 class WaveNet(nn.Module):

@@ -57,6 +57,14 @@ def under_the_other_threefry(p, x, key):
   return finish(h @ p['o'])
 
 
+@pytest.mark.brief(
+  'under_the_other_threefry-empirical',
+  'in_jit-exact',
+  'in_branch-empirical',
+  'straight-empirical',
+  'in_remat-empirical',
+  'in_scan-empirical',
+)
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('loss', [straight, in_jit, in_remat, in_scan, in_branch, under_the_other_threefry])
 def test_value_and_gradient_are_those_of_the_plain_program(loss, fisher):

@@ -42,6 +42,7 @@ LOSSES = {
 }  # fmt: skip
 
 
+@pytest.mark.brief('squared-sampled', 'logistic-exact', 'softmax-sampled')
 @pytest.mark.parametrize('fisher', ['exact', 'sampled'])
 @pytest.mark.parametrize('name', LOSSES)
 def test_the_hessian_of_a_loss_is_its_likelihoods_fisher(name, fisher):
@@ -167,6 +168,7 @@ OWN_TERMS = {
 }
 
 
+@pytest.mark.long('weight decay')
 @pytest.mark.parametrize('name', OWN_TERMS)
 def test_terms_of_parameters_alone_change_the_gradient_and_not_the_curvature(name):
   params, x = normals(SHAPES), normal(N, 4)
@@ -306,6 +308,13 @@ INSIDE_THE_MEAN = {
 }
 
 
+@pytest.mark.brief(
+  'less a term-empirical',
+  'of two parameters-exact',
+  'weight decay-empirical',
+  'a determinant-empirical',
+  'a loop-empirical',
+)
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('name', INSIDE_THE_MEAN)
 def test_terms_added_to_the_losses_of_single_examples_are_regularisers(name, fisher):

@@ -22,6 +22,7 @@ def resnet50():
   return kron.curvature(loss, params, *args, has_aux=True).blocks
 
 
+@pytest.mark.brief('False-4', 'True-2', 'False-8', 'False-64')
 @pytest.mark.parametrize('owners', [2, 4, 8, 64])
 @pytest.mark.parametrize('mem_opt', [False, True])
 def test_resnet50_is_dealt_fairly(resnet50, owners, mem_opt):

@@ -119,6 +119,7 @@ def rows_of_conv(params, x, y):
   return patches, jax.vmap(jax.grad(one), (None, 0, 0))(jnp.zeros((5, 5, 4)), x, y).reshape(N, 25, 4)
 
 
+@pytest.mark.brief('reduce')
 @pytest.mark.parametrize('sharing', ['expand', 'reduce'])
 def test_moments_of_a_convolution(sharing):
   params, args = conv_problem()
@@ -323,6 +324,7 @@ def test_an_ordinary_optax_optimiser(name):
   assert kron.find_state(state, kron.Eigenbasis).rejected_inverses == 0
 
 
+@pytest.mark.brief('kfac_adam')
 @pytest.mark.parametrize('name', LINKS)
 def test_any_number_of_owners_gives_the_same_update_and_checkpoint(name):
   params, args = dense_params(), data()

@@ -204,6 +204,18 @@ NORMS = {
 }  # fmt: skip
 
 
+@pytest.mark.brief(
+  'scale_times_itself-flat',
+  'gemma_norm-image',
+  'shift_alone-flat',
+  'divided_norm-flat',
+  'subtracted-flat',
+  'twice_read-image',
+  'negative_shift-flat',
+  'layer_norm-flat',
+  'folded_norm-image',
+  'batch_norm-flat',
+)
 @pytest.mark.parametrize('shape', [(6, 3), (6, 4, 5, 3)], ids=['flat', 'image'])
 @pytest.mark.parametrize('name', NORMS)
 def test_scale_and_shift(name, shape):
@@ -267,7 +279,7 @@ def test_bf16_statistics_are_summed_in_f32():
 def test_flax_layers_with_masks_and_auxiliary_outputs():
   net = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(3)])
   x, labels = jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3
-  params = net.init(KEY, x)['params']
+  params = jax.jit(net.init)(KEY, x)['params']
   mask = jnp.array([True] * 5 + [False] * 3)
 
   def loss(params, x, labels, mask):
@@ -287,7 +299,7 @@ def test_flax_layers_with_masks_and_auxiliary_outputs():
 def test_microbatches_add_up_to_the_batch():
   net = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(3)])
   x = jax.random.normal(KEY, (12, 4))
-  params = net.init(KEY, x)['params']
+  params = jax.jit(net.init)(KEY, x)['params']
 
   def loss(params, x):
     return 0.5 * (kron.observe.gaussian(net.apply({'params': params}, x)) ** 2).sum(-1).mean()

@@ -19,6 +19,7 @@ NAMES = [n for n in GALLERY if n not in REFUSED]
 CASES = [pytest.param(n, marks=[] if n in BRIEF else [pytest.mark.long]) for n in NAMES]
 
 
+@pytest.mark.brief('MLP')
 @pytest.mark.parametrize('name', CASES)
 def test_factors_and_gradients(name):
   case = GALLERY[name]()
@@ -32,6 +33,7 @@ def test_factors_and_gradients(name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * float(norm)), grads, expected)
 
 
+@pytest.mark.brief('MLP')
 @pytest.mark.parametrize('name', CASES)
 def test_one_update_lowers_the_loss(name):
   """With the sampled Fisher, as one trains."""

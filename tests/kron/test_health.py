@@ -35,6 +35,7 @@ def refreshed(placement=None, damping=1e-2):
   return curvature, jax.jit(lambda s: tx.update(grads, s, params, stats=stats)[1])(state)
 
 
+@pytest.mark.brief('owners')
 @pytest.mark.parametrize('inverses', [None, 'everywhere', 'owners'])
 def test_conditions_are_those_of_dense_matrices(inverses):
   """On one device and by every placement; the factors are small enough that 30 steps suffice."""

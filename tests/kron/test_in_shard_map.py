@@ -60,6 +60,9 @@ def whole(loss, fisher, **settings):
   return jax.jit(kron.curvature(loss, PARAMS, X, Y, MASK, fisher=fisher, **settings).value_and_grad)(PARAMS, X, Y, MASK)
 
 
+@pytest.mark.brief(
+  'mean-empirical-two axes', 'masked-empirical-one axis', 'two_terms-empirical-two axes', 'masked-exact-two axes'
+)
 @pytest.mark.parametrize('mesh', MESHES)
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('loss', [mean, masked, two_terms])
@@ -79,6 +82,7 @@ def test_a_step_inside_of_a_shard_map(loss, fisher, mesh):
   compare(mine, right)
 
 
+@pytest.mark.brief('pmean-empirical', 'psum of shares-exact', 'none-empirical')
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('reduce', ['pmean', 'psum of shares', 'none'])
 def test_however_the_loss_is_reduced(reduce, fisher):
@@ -111,6 +115,7 @@ def test_local_statistics_of_parameters_that_vary(fisher):
   compare(jax.jit(run)(PARAMS, X, Y, MASK), whole(mean, fisher)[2])
 
 
+@pytest.mark.long('mean-exact')
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('loss', [mean, masked])
 def test_an_unchecked_step_has_local_sums(loss, fisher):
@@ -136,6 +141,9 @@ def masked_terms(p, x, y, mask, total=lambda x: x):
   return first + total((again**2).sum()) / total(jnp.asarray(len(again), jnp.float32))
 
 
+@pytest.mark.brief(
+  'mean-empirical-one axis', 'masked-exact-two axes', 'two_terms-empirical-one axis', 'masked_terms-empirical-one axis'
+)
 @pytest.mark.parametrize('mesh', MESHES)
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('loss', [mean, masked, two_terms, masked_terms])
@@ -156,6 +164,7 @@ def test_an_unchecked_step_whose_loss_is_that_of_the_mesh(loss, fisher, mesh):
   compare(mine._replace(examples=right.examples), right._replace(examples=right.examples))
 
 
+@pytest.mark.brief('empirical-False', 'exact-True')
 @pytest.mark.parametrize('check', [True, False])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 def test_a_token_before_those_of_every_example(fisher, check):
@@ -172,6 +181,7 @@ def test_a_token_before_those_of_every_example(fisher, check):
   compare(whole(over, fisher)[2], whole(loss, fisher)[2])
 
 
+@pytest.mark.brief('False')
 @pytest.mark.parametrize('check', [True, False])
 def test_an_order_that_a_loss_closes_over_is_a_layout(check):
   """Also as a constant of a shard_map's body."""
@@ -202,6 +212,7 @@ def test_a_table_that_is_read_alike_on_all_devices_is_refused(check):
     kron.curvature(over, PARAMS, X[:8], Y[:8], jnp.array([1, 0, 2]), fisher='exact')
 
 
+@pytest.mark.brief('empirical-batch1-True', 'empirical-batch0-False', 'exact-batch0-False')
 @pytest.mark.parametrize('check', [True, False])
 @pytest.mark.parametrize('batch', [('d',), ('d', 'e')])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
@@ -214,6 +225,7 @@ def test_a_loss_that_is_a_shard_map(fisher, batch, check):
   compare(whole(loss, fisher)[2], whole(mean, fisher)[2])
 
 
+@pytest.mark.long('exact-True')
 @pytest.mark.parametrize('check', [True, False])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 def test_places_of_every_example_on_several_devices(fisher, check):

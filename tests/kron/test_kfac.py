@@ -120,6 +120,7 @@ WRAPPERS = {
 }  # fmt: skip
 
 
+@pytest.mark.long('plain')
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_an_ordinary_optax_optimiser(problem, name):
   """In jit and scan, under optax's wrappers, with the state's types unchanged; the loss falls."""

@@ -125,6 +125,7 @@ def test_gauss_newton_is_of_the_loss_and_not_of_the_likelihood():
   close(matrix_of(product, params), dense_gauss_newton(params, args, smoothed), 1e-12)
 
 
+@pytest.mark.long('loss')
 @pytest.mark.parametrize('name', LIKELIHOODS)
 def test_fisher(name):
   observe, root = LIKELIHOODS[name]
@@ -207,6 +208,7 @@ RULES = {
 }
 
 
+@pytest.mark.brief('natural_gradient-False', 'gauss_newton-True', 'newton-False')
 @pytest.mark.parametrize('preconditioned', [False, True])
 @pytest.mark.parametrize('rule', RULES)
 def test_a_rule_equals_its_dense_solve(rule, preconditioned):

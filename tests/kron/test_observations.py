@@ -55,6 +55,7 @@ TERMS = {
 }
 
 
+@pytest.mark.brief('weighted', 'both masked')
 @pytest.mark.parametrize('name', TERMS)
 def test_each_term_has_its_own_curvature(name):
   """Both factors of a head: the Hessian of the loss, whose block they are exactly."""
@@ -93,6 +94,7 @@ def pinn(p, interior, boundary):
   return HALF(inside).mean() + 4.0 * HALF(edge).mean()
 
 
+@pytest.mark.brief('empirical')
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 def test_a_network_shared_by_terms_of_two_sizes(fisher):
   params = normals({k: SHAPES[k] for k in ('a', 'shared')})
@@ -260,6 +262,7 @@ def test_remedies_of_a_squeezed_output():
 # --- what else a mark reads
 
 
+@pytest.mark.long('shape0')
 @pytest.mark.parametrize('shape', [(3,), (1, 3), (6, 3), (6, 1), ()])
 def test_a_variance_of_each_output(shape):
   params, x = normals({'a': (4, 3)}), normal(6, 4)

@@ -68,6 +68,7 @@ def held(loss, params, optimizer, steps=400):
   return kron.factors(state)
 
 
+@pytest.mark.brief('modality', 'switch')
 @pytest.mark.parametrize('name', LOSSES)
 def test_a_head_that_one_batch_in_eight_uses(name):
   """A is the mean over its uses, G that over all examples: the product of both is the mean curvature of all batches."""
@@ -86,6 +87,7 @@ def test_a_head_that_one_batch_in_eight_uses(name):
   close(a['G'], share * np.eye(3), 1e-5)
 
 
+@pytest.mark.brief('scale_by_kfac_adam', 'scale_by_ekfac')
 @pytest.mark.parametrize('name', ['scale_by_kfac', 'scale_by_ekfac', 'scale_by_kfac_adam', 'scale_by_stale_kfac'])
 def test_every_optimiser_keeps_what_was_not_observed(name):
   """After a batch that uses the first head only, the second head's factor of inputs is what it was."""
@@ -122,6 +124,7 @@ def test_experts_without_tokens():
   assert np.trace(factors['G'][0]) < 0.2 * np.trace(factors['G'][1])
 
 
+@pytest.mark.long
 def test_a_kernel_used_transposed_by_some_batches():
   """Its two factors keep the mean curvature of all batches: the rows' average waits, the columns' takes the zeros in."""
 

@@ -56,6 +56,17 @@ OPERATORS = {
 }  # fmt: skip
 
 
+@pytest.mark.brief(
+  'experts in the middle',
+  'out of heads',
+  'kernel repeated for each example',
+  'contracted twice',
+  'spectral scale',
+  'kernel by vmap',
+  'ensemble by vmap',
+  'experts, kernel first',
+  'depthwise',
+)
 @pytest.mark.parametrize('name', OPERATORS)
 def test_linear_operators(name):
   operator, w_shape, x_shape = OPERATORS[name]
@@ -125,6 +136,7 @@ FREE = {
 }
 
 
+@pytest.mark.long('class token')
 @pytest.mark.parametrize('name', FREE)
 def test_free_parameters(name):
   """F is the diagonal of the sum of squared gradients of the examples' own copies."""
@@ -299,6 +311,19 @@ ORDERS = {
 }  # fmt: skip
 
 
+@pytest.mark.brief(
+  'rows-6',
+  'and cast-4',
+  'both-6',
+  'taken-6',
+  'and masked-4',
+  'in a scan-6',
+  'and turned-4',
+  'and folded-4',
+  'columns-4',
+  'in a remat-6',
+  'and rounded-4',
+)
 @pytest.mark.parametrize('n', [4, 6])  # as many examples as rows, and another number
 @pytest.mark.parametrize('name', ORDERS)
 def test_kernels_in_another_order(name, n):

@@ -50,6 +50,7 @@ def loss_fn(params, x, y, mask):
 CHOICES = [(s, a) for s in ('expand', 'reduce') for a in ('kronecker', 'unit', 'diagonal')]
 
 
+@pytest.mark.brief('2-reduce-diagonal', '2-reduce-unit', '2-expand-unit', '2-reduce-kronecker')
 @pytest.mark.parametrize(
   'shards, sharing, approximation', [(1, *CHOICES[0]), (3, *CHOICES[0]), *((2, *c) for c in CHOICES)]
 )

@@ -61,7 +61,7 @@ def frameworks():
   """Name -> (network(params, x), params), all with the same numbers."""
   x, _ = images()
   linen = LinenNet()
-  params = linen.init(KEY, x)['params']
+  params = jax.jit(linen.init)(KEY, x)['params']
   params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)
   graph, state = nnx.split(NnxNet(nnx.Rngs(0)))
   nnx.replace_by_pure_dict(state, params)
@@ -110,7 +110,7 @@ def framework(name):
 def autoencoder():
   model = models.Autoencoder(widths=(12, 6))
   x, _ = images(channels=1)
-  params = nn.meta.unbox(model.init(KEY, x))['params']
+  params = nn.meta.unbox(jax.jit(model.init)(KEY, x))['params']
 
   def loss(params, x):
     logits = kron.observe.bernoulli(model.apply({'params': params}, x))
@@ -141,6 +141,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long('autoencoder-empirical', 'resnet f32-empirical', 'resnet bf16-sampled')
 @pytest.mark.parametrize('name, fisher', CASES)
 def test_gradients_with_probes_are_the_plain_ones_bit_for_bit(name, fisher):
   loss, params, batch, has_aux = NETWORKS[name]()

@@ -125,6 +125,15 @@ def objective(network):
   return lambda p, x: squared(network(p, x))
 
 
+@pytest.mark.brief(
+  'the second branch',
+  'the first branch',
+  'two parameters as one',
+  'stacked layers unrolled',
+  'cond, taken',
+  'stacked layers backwards',
+  'stacked layers',
+)
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_factors_are_those_of_the_program_written_out(name):
   network, shapes, x_shape = PROGRAMS[name]
@@ -158,6 +167,7 @@ def test_an_untaken_branch_adds_nothing():
   assert stats.uses['w']['A'] == 0 and not np.any(stats.sums['w']['A']) and np.any(stats.sums['out']['A'])
 
 
+@pytest.mark.long
 def test_stacked_layers_share_one_factor_array():
   params, x = normals(STACKED), normal(N, 4)
   curvature = kron.curvature(objective(layers), params, x, fisher='exact')
@@ -188,6 +198,7 @@ def test_stacked_layers_share_one_factor_array():
     close(updates['stacked']['layers']['b'][k], updates['apart'][f'b{k}'], 1e-4)
 
 
+@pytest.mark.brief('scaled_slope')
 @pytest.mark.parametrize('product', [clipped, scaled_slope])
 def test_functions_with_a_derivative_rule_of_their_own(product):
   """Gradients are the rule's, factors those of the function's own program."""
@@ -283,6 +294,7 @@ def test_a_mark_inside_of_a_branch_is_refused():
     kron.curvature(loss, params, x, fisher='exact')
 
 
+@pytest.mark.long('True-exact')
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('check_vma', [True, False])
 def test_shard_map(fisher, check_vma):

@@ -56,6 +56,7 @@ SIZES = {
 }
 
 
+@pytest.mark.brief('settling-bounds1', 'a jump-bounds0', 'restless-bounds0', 'growing-bounds1', 'at rest-bounds1')
 @pytest.mark.parametrize('bounds', [(1, 1000), (2, 6)])
 @pytest.mark.parametrize('sizes', SIZES)
 def test_the_rule(sizes, bounds):
@@ -172,6 +173,7 @@ LONG = ['MobileNet with squeeze and excite', 'mixture of experts', 'T5', 'GRU in
 CASES = [*BRIEF, *(pytest.param(n, marks=pytest.mark.long) for n in LONG)]
 
 
+@pytest.mark.long('in a shard_map-sampled', 'a scan-sampled', 'a scan-empirical')
 @pytest.mark.parametrize('fisher', ['sampled', 'empirical'])
 @pytest.mark.parametrize('name', CASES)
 def test_statistics_of_what_is_due(name, fisher):
@@ -208,6 +210,7 @@ def test_settings_that_cannot_be():
     kron.due(optax.EmptyState(), CURVATURE)
 
 
+@pytest.mark.long
 def test_a_chain_learns_and_its_state_goes_through_its_logical_form():
   tx = kron.stale_kfac(0.3, CURVATURE, damping=1e-2, momentum=0.0)
   params, state = PARAMS, tx.init(PARAMS)

@@ -80,6 +80,7 @@ def loss_of(quantize):
   return loss
 
 
+@pytest.mark.long('w + stop(q(w) - w)-exact', 'ternary-exact')
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('name', QUANTIZERS)
 def test_factors_are_those_of_the_effective_weight(name, fisher):

@@ -72,6 +72,7 @@ def test_scheduled_momentum_is_that_of_numbers():
   jax.tree.map(lambda a, b: close(a, b, 1e-6), *ends)
 
 
+@pytest.mark.brief('100000000000.0', '100000000.0', '1000000000000.0')
 @pytest.mark.parametrize('scale', [1e-12, 1e-9, 1e-8, 1e8, 1e11, 1e12])
 def test_the_scale_of_a_loss(scale):
   """The loss times c and the damping times c^2 make the update 1/c as long."""
@@ -87,6 +88,7 @@ def test_the_scale_of_a_loss(scale):
   close(updates[1], updates[0], 1e-5)
 
 
+@pytest.mark.brief('False')
 @pytest.mark.parametrize('x64', [False, True])
 def test_adam_in_the_eigenbasis_stays_where_no_gradient_is(x64):
   """The rows of a softmax's gradient sum to zero: along that sum nothing moves."""
@@ -130,6 +132,7 @@ def kept():
   return tx, keep, keep.take(tx.init(PARAMS), stats)
 
 
+@pytest.mark.long('flax.serialization')
 @pytest.mark.parametrize('name', BACK)
 def test_inverses_of_a_state_that_was_read_back(name):
   tx, keep, state = kept()
@@ -139,6 +142,7 @@ def test_inverses_of_a_state_that_was_read_back(name):
   jax.tree.map(np.testing.assert_array_equal, found, right)
 
 
+@pytest.mark.brief('jit')
 @pytest.mark.parametrize('around', ['vmap', 'jit'])
 def test_inverses_inside_of_other_transformations(around):
   _, keep, state = kept()

@@ -87,6 +87,7 @@ def single_gradients(network, params, x, n):
   return jax.jit(jax.vmap(lambda xi: jax.grad(loss)([params] * n, xi[None])))(x)
 
 
+@pytest.mark.long('dense-diagonal', 'experts-diagonal', 'layers in a scan-unit', 'convolution-unit', 'embedding-unit')
 @pytest.mark.parametrize('approximation', ['unit', 'diagonal'])
 @pytest.mark.parametrize('case', CASES)
 def test_equals_gradients_of_single_examples(case, approximation):
@@ -139,6 +140,7 @@ def test_a_transposed_use_adds_its_own(approximation):
   close(found, expected, 1e-12)
 
 
+@pytest.mark.brief('diagonal')
 @pytest.mark.parametrize('approximation', ['unit', 'diagonal'])
 def test_reduce_sums_over_the_uses_first(approximation):
   w, x = normal(4, 3).astype(jnp.float64), normal(N, 5, 4).astype(jnp.float64)
@@ -154,6 +156,7 @@ def test_reduce_sums_over_the_uses_first(approximation):
   close(stats.sums['w']['F'] / N, expected, 1e-12)
 
 
+@pytest.mark.brief('scale_by_kfac-diagonal', 'scale_by_ekfac-unit')
 @pytest.mark.parametrize('approximation', ['unit', 'diagonal'])
 @pytest.mark.parametrize('link', [kron.scale_by_kfac, kron.scale_by_ekfac])
 def test_the_update_solves_the_damped_system(approximation, link):

@@ -99,6 +99,14 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.brief(
+  'kernel first-numbers0',
+  'expert first-numbers1',
+  'token first-numbers2',
+  'token, feature, expert-numbers1',
+  'feature first-numbers1',
+  'features between-numbers2',
+)
 @pytest.mark.parametrize('numbers', [(6, 2), (8, 1), (3, 0)])
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_uses_of_experts_at_every_layout(layout, numbers):

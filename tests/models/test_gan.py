@@ -19,8 +19,9 @@ def test_a_kernel_is_divided_by_its_largest_singular_value():
   kernel = normal(3, 3, 4, 5, seed=2)
   params = {'layer': {'kernel': kernel, 'bias': normal(5, seed=3)}}
   state = {'spectral': variables['spectral']}
+  power = jax.jit(lambda state: layer.apply({'params': params, **state}, x, True, mutable=['spectral'])[1])
   for _ in range(100):
-    _, state = layer.apply({'params': params, **state}, x, True, mutable=['spectral'])
+    state = power(state)
   largest = np.linalg.svd(np.asarray(kernel).reshape(-1, 5), compute_uv=False)[0]
   plain = nn.Conv(5, (3, 3)).apply({'params': {'kernel': kernel / largest, 'bias': params['layer']['bias']}}, x)
   np.testing.assert_allclose(layer.apply({'params': params, **state}, x, False), plain, rtol=1e-4, atol=1e-5)
@@ -31,8 +32,10 @@ def test_gradients_through_the_value_are_those_of_the_formula():
   layer = SpectralNorm(nn.Dense(3, use_bias=False))
   x, kernel = jnp.eye(4), normal(4, 3)
   state = {'spectral': layer.init(jax.random.key(0), x, True)['spectral']}
+  params = {'layer': {'kernel': kernel}}
+  power = jax.jit(lambda state: layer.apply({'params': params, **state}, x, True, mutable=['spectral'])[1])
   for _ in range(200):
-    _, state = layer.apply({'params': {'layer': {'kernel': kernel}}, **state}, x, True, mutable=['spectral'])
+    state = power(state)
   u, s, v = np.linalg.svd(np.asarray(kernel), full_matrices=False)
   toward = normal(4, 3, seed=5)
   slope = jax.jvp(lambda k: layer.apply({'params': {'layer': {'kernel': k}}, **state}, x, False), (kernel,), (toward,))[
@@ -42,6 +45,7 @@ def test_gradients_through_the_value_are_those_of_the_formula():
   np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.brief('28')
 @pytest.mark.parametrize('size', [28, 32, *(pytest.param(n, marks=pytest.mark.long) for n in (64, 128))])
 def test_sizes(size):
   latent = 4 * (len(SIZES[size][1]) + 1)
@@ -68,6 +72,7 @@ def test_brightness_moves_by_a_quarter_at_most():
   assert 0.24 < np.abs(moved - 0.5).max() <= 0.25
 
 
+@pytest.mark.long('1-colour', '1-translation')
 @pytest.mark.parametrize('name', models.POLICIES)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_augmentation_is_of_each_image_and_differentiable(name, channels):

@@ -39,9 +39,9 @@ def drawn(tree, dtype):
 def test_an_encoder_is_the_formula(x64, parts, bases):
   """h_i' = relu(W h_i + b + sum_r mean over neighbours of W_r h_j), Schlichtkrull et al. 2018, eq. 2; W_r by eq. 3."""
   model = GraphEncoder(graph(parts), WIDTH, 2, bases, dtype=jnp.float64)
-  variables = nn.meta.unbox(model.init(jax.random.key(0)))
+  variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0)))
   params = drawn(variables.pop('params'), jnp.float64)
-  found = model.apply({'params': params, **variables})
+  found = jax.jit(model.apply)({'params': params, **variables})
   h = np.asarray(params['entities']['embedding'])
   both = data.both_directions(links(), RELATIONS)
   for layer in range(2):
@@ -62,9 +62,10 @@ def test_a_noun_takes_the_places_that_fit_it(x64):
   """softmax(keys q / sqrt(d)) over places and times, of the features before logits; q of a node of unit size."""
   model = models.DirectedVideo(graph(1), 5, (4, 8), WIDTH, groups=2, dtype=jnp.float64)
   clips, nodes = normal(3, 4, 8, 16, 1), jnp.array([2, 0, 11])
-  variables = nn.meta.unbox(model.init(jax.random.key(0), clips))
+  variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), clips))
   params = drawn(variables.pop('params'), jnp.float64)
-  found, state = model.apply({'params': params, **variables}, clips, nodes, capture_intermediates=True)
+  apply = jax.jit(functools.partial(model.apply, capture_intermediates=True))
+  found, state = apply({'params': params, **variables}, clips, nodes)
   made = {name: own['__call__'][0] for name, own in state['intermediates'].items() if name != '__call__'}
   node = np.asarray(made['encoder'])[nodes]
   node = node / np.sqrt((node**2).mean(-1, keepdims=True) + 1e-6)
@@ -86,7 +87,7 @@ def curvature_of(parts, dtype, decoder, layers, bases, placement=None):
   model = models.LinkPredictor(graph(parts), WIDTH, 2 * RELATIONS, decoder, layers, bases, dtype)
   x = jnp.stack([integers(NODES, 16), integers(2 * RELATIONS, 16)], 1)
   label = integers(NODES, 16, seed=3)
-  variables = nn.meta.unbox(model.init(jax.random.key(0), x))
+  variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), x))
   params = drawn(variables.pop('params'), dtype)
 
   def loss(params, state, x, label):
@@ -96,6 +97,7 @@ def curvature_of(parts, dtype, decoder, layers, bases, placement=None):
   return loss, params, variables, x, label
 
 
+@pytest.mark.brief('complex-1-2')
 @pytest.mark.parametrize('decoder, layers, bases', [('complex', 0, 0), ('distmult', 2, 0), ('complex', 1, 2)])
 def test_a_graph_over_devices_is_the_whole_graph(x64, decoder, layers, bases):
   """Loss, gradients and factors; of activations, only nodes that other parts read are gathered before the decoder."""
@@ -133,7 +135,7 @@ def test_every_layer_has_factors():
   assert named == {'dense', 'embedding'}
   classes = models.ZeroShot(graph(1), (0, 1, 2), (4, 8), WIDTH, 2)
   images = normal(8, 8, 8, 1)
-  variables = nn.meta.unbox(classes.init(jax.random.key(0), images))
+  variables = nn.meta.unbox(jax.jit(classes.init)(jax.random.key(0), images))
   params = variables.pop('params')
 
   def of_images(params, state, x, label):

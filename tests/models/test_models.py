@@ -40,6 +40,7 @@ def inputs(name):
   return jnp.zeros(MODELS[name][1], jnp.int32 if name == 'transformer' else jnp.float32)
 
 
+@pytest.mark.long('resnet')
 @pytest.mark.parametrize('name', MODELS)
 def test_sizes_and_types(name):
   model, _, expected = MODELS[name]
@@ -69,13 +70,14 @@ def test_the_tables_place_every_parameter(name):
   assert size / 2 <= local < 0.6 * size and size - SIZES[name] < 1e-3 * size
 
 
+@pytest.mark.brief('imagenet-False', 'patches-False')
 @pytest.mark.parametrize(
   'stem, bottleneck', [('small', False), ('small', True), ('patches', False), ('imagenet', False), ('imagenet', True)]
 )
 def test_a_toy_resnet_trains_its_statistics(stem, bottleneck):
   model = models.ResNet(blocks=(1, 1), classes=3, width=4, bottleneck=bottleneck, stem=stem)
   x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
-  variables = nn.meta.unbox(model.init(jax.random.key(0), x))
+  variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), x))
   out, state = model.apply(variables, x, train=True, mutable=['batch_stats'])
   assert out.shape == (4, 3)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), state['batch_stats'], variables['batch_stats'])
@@ -101,9 +103,10 @@ def test_a_vision_transformer_names_a_patch_that_does_not_divide():
 def test_a_transformer_does_not_see_what_comes_later():
   model = models.Transformer(vocabulary=11, length=8, layers=2, width=16, heads=2)
   tokens = jax.random.randint(jax.random.key(0), (3, 8), 0, 11)
-  variables = nn.meta.unbox(model.init(jax.random.key(1), tokens))
-  logits = model.apply(variables, tokens)
-  changed = model.apply(variables, tokens.at[:, 5].set((tokens[:, 5] + 1) % 11))
+  variables = nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), tokens))
+  apply = jax.jit(model.apply)
+  logits = apply(variables, tokens)
+  changed = apply(variables, tokens.at[:, 5].set((tokens[:, 5] + 1) % 11))
   moved = jnp.abs(logits - changed).max((0, 2)) > 0
   assert not moved[:5].any() and moved[5:].all()
   with pytest.raises(ValueError, match='9 tokens is longer than length=8'):
@@ -115,9 +118,10 @@ def video(**settings):
     3, (8, 8), layers=2, width=24, heads=2, window=4, causal=True, each_frame=True, **settings
   )
   x = jax.random.normal(jax.random.key(0), (2, 12, 16, 16, 3))
-  return model, x, nn.meta.unbox(model.init(jax.random.key(1), x))
+  return model, x, nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), x))
 
 
+@pytest.mark.brief('3-[12]', '1-[2, 10]', '3-[5, 1, 6]', '3-[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]')
 @pytest.mark.parametrize('pieces', [[1] * 12, [5, 1, 6], [2, 10], [12]], ids=str)
 @pytest.mark.parametrize('depth', [1, 3])
 def test_a_stream_equals_its_clip(depth, pieces):
@@ -184,10 +188,11 @@ def test_a_stream_needs_a_causal_model_with_a_window():
     model.init(jax.random.key(0), jnp.zeros((1, 2, 12, 16, 3)))
 
 
+@pytest.mark.brief('True')
 @pytest.mark.parametrize('causal', [False, True])
 def test_a_video_transformer_tells_the_order_of_frames(causal):
   model = models.VideoTransformer(3, (8, 8), depth=1, layers=1, width=16, heads=2, causal=causal)
   x = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 3))
-  variables = model.init(jax.random.key(1), x)
+  variables = jax.jit(model.init)(jax.random.key(1), x)
   first, second = (model.apply(variables, y) for y in (x, jnp.concatenate([x[:, :5][:, ::-1], x[:, 5:]], 1)))
   assert jnp.abs(first - second).max() > 1e-4

@@ -30,6 +30,13 @@ def fits(method, spec):
   return method in ('psum', 'ring') or ',' in spec
 
 
+@pytest.mark.brief(
+  'hierarchical-data=8-shape0',
+  'torus-data=8-shape1',
+  'psum-data=4,model=2-shape2',
+  'ring-data=2,fsdp=2,model=2-shape0',
+  'psum-data=2,model=4-shape0',
+)
 @pytest.mark.parametrize('shape', [(5, 7), (64,), (3,)])
 @pytest.mark.parametrize('spec', MESHES)
 @pytest.mark.parametrize('method', METHODS)
@@ -75,6 +82,7 @@ def test_half_precision_sums_in_full():
   np.testing.assert_array_equal(jax.jit(mapped)(terms), 8 + 2**-7)
 
 
+@pytest.mark.brief('psum-100', 'torus-1000000', 'torus-1')
 @pytest.mark.parametrize('bucket_bytes', [1, 100, 10**6])
 @pytest.mark.parametrize('method', ['psum', 'torus'])
 def test_a_tree_in_buckets(method, bucket_bytes):

@@ -64,9 +64,8 @@ def expected():
 CASES = [(r, 'exact', p) for r in RULES for p in (False, True)] + [('kfac', f, True) for f in ('sampled', 'empirical')]
 
 
-@pytest.mark.parametrize(
-  'rule, fisher, placed', [pytest.param(*c, marks=[] if c[0] == 'kfac' and c[2] else [pytest.mark.long]) for c in CASES]
-)
+@pytest.mark.brief('kfac-empirical-True')
+@pytest.mark.parametrize('rule, fisher, placed', CASES)
 def test_explicit_axes(expected, rule, fisher, placed):
   mesh = parallel.make_mesh('data=4,model=2', explicit=True)
   with jax.set_mesh(mesh):
@@ -75,7 +74,8 @@ def test_explicit_axes(expected, rule, fisher, placed):
   jax.tree.map(lambda a, b: close(a, b, 2e-5), found, expected(rule, fisher))
 
 
-@pytest.mark.parametrize('check_vma', [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.brief('empirical-True')
+@pytest.mark.parametrize('check_vma', [False, True])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 def test_inside_of_a_shard_map(fisher, check_vma):
   """Each device has the gradient and statistics of its own shard; one placement adds them up as it does its own."""

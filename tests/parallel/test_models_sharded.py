@@ -13,7 +13,6 @@ MODELS = ('mlp', 'resnet', 'convnet', 'transformer')
 AXES = ('data=8', 'fsdp=8', 'model=8')
 PAIRS = ('data=4,fsdp=2', 'data=4,model=2', 'fsdp=4,model=2')
 ALL = 'data=2,fsdp=2,model=2'
-BRIEF = {('mlp', 'model=8'), ('transformer', 'fsdp=4,model=2')}
 PLACEMENTS = {
   'MEM-OPT': ('data=4,model=2', {'inverses': 'owners'}),
   'nothing split': ('fsdp=4,model=2', {'row_sharded': False}),
@@ -38,39 +37,39 @@ CASES = [(m, s) for s in (*AXES, *PAIRS) for m in MODELS]
 CASES += [(m, ALL) for m in ('transformer', 'r2plus1d', 'video_transformer')]
 
 
-@pytest.mark.parametrize('model, spec', [pytest.param(*c, marks=[] if c in BRIEF else [long]) for c in CASES])
+@pytest.mark.brief('mlp-model=8')
+@pytest.mark.parametrize('model, spec', CASES)
 def test_eight_devices_equal_one(model, spec):
   assert max(errors(model, spec, jnp.float32).values()) <= 1e-5
 
 
-@pytest.mark.parametrize(
-  'model, spec', [pytest.param(*c, marks=[] if c == ('mlp', 'data=8') else [long]) for c in CASES]
-)
+@pytest.mark.brief('mlp-data=8')
+@pytest.mark.parametrize('model, spec', CASES)
 def test_eight_devices_equal_one_in_f64(x64, model, spec):
   assert max(errors(model, spec, jnp.float64).values()) <= 1e-10
 
 
-IN_BRIEF = ('MEM-OPT', 'nothing split')
-PLACED = [(m, p) for p in PLACEMENTS for m in MODELS if p in IN_BRIEF or m in ('transformer', 'mlp')]
+FOR_ALL = ('MEM-OPT', 'nothing split')
+PLACED = [(m, p) for p in PLACEMENTS for m in MODELS if p in FOR_ALL or m in ('transformer', 'mlp')]
 
 
-@pytest.mark.parametrize(
-  'model, placement',
-  [pytest.param(m, p, marks=[] if m == 'transformer' and p in IN_BRIEF else [long]) for m, p in PLACED],
-)
+@pytest.mark.brief('transformer-nothing split')
+@pytest.mark.parametrize('model, placement', PLACED)
 def test_placement_never_changes_a_result(model, placement):
   spec, settings = PLACEMENTS[placement]
   assert max(errors(model, spec, jnp.float32, **settings).values()) <= 1e-5
 
 
+@pytest.mark.long
 def test_statistics_in_half_precision_are_near():
   """Each term is rounded once, the sums are not: 2^-9 of a factor at most."""
   found = errors('transformer', 'data=4,model=2', jnp.float32, statistics='bfloat16')
   assert 1e-5 < found['factors'] < 2**-9 and found['gradients'] < 1e-5
 
 
-@pytest.mark.parametrize('model', [pytest.param(m, marks=[] if m == 'mlp' else [long]) for m in MODELS])
-@pytest.mark.parametrize('inverses', ['everywhere', pytest.param('owners', marks=long)])
+@pytest.mark.brief('everywhere-mlp')
+@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize('inverses', ['everywhere', 'owners'])
 def test_blocks_along_the_shards_equal_the_same_blocks_on_one_device(model, inverses):
   mesh = parallel.make_mesh('data=2,model=4')
   problem = problems(jnp.float32)[model]

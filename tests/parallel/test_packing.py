@@ -19,6 +19,7 @@ def test_triangles(n):
   np.testing.assert_array_equal(unfold(packed, n), symmetric(n))
 
 
+@pytest.mark.brief('2-2', '3-3', '2-4', '2-7', '1-10')
 @pytest.mark.parametrize('n', [2, 3, 4, 7, 10])
 @pytest.mark.parametrize('r', [1, 2, 3])
 def test_rows(n, r):

@@ -20,6 +20,7 @@ VERSION = '.'.join(jax.__version__.split('.')[:2])
 GATHERED_BY_THE_LOSS = ('siamese, all pairs, learned temperature', 'grouped convolutions')
 
 
+@pytest.mark.brief('False')
 @pytest.mark.parametrize('placed', [True, False])
 def test_two_convolutions_gather_nothing(placed):
   case = ARCHITECTURES['two 3x3 convolutions']()

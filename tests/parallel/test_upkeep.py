@@ -17,7 +17,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('case', [pytest.param(c, marks=[pytest.mark.long] * (c != 'MEM-OPT')) for c in CASES])
+@pytest.mark.long
+@pytest.mark.parametrize('case', CASES)
 def test_a_mesh_renews_what_a_refresh_renews(x64, case):
   spec, settings = CASES[case]
   mesh = parallel.make_mesh(spec)

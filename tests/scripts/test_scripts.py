@@ -23,6 +23,7 @@ from scripts.batches import configure, largest_batch
 from scripts.compare import draw, table
 from scripts.overhead_tables import report
 from scripts.search import attempt, check_trials, rank, scored, try_all
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,10 +154,11 @@ def test_unequal_sweeps_are_refused():
     check_trials([{'sgd.learning_rate': 1.0}])
 
 
+@pytest.mark.brief('search')
 @pytest.mark.parametrize('name', ['compare', 'search'])
 def test_a_config_without_a_target_is_refused_before_training(name, tmp_path):
   args = [f'scripts/{name}.py', '--config.target=0.0', f'--workdir={tmp_path / "run"}']
-  done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+  done = commands.run(*args)
   assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith('error: set config.target')
   assert not (tmp_path / 'run').exists()
 
@@ -243,8 +245,7 @@ def test_overhead_tells_steps_programs_and_parts(tmp_path):
   out = tmp_path / 'overhead'
   settings = ('--config.model.widths=(8,4)', '--config.data.batch_size=16', '--blocks=1', f'--out={out}')
   settings = (*settings, '--config.kfac.statistics_every=2', '--config.kfac.inverses_every=4')
-  command = (sys.executable, 'scripts/overhead.py', '--config=experiments/configs/noise.py:autoencoder', *settings)
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  done = commands.run('scripts/overhead.py', '--config=experiments/configs/noise.py:autoencoder', *settings)
   assert done.returncode == 0, done.stderr
   result = json.loads(out.with_suffix('.json').read_text())
   everything = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
@@ -261,6 +262,5 @@ def test_overhead_tells_steps_programs_and_parts(tmp_path):
 
 
 def test_overhead_names_what_is_wrong():
-  command = (sys.executable, 'scripts/overhead.py', '--optimizers=kfac', '--blocks=0')
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  done = commands.run('scripts/overhead.py', '--optimizers=kfac', '--blocks=0')
   assert done.returncode == 2 and done.stderr.strip() == 'error: --optimizers: name sgd first, and another'

@@ -14,7 +14,6 @@ from tests.draws import normal
 from tests.parallel.space.operations import OPERATIONS, case, conv, errors
 
 long = pytest.mark.long
-BRIEF = ('strided', 'transposed', 'max pool', 'group norm', 'resize down', 'causal attention', 'loop')
 PLACES = ((1, 16), (2, 19), (4, 16), (4, 19), (8, 5), (8, 19))  # strips, height
 
 
@@ -29,7 +28,8 @@ def fits(name, height):
   return height % operation.multiple == 0 and height >= operation.least
 
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in BRIEF else [long]) for n in OPERATIONS])
+@pytest.mark.brief('group norm', 'transposed')
+@pytest.mark.parametrize('name', OPERATIONS)
 def test_strips_equal_the_whole(name):
   height = 19 if fits(name, 19) else 18
   assert max(errors(*case(name, height, jnp.float32), mesh_of(4)).values()) <= 1e-6
@@ -45,9 +45,8 @@ def test_strips_equal_the_whole_in_f64(x64, name, strips, height):
   assert max(errors(*case(name, height, jnp.float64), mesh_of(strips)).values()) <= 1e-12
 
 
-@pytest.mark.parametrize(
-  'name', ['strided', *(pytest.param(n, marks=long) for n in ('max pool', 'transposed', 'batch norm', 'resize up'))]
-)
+@pytest.mark.brief('strided')
+@pytest.mark.parametrize('name', ['strided', 'max pool', 'transposed', 'batch norm', 'resize up'])
 def test_height_and_width_both_in_strips(x64, name):
   assert max(errors(*case(name, 19, jnp.float64), mesh_of(4, 2), columns=True).values()) <= 1e-12
 
