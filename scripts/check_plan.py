@@ -76,7 +76,7 @@ def measured(config: Any, mesh: str) -> dict[str, Any]:
   run = build(config)
   batch = next(run.train_batches(0, 0))
   batch_bytes = sum(x.nbytes for x in jax.tree.leaves(batch))
-  names = [name for name in found.programs if not name.startswith('upkeep')]
+  names = [name for name in found.programs if not name.startswith('inverses')]
   jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
   compiled = {name: fn.lower(*args).compile() for name, (fn, args) in _programs(run).items() if name in names}
   result = {}

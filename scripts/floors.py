@@ -21,7 +21,7 @@ def floors(run: Run, here: Machine) -> dict[str, dict[str, float]]:
   size = lambda b: sum(f.rows * f.n**2 for f in b.operator.factors.values()) * 4  # noqa: E731
   blocks = run.curvature.blocks
   numbers = sum(size(b) for b in blocks)
-  products = sum(b.flops for b in blocks) / 2 * own.part / own.statistics_every
+  products = sum(b.flops for b in blocks) / 2 * own.subsample / own.statistics_every
   solves = sum(f.rows * f.n**3 for b in blocks for f in b.operator.factors.values()) / own.inverses_every
   applies = sum(_apply_flops(b) for b in blocks)
   devices = run.mesh.size

@@ -37,7 +37,7 @@ from kronmesh.train.sweeps.variants import member
 from scripts.floors import floors
 from scripts.overhead_tables import report, summary
 
-EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
+EVERYTHING = 'kfac:statistics_every=1:inverses_every=1:subsample=1.0'
 _OUT = flags.DEFINE_string('out', None, 'Where to write OUT.txt and OUT.json; nothing is written without it.')
 _MEMBERS = flags.DEFINE_list(
   'optimizers',
@@ -95,7 +95,7 @@ def _kinds(m: Member) -> list[int]:
 
 
 def parts(m: Member, blocks: int) -> dict[str, float]:
-  """Measures the seconds per step of each part of a run with an upkeep, waiting for each program."""
+  """Measures the seconds per step of each part of a run with an inverse schedule, waiting for each program."""
   run, batch = m.run, next(m.run.train_batches(0, 0))
   state = run.init(0)
   gradients: dict[bool, list[float]] = {False: [], True: []}
@@ -110,11 +110,11 @@ def parts(m: Member, blocks: int) -> dict[str, float]:
   for number in range(m.first - m.period, m.first + blocks * m.period):
     if number == m.first:  # all is compiled
       gradients, others = {False: [], True: []}, {'inverses': [], 'update': []}
-    due = run.upkeep.statistics_due(number)
+    due = run.inverse_schedule.statistics_due(number)
     if m.period == 1:  # every step has statistics: time one without, for comparison
       state, _, _ = timed(gradients[False], run.programs['gradient'], state, batch, False)
     state, grads, _ = timed(gradients[due], run.programs['gradient'], state, batch, due)
-    opt_state = timed(others['inverses'], run.upkeep.refresh, state.opt_state, number)
+    opt_state = timed(others['inverses'], run.inverse_schedule.refresh, state.opt_state, number)
     state, _ = timed(others['update'], run.programs['update'], state._replace(opt_state=opt_state), grads)
   plain, full = (statistics.median(gradients[k]) if gradients[k] else math.nan for k in (False, True))
   share = len(gradients[True]) / len(others['update'])
@@ -145,7 +145,7 @@ def main(config: Any, workdir: str) -> None:
   result = {'device': here._asdict(), 'config': json.loads(config.to_json()), 'programs': compiled}
   if _BLOCKS.value:
     times = interleaved(members, _BLOCKS.value)
-    kept = [m for m in members if m.run.upkeep is not None]
+    kept = [m for m in members if m.run.inverse_schedule is not None]
     result |= {
       'steps': summary(times, max(m.period for m in members)),
       'times': times,

@@ -44,10 +44,10 @@ def programs_table(programs: dict[str, Any]) -> list[str]:
   rows = []
   for name, own in programs.items():
     for kind, p in own.items():
-      if not kind.startswith('upkeep'):
+      if not kind.startswith('inverses'):
         rows.append([name, kind, *(p[k] / sgd[k] for k in ('seconds', 'memory', 'flops', 'bytes'))])
-    small = [p for kind, p in own.items() if kind.startswith('upkeep')]
-    for kind, some in ((f'upkeep, {len(small)} programs', small), ('all', list(own.values()))):
+    small = [p for kind, p in own.items() if kind.startswith('inverses')]
+    for kind, some in ((f'inverses, {len(small)} programs', small), ('all', list(own.values()))):
       if some:
         together = sum(p['seconds'] for p in some) / sgd['seconds'], max(p['memory'] for p in some) / sgd['memory']
         rows.append([name, kind, *together, '-', '-'])

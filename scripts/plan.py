@@ -94,7 +94,7 @@ def numbers(found: forecast.Forecast, suggested: str | None, lines: list[str]) -
 def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: list[str], limit: int) -> str:
   mesh = ' x '.join(f'{axis} {n}' for axis, n in found.mesh.items())
   gib = lambda n: f'{n / 2**30:.2f}'  # noqa: E731
-  upkeep = {name: p for name, p in found.programs.items() if name.startswith('upkeep')}
+  inverses = {name: p for name, p in found.programs.items() if name.startswith('inverses')}
   rows = [
     [
       name,
@@ -105,18 +105,18 @@ def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: 
       f'{p.flops / 1e9:.4g}{"+" if p.loops else ""}',
     ]
     for name, p in found.programs.items()
-    if name not in upkeep
+    if name not in inverses
   ]
-  if upkeep:
-    most = max(upkeep.values(), key=lambda p: p.memory)
-    work = sum(p.flops for p in upkeep.values())
-    names = f'upkeep, {len(upkeep)} programs'
+  if inverses:
+    most = max(inverses.values(), key=lambda p: p.memory)
+    work = sum(p.flops for p in inverses.values())
+    names = f'inverses, {len(inverses)} programs'
     sizes = [gib(n) for n in (most.memory, most.held, most.temporaries, most.results)]
     rows.append([names, *sizes, f'{work / 1e9:.4g}'])
   traffic: dict[tuple[str, str], list[int]] = {}
   for name, p in found.programs.items():
     for what, (count, size) in p.collectives.items():
-      own = traffic.setdefault(('upkeep' if name in upkeep else name, what), [0, 0])
+      own = traffic.setdefault(('inverses' if name in inverses else name, what), [0, 0])
       own[0], own[1] = own[0] + count, own[1] + size
   moved = [[name, what, count, f'{size / 2**20:.2f}'] for (name, what), (count, size) in sorted(traffic.items())]
   causes: dict[tuple[str, str], list[int]] = {}

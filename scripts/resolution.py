@@ -218,10 +218,10 @@ def main(config: Any, workdir: str) -> None:
 
 
 def _slim(own: dict[str, Any]) -> dict[str, Any]:
-  """Returns a plan without the upkeep's programs, of which there is one for each matrix size."""
+  """Returns a plan without the inverses' programs, of which there is one for each matrix size."""
   if 'why' in own:
     return own
-  programs = {name: p for name, p in own['programs'].items() if not name.startswith('upkeep')}
+  programs = {name: p for name, p in own['programs'].items() if not name.startswith('inverses')}
   return {**own, 'programs': programs}
 
 

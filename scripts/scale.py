@@ -85,7 +85,11 @@ def compiled(devices: int, mesh: str) -> dict[str, Any]:
   result: dict[str, Any] = {'devices': devices, 'mesh': mesh}
   update = run.programs['update'], (state, state.params)
   plain = [(run.programs['gradient'], (state, batch, False)), update]
-  refresh = [(run.programs['gradient'], (state, batch, True)), *run.upkeep.programs(state.opt_state).values(), update]
+  refresh = [
+    (run.programs['gradient'], (state, batch, True)),
+    *run.inverse_schedule.programs(state.opt_state).values(),
+    update,
+  ]
   for step, programs in (('refresh', refresh), ('plain', plain)):
     result[step] = total([of_program(fn, args, run.mesh) for fn, args in programs])
   return result

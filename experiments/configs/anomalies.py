@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
   config.data.update({'eval_split': 'validation', 'eval_examples': 1000, 'augment': True, 'short_side': 36})
   config.steps = 300
   config.eval_every = 100
-  config.kfac.update({'fisher': 'empirical', 'part': 1 / 2, 'weight_decay': 1e-3})
+  config.kfac.update({'fisher': 'empirical', 'subsample': 1 / 2, 'weight_decay': 1e-3})
   return config

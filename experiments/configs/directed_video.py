@@ -28,5 +28,5 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.data.held_out = (14, 16)  # "shoe" and "footwear" in WordNet 3.0
   config.steps = 600
   config.eval_every = 50
-  config.kfac.update({'learning_rate': 0.05, 'damping': 0.03, 'part': 0.5, 'weight_decay': 1e-3})
+  config.kfac.update({'learning_rate': 0.05, 'damping': 0.03, 'subsample': 0.5, 'weight_decay': 1e-3})
   return config

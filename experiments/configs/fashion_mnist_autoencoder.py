@@ -29,7 +29,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
   config.eval_every = 10
   config.log_every = 10
   config.target = 3.58  # the squared error that Muon reached in 1,500 steps on one H100
-  config.kfac.part = 1 / 4
+  config.kfac.subsample = 1 / 4
   # Averages over fifty steps or more lose nothing and are less noisy than fresh statistics.
   config.adaptive_kfac.update({'damping': 0.1, 'statistics_every': 5, 'inverses_every': 5})
   if preset.endswith('small'):

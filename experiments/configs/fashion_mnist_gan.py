@@ -32,7 +32,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
   config.optimizer = 'adam'
   config.adam.update({'learning_rate': 1e-3 if small else 5e-4, 'b1': 0.0, 'b2': 0.99, 'schedule': 'constant'})
   config.kfac.update({'learning_rate': 0.1, 'damping': 0.1, 'momentum': 0.0, 'schedule': 'constant'})
-  config.kfac.update({'kl_clip': 0.01, 'part': 0.25, 'statistics_every': 10, 'inverses_every': 10})
+  config.kfac.update({'kl_clip': 0.01, 'subsample': 0.25, 'statistics_every': 10, 'inverses_every': 10})
   config.health_every = 0
   return config
 

@@ -32,7 +32,7 @@ def get_config(preset: str = 'full') -> ConfigDict:
     config[name].weight_decay = 1e-3
   for name in ('sgd', 'lars'):
     config[name].weight_decay = 5e-4
-  config.kfac.part = 1 / 4
+  config.kfac.subsample = 1 / 4
   if preset == 'small':
     config.model.update({'width': 8, 'stem': 'patches'})
     config.data.augment = False

@@ -28,5 +28,5 @@ def get_config() -> ConfigDict:
   config.kfac.fisher = 'empirical'
   config.kfac.warmup_steps = 500
   config.kfac.weight_decay = 1e-3
-  config.kfac.part = 1 / 8
+  config.kfac.subsample = 1 / 8
   return config

@@ -40,7 +40,7 @@ def get_config(preset: str = 'resnet3d') -> ConfigDict:
   config.steps = 120
   config.eval_every = 10
   config.target = 0.95
-  config.kfac.update({'fisher': 'empirical', 'part': 1 / 4})
+  config.kfac.update({'fisher': 'empirical', 'subsample': 1 / 4})
   # The best of five settings for each optimiser on `resnet3d`; see docs/video.md.
   config.kfac.update({'damping': 0.0056, 'momentum': 0.634})
   config.adam.update({'learning_rate': 3.5e-3, 'b1': 0.82})

@@ -75,5 +75,5 @@ def get_config(preset: str = 'resnet50') -> ConfigDict:
   config.model = model(**settings)
   config.data.update({'name': 'noise', 'shape': shape, 'batch_size': batch_size})
   config.task = {'autoencoder': 'reconstruct', 'transformer': 'next_token'}.get(settings['name'], 'classify')
-  config.kfac.update({'fisher': 'empirical', 'part': 1 / 8 if batch_size > 8 else 1.0})
+  config.kfac.update({'fisher': 'empirical', 'subsample': 1 / 8 if batch_size > 8 else 1.0})
   return config

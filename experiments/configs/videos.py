@@ -29,11 +29,11 @@ def get_config(preset: str = 'video_folder') -> ConfigDict:
   config.steps = 10_000
   config.eval_every = 500
   config.recipe.update({'label_smoothing': 0.1, 'cutmix': 0.5})
-  config.kfac.update({'fisher': 'empirical', 'part': 1 / 8, 'warmup_steps': 100})
+  config.kfac.update({'fisher': 'empirical', 'subsample': 1 / 8, 'warmup_steps': 100})
   if small:
     config.model.update({'blocks': (1, 1, 1), 'width': 8, 'stem': 'patches', 'dtype': 'float32'})
     config.data.update({'batch_size': 32, 'image_size': 56, 'frames': 8, 'short_side': 64})
     config.steps = 100
     config.eval_every = 25
-    config.kfac.update({'part': 1 / 2, 'warmup_steps': 0})
+    config.kfac.update({'subsample': 1 / 2, 'warmup_steps': 0})
   return config

@@ -8,7 +8,7 @@ from .optimizers.control import AdaptDampingState, QuadraticStepState, adapt_dam
 from .optimizers.eigenbasis import Eigenbasis, basis
 from .optimizers.ekfac import ScaleByEkfacState, ekfac, scale_by_ekfac
 from .optimizers.health import Health, health
-from .optimizers.inverse_schedule import Upkeep, upkeep
+from .optimizers.inverse_schedule import InverseSchedule, inverse_schedule
 from .optimizers.kfac import ClipByKlState, clip_by_kl, kfac
 from .optimizers.kfac_adam import ScaleByKfacAdamState, kfac_adam, scale_by_kfac_adam
 from .optimizers.logical import from_logical, to_logical
@@ -40,6 +40,7 @@ __all__ = [
   'Deal',
   'Eigenbasis',
   'Health',
+  'InverseSchedule',
   'Layout',
   'Local',
   'Placement',
@@ -55,7 +56,6 @@ __all__ = [
   'Staleness',
   'Statistics',
   'Unit',
-  'Upkeep',
   'accumulate',
   'adapt_damping',
   'adaptive_kfac',
@@ -74,6 +74,7 @@ __all__ = [
   'growing',
   'health',
   'intervals',
+  'inverse_schedule',
   'kfac',
   'kfac_adam',
   'lay_out',
@@ -92,6 +93,5 @@ __all__ = [
   'scale_by_stale_kfac',
   'stale_kfac',
   'to_logical',
-  'upkeep',
   'used',
 ]

@@ -45,7 +45,7 @@ def curvature(
   oversize: str = 'diagonal',
   operators: Mapping[str, Callable] | None = None,
   blocks: Mapping[str, Mapping[str, int]] | None = None,
-  part: float = 1.0,
+  subsample: float = 1.0,
   placement: Placement | None = None,
 ) -> Curvature:
   """Reads a loss and finds where each of its parameters meets data.
@@ -81,7 +81,7 @@ def curvature(
     placement: the optimiser's placement. It says into how many shards the batch is divided, and where the statistics of
       each shard are computed. Statistics then lead with an axis of shards, which `kfac(..., placement=)` adds up at the
       owners of the factors.
-    part: the fraction of each shard's examples, counted from the first, from which statistics are taken.
+    subsample: the fraction of each shard's examples, counted from the first, from which statistics are taken.
 
   Returns:
     A `Curvature`; print it to see which parameters are covered.
@@ -91,7 +91,7 @@ def curvature(
   """
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
-  by_shard = Shards(1, part, placement)
+  by_shard = Shards(1, subsample, placement)
   options = Options(
     fisher=fisher,
     has_aux=has_aux,

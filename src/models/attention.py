@@ -47,7 +47,7 @@ def feed_forward(x: Float[Array, 'b *t d'], width: int, dtype: Any) -> Float[Arr
   return x + dense(width, ('hidden', 'width'), init, dtype=dtype, name='mlp_out')(y)
 
 
-@jax.jit  # `parallel.split` knows it by its name and runs it differently where tokens lie on several devices
+@jax.jit  # `parallel.partition` knows it by its name and runs it differently where tokens lie on several devices
 def attend(
   q: Float[Array, '*b q h d'],
   k: Float[Array, '*b k h d'],

@@ -14,7 +14,7 @@ from .rules import (
   shard_blocks,
   state_shardings,
 )
-from .space import SplitError, Strip, split, strip
+from .space import PartitionError, Strip, partition, strip
 from .strips import Strips, cut, image_sharding, image_strips, layer_strips, local_rows, padded_shape
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
   'AuditError',
   'Collective',
   'MeshError',
+  'PartitionError',
   'Placement',
   'Rules',
-  'SplitError',
   'Strip',
   'Strips',
   'assert_bytes',
@@ -46,9 +46,9 @@ __all__ = [
   'padded_shape',
   'param_shardings',
   'parse_mesh',
+  'partition',
   'replicated',
   'shard_blocks',
-  'split',
   'state_shardings',
   'strip',
   'written',

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import kron
-from ..train import recipe
+from ..train import masked, mixing
 from ..train.registry import TASKS
 from ..train.task import Task, apply, make_model
 
@@ -36,9 +36,9 @@ def _reconstruction(model: nn.Module, config: Any) -> Callable:
   def loss(params, model_state, batch, train=True):
     pixels = batch['inputs'].reshape(batch['inputs'].shape[0], -1)
     logits, model_state = apply(model, params, model_state, batch['inputs'], train)
-    logits = kron.observe.bernoulli(logits, pixels, mask=recipe.counted(batch))
-    value = recipe.mean(optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1), batch)
-    error = recipe.mean(((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1), batch)
+    logits = kron.observe.bernoulli(logits, pixels, mask=masked.counted(batch))
+    value = masked.mean(optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1), batch)
+    error = masked.mean(((jax.nn.sigmoid(logits) - pixels) ** 2).sum(-1), batch)
     return value, ({'loss': value, 'error': error}, model_state)
 
   return loss
@@ -49,13 +49,13 @@ def _classification(model: nn.Module, config: Any) -> Callable:
 
   def loss(params, model_state, batch, train=True):
     logits, model_state = apply(model, params, model_state, batch['inputs'], train)
-    logits = kron.observe.categorical(logits, batch['label'], mask=recipe.counted(batch))
+    logits = kron.observe.categorical(logits, batch['label'], mask=masked.counted(batch))
     if train and (smoothing or 'target' in batch):
-      target = recipe.soft_labels(batch, logits.shape[-1], smoothing)
-      value = recipe.mean(optax.softmax_cross_entropy(logits, target), batch)
+      target = mixing.soft_labels(batch, logits.shape[-1], smoothing)
+      value = masked.mean(optax.softmax_cross_entropy(logits, target), batch)
     else:
-      value = recipe.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
-    accuracy = recipe.mean(logits.argmax(-1) == batch['label'], batch)
+      value = masked.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    accuracy = masked.mean(logits.argmax(-1) == batch['label'], batch)
     return value, ({'loss': value, 'accuracy': accuracy}, model_state)
 
   return loss
@@ -71,10 +71,10 @@ def _next_token(model: nn.Module, config: Any) -> Callable:
   def loss(params, model_state, batch, train=True):
     tokens = batch['inputs']
     logits, model_state = apply(model, params, model_state, tokens[:, :-1], train)
-    mask = None if 'mask' not in batch else jnp.broadcast_to(recipe.counted(batch)[:, None], tokens[:, 1:].shape)
+    mask = None if 'mask' not in batch else jnp.broadcast_to(masked.counted(batch)[:, None], tokens[:, 1:].shape)
     logits = kron.observe.categorical(logits, tokens[:, 1:], mask=mask)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    value = recipe.mean(each.mean(-1), batch)
+    value = masked.mean(each.mean(-1), batch)
     return value, ({'loss': value}, model_state)
 
   return loss
@@ -105,9 +105,9 @@ def _poisson(model: nn.Module, config: Any) -> Callable:
     # The right side is 5 pi^2 times the solution. Dividing by that makes residuals as large as the solution.
     scale = 5 * jnp.pi**2
     residual = jax.vmap(laplacian)(points) / scale + batch['label']
-    residual = kron.observe.gaussian(residual[:, None], mask=recipe.counted(batch))
-    value = recipe.mean(0.5 * residual[:, 0] ** 2, batch)
-    error = recipe.mean((jax.vmap(u)(points) - batch['label']) ** 2, batch) * 4
+    residual = kron.observe.gaussian(residual[:, None], mask=masked.counted(batch))
+    value = masked.mean(0.5 * residual[:, 0] ** 2, batch)
+    error = masked.mean((jax.vmap(u)(points) - batch['label']) ** 2, batch) * 4
     return value, ({'loss': value, 'error': error}, model_state)
 
   return loss

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from .. import data, kron, models
-from ..train import recipe
+from ..train import masked
 from ..train.errors import ConfigError
 from ..train.graph_data import known_graph
 from ..train.registry import TASKS
@@ -67,14 +67,14 @@ def links(model: nn.Module, config: Any) -> Callable:
 
   def loss(params, model_state, batch, train=True):
     logits = model.apply({'params': params, **model_state}, batch['inputs'], train=train)
-    logits = kron.observe.categorical(logits, batch['label'], mask=recipe.counted(batch))
+    logits = kron.observe.categorical(logits, batch['label'], mask=masked.counted(batch))
     each = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-    value = recipe.mean(each, batch)
+    value = masked.mean(each, batch)
     metrics = {'loss': value}
     if 'known' in batch:
       rank = ranks(logits, batch['label'], batch['known'])
-      metrics['mrr'] = recipe.mean(1 / rank, batch)
-      metrics |= {f'hits{k}': recipe.mean(rank <= k, batch) for k in (1, 10)}
+      metrics['mrr'] = masked.mean(1 / rank, batch)
+      metrics |= {f'hits{k}': masked.mean(rank <= k, batch) for k in (1, 10)}
     return value, (metrics, model_state)
 
   return loss
@@ -103,16 +103,16 @@ def zero_shot(model: nn.Module, config: Any) -> Callable:
   def loss(params, model_state, batch, train=True):
     logits = model.apply({'params': params, **model_state}, batch['inputs'], train=train)
     label, seen = batch['label'], jnp.asarray(~unseen)[batch['label']]
-    trained = kron.observe.categorical(logits[:, ~unseen], jnp.asarray(among)[label], mask=recipe.counted(batch))
+    trained = kron.observe.categorical(logits[:, ~unseen], jnp.asarray(among)[label], mask=masked.counted(batch))
     each = optax.softmax_cross_entropy_with_integer_labels(trained, jnp.where(seen, jnp.asarray(among)[label], 0))
-    value = recipe.mean(each * seen, batch)
+    value = masked.mean(each * seen, batch)
     if train:
       return value, ({'loss': value}, model_state)
     right = logits.argmax(-1) == label
     best_unseen = jnp.where(jnp.asarray(unseen), logits, -jnp.inf).argmax(-1) == label
     parts = {'loss': each * seen, 'seen': right & seen, 'unseen': right & ~seen, 'zero_shot': best_unseen & ~seen}
     parts['share_seen'] = seen
-    return value, ({k: recipe.mean(v, batch) for k, v in parts.items()}, model_state)
+    return value, ({k: masked.mean(v, batch) for k, v in parts.items()}, model_state)
 
   return loss
 
@@ -139,14 +139,14 @@ def directed(model: nn.Module, config: Any) -> Callable:
 
   def loss(params, model_state, batch, train=True):
     logits = model.apply({'params': params, **model_state}, batch['inputs'], batch['query'], train=train)
-    logits = kron.observe.categorical(logits, batch['label'], mask=recipe.counted(batch))
-    value = recipe.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    logits = kron.observe.categorical(logits, batch['label'], mask=masked.counted(batch))
+    value = masked.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
     right = logits.argmax(-1) == batch['label']
-    metrics = {'loss': value, 'accuracy': recipe.mean(right, batch)}
+    metrics = {'loss': value, 'accuracy': masked.mean(right, batch)}
     if not train:
       unasked = jnp.isin(batch['query'], new)
-      metrics |= {'new_nouns': recipe.mean(right & unasked, batch), 'share_new': recipe.mean(unasked, batch)}
-      metrics['other'] = recipe.mean(logits.argmax(-1) == batch['other'], batch)
+      metrics |= {'new_nouns': masked.mean(right & unasked, batch), 'share_new': masked.mean(unasked, batch)}
+      metrics['other'] = masked.mean(logits.argmax(-1) == batch['other'], batch)
     return value, (metrics, model_state)
 
   return loss

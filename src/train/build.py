@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from .. import kron, parallel
-from . import constants, gradient_allreduce, guard, kfac_jax_peer, memory, recipe
+from . import constants, gradient_allreduce, guard, kfac_jax_peer, loss_scale, memory, mixing, recipe
 from .errors import ConfigError
 from .inputs import Data, make_data
-from .optimizers import SECOND_ORDER, make_optimizer, make_upkeep
+from .optimizers import SECOND_ORDER, make_inverse_schedule, make_optimizer
 from .players import ONLY, Game, Player, joined, part
 from .registry import make_task
 from .reporting import writers
@@ -53,14 +53,14 @@ def build(config: Any, load: bool = True) -> Run:
   placement = networks.placement
   seen = _seen_by_loss(config, batch, mesh.size if own_collectives else 1) if game is None else game.example
   players = {name: _player(name, config, task, game, networks, seen, own_collectives) for name in networks.variables}
-  upkeep = make_upkeep(config, players[ONLY].curvature, placement) if game is None else None
+  schedule = make_inverse_schedule(config, players[ONLY].curvature, placement) if game is None else None
   init = functools.partial(_init, config, networks, players, batch['inputs'])
   like = jax.eval_shape(init, 0)
   shardings = _state_shardings(like, networks, mesh, placement, batch_sharding)
   if load:
     memory.check_state(like, shardings)
   around = functools.partial(gradient_allreduce.by_shard, config=config, mesh=mesh) if own_collectives else _plainly
-  steps = Plan(config, task, players, game, upkeep, _mixing(config), around, shardings, batch_sharding)
+  steps = Plan(config, task, players, game, schedule, _mixing(config), around, shardings, batch_sharding)
   programs, step, evaluate = make_steps(steps)
   lying = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
   return Run(
@@ -73,7 +73,7 @@ def build(config: Any, load: bool = True) -> Run:
     init=jax.jit(init, out_shardings=shardings),
     step=step,
     programs=programs,
-    upkeep=upkeep,
+    inverse_schedule=schedule,
     evaluate=evaluate,
     train_batches=data.train,
     eval_batches=data.held_out,
@@ -147,12 +147,12 @@ def _check_input(config: Any, shape: tuple[int, ...]) -> None:
 def _mixing(config: Any) -> Callable:
   own = config.recipe
   settings = {'alpha': own.mixup, 'cut': own.cutmix, 'running': own.running_mixup}
-  return functools.partial(recipe.mix, **settings, classes=config.model.get('classes', 0))
+  return functools.partial(mixing.mix, **settings, classes=config.model.get('classes', 0))
 
 
 def _seen_by_loss(config: Any, batch: dict[str, Any], shards: int) -> dict[str, Any]:
   """Returns the shapes of the batch that the loss takes: mixed, and one shard's if each computes its own gradient."""
-  nothing = recipe.nothing_mixed(config, batch['inputs'])
+  nothing = mixing.nothing_mixed(config, batch['inputs'])
   seen = jax.eval_shape(lambda b: _mixing(config)(b, nothing, jax.random.key(0))[0], batch)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // shards, *x.shape[1:]), x.dtype), seen)
 
@@ -171,15 +171,19 @@ def _player(
   by_shard: whether each shard computes its own gradient.
   """
   if game is None:
-    own, loss = config, recipe.scaled(config, task.loss)
-    context = recipe.carried(config, networks.states)
+    own, loss = config, loss_scale.scaled(config, task.loss)
+    context = loss_scale.carried(config, networks.states)
   else:
     own, loss = game.config_of(name), game.losses[name]
     context = game.context(name, networks.params, networks.states)
   params, curvature = part(networks.params, name), None
   if own.optimizer in SECOND_ORDER:
     section = own[own.optimizer]
-    settings = {'fisher': section.fisher, 'part': section.part, 'placement': None if by_shard else networks.placement}
+    settings = {
+      'fisher': section.fisher,
+      'subsample': section.subsample,
+      'placement': None if by_shard else networks.placement,
+    }
     if config.placement.blocks:
       settings['blocks'] = parallel.shard_blocks(part(networks.shardings, name))
     curvature = kron.curvature(loss, params, context, seen, has_aux=True, **settings)
@@ -202,7 +206,7 @@ def _init(
     key=jax.random.fold_in(key, count),
     guard=guard.new_guard(config),
     average=jax.tree.map(jnp.copy, joined(params)) if config.recipe.average else (),
-    mixed=recipe.nothing_mixed(config, image),
+    mixed=mixing.nothing_mixed(config, image),
   )
 
 
@@ -258,7 +262,7 @@ def on_mesh(loss: Callable, rules: parallel.Rules, mesh: Mesh, strips: parallel.
   def in_strips(params, model_state, batch, **kwargs):
     lie = {name: strips or None if name == 'inputs' else None for name in batch}
     whole = functools.partial(sharded, **kwargs)
-    return parallel.split(whole, mesh, (layers, None, lie))(params, model_state, batch)
+    return parallel.partition(whole, mesh, (layers, None, lie))(params, model_state, batch)
 
   return in_strips
 

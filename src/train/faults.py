@@ -202,7 +202,7 @@ def handle(
   factor = run.config.faults.damping_factor if what == 'damp' else 1.0
   state = jax.jit(_go_on, donate_argnums=0, out_shardings=run.shardings)(state, factor)
   if what == 'damp':
-    opt_state = run.upkeep.refresh(state.opt_state, fault.step, caution=state.guard.caution, everything=True)
+    opt_state = run.inverse_schedule.refresh(state.opt_state, fault.step, caution=state.guard.caution, everything=True)
     state = state._replace(opt_state=opt_state)
   return state, True
 

@@ -59,7 +59,7 @@ def new_guard(config: Any) -> Guard:
   return Guard(no, no, zero, zero, none, jnp.ones(()), scale, none, none)
 
 
-def judge(
+def assess(
   config: Any, guard: Guard, loss: Float[Array, ''], norms: Float[Array, ' leaves'], finite_input: Bool[Array, '']
 ) -> Guard:
   """Returns the guard after a gradient, which may be applied or is a fault.

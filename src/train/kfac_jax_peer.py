@@ -227,7 +227,7 @@ def build(config: Any, load: bool = True) -> Run:
     init=init,
     step=step,
     programs={'step': jax.jit(gradient, static_argnums=(2, 3))},  # the plain gradient, to count its operations
-    upkeep=None,
+    inverse_schedule=None,
     evaluate=jax.jit(evaluate),
     train_batches=train_batches,
     eval_batches=eval_batches,

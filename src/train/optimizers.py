@@ -9,7 +9,7 @@ import optax
 
 from .. import kron
 from ..parallel import Placement
-from . import recipe
+from . import recipe, schedules
 from .errors import ConfigError
 from .players import Player
 
@@ -21,7 +21,7 @@ MISSING = {
 
 
 def _kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
-  # The upkeep renews its factors and inverses, see `make_upkeep`.
+  # The inverse schedule renews its factors and inverses, see `make_inverse_schedule`.
   return kron.kfac(rate, curvature, placement=placement, **_descent(own, momentum))
 
 
@@ -93,7 +93,7 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   """Makes the optimiser `config.optimizer`; only those of `SECOND_ORDER` need `curvature`.
 
-  inside: whether K-FAC renews its factors and inverses itself, because there is no upkeep.
+  inside: whether K-FAC renews its factors and inverses itself, because there is no inverse schedule.
 
   Raises:
     ConfigError: the name is unknown, or the schedule is unknown or longer than the run.
@@ -104,8 +104,8 @@ def make_optimizer(
   if name not in OPTIMIZERS:
     raise ConfigError(f'config.optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
   own = config[name]
-  rate = recipe.learning_rate(own, config)
-  momentum = recipe.momentum(own, rate, recipe.peak(own, config)) if 'momentum' in own else None
+  rate = schedules.learning_rate(own, config)
+  momentum = schedules.momentum(own, rate, schedules.peak(own, config)) if 'momentum' in own else None
   if name in FIRST_ORDER:
     tx = FIRST_ORDER[name](own, rate, momentum)
   else:
@@ -116,12 +116,14 @@ def make_optimizer(
   return recipe.clipped(tx, config.recipe.clip_norm)
 
 
-def make_upkeep(config: Any, curvature: kron.Curvature | None, placement: Placement) -> kron.Upkeep | None:
-  """Makes K-FAC's upkeep of factors and inverses; None for other optimisers, which do this within their step."""
+def make_inverse_schedule(
+  config: Any, curvature: kron.Curvature | None, placement: Placement
+) -> kron.InverseSchedule | None:
+  """Makes the schedule by which K-FAC renews factors and inverses; None for other optimisers."""
   if config.optimizer != 'kfac':
     return None
   names = ('damping', 'decay', 'statistics_every', 'inverses_every')
-  return kron.upkeep(curvature, placement=placement, **{name: config.kfac[name] for name in names})
+  return kron.inverse_schedule(curvature, placement=placement, **{name: config.kfac[name] for name in names})
 
 
 def gradients(

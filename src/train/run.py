@@ -18,9 +18,10 @@ class Run(NamedTuple):
   """A config that has been built on a mesh.
 
   step: (state, batch, number) -> (state, metrics). It runs the programs below that are due at this step number.
-  programs: the compiled programs. Without an upkeep there is 'step' of (state, batch, statistics, refresh), the last
-    two static. With one there are 'gradient' of (state, batch, statistics) and 'update' of (state, gradients) instead.
-  upkeep: renews K-FAC's factors in 'gradient' and its inverses before 'update'; None for other optimisers.
+  programs: the compiled programs. Without an inverse schedule there is 'step' of (state, batch, statistics, refresh),
+    the last two static. With one there are 'gradient' of (state, batch, statistics) and 'update' of (state, gradients)
+    instead.
+  inverse_schedule: renews K-FAC's factors in 'gradient' and its inverses before 'update'; None for other optimisers.
   evaluate: (state, batch) -> metrics.
   batch: the shapes and shardings of a training batch, including the padding of its strips.
   strips: the strips into which images are divided, by axis.
@@ -38,7 +39,7 @@ class Run(NamedTuple):
   init: Callable[[int], TrainState]  # takes the seed
   step: Callable
   programs: dict[str, Callable]
-  upkeep: kron.Upkeep | None
+  inverse_schedule: kron.InverseSchedule | None
   evaluate: Callable
   train_batches: Callable[[int, int], Iterator[dict[str, Any]]]  # takes the seed and the number of the first batch
   eval_batches: Callable[[], Iterator[dict[str, Any]]]

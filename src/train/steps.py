@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import kron
-from . import guard, recipe
+from . import guard, loss_scale, microbatches, recipe
 from .optimizers import SECOND_ORDER, gradients
 from .players import ONLY, Game, Player, part, with_part
 from .task import Task
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 class Plan(NamedTuple):
   """The parts from which the programs of a run are made.
 
-  upkeep: renews the factors and inverses of the only player's K-FAC, the latter between its gradient and its update.
+  inverse_schedule: renews the factors and inverses of the only player's K-FAC, the latter between gradient and update.
   mixed: (batch, last mixed batch, key) -> (batch, mixed batch).
   around: wraps the only player's gradient, see `gradient_allreduce.by_shard`.
   shardings: the shardings of the state.
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
   task: Task
   players: Mapping[str, Player]
   game: Game | None
-  upkeep: kron.Upkeep | None
+  inverse_schedule: kron.InverseSchedule | None
   mixed: Callable
   around: Callable
   shardings: TrainState
@@ -76,10 +76,10 @@ class Gradient(NamedTuple):
 
 def make_steps(plan: Plan) -> tuple[dict[str, Callable], Callable, Callable]:
   """Returns `programs`, `step` and `evaluate` of a `Run`."""
-  replicated, shardings, upkeep = plan.shardings.step, plan.shardings, plan.upkeep
+  replicated, shardings, inverse_schedule = plan.shardings.step, plan.shardings, plan.inverse_schedule
   inside = (shardings, plan.batch_sharding)
   compiled = functools.partial(jax.jit, donate_argnums=0)
-  if upkeep is None:
+  if inverse_schedule is None:
     take = functools.partial(whole_step, plan)
     out = (shardings, replicated)
     programs = {'step': compiled(take, in_shardings=inside, out_shardings=out, static_argnums=(2, 3))}
@@ -103,10 +103,10 @@ def _step_at_once(plan: Plan, program: Callable, state: TrainState, batch: Batch
 
 def _step_in_two(plan: Plan, programs: dict[str, Callable], state: TrainState, batch: Batch, number: int):
   """Runs the gradient's program, refreshes the inverses that are due, and runs the update's program."""
-  upkeep, faults = plan.upkeep, plan.config.faults
-  state, grads, metrics = programs['gradient'](state, batch, upkeep.statistics_due(number))
+  schedule, faults = plan.inverse_schedule, plan.config.faults
+  state, grads, metrics = programs['gradient'](state, batch, schedule.statistics_due(number))
   careful = {'caution': state.guard.caution} if 'damp' in (faults.not_finite, faults.spike) else {}
-  state = state._replace(opt_state=upkeep.refresh(state.opt_state, number, when=state.guard.apply, **careful))
+  state = state._replace(opt_state=schedule.refresh(state.opt_state, number, when=state.guard.apply, **careful))
   state, health = programs['update'](state, grads)
   return state, {**metrics, **health}
 
@@ -136,7 +136,7 @@ def gradient(plan: Plan, state: TrainState, batch: Batch, statistics: bool) -> t
   keep = functools.partial(guard.chosen, judged.apply)
   opt_state = state.opt_state
   if statistics:
-    opt_state = keep(plan.upkeep.take(opt_state, found.extra['stats']), opt_state)
+    opt_state = keep(plan.inverse_schedule.take(opt_state, found.extra['stats']), opt_state)
   state = state._replace(
     model_state=keep(found.model_state, state.model_state),
     mixed=keep(mixture, state.mixed),
@@ -162,7 +162,7 @@ def _mixed_gradient(
   batch, mixture = plan.mixed(batch, state.mixed, key)
 
   def one(model_state: Any, batch: Batch, key: jax.Array) -> Gradient:
-    context = recipe.carried(config, model_state, state.guard.scale)
+    context = loss_scale.carried(config, model_state, state.guard.scale)
     return _gradient(plan, state, Move(player, context, batch, key, statistics, refresh))
 
   if config.microbatches == 1:
@@ -173,8 +173,8 @@ def _mixed_gradient(
     found = one(model_state, part, jax.random.fold_in(key, number))
     return found.model_state, (found.metrics, found.grads, found.extra.get('stats'))
 
-  parts = recipe.microbatches(batch, config.microbatches, plan.batch_sharding)
-  added = recipe.added_up(numbered, state.model_state, parts, config.microbatches)
+  parts = microbatches.divide(batch, config.microbatches, plan.batch_sharding)
+  added = microbatches.add_up(numbered, state.model_state, parts, config.microbatches)
   model_state, (metrics, grads, stats) = added
   extra = {} if player.curvature is None else {'stats': stats, 'phase': 'refresh' if refresh else 'plain'}
   return Gradient(metrics, model_state, grads, extra), mixture
@@ -185,7 +185,7 @@ def _play(
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
   """Plays all moves of a game; returns the state after them, their metrics, and each player's last gradient."""
   game = plan.game
-  parts = recipe.microbatches(batch, game.parts, plan.batch_sharding)
+  parts = microbatches.divide(batch, game.parts, plan.batch_sharding)
   metrics: Metrics = {}
   grads: dict[str, Any] = {}
   for number, name in enumerate(game.turns):
@@ -222,7 +222,7 @@ def _gradient(plan: Plan, state: TrainState, move: Move) -> Gradient:
 
     (_, aux), grads, _ = plan.around(plain)(*args, move.key)
   if config.recipe.loss_scale:
-    grads, extra = recipe.unscaled(grads, extra, state.guard.scale, player.curvature)
+    grads, extra = loss_scale.unscaled(grads, extra, state.guard.scale, player.curvature)
   # Otherwise XLA may compute whole gradients on every device, as K-FAC needs later, and reduce more than it should.
   grads = jax.lax.with_sharding_constraint(grads, part(plan.shardings.params, player.name))
   metrics, model_state = aux
@@ -245,7 +245,7 @@ def _judged(
 ) -> tuple[guard.Guard, Metrics]:
   """Judges whether a step is sound, and adds to its metrics what the judgement rests on."""
   norms = guard.norms(grads)
-  judged = guard.judge(plan.config, state.guard, total, norms, finite)
+  judged = guard.assess(plan.config, state.guard, total, norms, finite)
   metrics = {**metrics, 'finite_input': finite, 'held': judged.held, 'gradient_norms': norms}
   if plan.config.recipe.loss_scale:
     metrics |= {'loss_scale': judged.scale, 'overflows': judged.overflows}

@@ -22,7 +22,7 @@ def version() -> str:
 
 
 def costs(preset: str) -> dict[str, dict[str, float]]:
-  """Flops and bytes of each program, those of the upkeep together."""
+  """Flops and bytes of each program, those of the inverses together."""
   config, one = noise.get_config(preset), jax.devices()[:1]
   config.mesh, config.data.batch_size = 'data=1', CASES[preset]
   with mock.patch('jax.devices', lambda *_: one):
@@ -31,7 +31,7 @@ def costs(preset: str) -> dict[str, dict[str, float]]:
     found = compile_all(programs_of(run, state, batch), state, batch)
   result: dict[str, dict[str, float]] = {}
   for name, own in found.items():
-    total = result.setdefault(name.split(' ')[0] if name.startswith('upkeep') else name, {'flops': 0, 'bytes': 0})
+    total = result.setdefault(name.split(' ')[0] if name.startswith('inverses') else name, {'flops': 0, 'bytes': 0})
     for k in total:
       total[k] += own[k]
   return result

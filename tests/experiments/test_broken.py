@@ -125,7 +125,7 @@ WORDS = [
   '--config.faults.spike=skp',
   '--config.microbatches=7',
   '--config.stop_at_target=True --config.target=0',
-  '--config.kfac.part=0.3',
+  '--config.kfac.subsample=0.3',
   '--config.writers.wandb=x',
   '--config.optimizer=sgd --config.faults.spike=damp',
   '--config.keep_checkpoints=0 --config.faults.spike=rollback',

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.configs import noise
 from kronmesh import kron
-from kronmesh.train import recipe
+from kronmesh.train import microbatches
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.loop import train
@@ -73,7 +73,7 @@ def test_microbatches_are_of_every_shard():
   mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   x = jax.device_put(jnp.arange(16), sharding)
-  parts = jax.jit(lambda x: recipe.microbatches({'label': x}, 2, {'label': sharding})['label'])(x)
+  parts = jax.jit(lambda x: microbatches.divide({'label': x}, 2, {'label': sharding})['label'])(x)
   np.testing.assert_array_equal(parts, [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
 
 
@@ -179,7 +179,7 @@ def test_activations_that_are_not_kept_are_computed_again(preset):
   products, results = {}, {}
   for keep in ('all', 'products', 'weights', 'blocks'):
     config = noise.get_config(preset)
-    config.data.batch_size, config.kfac.part, config.model.keep = 8, 1.0, keep
+    config.data.batch_size, config.kfac.subsample, config.model.keep = 8, 1.0, keep
     config.update_from_flattened_dict(SMALLER[preset])
     run = build(config)
     program = run.programs['gradient'].lower(run.init(0), next(run.train_batches(0, 0)), False)

@@ -17,7 +17,7 @@ from kronmesh.train import faults
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.loop import train
-from kronmesh.train.recipe import learning_rate
+from kronmesh.train.schedules import learning_rate
 from tests.data.idx import write_idx
 from tests.draws import normal
 from tests.experiments.small import build_on, losses
@@ -35,7 +35,7 @@ def small_gan(tmp_path, optimizer='adam', mesh='data=4,model=2', steps=6):
   config.model.update({'width': 4, 'latent': 6, 'embedding': 4})
   config.optimizer, config.mesh, config.steps = optimizer, mesh, steps
   config.eval_every = config.checkpoint_every = 3
-  config.kfac.update({'statistics_every': 2, 'inverses_every': 2, 'part': 0.5})  # one of a shard's two examples
+  config.kfac.update({'statistics_every': 2, 'inverses_every': 2, 'subsample': 0.5})  # one of a shard's two examples
   return config
 
 
@@ -48,7 +48,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer, extras)
   if extras:
     config.gan.update({'r1': 0.1, 'augment': ('translation', 'cutout'), 'discriminator_steps': 2})
     config.model.attention = True
-    config.kfac.part = 1.0  # a shard has one example of a discriminator's step
+    config.kfac.subsample = 1.0  # a shard has one example of a discriminator's step
   run = build_on(config, jax.devices()[: 8 if extras else 1])
   train(config, tmp_path / 'whole', quiet=True, run=run)
   parts_of(config, tmp_path / 'parts', *((2, 4) if extras else (2,)), run=run)
@@ -73,7 +73,7 @@ def test_meshes_agree(tmp_path, optimizer, mesh):
   """Losses and parameters; means of batch norms are those of the whole batch."""
   config = small_gan(tmp_path, optimizer, mesh)
   config.sgd.update({'learning_rate': 0.01, 'momentum': 0.0})
-  config.kfac.part = 1.0  # parts of a batch are taken by shard: of other meshes they are other examples
+  config.kfac.subsample = 1.0  # parts of a batch are taken by shard: of other meshes they are other examples
   expected, params = after_steps(_with(config, 'data=1'), 1)
   found, own = after_steps(config, 8)
   assert found == pytest.approx(expected, rel=2e-3, abs=2e-3)

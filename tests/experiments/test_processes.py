@@ -109,7 +109,7 @@ def test_a_group_trains_as_one_process_does(tmp_path, processes, devices, mesh):
 def test_one_prepares_the_data_for_all(tmp_path, video_folder):
   """Several at once would be in each other's way."""
   small = ['model.blocks=(1,)', 'model.width=4', 'model.stem=patches', 'data.image_size=16', 'data.batch_size=8']
-  small += ['kfac.part=1.0', 'kfac.warmup_steps=0', 'data.frames=4', 'eval_every=2', 'steps=2']
+  small += ['kfac.subsample=1.0', 'kfac.warmup_steps=0', 'data.frames=4', 'eval_every=2', 'steps=2']
   settings = [f'--config.{s}' for s in (*small, f'data.source={video_folder}', f'data.folder={tmp_path / "data"}')]
   outputs = run(2, 1, 'data=2', tmp_path / 'run', base=['--config=experiments/configs/videos.py', *settings])
   assert 'preparing' in outputs[0] and 'preparing' not in outputs[1] and len(rows(tmp_path / 'run')) == 2
@@ -127,7 +127,7 @@ def test_each_process_has_its_own_strips(tmp_path, video_folder):
     'data.frames=4',
     'eval_every=2',
   ]
-  small += ['kfac.part=1.0', 'kfac.warmup_steps=0', 'recipe.cutmix=0', 'steps=4']
+  small += ['kfac.subsample=1.0', 'kfac.warmup_steps=0', 'recipe.cutmix=0', 'steps=4']
   settings = [f'--config.{s}' for s in (*small, f'data.source={video_folder}', f'data.folder={tmp_path / "data"}')]
   base = ['--config=experiments/configs/videos.py', *settings]
   run(2, 1, 'space=2', tmp_path / 'group', base=base)
@@ -139,7 +139,7 @@ def test_each_process_has_its_own_strips(tmp_path, video_folder):
 
 @long
 def test_layers_over_processes(tmp_path):
-  base = ['--config=experiments/configs/noise.py:small_video', '--config.kfac.part=1.0', '--config.steps=4']
+  base = ['--config=experiments/configs/noise.py:small_video', '--config.kfac.subsample=1.0', '--config.steps=4']
   run(2, 2, 'pipe=2,data=2', tmp_path / 'group', base=base)
   run(1, 1, 'data=1', tmp_path / 'one', base=base)
   np.testing.assert_allclose(rows(tmp_path / 'group'), rows(tmp_path / 'one'), rtol=1e-5)
@@ -268,7 +268,7 @@ def test_a_fault_is_handled_alike_by_all(tmp_path, policy):
   commands = train_commands(2, 2, 'data=2,model=2', tmp_path, *more)
   for command in commands:
     command[1:2] = ['-m', 'tests.experiments.faulty', 'nan']
-  with group(group_of) as processes:
+  with group(commands) as processes:
     outputs = [p.communicate(timeout=200)[0] for p in processes]
   assert all(p.returncode == 0 for p in processes), outputs
   assert 'fault: step 21: the batch holds values that are not finite' in outputs[0] and 'fault' not in outputs[1]
@@ -342,7 +342,7 @@ def test_processes_that_see_different_data_train_nothing(tmp_path):
     command[:] = ['unshare', '-m', 'sh', '-c', mount, 'sh', *command]
   if subprocess.run(['unshare', '-m', 'true'], capture_output=True).returncode:
     pytest.skip('no file system can be mounted here')
-  with group(group_of) as processes:
+  with group(commands) as processes:
     outputs = [p.communicate(timeout=90)[0] for p in processes]
   assert [p.returncode for p in processes] == [2, 2], outputs
   assert all('process 1 has train: contents=' in output for output in outputs), outputs

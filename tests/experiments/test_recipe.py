@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from experiments.configs import digits_classifier
-from kronmesh.train import recipe
+from kronmesh.train import mixing, recipe, schedules
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.loop import train
@@ -22,7 +22,7 @@ def configured(**changes):
 
 
 def rates(config):
-  schedule = recipe.learning_rate(config[config.optimizer], config)
+  schedule = schedules.learning_rate(config[config.optimizer], config)
   return [float(schedule(step)) for step in range(config.steps)]
 
 
@@ -60,8 +60,8 @@ def test_mistakes_end_in_one_line(changes, words):
 def test_momentum_follows_the_learning_rate():
   """Each step's momentum is its own share of the peak; a run equals the rule written out."""
   config = configured(**{'sgd.momentum_follows_rate': True, 'sgd.momentum': 0.8, 'sgd.warmup_steps': 3})
-  rate = recipe.learning_rate(config.sgd, config)
-  momentum = recipe.momentum(config.sgd, rate, recipe.peak(config.sgd, config))
+  rate = schedules.learning_rate(config.sgd, config)
+  momentum = schedules.momentum(config.sgd, rate, schedules.peak(config.sgd, config))
   shares = [float(momentum(step)) for step in range(8)]
   np.testing.assert_allclose(shares, [0.8 * r / config.sgd.learning_rate for r in rates(config)], rtol=1e-6)
   assert shares[0] == 0 and max(shares) == pytest.approx(0.8)
@@ -91,7 +91,7 @@ def test_rescaled_weights_keep_their_norm():
 
 def test_smoothed_labels_are_those_of_optax():
   labels = jnp.array([0, 2, 1])
-  own = recipe.soft_labels({'label': labels}, 4, 0.1)
+  own = mixing.soft_labels({'label': labels}, 4, 0.1)
   np.testing.assert_allclose(own, optax.smooth_labels(jax.nn.one_hot(labels, 4), 0.1), rtol=1e-6)
 
 
@@ -102,7 +102,7 @@ def batch_of(seed, n=6):
 
 def test_mixup_weighs_images_and_targets_alike():
   batch = batch_of(0)
-  mixed, _ = recipe.mix(batch, (), jax.random.key(1), alpha=0.4, cut=0.0, running=False, classes=3)
+  mixed, _ = mixing.mix(batch, (), jax.random.key(1), alpha=0.4, cut=0.0, running=False, classes=3)
   own = jax.nn.one_hot(batch['label'], 3)
   # Every row is w times its own and 1 - w times one other; w is the same in all.
   fits = []
@@ -125,7 +125,7 @@ def test_cutmix_replaces_a_run_of_frames():
   lengths = set()
   for seed in range(12):
     batch = {'inputs': clips, 'label': jnp.asarray(own)}
-    mixed, _ = recipe.mix(batch, (), jax.random.key(seed), alpha=0.0, cut=1.0, running=False, classes=6)
+    mixed, _ = mixing.mix(batch, (), jax.random.key(seed), alpha=0.0, cut=1.0, running=False, classes=6)
     frames = np.asarray(mixed['inputs'])
     assert (frames == frames[:, :, :1, :1]).all()
     frames, partners = frames[:, :, 0, 0, 0].astype(int), []
@@ -143,13 +143,13 @@ def test_running_mixup_mixes_with_the_last_mixed_batch():
   config = configured(**{'recipe.mixup': 0.4, 'recipe.running_mixup': True})
   shape = jax.ShapeDtypeStruct((6, 5), jnp.float32)
   nothing = jax.tree.map(
-    lambda x: x[..., :3] if x.ndim == 2 and x.shape[-1] == 10 else x, recipe.nothing_mixed(config, shape)
+    lambda x: x[..., :3] if x.ndim == 2 and x.shape[-1] == 10 else x, mixing.nothing_mixed(config, shape)
   )
   settings = {'alpha': 0.4, 'cut': 0.0, 'running': True, 'classes': 3}
-  first, last = recipe.mix(batch_of(0), nothing, jax.random.key(1), **settings)
+  first, last = mixing.mix(batch_of(0), nothing, jax.random.key(1), **settings)
   np.testing.assert_array_equal(first['inputs'], batch_of(0)['inputs'])  # there is nothing to mix with yet
   for seed in range(2, 5):
-    mixed, new = recipe.mix(batch_of(seed), last, jax.random.key(seed), **settings)
+    mixed, new = mixing.mix(batch_of(seed), last, jax.random.key(seed), **settings)
     own = jax.nn.one_hot(batch_of(seed)['label'], 3)
     w = float(jnp.vdot(mixed['inputs'] - last['inputs'], batch_of(seed)['inputs'] - last['inputs']))
     w /= float(jnp.sum((batch_of(seed)['inputs'] - last['inputs']) ** 2))

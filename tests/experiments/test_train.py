@@ -235,14 +235,14 @@ def test_a_missing_config_is_named():
 CONFIGS = {
   'digits_classifier': {'model.hidden': (8,), 'data.batch_size': 128},
   'fashion_mnist_autoencoder': {'model.widths': (16, 8), 'data.batch_size': 64},
-  'fashion_mnist_resnet': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16, 'kfac.part': 1.0},
+  'fashion_mnist_resnet': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16, 'kfac.subsample': 1.0},
   'fashion_mnist_mlp': {'model.hidden': (8,), 'data.batch_size': 64},
   'text_transformer': {'model.layers': 1, 'model.width': 16, 'model.heads': 2, 'data.batch_size': 16},
   'noise': {'model.blocks': (1, 1), 'model.width': 4, 'data.shape': (32, 32, 3), 'data.batch_size': 64},
   'poisson': {'model.hidden': (8,), 'data.batch_size': 64},
-  'moving_fashion_mnist': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16, 'kfac.part': 1.0},
-  'accidents': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'kfac.part': 1.0},
-  'anomalies': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'kfac.part': 1.0},
+  'moving_fashion_mnist': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 16, 'kfac.subsample': 1.0},
+  'accidents': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'kfac.subsample': 1.0},
+  'anomalies': {'model.blocks': (1, 1), 'model.width': 4, 'data.batch_size': 8, 'kfac.subsample': 1.0},
   'videos': {
     'model.blocks': (1, 1),
     'model.width': 4,
@@ -252,7 +252,7 @@ CONFIGS = {
     'data.image_size': 16,
     'data.frames': 4,
     'data.short_side': 24,
-    'kfac.part': 1.0,
+    'kfac.subsample': 1.0,
   },
   'resolution': {
     'mesh': 'space=8',
@@ -266,7 +266,7 @@ CONFIGS = {
     'model.width': 4,
     'data.batch_size': 8,
     'data.image_size': 32,
-    'kfac.part': 1.0,
+    'kfac.subsample': 1.0,
   },
 }
 

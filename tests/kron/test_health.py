@@ -82,7 +82,7 @@ def test_a_matrix_that_is_not_positive_definite_gets_as_much_damping_as_it_needs
 def test_inverses_with_more_damping_are_counted(between):
   curvature, params, batch = problem()
   tx = kron.kfac(0.1, curvature, damping=1e-6)
-  keep = kron.upkeep(curvature, damping=1e-6, inverses_every=1)
+  keep = kron.inverse_schedule(curvature, damping=1e-6, inverses_every=1)
   _, grads, stats = jax.jit(curvature.value_and_grad)(params, *batch)
   g = stats.sums['w1']['G']
   stats.sums['w1']['G'] = g.at[0, 0, 0].add(-1.02 * g[0, 0, 0])

@@ -106,9 +106,9 @@ def test_every_optimiser_keeps_what_was_not_observed(name):
   assert np.linalg.norm(kron.factors(after)['a']['A'] - kron.factors(both)['a']['A']) > 1
 
 
-def test_upkeep_keeps_what_was_not_observed():
+def test_an_inverse_schedule_keeps_what_was_not_observed():
   curvature = kron.curvature(branch, PARAMS, X, Y, True, fisher='exact')
-  tx, keep = kron.kfac(0.1, curvature), kron.upkeep(curvature)
+  tx, keep = kron.kfac(0.1, curvature), kron.inverse_schedule(curvature)
   state = tx.init(PARAMS)
   for first in (True, False, True, True):
     state = keep.take(state, curvature.value_and_grad(PARAMS, X, Y, jnp.asarray(first))[2])

@@ -79,7 +79,7 @@ def loss_fn(params, x, labels):
 
 
 @pytest.mark.brief('{}')
-@pytest.mark.parametrize('options', [{}, {'part': 0.5}], ids=str)
+@pytest.mark.parametrize('options', [{}, {'subsample': 0.5}], ids=str)
 def test_statistics_of_a_layer_are_those_of_its_rows(x64, options):
   """With a bias and a scale, and of parts of the batch."""
   params = {'kernel': normal(3, 3, 8, 4, dtype=jnp.float64), 'bias': normal(4, dtype=jnp.float64)}

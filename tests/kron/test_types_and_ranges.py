@@ -127,7 +127,7 @@ BACK = {
 
 def kept():
   curvature = kron.curvature(loss_fn, PARAMS, X, Y, fisher='exact')
-  tx, keep = kron.kfac(0.1, curvature), kron.upkeep(curvature)
+  tx, keep = kron.kfac(0.1, curvature), kron.inverse_schedule(curvature)
   stats = jax.jit(curvature.value_and_grad)(PARAMS, X, Y)[2]
   return tx, keep, keep.take(tx.init(PARAMS), stats)
 

@@ -100,7 +100,7 @@ def compiled(problem, mesh, dtype=jnp.float32, placement=None, **options) -> Com
   of_params = parallel.param_shardings(params, logical, rules, mesh)
   layers = parallel.layer_strips(of_params, params, mesh)
   if strips or layers is not None:
-    loss_fn = parallel.split(loss_fn, mesh, (layers, None, strips or None, None))
+    loss_fn = parallel.partition(loss_fn, mesh, (layers, None, strips or None, None))
   batch = (padded, problem.labels)
   curvature = kron.curvature(
     loss_fn, params, state, *batch, fisher='empirical', has_aux=True, placement=placement, **options

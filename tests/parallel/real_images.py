@@ -279,7 +279,7 @@ def segmented():
 IMAGES: dict[str, Callable[[], Case]] = {
   'two 3x3 convolutions': lambda: linen(Convolutions(), f32(28, 28, 3)),
   'ResNet-50': resnet50,
-  'ResNet-50, bf16, an eighth': lambda: resnet50(jnp.bfloat16, part=1 / 8),
+  'ResNet-50, bf16, an eighth': lambda: resnet50(jnp.bfloat16, subsample=1 / 8),
   'grouped convolutions': lambda: linen(Convolutions(groups=32), f32(28, 28, 3)),
   'CNN in equinox': equinox_cnn,
   'ConvNeXt-T': lambda: linen(ConvNeXt(), IMAGE),

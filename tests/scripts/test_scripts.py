@@ -229,13 +229,13 @@ def test_ratios_of_steps_are_to_the_median_of_others_and_the_worst_is_no_acciden
 
 @pytest.mark.long
 def test_memory_counts_what_a_run_holds_beside_a_program():
-  """The update and the upkeep run while the gradient is held; a gradient's own is among its results."""
+  """The update and the inverses run while the gradient is held; a gradient's own is among its results."""
   config = digits.get_config()
   config.model.widths, config.data.batch_size, config.mesh = (8,), 64, 'data=8'
   run = build(config)
   state, batch = abstract(run)
   found = compile_all(programs_of(run, state, batch), state, batch)
-  assert set(found) > {'gradient', 'gradient, statistics', 'update', 'upkeep damping'}
+  assert set(found) > {'gradient', 'gradient, statistics', 'update', 'inverses damping'}
   assert min(p['memory'] for p in found.values()) >= held(state) + held(batch) + held(state.params)
 
 
@@ -248,11 +248,11 @@ def test_overhead_tells_steps_programs_and_parts(tmp_path):
   done = commands.run('scripts/overhead.py', '--config=experiments/configs/noise.py:autoencoder', *settings)
   assert done.returncode == 0, done.stderr
   result = json.loads(out.with_suffix('.json').read_text())
-  everything = 'kfac:statistics_every=1:inverses_every=1:part=1.0'
+  everything = 'kfac:statistics_every=1:inverses_every=1:subsample=1.0'
   assert list(result['steps']) == ['sgd', 'adam', 'kfac', 'kfac:fisher=sampled', everything]
   assert 'mean over sgd' in result['steps']['kfac']
   for name in ('kfac', everything):
-    assert {'gradient', 'gradient, statistics', 'update', 'upkeep damping'} < set(result['programs'][name])
+    assert {'gradient', 'gradient, statistics', 'update', 'inverses damping'} < set(result['programs'][name])
     assert set(result['parts'][name]) == {'gradient', 'statistics', 'inverses', 'update'}
     assert all(x['least'] > 0 for x in result['floors'][name].values())
   programs = result['programs']['kfac']

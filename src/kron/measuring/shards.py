@@ -50,17 +50,19 @@ class Shards(NamedTuple):
   def check(self, examples: Sequence[int]) -> None:
     """Raises CurvatureError if batches of these lengths do not divide into the shards."""
     if not 0 < self.subsample <= 1:
-      raise CurvatureError(f'part={self.subsample}: choose one in (0, 1]')
+      raise CurvatureError(f'subsample={self.subsample}: choose one in (0, 1]')
     if self.trivial:
       return
     if not examples:
-      raise CurvatureError(f'part={self.subsample}: the observations have no axis that counts examples')
+      raise CurvatureError(f'subsample={self.subsample}: the observations have no axis that counts examples')
     for n in examples:
       if n % self.count:
         raise CurvatureError(f'shards={self.count}: {n} examples do not divide by that; change the batch or the mesh')
       if not self.fits(n):
         each = n // self.count
-        raise CurvatureError(f'part={self.subsample} of the {each} examples of a shard is no whole number; change one')
+        raise CurvatureError(
+          f'subsample={self.subsample} of the {each} examples of a shard is no whole number; change one'
+        )
 
   def fits(self, length: int) -> bool:
     """Checks whether an axis of this length divides into such parts."""

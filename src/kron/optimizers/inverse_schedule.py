@@ -1,9 +1,9 @@
-"""K-FAC's upkeep between steps: small separate programs compute the inverses, spread over an interval of steps.
+"""K-FAC's inverses between steps: small separate programs compute the inverses, spread over an interval of steps.
 
 A refresh inside of a step inverts everything at once. One step in many then takes several times as long, its memory
 adds to the activations', and the program is compiled twice, with the refresh and without. Here the gradient's program
-adds statistics (`Upkeep.take`), the host starts the inverses that are due (`Upkeep.refresh`: one small program for each
-size of matrix), and the update's program applies them.
+adds statistics (`InverseSchedule.take`), the host starts the inverses that are due (`InverseSchedule.refresh`: one small
+program for each size of matrix), and the update's program applies them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..statistics import Statistics
 from .precondition import ScaleByKfacState, find_state, renewed, replace_state
 
 
-class Upkeep(NamedTuple):
-  """The functions that `upkeep` makes.
+class InverseSchedule(NamedTuple):
+  """The functions that `inverse_schedule` makes.
 
   statistics_due: tells from a step's number whether the step takes statistics.
   take: (optimiser state, statistics) -> the state with them added to its averages; compile it with the gradient.
@@ -50,7 +50,7 @@ class Upkeep(NamedTuple):
   programs: Callable[[Any], dict[str, tuple[Callable, tuple]]]
 
 
-def upkeep(
+def inverse_schedule(
   curvature: Curvature,
   *,
   damping: optax.ScalarOrSchedule = 0.1,
@@ -59,7 +59,7 @@ def upkeep(
   inverses_every: int = 32,
   grow: bool = True,
   placement: Placement | None = None,
-) -> Upkeep:
+) -> InverseSchedule:
   """Makes functions that keep the factors and inverses of a `kfac` or `scale_by_kfac` state up to date.
 
   They replace the transformation's refresh: its update is then given no statistics and phase='plain'. With both
@@ -84,7 +84,7 @@ def upkeep(
     >>> x = jax.random.normal(key, (32, 3)); y = x @ jnp.ones((3, 2)) + 1
     >>> params = {'w': jnp.zeros((3, 2)), 'b': jnp.zeros(2)}
     >>> curvature = kron.curvature(loss_fn, params, x, y, key)
-    >>> tx, keep = kron.kfac(0.1, curvature), kron.upkeep(curvature, damping=1e-3)
+    >>> tx, keep = kron.kfac(0.1, curvature), kron.inverse_schedule(curvature, damping=1e-3)
     >>> @jax.jit
     ... def gradient(params, state):
     ...   loss, grads, stats = curvature.value_and_grad(params, x, y, key)
@@ -160,7 +160,7 @@ def upkeep(
     new = kfac._replace(inverses=kfac.inverses.filled(inverses), rejected_inverses=rejected, redamped_inverses=redamped)
     return replace_state(state, new)
 
-  return Upkeep(lambda step: bool(is_due(step, intervals[0])), take, refresh, units, programs)
+  return InverseSchedule(lambda step: bool(is_due(step, intervals[0])), take, refresh, units, programs)
 
 
 def _counts(kfac: ScaleByKfacState) -> tuple[Array, Array]:

@@ -72,7 +72,7 @@ def scale_by_kfac(
     statistics_every: an update that is given statistics uses them if its number, counted from 0, is a multiple of this.
       It is a number, or a function of the update such as `growing` makes.
     inverses_every: the number of updates between two refreshes of the inverses, or such a function. A refresh renews
-      all inverses at once; `upkeep` spreads them.
+      all inverses at once; `inverse_schedule` spreads them.
     placement: decides who owns which factors; None for one owner.
 
   Returns:

@@ -23,7 +23,7 @@ from ..errors import CurvatureError
 from ..explicit import typed_update
 from ..param_trees import match
 from ..placing import Local, Placement
-from ..state.averages import batch_means, seen
+from ..state.averages import batch_means, observed
 from ..state.dealing import lay_out, undivided
 from ..state.schedule import at
 from ..state.stacks import Layout, Stacked
@@ -126,7 +126,7 @@ def scale_by_stale_kfac(
     kfac, old = state.kfac, state.staleness
     new = batch_means(stats, layout, blocks, placement)
     apart = functools.partial(_apart, layout=layout, names=names, placement=placement)
-    known = seen(stats, layout, blocks)
+    known = observed(stats, layout, blocks)
     finite = placement.replicate({s: jnp.isfinite(x).all((-1, -2)) for s, x in new.items()})
     # A factor counts as refreshed if the batch used any of its slots; one that was not used at all stays due.
     taken = now & jnp.stack([layout.read(finite, *name).all() & layout.read(known, *name).any() for name in names])

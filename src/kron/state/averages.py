@@ -37,7 +37,7 @@ class Averages(NamedTuple):
   def add(self, stats: Statistics, blocks: Sequence[Block], decay: Any, placement: Placement) -> Averages:
     """Adds the batch's means, except for matrices that are not finite and those that the batch has not observed."""
     layout = self.factors.layout
-    return self.add_means(batch_means(stats, layout, blocks, placement), seen(stats, layout, blocks), decay)
+    return self.add_means(batch_means(stats, layout, blocks, placement), observed(stats, layout, blocks), decay)
 
   def add_means(self, new: Mapping[str, Float[Array, 'o s r n']], due: Any, decay: Any) -> Averages:
     """Adds means where they are due and finite.
@@ -68,7 +68,7 @@ class Averages(NamedTuple):
     }
 
 
-def seen(stats: Statistics, layout: Layout, blocks: Sequence[Block]) -> dict[str, Bool[Array, 'o s']]:
+def observed(stats: Statistics, layout: Layout, blocks: Sequence[Block]) -> dict[str, Bool[Array, 'o s']]:
   """Returns which matrices the batch has observed, (owner, slot) by stack.
 
   A factor of inputs is a mean over the uses of its kernel. An expert without tokens, or a head that this batch does not

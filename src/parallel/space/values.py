@@ -16,7 +16,7 @@ from .halo import MICROBATCH, Strip, moved, own_part
 Strips = tuple[Strip | None, ...]
 
 
-class SplitError(MeshError):
+class PartitionError(MeshError):
   """An error for an operation that cannot run in strips; it names the operation, its layer and its line."""
 
 
@@ -101,7 +101,7 @@ def laid(value: Value, strips: Strips) -> Array:
       x = moved(x, dim, old, new)
     elif _is_picked(value, dim, new):
       if new.axis == MICROBATCH:
-        raise SplitError(
+        raise PartitionError(
           f'layers in a pipeline read an array {value.shape} of all examples; give it to them as what they carry'
         )
       x = own_part(x, dim, new)
@@ -162,10 +162,10 @@ def _wide(x: Array) -> Array:
 
 
 def refuse(op: Op, why: str) -> None:
-  """Raises SplitError, which says what cannot run, in which layer and line, and what to change."""
+  """Raises PartitionError, which says what cannot run, in which layer and line, and what to change."""
   layer = layer_name(op)
   where = f'layer {layer!r}, ' if layer else ''
-  raise SplitError(
+  raise PartitionError(
     f'{where}{op.name} at {source_line(op)} cannot run in strips: {why}; change the layer, or leave the mesh without '
     f'that axis'
   )

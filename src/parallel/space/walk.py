@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...program import Op, Program, Ref, at, context, used
-from . import attention, bodies, convolutions, entrywise, picks, pools, products, reductions, shapes
+from . import attention, control_flow, convolutions, entrywise, pools, products, reductions, shapes, slicing
 from .values import Known, Value, anywhere, on_device, refuse, whole
 
 Rule = Callable[[Op, list[Any]], list[Value] | None]
@@ -22,10 +22,10 @@ RULES: Mapping[str, Rule] = {
   **convolutions.RULES,
   **pools.RULES,
   **products.RULES,
-  **picks.RULES,
+  **slicing.RULES,
   **attention.RULES,
 }
-BODIES = bodies.RULES
+BODIES = control_flow.RULES
 
 
 def run(program: Program, inputs: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ... import kron, models, parallel
-from ...train import recipe
+from ...train import masked
 from ...train.errors import ConfigError
 from ...train.inputs import Data
 from ...train.players import Game
@@ -186,7 +186,7 @@ def _evaluate(
   found = {'loss': nn.relu(1 - real) + nn.relu(1 + fake), 'real': real, 'made': fake}
   if judge is not None:
     found['agreement'] = judge.logits(made).argmax(-1) == batch['label']
-  return {**{k: recipe.mean(v, batch) for k, v in found.items()}, 'examples': batch['mask'].sum()}
+  return {**{k: masked.mean(v, batch) for k, v in found.items()}, 'examples': batch['mask'].sum()}
 
 
 def _both_losses(

@@ -112,7 +112,7 @@ def _compiled(name: str, program: Any, run: Run, state: Any, batch: Any) -> Comp
   memory, cost = program.memory_analysis(), program.cost_analysis() or {}
   audit = parallel.audit(program, mesh=run.mesh)
   # Gradients that another program made are held too.
-  resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'upkeep')) else 0)
+  resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'inverses')) else 0)
   return Compiled(
     held=resident,
     temporaries=memory.temp_size_in_bytes,
@@ -130,7 +130,7 @@ def _gathers(name: str, audit: parallel.Audit, run: Run, state: Any) -> Iterator
   shapes = dict(zip((_shape(x.shape) for x in jax.tree.leaves(state.params)), names, strict=True))
   for c in audit.select('all-gather'):
     param = next((shapes[s] for s in map(_dims, c.shapes) if s in shapes), None)
-    if name.startswith('upkeep'):
+    if name.startswith('inverses'):
       cause = 'inverses go from their owners to the devices that use them (config.placement.inverses)'
     elif param is not None:
       cause = f'parameters that lie along {c.axes}, or their gradients, are used whole'

@@ -18,13 +18,13 @@ Programs = dict[str, tuple[Callable, tuple]]
 
 def programs_of(run: Run, state: TrainState, batch: Any) -> Programs:
   """Returns the programs that a run compiles, with their arguments; the trees may hold shapes."""
-  if run.upkeep is not None:
-    upkeep = {f'upkeep {name}': own for name, own in run.upkeep.programs(state.opt_state).items()}
+  if run.inverse_schedule is not None:
+    inverses = {f'inverses {name}': own for name, own in run.inverse_schedule.programs(state.opt_state).items()}
     return {
       'gradient': (run.programs['gradient'], (state, batch, False)),
       'gradient, statistics': (run.programs['gradient'], (state, batch, True)),
       'update': (run.programs['update'], (state, state.params)),
-      **upkeep,
+      **inverses,
     }
   step = run.programs['step']
   if run.curvature is None:
@@ -62,7 +62,7 @@ def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, 
     seconds = time.perf_counter() - start
     memory, cost = program.memory_analysis(), program.cost_analysis()
     # All that a run holds meanwhile, including gradients that another program made.
-    resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'upkeep')) else 0)
+    resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'inverses')) else 0)
     grown = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
     found[name] = {
       'seconds': seconds,

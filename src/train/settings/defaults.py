@@ -111,8 +111,8 @@ def defaults() -> ConfigDict:
 
   rate = {'learning_rate': 0.1, 'schedule': 'cosine', 'power': 2.0, 'warmup_steps': 0, 'weight_decay': 0.0}
   momentum = {'momentum': 0.9, 'momentum_follows_rate': False}
-  # Intervals are in steps and grow from 1; see kron.growing. part: the share of a batch that gives the statistics.
-  factors = {'decay': 0.95, 'fisher': 'sampled', 'part': 1.0, 'statistics_every': 1, 'inverses_every': 1}
+  # Intervals are in steps and grow from 1; see kron.growing. subsample: the share of a batch that gives the statistics.
+  factors = {'decay': 0.95, 'fisher': 'sampled', 'subsample': 1.0, 'statistics_every': 1, 'inverses_every': 1}
   config.kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1})
   config.kfac.update({'statistics_every': 8, 'inverses_every': 32})  # docs/performance.md
   config.stale_kfac = ConfigDict({**rate, **momentum, **factors, 'damping': 0.1, 'kl_clip': 0.1, 'decay': 0.0})

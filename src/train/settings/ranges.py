@@ -61,7 +61,7 @@ RANGES = {
   'b1': '[0, 1)',
   'b2': '[0, 1)',
   'decay': '[0, 1)',
-  'part': '(0, 1]',
+  'subsample': '(0, 1]',
   'damping': '> 0',
   'kl_clip': '>= 0',
   'statistics_every': '>= 1',

@@ -153,7 +153,7 @@ def errors(fn: Callable, x: Any, w: Any, mesh: Any, columns: bool = False) -> di
     return {'result': y, 'value': value, 'dx': dx, 'dw': dw}
 
   whole = results(lambda f: f, x)
-  strips = results(lambda f: parallel.split(f, mesh, (own, None)), padded(x, own))
+  strips = results(lambda f: parallel.partition(f, mesh, (own, None)), padded(x, own))
   for dim, strip in own.items():
     strips['dx'] = jnp.compress(strip.places >= 0, strips['dx'], dim)
 

@@ -88,8 +88,8 @@ def test_what_cannot_be_split_is_refused_by_name():
     'reduce_prod .*no all-reduce': lambda x: x.prod(1),
   }
   for words, fn in refused.items():
-    with pytest.raises(parallel.SplitError, match=words) as error:
-      parallel.split(fn, mesh, (own,))(x)
+    with pytest.raises(parallel.PartitionError, match=words) as error:
+      parallel.partition(fn, mesh, (own,))(x)
     assert 'test_models.py:' in str(error.value) and '\n' not in str(error.value)
 
 
@@ -98,10 +98,10 @@ def test_functions_that_close_over_values_of_others():
   x, w = normal(2, 8, 3), normal(3, 3)
   own = {1: parallel.strip(mesh, 'space', 8)}
   loss = lambda w, x: jnp.tanh(x @ w).mean()  # noqa: E731
-  closed = lambda w: parallel.split(lambda x: loss(w, x), mesh, (own,))(x)  # noqa: E731
+  closed = lambda w: parallel.partition(lambda x: loss(w, x), mesh, (own,))(x)  # noqa: E731
   for run in (lambda f: f, jax.jit):
     np.testing.assert_allclose(run(jax.grad(closed))(w), jax.grad(loss)(w, x), rtol=1e-5)
-  several = jax.vmap(lambda w: parallel.split(loss, mesh, (None, own))(w, x))(jnp.stack([w, 2 * w]))
+  several = jax.vmap(lambda w: parallel.partition(loss, mesh, (None, own))(w, x))(jnp.stack([w, 2 * w]))
   np.testing.assert_allclose(several, [loss(w, x), loss(2 * w, x)], rtol=1e-5)
 
 
@@ -117,7 +117,8 @@ def test_a_refusal_names_the_layer():
   mesh = parallel.make_mesh('space=4,columns=2')
   problem = problems(jnp.float32)['vit']
   with pytest.raises(
-    parallel.SplitError, match=r"layer 'ViT', reshape at .*vit.py:\d+ cannot run in strips: axis 1 lies over 'space'"
+    parallel.PartitionError,
+    match=r"layer 'ViT', reshape at .*vit.py:\d+ cannot run in strips: axis 1 lies over 'space'",
   ):
     compiled(problem, mesh)
 
@@ -129,4 +130,4 @@ def test_meshes_that_do_not_fit_images():
   with pytest.raises(parallel.MeshError, match=r"axis 'space' divides images; examples of shape \(10,\)"):
     parallel.image_strips(mesh, (2, 10))
   with pytest.raises(parallel.MeshError, match=r'must have 8 strips of 2 rows, 9 of them no padding'):
-    parallel.split(jnp.sin, mesh, ({1: parallel.strip(mesh, 'space', 9)},))(normal(2, 9))
+    parallel.partition(jnp.sin, mesh, ({1: parallel.strip(mesh, 'space', 9)},))(normal(2, 9))

@@ -85,7 +85,7 @@ def test_what_no_pipeline_can_run_is_refused():
   layers = {0: parallel.Strip('pipe', 4, 4)}
 
   def over(step):
-    return parallel.split(lambda w, x: jax.lax.scan(step, x, w)[0], mesh, (layers, None))(w, x)
+    return parallel.partition(lambda w, x: jax.lax.scan(step, x, w)[0], mesh, (layers, None))(w, x)
 
   def reads_all(x, w):
     return jnp.tanh(x @ w) - x.mean(0), None
@@ -93,10 +93,12 @@ def test_what_no_pipeline_can_run_is_refused():
   def returns(x, w):
     return jnp.tanh(x @ w), x.sum()
 
-  with pytest.raises(parallel.SplitError, match='puts examples together, and a pipeline has some of them at a time'):
+  with pytest.raises(
+    parallel.PartitionError, match='puts examples together, and a pipeline has some of them at a time'
+  ):
     over(reads_all)
-  with pytest.raises(parallel.SplitError, match='carries more than one value or returns some of every layer'):
-    parallel.split(lambda w, x: jax.lax.scan(returns, x, w), mesh, (layers, None))(w, x)
+  with pytest.raises(parallel.PartitionError, match='carries more than one value or returns some of every layer'):
+    parallel.partition(lambda w, x: jax.lax.scan(returns, x, w), mesh, (layers, None))(w, x)
   with pytest.raises(parallel.MeshError, match=r'set model.stacked=True'):
     compiled(Problem(models.MLP((8,), 5), 'mlp', normal(16, 10), integers(5, 16)), mesh)
 
@@ -110,10 +112,10 @@ def test_layers_that_are_used_outside_of_their_loop_are_refused():
     y = kron.observe.gaussian(y)
     return (y**2).mean()
 
-  spread = parallel.split(loss, mesh, ({'w': {0: parallel.Strip('pipe', 4, 4)}}, None))
+  spread = parallel.partition(loss, mesh, ({'w': {0: parallel.Strip('pipe', 4, 4)}}, None))
   whole, piped = (kron.curvature(f, params, x, fisher='empirical') for f in (loss, spread))
   a, b = (jax.jit(c.value_and_grad)(params, x)[2].means('w') for c in (whole, piped))
   jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=2e-5, atol=1e-7), a, b)
-  outside = parallel.split(lambda w, x: (x @ w[0]).sum(), mesh, ({0: parallel.Strip('pipe', 4, 4)}, None))
-  with pytest.raises(parallel.SplitError, match=r"lies over 'pipe'"):
+  outside = parallel.partition(lambda w, x: (x @ w[0]).sum(), mesh, ({0: parallel.Strip('pipe', 4, 4)}, None))
+  with pytest.raises(parallel.PartitionError, match=r"lies over 'pipe'"):
     outside(params['w'], x)

@@ -54,13 +54,13 @@ CHOICES = [(s, a) for s in ('expand', 'reduce') for a in ('kronecker', 'unit', '
 @pytest.mark.parametrize(
   'shards, sharing, approximation', [(1, *CHOICES[0]), (3, *CHOICES[0]), *((2, *c) for c in CHOICES)]
 )
-def test_a_part_is_the_first_examples_of_every_shard(shards, sharing, approximation):
+def test_a_subsample_is_the_first_examples_of_every_shard(shards, sharing, approximation):
   x, y, mask = sets()
   kept = 2 * shards if shards < 3 else 6
   each = 12 // shards
   rows = np.concatenate([np.arange(s * each, s * each + kept // shards) for s in range(shards)])
   options = {'fisher': 'exact', 'sharing': {'[wv]': sharing}, 'approximation': {'[wv]': approximation}}
-  whole = kron.curvature(loss_fn, params(), x, y, mask, placement=in_shards(shards), part=kept / 12, **options)
+  whole = kron.curvature(loss_fn, params(), x, y, mask, placement=in_shards(shards), subsample=kept / 12, **options)
   assert 'whole batch' not in str(whole)
   few = kron.curvature(loss_fn, params(), x[rows], y[rows], mask[rows], **options)
   _, grads, stats = jax.jit(whole.value_and_grad)(params(), x, y, mask)
@@ -106,8 +106,8 @@ def test_a_use_without_examples_says_so():
   'options, words',
   [
     ({'placement': in_shards(5)}, '12 examples do not divide'),
-    ({'part': 0.0}, 'choose one in'),
-    ({'placement': in_shards(2), 'part': 0.25}, 'no whole number'),
+    ({'subsample': 0.0}, 'choose one in'),
+    ({'placement': in_shards(2), 'subsample': 0.25}, 'no whole number'),
   ],
 )
 def test_what_does_not_divide_is_one_line(options, words):

@@ -1,4 +1,4 @@
-"""`split`: runs a function of arrays in strips of their images over a mesh axis."""
+"""`partition`: runs a function of arrays in strips of their images over a mesh axis."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def strip(mesh: Mesh, axis: str, size: int) -> Strip:
   return Strip(axis, mesh.shape[axis], size)
 
 
-def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
+def partition(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
   """Makes `fn` run with its arguments in strips; its results and gradients are those of the whole arrays.
 
-      loss = parallel.split(loss_fn, mesh, (None, {'inputs': {1: parallel.strip(mesh, 'space', 1080)}, 'label': None}))
+      loss = parallel.partition(loss_fn, mesh, (None, {'inputs': {1: parallel.strip(mesh, 'space', 1080)}, 'label': None}))
 
   Every operation runs on each device's rows, inside of one `jax.shard_map` over the axes of the strips (others are left
   to the compiler). Devices exchange the other rows that an operation reads, sums over all rows are all-reduced, and
@@ -47,7 +47,7 @@ def split(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
       them are padding.
 
   Raises, when called:
-    SplitError: an operation cannot run without gathering; the message names it, its layer and its line.
+    PartitionError: an operation cannot run without gathering; the message names it, its layer and its line.
     MeshError: the length of an array is not that of its strips.
   """
 

@@ -1,4 +1,4 @@
-"""Upkeep between steps: every inverse is renewed in its turn and none else, and with intervals of 1 nothing changes."""
+"""Inverses between steps: every inverse is renewed in its turn and none else, and with intervals of 1 nothing changes."""
 
 import functools
 
@@ -41,7 +41,7 @@ def test_intervals_of_one_change_nothing():
     curvature, params, x, y = problem()
     inside = kron.kfac(0.1, curvature, damping=0.01)
     tx = kron.kfac(0.1, curvature)
-    keep = kron.upkeep(curvature, damping=0.01, statistics_every=1, inverses_every=1)
+    keep = kron.inverse_schedule(curvature, damping=0.01, statistics_every=1, inverses_every=1)
     a, state_a = params, inside.init(params)
     b, state_b = params, tx.init(params)
 
@@ -76,7 +76,7 @@ def test_what_is_due_is_new_and_the_rest_is_old(every, statistics_every):
     curvature, params, x, y = problem()
     tx = kron.scale_by_kfac(curvature, damping=0.01)
     options = {'statistics_every': statistics_every, 'inverses_every': every, 'grow': False}
-    keep = kron.upkeep(curvature, damping=0.01, **options)
+    keep = kron.inverse_schedule(curvature, damping=0.01, **options)
     state = tx.init(params)
     _, grads, stats = jax.jit(curvature.value_and_grad)(params, x, y)
     all_new = jax.jit(lambda s, stats: tx.update(grads, s, params, stats=stats, phase='refresh')[1])
@@ -99,7 +99,7 @@ def test_what_is_due_is_new_and_the_rest_is_old(every, statistics_every):
 def test_what_is_not_finite_is_kept_out_and_counted_once():
   curvature, params, x, y = problem(dtype='float32')
   tx = kron.scale_by_kfac(curvature)
-  keep = kron.upkeep(curvature, damping=-100.0, inverses_every=3, grow=False)  # no factor is that large
+  keep = kron.inverse_schedule(curvature, damping=-100.0, inverses_every=3, grow=False)  # no factor is that large
   _, _, stats = jax.jit(curvature.value_and_grad)(params, x, y)
   state = keep.take(tx.init(params), stats)
   before = jax.tree.map(np.asarray, state.inverses)
@@ -112,7 +112,7 @@ def test_what_is_not_finite_is_kept_out_and_counted_once():
 def test_the_state_may_be_anywhere_in_a_chain():
   curvature, params, x, y = problem(dtype='float32')
   tx = optax.chain(optax.clip(1.0), kron.kfac(0.1, curvature))
-  keep = kron.upkeep(curvature)
+  keep = kron.inverse_schedule(curvature)
   state = tx.init(params)
   structure = jax.tree.structure(state)
   _, _, stats = jax.jit(curvature.value_and_grad)(params, x, y)
@@ -131,7 +131,7 @@ def test_the_state_may_be_anywhere_in_a_chain():
 )
 def test_settings_that_cannot_be(options, words):
   with pytest.raises(kron.CurvatureError, match=words):
-    kron.upkeep(problem()[0], **options)
+    kron.inverse_schedule(problem()[0], **options)
 
 
 def test_a_growing_interval_is_the_same_on_host_and_device():

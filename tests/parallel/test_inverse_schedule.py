@@ -1,4 +1,4 @@
-"""The upkeep's small programs on a mesh renew what a refresh inside of the step renews, wherever the inverses live."""
+"""The schedule's small programs on a mesh renew what a refresh inside of the step renews, wherever the inverses live."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_a_mesh_renews_what_a_refresh_renews(x64, case):
   mesh = parallel.make_mesh(spec)
   c = compiled(problems(jnp.float64)['transformer'], mesh, jnp.float64, placement=parallel.Placement(mesh, **settings))
   options = {'damping': 1e-2, 'statistics_every': 1, 'inverses_every': 3, 'grow': False}
-  keep = kron.upkeep(c.curvature, placement=c.placement, **options)
+  keep = kron.inverse_schedule(c.curvature, placement=c.placement, **options)
   carry, batch = placed(c)
   first = carry[2]
   after = c.step(carry, batch)[0][2]
