@@ -54,7 +54,7 @@ def read(path: str | Path, most: int) -> bytes:
   with open(os.open(path, os.O_RDONLY | _NO_WAIT), 'rb') as file:
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
-      raise ValueError('it is no regular file')
+      raise ValueError('it is not a regular file')
     if found.st_size > most:
       raise ValueError(f'it has {found.st_size:,} bytes, more than {most:,}')
     return file.read(most)
@@ -101,7 +101,7 @@ def append_lines(path: str | Path, lines: Iterable[str], sync: bool = False) -> 
   how = os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK | _NO_WAIT
   with open(os.open(path, how, 0o666), 'r+b', buffering=0) as file:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-      raise OSError(errno.EINVAL, 'it is no regular file', os.fspath(path))
+      raise OSError(errno.EINVAL, 'it is not a regular file', os.fspath(path))
     size = os.fstat(file.fileno()).st_size
     unfinished = size and os.pread(file.fileno(), 1, size - 1) != b'\n'
     rest = memoryview(f'{chr(10) if unfinished else ""}{text}'.encode())

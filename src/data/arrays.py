@@ -79,7 +79,7 @@ def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
     raise DataError(f'{where} cannot be read: {error.strerror or error}; {remedy}') from error
   except Exception as error:  # numpy, zipfile and zlib raise many kinds of errors for a damaged file
     objects = 'it has arrays of objects' if 'Object arrays' in str(error) else f'{type(error).__name__}: {error}'
-    raise DataError(f'{where} is no file of np.savez ({objects.splitlines()[0][:100]}); {remedy}') from error
+    raise DataError(f'{where} is not a file of np.savez ({objects.splitlines()[0][:100]}); {remedy}') from error
 
 
 def _check_member(path: Path, name: str, where: str) -> None:

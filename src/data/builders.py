@@ -229,7 +229,7 @@ def read_idx(path: Path) -> np.ndarray:
     with gzip.open(found) if found == packed else found.open('rb') as file:
       head = file.read(4)
       if head[:3] != b'\0\0\x08' or len(head) < 4:
-        raise DataError(f'{shown(found)} is no IDX file of bytes')
+        raise DataError(f'{shown(found)} is not an IDX file of bytes')
       shape = struct.unpack(f'>{head[3]}I', file.read(4 * head[3]))
       count = math.prod(shape)
       check_size(count, found.stat().st_size, f'{shown(found)}, of shape {shape},')

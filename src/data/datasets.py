@@ -31,7 +31,9 @@ def data_dir(folder: str = '') -> Path:
   """
   chosen = folder or os.environ.get('KRONMESH_DATA', '')
   if '://' in chosen:
-    raise DataError(f'{chosen} is no folder of this machine; prepared data must lie in one, such as a mounted bucket')
+    raise DataError(
+      f'{chosen} is not a folder on this machine; prepared data must lie in one, such as a mounted bucket'
+    )
   if chosen:
     return Path(chosen)
   try:

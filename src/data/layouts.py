@@ -234,7 +234,7 @@ def look(name: str, root: str | Path) -> Found:
       another split has a class that train lacks.
   """
   if name not in LAYOUTS:
-    raise LayoutError(f'{name!r} is no layout of videos; choose from {", ".join(LAYOUTS)}')
+    raise LayoutError(f'{name!r} is not a layout of videos; choose from {", ".join(LAYOUTS)}')
   if not str(root) or not Path(root).is_dir():
     raise LayoutError(f'{name}: no folder {shown(root)!r}; name your copy by --config.data.source')
   found = LAYOUTS[name](Path(root))

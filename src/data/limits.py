@@ -37,7 +37,7 @@ def check_regular(path: str | Path) -> None:
   except OSError:
     return  # opening the file will report the reason
   if not stat.S_ISREG(mode):
-    raise DataError(f'{shown(path)} cannot be read: it is no regular file')
+    raise DataError(f'{shown(path)} cannot be read: it is not a regular file')
 
 
 def check_pixels(width: int, height: int) -> None:

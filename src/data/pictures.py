@@ -58,8 +58,8 @@ def opened(picture: bytes) -> Any:
     return Image.open(io.BytesIO(picture), formats=_formats())
   except UnidentifiedImageError as error:
     if picture.startswith(b'version https://git-lfs'):
-      raise ValueError('it is a pointer of Git LFS; run `git lfs pull` where the pictures come from') from error
-    raise ValueError('it is no picture') from error
+      raise ValueError('it is a Git LFS pointer; run `git lfs pull` where the pictures come from') from error
+    raise ValueError('it is not a picture') from error
   except Image.DecompressionBombError as error:
     raise ValueError(f'it has too many pixels: {error}') from error
 

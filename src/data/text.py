@@ -44,7 +44,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
   try:
     head, *rows = csv.reader([f'{text}\n' for _, text in read_lines(path)], strict=True, skipinitialspace=True)
   except csv.Error as error:
-    raise DataError(f'{shown(path)}: is no CSV file: {error}') from error
+    raise DataError(f'{shown(path)}: is not a CSV file: {error}') from error
   except ValueError as error:
     raise DataError(f'{shown(path)}: is empty') from error
   names = [name.strip() for name in head]

@@ -156,7 +156,7 @@ def read_triples(path: Path) -> list[tuple[str, str, str]]:
     parts = tuple(part.strip(' \r') for part in line.split('\t'))
     if len(parts) != 3 or not all(parts):
       raise DataError(
-        f'{shown(path)}, line {number}: {line[:80]!r} is no triple: source, relation, target with tabs between'
+        f'{shown(path)}, line {number}: {line[:80]!r} is not a triple: source, relation, target with tabs between'
       )
     if not found and parts[0].lower() in _HEADS[0] and parts[1].lower() in _HEADS[1] and parts[2].lower() in _HEADS[2]:
       raise DataError(f'{shown(path)}, line {number}: {line[:80]!r} is a header, no triple; remove it')

@@ -277,8 +277,8 @@ class Curvature:
     marks = observation_marks(program)
     if self.fisher != 'empirical' and not marks:
       raise CurvatureError(
-        f"fisher={self.fisher!r} needs the likelihood: mark the network's outputs in the loss by kron.observe.categorical, "
-        "bernoulli, gaussian or custom, or choose fisher='empirical'"
+        f"fisher={self.fisher!r} needs the likelihood: mark the network's outputs in the loss with kron.observe."
+        "categorical, bernoulli, gaussian or custom, or choose fisher='empirical'"
       )
     inside = {mark.outputs[0].index for mark in marks}
     if any(getattr(mark.inputs[0], 'index', None) in inside for mark in marks):

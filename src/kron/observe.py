@@ -297,7 +297,7 @@ def custom(
     expected = leading + outputs.shape[outputs.ndim - target_ndims :] if target_ndims else leading
     if jnp.shape(targets) != expected:
       raise CurvatureError(
-        f'observe: targets have shape {jnp.shape(targets)}, outputs of shape {outputs.shape} want {expected}'
+        f'observe: targets have shape {jnp.shape(targets)}, outputs of shape {outputs.shape} need {expected}'
       )
   more = tuple(jnp.asarray(x) for x in more)
   masks = () if mask is None else (_checked_mask(mask, leading, outputs),)
@@ -310,7 +310,7 @@ def custom(
 def _checked_mask(mask: Array, leading: tuple[int, ...], outputs: Array) -> Float[Array, '*n']:
   mask = jnp.asarray(mask)
   if mask.shape != leading:
-    raise CurvatureError(f'observe: mask has shape {mask.shape}, outputs of shape {outputs.shape} want {leading}')
+    raise CurvatureError(f'observe: mask has shape {mask.shape}, outputs of shape {outputs.shape} need {leading}')
   if jnp.issubdtype(mask.dtype, jnp.inexact):
     raise CurvatureError(
       f'observe: mask has type {mask.dtype} and may be meant as weights; give mask=mask > 0 for observations that count '

@@ -156,7 +156,7 @@ def _check(names: list[str], shapes: Shapes, known: Mapping[str, tuple[int, ...]
   stranger = next((name for name in names if name not in known), None)
   if stranger is not None:
     raise CurvatureError(
-      f'the update has {stranger!r}, which is no parameter of the curvature (it has {_some(known)}); give update and '
+      f'the update has {stranger!r}, which is not a parameter of the curvature (it has {_some(known)}); give update and '
       'kron.curvature the same parameters, or leave others to optax.partition'
     )
   missing = next((name for name in known if name not in names), None)

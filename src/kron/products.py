@@ -99,7 +99,7 @@ def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outp
 
 def _unmarked(v: Any) -> Any:
   del v
-  raise CurvatureError('only the Hessian can be had of this loss: mark its outputs by kron.observe')
+  raise CurvatureError('only the Hessian is available for this loss; mark its outputs by kron.observe')
 
 
 def information_product(likelihood: Any, observed: Array, u: Array) -> Array:

@@ -33,7 +33,7 @@ def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
       raise MeshError(f'axis {axis!r} divides images; examples of shape {tuple(shape[1:])} are none: leave it out')
     if shape[dim] < mesh.shape[axis]:
       raise MeshError(
-        f'{axis}={mesh.shape[axis]}: images of {tuple(shape[-3:-1])} have fewer rows than that; make it less'
+        f'{axis}={mesh.shape[axis]}: images of {tuple(shape[-3:-1])} have fewer rows than that; make it smaller'
       )
     found[dim] = strip(mesh, axis, shape[dim])
   return found

@@ -252,9 +252,9 @@ def check(config: Any) -> None:
     ('recipe.rescale_weights', own.rescale_weights, ()),
   ):
     if value != none:
-      raise ConfigError(f'config.{name}={value!r} does not go with config.optimizer={NAME!r}; set it to {none!r}')
+      raise ConfigError(f'config.{name}={value!r} does not work with config.optimizer={NAME!r}; set it to {none!r}')
   if config.faults.spike != 'ignore' or config.faults.not_finite not in ('skip', 'stop'):
-    raise ConfigError(f"config.optimizer={NAME!r} goes with faults.spike='ignore' and faults.not_finite='skip' alone")
+    raise ConfigError(f"config.optimizer={NAME!r} works only with faults.spike='ignore' and faults.not_finite='skip'")
   if config[NAME].statistics_every > config[NAME].inverses_every:
     raise ConfigError(f'config.{NAME}.statistics_every must be at most inverses_every')
   if config.task == 'generate':

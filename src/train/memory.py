@@ -18,7 +18,7 @@ def check_batch(like: Iterable[jax.ShapeDtypeStruct], config: Any) -> None:
   free = free_memory()
   if free is not None and needed > free * jax.process_count():
     there = f'a batch needs {in_words(needed)} of memory, and {in_words(free)} are free'
-    raise ConfigError(f'config.data.batch_size={config.data.batch_size}: {there}; set it to less')
+    raise ConfigError(f'config.data.batch_size={config.data.batch_size}: {there}; lower it')
 
 
 def check_state(state: Any, shardings: Any) -> None:

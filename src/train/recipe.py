@@ -27,14 +27,18 @@ def check(config: Any) -> None:
   if optimizer in ('adaptive_kfac', 'natural_gradient'):  # these evaluate the loss themselves, on the whole batch
     for name, value, none in (('microbatches', config.microbatches, 1), ('recipe.loss_scale', own.loss_scale, 0)):
       if value != none:
-        raise ConfigError(f'config.{name}={value:g} does not go with config.optimizer={optimizer!r}; set it to {none}')
+        raise ConfigError(
+          f'config.{name}={value:g} does not work with config.optimizer={optimizer!r}; set it to {none}'
+        )
 
 
 def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
   """Raises ConfigError for a pattern of `rescale_weights` that matches no parameter."""
   for pattern in patterns:
     if not any(fnmatch.fnmatch(name, str(pattern)) for name in names):
-      raise ConfigError(f'recipe.rescale_weights={pattern!r} fits no parameter; there are {", ".join(names[:6])} ...')
+      raise ConfigError(
+        f'recipe.rescale_weights={pattern!r} matches no parameter; there are {", ".join(names[:6])} ...'
+      )
 
 
 def rescale_weights(patterns: Sequence[str]) -> optax.GradientTransformation:

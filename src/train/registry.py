@@ -57,7 +57,7 @@ def make_task(config: Any, parts: int = 1) -> Task:
   for task, model in ((name, e.model) for name, e in TASKS.items() if e.model):
     if (config.task == task) != (config.model.name == model):
       raise ConfigError(
-        f'config.task={config.task!r} does not go with config.model.name={config.model.name!r}: '
+        f'config.task={config.task!r} does not work with config.model.name={config.model.name!r}: '
         f'{task!r} and {model!r} belong together'
       )
   return load(entry.module).make_task(config, parts)

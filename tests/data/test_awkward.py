@@ -42,8 +42,8 @@ def broken(tmp_path, how):
 
 
 @pytest.mark.parametrize('how,words', [
-  ('one array', 'holds one array, as np.save writes it; write it by np.savez'), ('empty', 'is no file of np.savez'),
-  ('cut off', 'is no file of np.savez'), ('text', 'is no file of np.savez'), ('damaged', 'is no file of np.savez'),
+  ('one array', 'holds one array, as np.save writes it; write it by np.savez'), ('empty', 'is not a file of np.savez'),
+  ('cut off', 'is not a file of np.savez'), ('text', 'is not a file of np.savez'), ('damaged', 'is not a file of np.savez'),
   ('nothing', 'cannot be read: No such file'),
 ])  # fmt: skip
 def test_files_that_are_no_arrays(tmp_path, how, words):
@@ -146,7 +146,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, caplog):
   source = data.record_source('image_folder', 'train', folder=str(tmp_path))
   list(data.record_batches(source, 12, seed=0, size=8, train=False))
   (words,) = [r.message for r in caplog.records if 'cannot be read' in r.message]
-  assert 'train/a/03.png) cannot be read: it is no picture; the next one takes its place' in words
+  assert 'train/a/03.png) cannot be read: it is not a picture; the next one takes its place' in words
 
 
 def test_a_class_of_which_no_picture_can_be_read(tmp_path):
@@ -155,7 +155,7 @@ def test_a_class_of_which_no_picture_can_be_read(tmp_path):
     picture(tmp_path / f'train/a/{i}.png')
     picture(tmp_path / f'train/b/{i}.png', raw=b'<html>')
   source = data.record_source('image_folder', 'train', folder=str(tmp_path))
-  with pytest.raises(data.DataError, match='cannot be read: it is no picture, and 3 others; mend the data set'):
+  with pytest.raises(data.DataError, match='cannot be read: it is not a picture, and 3 others; mend the data set'):
     list(data.stream(data.record_batches(source, 16, seed=0, size=8, train=False)))
 
 
@@ -232,7 +232,7 @@ def test_films_that_are_no_films(tmp_path):
 
 
 @pytest.mark.parametrize('text,words', [
-  ('a,b\n"1,2\n3,4\n', 'is no CSV file: unexpected end of data'), ('a,b\n1\n', 'row 1 has fewer fields'),
+  ('a,b\n"1,2\n3,4\n', 'is not a CSV file: unexpected end of data'), ('a,b\n1\n', 'row 1 has fewer fields'),
   ('a,a\n1,2\n', 'has a column twice: a, a'), ('', 'is empty'),
   (f'a,b\n{"x" * 200_000},1\n', 'field larger than field limit'),
 ])  # fmt: skip

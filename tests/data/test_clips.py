@@ -95,7 +95,7 @@ def test_ccd(tmp_path):
 
 def test_what_is_no_layout(tmp_path):
   for name, root, words in [
-    ('hmdb', tmp_path, "'hmdb' is no layout"),
+    ('hmdb', tmp_path, "'hmdb' is not a layout"),
     ('video_folder', tmp_path / 'nowhere', 'name your copy by --config.data.source'),
     ('video_folder', tmp_path, 'no videos in'),
     ('dad', tmp_path, 'no videos/training/negative nor'),

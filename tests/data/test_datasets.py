@@ -167,7 +167,7 @@ def test_too_many_records_that_cannot_be_read(folder):
   batches = data.record_batches(
     data.record_source('image_folder', 'train', folder=str(folder)), 4, seed=0, size=16, train=True
   )
-  with pytest.raises(DataError, match=r'record \d+ of 12 .+ cannot be read: it is no picture, and \d+ others; mend'):
+  with pytest.raises(DataError, match=r'record \d+ of 12 .+ cannot be read: it is not a picture, and \d+ others; mend'):
     next(data.stream(batches))
 
 

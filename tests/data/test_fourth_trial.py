@@ -107,5 +107,5 @@ def test_dark_pictures_of_16_bits_are_told_once(warned, monkeypatch, most, told)
 
 
 def test_a_pointer_of_git_lfs_is_called_so():
-  with pytest.raises(ValueError, match='it is a pointer of Git LFS; run `git lfs pull`'):
+  with pytest.raises(ValueError, match='it is a Git LFS pointer; run `git lfs pull`'):
     decode(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')

@@ -54,8 +54,8 @@ def test_n_triples(tmp_path):
     ({'test': [('a', 'likes', 'b')]}, r'\(a, likes, b\) of test is in train already'),
     ({'test': [('a', 'likes', 'd')]}, "entity 'd' of test is in no triple of train; leave its triples out"),
     ({'valid': [('a', 'hates', 'b')]}, "relation 'hates' of valid is in no triple of train"),
-    ({'train': [*TRAIN, ('a', 'likes')]}, 'train.txt, line 4: .* is no triple: source, relation, target with tabs'),
-    ({'train': [*TRAIN, ('a', ' ', 'b')]}, 'train.txt, line 4: .* is no triple'),
+    ({'train': [*TRAIN, ('a', 'likes')]}, 'train.txt, line 4: .* is not a triple: source, relation, target with tabs'),
+    ({'train': [*TRAIN, ('a', ' ', 'b')]}, 'train.txt, line 4: .* is not a triple'),
     ({'train': []}, 'train has no triples'),
   ],
 )

@@ -143,7 +143,7 @@ def idx_without_mkdir(tmp_path):
 
 def test_no_home_and_addresses(monkeypatch):
   for folder in ('gs://bucket/data', 's3://bucket'):
-    with pytest.raises(data.DataError, match=f'{folder} is no folder of this machine'):
+    with pytest.raises(data.DataError, match=f'{folder} is not a folder on this machine'):
       data.data_dir(folder)
 
   def homeless():

@@ -198,7 +198,7 @@ def test_a_picture_is_refused_by_its_header():
 
 def test_a_picture_is_decoded_by_no_other_program():
   """Ghostscript would run what an EPS file says, whatever its name."""
-  with pytest.raises(ValueError, match='it is no picture'):
+  with pytest.raises(ValueError, match='it is not a picture'):
     decode(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n')
 
 
@@ -228,9 +228,9 @@ def test_what_is_no_file_is_not_read(tmp_path, how):
 
   path = tmp_path / 'x.txt'
   {'device': lambda: path.symlink_to('/dev/zero'), 'pipe': lambda: os.mkfifo(path), 'folder': path.mkdir}[how]()
-  with pytest.raises(data.DataError, match=r'x.txt cannot be read: (it is no regular file|Is a directory)'):
+  with pytest.raises(data.DataError, match=r'x.txt cannot be read: (it is not a regular file|Is a directory)'):
     data.read_lines(path)
-  with pytest.raises(data.VideoError, match='it is no regular file'):
+  with pytest.raises(data.VideoError, match='it is not a regular file'):
     data.read_video(path)
 
 

@@ -108,9 +108,9 @@ def changed(**values):
 
 
 @pytest.mark.parametrize('values, words', [
-  ({'sgd.learning_rte': 0.1}, "config.sgd.learning_rte is no option; did you mean 'learning_rate'"),
-  ({'data.batchsize': 8}, "config.data.batchsize is no option; did you mean 'batch_size'"),
-  ({'checkpoints_every': 5}, "config.checkpoints_every is no option; did you mean 'checkpoint_every'"),
+  ({'sgd.learning_rte': 0.1}, "config.sgd.learning_rte is not an option; did you mean 'learning_rate'"),
+  ({'data.batchsize': 8}, "config.data.batchsize is not an option; did you mean 'batch_size'"),
+  ({'checkpoints_every': 5}, "config.checkpoints_every is not an option; did you mean 'checkpoint_every'"),
   ({'data.source': Path('/data')}, r"config.data.source=PosixPath\('/data'\) is of the type PosixPath; write it as text"),
   ({'steps': np.int64(4)}, r'config.steps=.+ is of the type int64; write .item\(\) behind it, or 4'),
   ({'data.folder': '~/data'}, "config.data.folder='~/data': write the whole path; ~ is expanded by shells alone"),

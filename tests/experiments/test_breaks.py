@@ -142,7 +142,7 @@ def test_a_disk_that_takes_no_checkpoint_ends_the_run_in_one_line_within_seconds
 
 def test_a_pipe_is_no_data(tmp_path):
   os.mkfifo(tmp_path / 'train.npz')
-  with pytest.raises(data.DataError, match=r'train.npz cannot be read: it is no regular file'):
+  with pytest.raises(data.DataError, match=r'train.npz cannot be read: it is not a regular file'):
     data.load_arrays('arrays', 'train', source=str(tmp_path))
 
 

@@ -183,7 +183,7 @@ FILES = {
   'has a word for a section': 'from experiments.configs import digits\ndef get_config():\n  c = digits.get_config()\n'
   '  del c.kfac\n  c.kfac = 3\n  return c',
   'imports what is not there': 'import nothing_of_this_name',
-  'is no text': '\0\1\2',
+  'is not text': '\0\1\2',
 }
 
 COUNTS = {

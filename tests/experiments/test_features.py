@@ -231,7 +231,7 @@ MISTAKES = {
   'average': ({'recipe.average': 1.0}, r'config.recipe.average=1 must be in \[0, 1\)'),
   'clip': ({'recipe.clip_norm': -1.0}, 'config.recipe.clip_norm=-1 must be at least 0'),
   'smoothing': ({'recipe.label_smoothing': 1.5}, 'label_smoothing=1.5'),
-  'natural': ({'optimizer': 'natural_gradient', 'microbatches': 2}, 'does not go with'),
+  'natural': ({'optimizer': 'natural_gradient', 'microbatches': 2}, 'does not work with'),
   'model': ({'model.widths': (16, 0)}, 'config.model'),
   'dtype': ({'model.dtype': 'float17'}, "config.model.dtype='float17' is unknown"),
 }

@@ -135,7 +135,7 @@ def test_the_command_finds_the_same_colour_and_leaves_a_page(films, tmp_path):
     (('--videos={films}', '--example={films}/a.mp4', '--at=99'), 'a.mp4 ends at 8.0 s'),
     (('--videos={films}', '--example={films}/notes.txt'), 'notes.txt: cannot be decoded'),
     (('--videos={films}', '--example={films}/a.mp4', '--run=/nowhere'), 'no export in /nowhere/export'),
-    (('--videos={films}', '--example={films}/a.mp4', 'more'), "'more' is no flag"),
+    (('--videos={films}', '--example={films}/a.mp4', 'more'), "'more' is not a flag"),
   ],
 )
 @pytest.mark.long

@@ -73,8 +73,8 @@ def test_pictures_one_folder_too_deep(tmp_path):
 
 def test_numbers_with_a_comma_in_runs_and_judgements(tmp_path):
   (tmp_path / 'run').write_text('1 Q0 a.mp4 1 0,93 mine\n')
-  with pytest.raises(ConfigError, match=r"line 1: the score '0,93' is no number, such as 0.93"):
+  with pytest.raises(ConfigError, match=r"line 1: the score '0,93' is not a number, such as 0.93"):
     trec.read_run(tmp_path / 'run')
   (tmp_path / 'judged').write_text('1 0 a.mp4 1,0\n')
-  with pytest.raises(ConfigError, match=r"line 1: the relevance '1,0' is no whole number"):
+  with pytest.raises(ConfigError, match=r"line 1: the relevance '1,0' is not a whole number"):
     trec.read_judgements(tmp_path / 'judged')

@@ -132,7 +132,7 @@ def test_a_judge_scores_what_is_made(tmp_path):
   images = np.random.default_rng(0).random((50, 28, 28, 1), np.float32)
   features = in_batches(own.features, images, 20)
   assert features.shape == (50, 8) and own.name == 'mlp of judge'
-  with pytest.raises(ConfigError, match="is a run of 'generate'; a judge is one of a classifier"):
+  with pytest.raises(ConfigError, match="is a run of 'generate'; a judge is a run of a classifier"):
     read_judge(tmp_path / 'run')
 
 
@@ -201,14 +201,17 @@ def test_frechet_distance_of_gaussians():
     ({'gan.augment': ('flip',)}, "config.gan.augment has 'flip'; choose from colour"),
     ({'model.size': 32}, r'images of fashion_mnist are \(28, 28, 1\); config.model makes \(32, 32, 1\)'),
     ({'gan.discriminator_steps': 3}, 'two players take batches that divide'),
-    ({'microbatches': 2}, r"config.microbatches=2 does not go with config.task='generate'"),
+    ({'microbatches': 2}, r"config.microbatches=2 does not work with config.task='generate'"),
     ({'gan.judge': '/nowhere'}, 'no export in /nowhere/export'),
     ({'gan.r1': -1.0}, 'config.gan.r1=-1 must be'),
     ({'gan.generator': 'ekfac'}, "config.gan.generator='ekfac' .* made for one network"),
-    ({'optimizer': 'kfac', 'faults.spike': 'damp'}, "config.faults.spike='damp' does not go with .* set it to 'skip'"),
+    (
+      {'optimizer': 'kfac', 'faults.spike': 'damp'},
+      "config.faults.spike='damp' does not work with .* set it to 'skip'",
+    ),
     ({'keep_best': 1}, 'config.keep_best=1 needs a score'),
     ({'target': 0.5}, 'config.target=0.5 needs a score, .* name a finished classifier by config.gan.judge'),
-    ({'generated.run': '/nowhere'}, "config.generated.run does not go with config.task='generate': 'classify' does"),
+    ({'generated.run': '/nowhere'}, "config.generated.run does not work with config.task='generate': 'classify' does"),
   ],
 )
 def test_mistakes_are_one_line(tmp_path, change, words):
@@ -268,7 +271,7 @@ def test_a_share_of_a_batch_is_made_and_filtered(tmp_path):
     ),
     ({'model.classes': 11}, 'makes images of 10 classes; config.model.classes=11'),
     ({'data.name': 'digits', 'data.source': ''}, r'makes images of \(28, 28, 1\); those of digits are \(8, 8, 1\)'),
-    ({'generated.run': str(tmp_path / 'whole')}, "is a run of 'classify'; a generator is one of 'generate'"),
+    ({'generated.run': str(tmp_path / 'whole')}, "is a run of 'classify'; a generator is a run of 'generate'"),
   ):
     wrong = config.copy_and_resolve_references()
     wrong.update_from_flattened_dict(change)

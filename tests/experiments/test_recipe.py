@@ -43,7 +43,7 @@ def test_the_learning_rate_grows_with_the_batch_and_decays_as_chosen():
     ({'sgd.warmup_steps': 8}, 'sgd.warmup_steps=8 leaves nothing of steps=8'),
     ({'sgd.schedule': 'linear'}, "sgd.schedule='linear' is unknown"),
     ({'recipe.rate_scaling': 'cubic'}, "recipe.rate_scaling='cubic' is unknown"),
-    ({'recipe.rescale_weights': ('*/bias', '*/kernle')}, "'*/kernle' fits no parameter"),
+    ({'recipe.rescale_weights': ('*/bias', '*/kernle')}, "'*/kernle' matches no parameter"),
     ({'task': 'reconstruct', 'recipe.mixup': 0.5}, 'recipe.mixup mixes labels'),
     ({'recipe.cutmix': 0.5}, 'recipe.cutmix cuts clips in time; images of digits are (8, 8, 1)'),
     ({'recipe.mixup': 0.5, 'recipe.cutmix': 0.5}, 'has mixup and cutmix; set one to 0'),

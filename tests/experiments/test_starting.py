@@ -136,7 +136,7 @@ def test_folders_that_are_none(tmp_path, command):
   done = commands.run(ROOT / command[0], *command[1:], cwd=tmp_path)
   assert done.returncode == 2 and not list(tmp_path.iterdir())
   (line,) = done.stderr.splitlines()
-  assert 'must be a folder of this machine' in line and '--workdir' in line
+  assert 'must be a folder on this machine' in line and '--workdir' in line
 
 
 def test_what_is_not_finite_is_null():
@@ -167,7 +167,7 @@ def test_a_diverging_run_leaves_json(tmp_path):
   more += ['--config.eval_every=2', '--config.faults.limit=100', f'--workdir={tmp_path}']
   commands.run('experiments/train.py', *SMALL, *more)
   lines = [line for path in tmp_path.glob('*.jsonl') for line in path.read_text().splitlines()]
-  rows = [json.loads(line, parse_constant=lambda word: pytest.fail(f'{word} is no JSON')) for line in lines]
+  rows = [json.loads(line, parse_constant=lambda word: pytest.fail(f'{word} is not JSON')) for line in lines]
   assert len(rows) > 10 and '": null' in ''.join(lines)
 
 

@@ -163,7 +163,7 @@ MISTAKES = {
   'half': ({'gradients.half': 'bfloat16'}, ConfigError, 'choose config.gradients.all_reduce too'),
   'inverses': ({'placement.inverses': 'group'}, MeshError, "inverses='group' is unknown"),
   'statistics': ({'placement.statistics': 'int8'}, MeshError, "statistics='int8' is unknown"),
-  'mesh': ({'mesh': 'data=3'}, MeshError, 'does not make the 8 devices'),
+  'mesh': ({'mesh': 'data=3'}, MeshError, 'does not match the 8 devices'),
   'axis': ({'mesh': 'date=8'}, MeshError, "axis 'date' is unknown"),
   'batch': ({'data.batch_size': 66}, MeshError, 'batch_size=66 does not divide'),
   'optimizer': ({'optimizer': 'lbfgs'}, ConfigError, "'lbfgs' is unknown"),
@@ -200,13 +200,13 @@ COMMANDS = {
   'a typo in a section': (['--config.kfac.dampin=1'], "no key 'dampin'; did you mean 'damping'?"),
   'an argument no config takes': (['--config=experiments/configs/digits.py:big'], 'get_config() takes'),
   'a wrong type': (['--config.steps=many'], 'steps'),
-  'a wrong mesh': (['--config.mesh=data=3'], 'does not make the 8 devices'),
+  'a wrong mesh': (['--config.mesh=data=3'], 'does not match the 8 devices'),
   'a missing data set': (
     ['--config.data.name=fashion_mnist', '--config.data.source=/nowhere'],
     'no IDX files in /nowhere',
   ),
   'an unknown flag': (['--wordkir=x'], 'wordkir'),
-  'a stray word': (['adam'], "'adam' is no flag"),
+  'a stray word': (['adam'], "'adam' is not a flag"),
 }
 
 
@@ -224,7 +224,7 @@ def test_mistakes_on_the_command_line_end_in_one_line(tmp_path, name):
 
 def test_digits_are_the_default_config():
   done = command('experiments/train.py', '--config.mesh=data=3')
-  assert done.returncode == 2 and 'does not make the 8 devices' in done.stderr, done.stderr
+  assert done.returncode == 2 and 'does not match the 8 devices' in done.stderr, done.stderr
 
 
 def test_a_missing_config_is_named():

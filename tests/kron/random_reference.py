@@ -204,5 +204,5 @@ def _axes(at):
     return s, along, across, False
   along, across = at[0, :, 0, 2], at[0, 0, :, 1]
   flipped = np.array(np.meshgrid(s, across, along, indexing='ij')).transpose(1, 3, 2, 0)
-  assert (flipped == at).all(), 'the block is no product of the inputs and outputs of a use'
+  assert (flipped == at).all(), 'the block is not a product of the inputs and outputs of a use'
   return s, along, across, True

@@ -134,7 +134,7 @@ def test_a_tree_without_a_parameter_is_refused_by_name(name, broken):
     'renamed': (lambda t: {'a': t['a'], 'c': t['b'], 'd': t['b']}, r"the update has 'c', which is no parameter"),
     'more': (
       lambda t: {**t, 'c': t['b']},
-      r"the update has 'c', which is no parameter of the curvature \(it has a, b\)",
+      r"the update has 'c', which is not a parameter of the curvature \(it has a, b\)",
     ),
     'transposed': (lambda t: {'a': t['a'].T, 'b': t['b']}, r"'a' has shape \(5, 4\) in the update and \(4, 5\)"),
   }[broken]

@@ -102,7 +102,7 @@ def test_reduce_is_refused_where_it_means_nothing():
   steps = lambda p, x: jax.lax.scan(lambda s, x: (s + squared(x @ p['w']), None), 0.0, x)[0]  # noqa: E731
   with pytest.raises(kron.CurvatureError, match='observed inside of a loop'):
     kron.curvature(steps, {'w': normal(4, 2)}, normal(3, N, 4), fisher='exact', sharing='reduce')
-  with pytest.raises(kron.CurvatureError, match="knows 'expand' only"):
+  with pytest.raises(kron.CurvatureError, match="supports only 'expand'"):
     kron.curvature(loss, params, tokens(), fisher='exact', sharing={'embedding': 'reduce'})
   with pytest.raises(kron.CurvatureError, match=r'sharing .* matches no parameter'):
     kron.curvature(loss, params, tokens(), fisher='exact', sharing={'nothing': 'reduce'})

@@ -84,8 +84,8 @@ def test_mesh_strings():
   'spec, words',
   [
     ('date=8', "axis 'date' is unknown"),
-    ('data=3', 'does not make the 8 devices'),
-    ('data=-1,model=3', 'does not make the 8 devices'),
+    ('data=3', 'does not match the 8 devices'),
+    ('data=-1,model=3', 'does not match the 8 devices'),
     ('data=-1,model=-1', 'only one axis'),
     ('data=2,data=4', 'given twice'),
     ('data=²', 'write each axis as name=size'),

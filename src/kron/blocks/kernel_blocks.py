@@ -66,7 +66,7 @@ def _reduced(group: list[Use], name: str, unfit: bool) -> int:
   """Returns the number of examples of a kernel with sharing='reduce'."""
   if unfit:
     raise CurvatureError(
-      f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or one of a constant knows 'expand' only"
+      f"sharing={{{name!r}: 'reduce'}}: an embedding, a transposed use or a use of a constant supports only 'expand'"
     )
   if any(u.site.sharded for u in group):
     raise CurvatureError(f"sharing={{{name!r}: 'reduce'}} inside of a shard_map is not supported; use 'expand'")

@@ -61,7 +61,7 @@ class Shards(NamedTuple):
       if not self.fits(n):
         each = n // self.count
         raise CurvatureError(
-          f'subsample={self.subsample} of the {each} examples of a shard is no whole number; change one'
+          f'subsample={self.subsample} of the {each} examples of a shard is not a whole number; change one'
         )
 
   def fits(self, length: int) -> bool:

@@ -149,7 +149,7 @@ class Kronecker(NamedTuple):
     if basis is None:
       return {}
     if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
-      raise CurvatureError('second moments in an eigenbasis are not to be had of complex activations; use kron.kfac')
+      raise CurvatureError('second moments in an eigenbasis are not available for complex activations; use kron.kfac')
     a, g = rotate(self.rows, basis['A'], a) ** 2, rotate(self.columns, basis['G'], g) ** 2
     return {'S': jnp.einsum('ski,sko->sio', a, g)}
 

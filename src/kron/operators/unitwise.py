@@ -91,7 +91,7 @@ class Unitwise(NamedTuple):
     """Returns the same as `statistics`, given the rows."""
     del basis
     if jnp.iscomplexobj(a) or jnp.iscomplexobj(g):
-      raise CurvatureError(f"approximation: {self.name!r} with complex activations knows 'kronecker' only")
+      raise CurvatureError(f"approximation: {self.name!r} with complex activations supports only 'kronecker'")
     a, g = sides(self, a, g, coefficient, bias, transposed)
     if self.reduced is not None:
       return BlockSums({'A': accurate(a).sum(2), 'G': accurate(g).sum(2)}, {'A': uses_of(g, coefficient.where)})

@@ -26,7 +26,7 @@ def meet(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] 
     if isinstance(linear, Dense) and is_one_hot(op.inputs[1 - i], linear.input_axes[2], walk):
       linear = linear._replace(one_hot=True)
     if weight.bent:
-      walk.refuse(walk.params(weight), f'{op.name} (with a kernel that is no multiple of the parameter)', op)
+      walk.refuse(walk.params(weight), f'{op.name} (with a kernel that is not a multiple of the parameter)', op)
       return [DATA] * len(op.outputs)
     if weight.chained and not (weight.covers(op.inputs[i].shape) and _separable(linear, weight)):
       if weight.meeting is not None and min(linear.n_in, linear.n_out) == 1:

@@ -259,10 +259,10 @@ def check(config: Any) -> None:
     ('gradients.all_reduce', config.gradients.all_reduce, 'auto'),
   ):
     if value != none:
-      raise ConfigError(f'config.{name}={value!r} does not go with config.task={TASK!r}; set it to {none!r}')
+      raise ConfigError(f'config.{name}={value!r} does not work with config.task={TASK!r}; set it to {none!r}')
   for name in ('not_finite', 'spike'):
     if config.faults[name] == 'damp':
-      raise ConfigError(f"config.faults.{name}='damp' does not go with config.task={TASK!r}; set it to 'skip'")
+      raise ConfigError(f"config.faults.{name}='damp' does not work with config.task={TASK!r}; set it to 'skip'")
   for name in ('target', 'keep_best'):
     if config[name] and not config.gan.judge:
       raise ConfigError(

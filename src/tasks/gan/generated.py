@@ -45,7 +45,7 @@ def read_generator(run: str | Path) -> Generator:
   variables, about = load_export(Path(run) / 'export')
   config = ConfigDict(about['config'])
   if config.task != TASK:
-    raise ConfigError(f'{run} is a run of {config.task!r}; a generator is one of {TASK!r}')
+    raise ConfigError(f'{run} is a run of {config.task!r}; a generator is a run of {TASK!r}')
   net = networks(config).generator
   own = standing(net, {'params': variables['params']['generator'], **variables['generator']})
   return Generator(config, jax.jit(functools.partial(net.apply, own)), about['step'])
@@ -136,7 +136,7 @@ def fill(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strip
       if strips
       else f"config.task={config.task!r}: 'classify' does"
     )
-    raise ConfigError(f'config.generated.run does not go with {what}')
+    raise ConfigError(f'config.generated.run does not work with {what}')
   generator = read_generator(own.run)
   judge = read_judge(own.judge) if own.judge else None
   model, shards = generator.config.model, parallel.batch_shards(mesh)

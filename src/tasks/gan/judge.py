@@ -41,7 +41,7 @@ def read_judge(run: str | Path) -> Judge:
   variables, about = load_export(Path(run) / 'export')
   config = ConfigDict(about['config'])
   if config.task != 'classify':
-    raise ConfigError(f'{run} is a run of {config.task!r}; a judge is one of a classifier')
+    raise ConfigError(f'{run} is a run of {config.task!r}; a judge is a run of a classifier')
   model = make_task(config).model
 
   def logits(images):

@@ -80,7 +80,7 @@ def network(run: str | Path) -> Embedding:
   task = make_task(config)
   shape = about.get('example', ())
   if len(shape) != 4:
-    raise ConfigError(f'{run}: its network sees examples of {tuple(shape)}, not clips; train one of clips')
+    raise ConfigError(f'{run}: its network sees examples of {tuple(shape)}, not clips; train one on clips')
   frames, height, width, channels = shape
 
   def input_of(clip: Pixels) -> np.ndarray:

@@ -45,7 +45,7 @@ def read_run(path: str | Path) -> Run:
     except ValueError:
       value = math.nan
     if value != value:
-      raise ConfigError(f'{path}, line {number}: the score {score!r} is no number, such as 0.93')
+      raise ConfigError(f'{path}, line {number}: the score {score!r} is not a number, such as 0.93')
     if document in found.setdefault(topic, {}):
       raise ConfigError(f'{path}, line {number}: {document} is in the run of topic {topic} twice')
     found[topic][document] = value
@@ -100,7 +100,7 @@ def read_judgements(path: str | Path) -> Judgements:
     try:
       judgement = Judgement(stratum[0] if stratum else '1', int(relevance))
     except ValueError as error:
-      raise ConfigError(f'{path}, line {number}: the relevance {relevance!r} is no whole number') from error
+      raise ConfigError(f'{path}, line {number}: the relevance {relevance!r} is not a whole number') from error
     if document in found.setdefault(topic, {}):
       raise ConfigError(f'{path}, line {number}: {document} is judged for topic {topic} twice')
     found[topic][document] = judgement

@@ -231,7 +231,7 @@ def _layer_table(layers: list) -> dict[str, Any]:
 def main(argv: list[str], workdir: str) -> None:
   try:
     if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write --workdir=...')
+      raise ConfigError(f'{argv[1]!r} is not a flag; write --workdir=...')
     print(write_report(Path(workdir)))
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)

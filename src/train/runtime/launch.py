@@ -76,7 +76,7 @@ def command(work: Callable[[], None], example: str) -> None:
 
   def main(argv: list[str]) -> None:
     if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is no flag; write {example}')
+      raise ConfigError(f'{argv[1]!r} is not a flag; write {example}')
     use_cache()
     work()
 
@@ -125,7 +125,7 @@ def define(default_workdir: str, values: flags.FlagValues = flags.FLAGS) -> Sett
 def define_folder(name: str, default: str, words: str, values: flags.FlagValues = flags.FLAGS) -> Any:
   """Defines a flag for an output folder, which must be a non-empty path on this machine."""
   flag = flags.DEFINE_string(name, default, words, flag_values=values)
-  rule = 'must be a folder of this machine (a bucket must be mounted first), of characters that print, without ~ and \\'
+  rule = 'must be a folder on this machine (a bucket must be mounted first), of characters that print, without ~ and \\'
   flags.register_validator(name, _is_folder, rule, flag_values=values)
   return flag
 
@@ -138,7 +138,7 @@ def _is_folder(name: str | None) -> bool:
 def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -> None:
   """Runs `main` on the devices and with the processes that the flags name."""
   if len(argv) > 1:
-    raise ConfigError(f'{argv[1]!r} is no flag; write --config.name=value')
+    raise ConfigError(f'{argv[1]!r} is not a flag; write --config.name=value')
   name = config_flags.get_config_filename(settings.values['config'])
   file, dot, _ = name.partition('.py:')
   if not Path(file + dot.rstrip(':')).is_file():

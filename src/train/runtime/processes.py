@@ -98,7 +98,7 @@ def _binding(how: dict[str, Any]) -> dict[str, str]:
       raise ConfigError(
         f'{how["coordinator_address"]} is in use, perhaps by another job; choose another port for --coordinator_address'
       ) from error
-    logging.warning('%s is no address of this machine (%s): process 0 listens at all of them', host, error.strerror)
+    logging.warning('%s is not an address of this machine (%s): process 0 listens at all of them', host, error.strerror)
     return {}
   return {'coordinator_bind_address': how['coordinator_address']}
 

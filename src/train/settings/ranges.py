@@ -128,7 +128,7 @@ def _check_known(config: Any, known: Any, above: str = 'config') -> None:
     if name not in known:
       near = difflib.get_close_matches(name, list(known), 1)
       hint = f'; did you mean {near[0]!r}?' if near else '; see defaults() of src/train/settings/defaults.py'
-      raise ConfigError(f'{above}.{name} is no option{hint}')
+      raise ConfigError(f'{above}.{name} is not an option{hint}')
     if isinstance(value, ConfigDict) and isinstance(known[name], ConfigDict) and name != 'model':
       _check_known(value, known[name], f'{above}.{name}')
 
