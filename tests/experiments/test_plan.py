@@ -77,7 +77,7 @@ def test_candidates_divide_the_batch():
 
 @pytest.mark.long
 def test_memory_of_real_steps():
-  """A transformer's steps take what was planned, within a tenth; see docs/plan.md for convolutions on a CPU."""
+  """A transformer's steps take what was planned, within a tenth; see scripts/check_plan.py for convolutions on a CPU."""
   command = ['scripts/check_plan.py', '--config=experiments/configs/noise.py:small_vit', '--mesh=data=2']
   done = commands.run(*command, '--config.data.batch_size=2048')
   assert done.returncode == 0, done.stderr
