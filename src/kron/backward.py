@@ -102,7 +102,10 @@ class Backward(NamedTuple):
     return self.pull((jnp.ones_like(self.loss), [jnp.zeros_like(z) for z in self.outputs]))
 
   def of_cotangents(self, cotangents: Sequence[Array]) -> dict[str, BlockSums]:
-    """Returns the sums of a backward pass; its cotangents belong to the summed, not the mean, log-likelihood."""
+    """Returns the sums of a backward pass from these cotangents of the outputs.
+
+    The cotangents are those of the summed log-likelihood, not of its mean.
+    """
     typed = [typed_as(c, z) for c, z in zip(cotangents, self.outputs, strict=True)]
     return self._finished(*self.pull((jnp.zeros_like(self.loss), typed)))
 

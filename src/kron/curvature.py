@@ -1,4 +1,4 @@
-"""`curvature` reads a loss; a `Curvature` computes its gradient together with the statistics of its factors."""
+"""Reads a loss (`curvature`), and computes its gradient with the statistics of the factors (`Curvature`)."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def curvature(
       root of the likelihood's Fisher information (as many backward passes as outputs); 'empirical' uses the gradients
       of the loss itself.
     has_aux: as in jax.value_and_grad.
-    fallback: what to do with parameters whose use is not understood, by name or fnmatch pattern: 'gradient' (left to
-      the plain gradient) or 'diagonal' (squares of the batch's summed sampled gradient, which estimate the Fisher's
-      diagonal without bias: Liu et al. 2023, eq. 12; with the empirical Fisher they are biased by the mean). One
-      string stands for all parameters.
+    fallback: what to do, by name or fnmatch pattern, with parameters whose use is not understood. One string stands for
+      all parameters. 'gradient' leaves them to the plain gradient. 'diagonal' squares the batch's summed sampled
+      gradient, which estimates the Fisher's diagonal without bias (Liu et al. 2023, eq. 12). With the empirical Fisher,
+      the mean gradient biases this estimate.
     examples: the number of observations that the loss averages over, or a function of its arguments that counts them;
       needed where no mark counts them.
     sharing: how a kernel that each example uses several times (positions, time steps, siamese branches) is treated, by
@@ -73,11 +73,13 @@ def curvature(
     max_factor: the size of the largest matrix that is kept whole; the printed table shows which ones are not. A larger
       unit-wise block becomes diagonal.
     oversize: the form of larger factors: 'diagonal', or 'blocks' of at most `max_factor` along the diagonal.
-    operators: plain versions, by name, of functions with their own derivative rule (or of primitives) whose inside is
-      not understood. Statistics then come from the plain version, value and gradient from the original function.
+    operators: by name, plain versions of functions that have their own derivative rule (or of primitives) and whose
+      inside is not understood. The statistics then come from the plain version. The value and the gradient come from
+      the original function.
     blocks: the number of diagonal blocks in kernels' factors, by name or pattern. {'*/mlp_in/kernel': {'G': 4}} keeps G
-      as 4 blocks along its diagonal, for a layer whose columns lie on 4 devices (for its rows: A).
-      `parallel.shard_blocks` makes it. This is a different approximation: by default factors are whole on any mesh.
+      as 4 blocks along its diagonal, for a layer whose columns are sharded over 4 devices; for sharded rows, give 'A'.
+      `parallel.shard_blocks` makes this argument. The blocks are a different approximation: by default factors are
+      whole on any mesh.
     placement: the optimiser's placement. It says into how many shards the batch is divided, and where the statistics of
       each shard are computed. Statistics then lead with an axis of shards, which `kfac(..., placement=)` adds up at the
       owners of the factors.
@@ -233,8 +235,8 @@ class Curvature:
     by_name = dict(zip(param_names(params), leaves, strict=True))
     backward = Backward.of(program, plan, marks, by_name, jax.tree.leaves(args), basis or {}, due)
     observed, loss = backward.observed, backward.loss
-    # Inside a shard_map, the loss is a mean over the axes along which it is the same, and statistics are summed over
-    # the axes along which parameters are the same.
+    # Inside a shard_map, the loss is a mean over the mesh axes along which it is replicated. Statistics are summed over
+    # the mesh axes along which the parameters are replicated.
     apart = functools.reduce(frozenset.intersection, (varying(leaf) for leaf in leaves))
     averaged = untracked(reduced_behind(program, marks))
     numbers = self._numbers(observed, params, args, without=varying(loss), averaged=averaged)

@@ -29,12 +29,14 @@ Weight = float | Float[Array, '*n']
 class Likelihood(Protocol):
   """The distribution p(target | outputs) of one observation.
 
-  The last `event_ndims` axes of `outputs` belong to one observation; the leading axes count observations. With F the
-  Fisher information of one observation's outputs z, `draw` returns a random c with E[c cT] = F (the gradient of -log p
-  at a target drawn from the model), and the `columns` vectors `column(outputs, k)` satisfy sum_k c_k c_kT = F. All are
-  shaped like `outputs`. A likelihood may have a method `prepare(outputs, *more)`, where `more` are further arrays given
-  to the mark; `draw`, `column` and `product` then get its result in place of `outputs`. A method
-  `product(outputs, u)` -> F u avoids the sum over columns when products are computed.
+  The last `event_ndims` axes of `outputs` belong to one observation; the leading axes count observations. Let F be the
+  Fisher information of one observation's outputs z. `draw` returns a random c with E[c cT] = F: the gradient of -log p
+  at a target drawn from the model. `columns` returns the number of vectors c_k = column(outputs, k), which satisfy
+  sum_k c_k c_kT = F. All these vectors have the shape of `outputs`.
+
+  A likelihood may have two more methods. `prepare(outputs, *more)` gets the further arrays `more` that were given to
+  the mark; `draw`, `column` and `product` then get its result in place of `outputs`. `product(outputs, u)` returns F u,
+  so that products need no sum over columns.
   """
 
   event_ndims: int
@@ -187,7 +189,7 @@ def categorical(
   mask: Mask | None = None,
   weight: Weight = 1.0,
 ) -> Float[Array, '*n c']:
-  """Marks softmax outputs: one observation for each leading index of `logits`, or sum(mask) of them.
+  """Marks softmax outputs. Each leading index of `logits` is one observation, if the mask keeps it.
 
   The loss is assumed to be mean(weight * l) over the observations that the mask keeps:
   sum(mask * weight * l) / sum(mask). A loss with several terms needs a mark for each, with its own count and weight.
@@ -231,8 +233,9 @@ def gaussian(
 ) -> Float[Array, '*n d']:
   """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise like `categorical`.
 
-  variance: the variance of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. 1
-    belongs to the loss 1/2 |mean - target|^2, 1/2 to |mean - target|^2. It must be constant: a learned one is refused.
+  variance: the variance of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. It is 1
+    for the loss 1/2 |mean - target|^2, and 1/2 for the loss |mean - target|^2. It must be constant: a learned variance
+    is refused.
   """
   settings = {'mask': mask, 'weight': weight, 'target_ndims': event_ndims}
   if isinstance(variance, int | float):
@@ -258,8 +261,8 @@ def loss(
 
   Args:
     outputs: the outputs; the last `event_ndims` axes together are one observation.
-    fn: `fn(z, *more)` -> a number, for one observation; the sum over observations is the loss, up to its scale. Pass
-      the same function object at every call, or JAX compiles again.
+    fn: `fn(z, *more)` returns the loss of one observation, a number. The sum over observations is the whole loss, up to
+      a factor. Pass the same function object at every call, or JAX compiles again.
     *more: other arrays that `fn` reads, such as targets, with the same leading axes.
     mask, weight: as in `categorical`.
 

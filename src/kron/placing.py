@@ -50,7 +50,10 @@ class Placement(Protocol):
     ...
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """Says where rows lie: as the batch does, with examples along this axis, or (divided) with shards along it."""
+    """Constrains the sharding of rows.
+
+    They are sharded like the batch, with examples along `axis`; or, if `divided`, with shards along `axis`.
+    """
     ...
 
   def over_shards(self, fn: Callable, shards: int) -> Callable:
@@ -72,7 +75,10 @@ class Placement(Protocol):
     ...
 
   def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
-    """Sends matrices from owners to holders: returns (matrix, n, n) on every device, or stacks with their owners."""
+    """Sends matrices from their owners to the devices that hold them.
+
+    Returns (matrix, n, n) on every device, or stacks with their owners.
+    """
     ...
 
   def own(self, held: Mapping[str, Array], layout: Layout) -> dict[str, Array]:

@@ -22,9 +22,9 @@ class Products(NamedTuple):
 
   hessian: $H v$ of the loss, regularisers included.
   gauss_newton: $J^T H_z J v$, with J the jacobian of the marked outputs z and H_z the loss's Hessian in z.
-  fisher: $J^T F_z J v$ as a mean over observations, with F_z the Fisher information of an observation's outputs: the
-    likelihood's own (fisher='exact'), or $c c^T$ with c the gradient at a drawn target ('sampled') or of the loss
-    itself ('empirical').
+  fisher: $J^T F_z J v$ as a mean over observations. F_z is the Fisher information of an observation's outputs: that of
+    the likelihood (fisher='exact'), or $c c^T$. The vector c is the gradient at a drawn target ('sampled'), or the
+    gradient of the loss itself ('empirical').
   forms: $u^T F v$ for all pairs from a sequence of k trees, by forward passes alone: (k, k).
 
   References:

@@ -26,8 +26,8 @@ class Statistics(NamedTuple):
 
   sums: block -> statistic -> sum of outer products, (slots, n, n): A and G, also A' and G' for a kernel that is also
     used transposed. With `curvature(placement=)` they lead with an axis of shards, each with the sum of its examples.
-  uses: block -> the number of rows that the statistics of its inputs, A and A', sum over: (slots,), after the
-    iterations of the loops that slice a kernel.
+  uses: block -> statistic of its inputs, A or A' -> the number of rows in the sum, (*loops, slots), where `loops` are
+    the lengths of the loops that slice a kernel.
   examples: the number of observations; 0 means that no statistics were taken.
   """
 
@@ -72,7 +72,7 @@ OF_INPUTS = ('A', "A'")
 
 
 def degree(statistic: str) -> int:
-  """Returns the power of the loss's gradient that a statistic scales with: 0 for one of inputs, else 2."""
+  """Returns the power of the loss's gradient in a statistic: 0 for a statistic of inputs, 2 for any other."""
   return 0 if statistic in OF_INPUTS else 2
 
 

@@ -1,6 +1,7 @@
-"""Marks that say how parameters are used where operations do not show it.
+"""Defines marks that state how parameters are used, where the operations do not show it.
 
-They say which results of a linear operation are not padding, and that every example has a copy of a parameter.
+`used` states which results of a linear operation are not padding. `copies` states that every example has a copy of a
+parameter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from .errors import CurvatureError
 
 
 def used(x: Float[Array, '...'], where: Bool[Array, '...']) -> Float[Array, '...']:
-  """Marks the input of a linear operation of which only some results count, as with padded sequences.
+  """Marks the input of a linear operation to tell which of its results count, as with padded sequences.
 
       hidden = nn.Dense(64)(kron.used(tokens, lengths[:, None, None] > jnp.arange(t)[:, None]))
 

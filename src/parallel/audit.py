@@ -1,4 +1,4 @@
-"""An audit of what a program communicates, read from its compiled form, so that it needs no accelerator.
+"""Audits what a program communicates, from its compiled form, so that the audit needs no accelerator.
 
 XLA decides where arrays are gathered and reduced. `audit` lists each collective of the compiled program with its bytes,
 the mesh axes it runs along, and the source line it came from. `written` lists the collectives that a program itself
@@ -54,7 +54,7 @@ class Collective(NamedTuple):
 
   @property
   def sent(self) -> float:
-    """Returns the fewest bytes that a device can send: (n - 1) / n of the array, or twice that to reduce to all."""
+    """Returns the fewest bytes that a device can send: (n - 1) / n of the array, or twice that for an all-reduce."""
     share = (self.group - 1) / self.group
     return self.total * {'all-reduce': 2 * share, 'collective-permute': 1, 'collective-broadcast': 1}.get(
       self.kind, share
@@ -245,9 +245,9 @@ _PRIMITIVES = {
 
 
 def written(fn: Callable, *args: Any, mesh: Mesh, **kwargs: Any) -> Audit:
-  """Lists the collectives that a function asks for in shard_map, with the types as written, before any compiler.
+  """Lists the collectives that a function asks for in shard_map, with their types before compilation.
 
-  Args: those of `audit`; `fn` need not be jitted.
+  The arguments are those of `audit`, but `fn` need not be jitted.
   """
   return Audit(_written(jax.make_jaxpr(fn, **kwargs)(*args).jaxpr, 1, mesh))
 

@@ -1,4 +1,4 @@
-"""All-reduces of published record runs, written as exchanges between neighbours, for use inside of `jax.shard_map`.
+"""Implements all-reduces of published record-setting runs as exchanges between neighbours inside of `jax.shard_map`.
 
 Each equals `jax.lax.psum` up to rounding. `ring` is bandwidth-optimal (Patarasu and Yuan 2009). `hierarchical` reduces
 within the inner axes first, so that only one share crosses the outer ones (Jia et al. 2018, arXiv:1807.11205, section
@@ -50,9 +50,10 @@ def all_reduce(
 
 
 def reduce_scatter(x: Float[Array, 'n ...'], axes: str | Sequence[str], half: Any = None) -> Float[Array, 'm ...']:
-  """Returns this device's share, by the leading axis, of the sum of x over mesh axes; call it inside of shard_map.
+  """Returns this device's share, along the leading axis, of the sum of x over mesh axes.
 
-  In half precision the terms travel, and are added up in the type of x. That takes the same bytes and rounds no sums.
+  Call it inside of shard_map. With `half`, devices send the terms in that type and add them up in the type of x. That
+  sends as many bytes as a reduce-scatter in half precision, and rounds no sums.
   """
   axes = (axes,) if isinstance(axes, str) else tuple(axes)
   if half is None:

@@ -1,8 +1,8 @@
-"""Symmetric matrices packed as rectangles of their upper triangles: half the bytes to send, using slices only.
+"""Packs the upper triangles of symmetric matrices into rectangles by slices alone, which halves the bytes to send.
 
-Row i of the triangle and row n - 1 - i (or n - i, for odd n) are together as long as any other such pair. So the lower
-half of the rows, turned round, fills the corner that the upper half leaves. There are no index tables, which would be
-as large as the rectangle.
+Rows i and n - 1 - i of the triangle (i and n - i for odd n) have the same total length for every i. The lower half of
+the rows, rotated by 180 degrees, therefore fills the corner that the upper half leaves empty. The code uses no index
+tables, because they would be as large as the rectangle.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def half_width(n: int) -> int:
 
 
 def skew(rows: Float[Array, '... r n'], first: Int[Array, ''] | int = 0) -> Float[Array, '... r h']:
-  """Packs rows of symmetric matrices: the entries of each row from its diagonal on, half way round the row.
+  """Packs rows of symmetric matrices: keeps the half of each row that begins at its diagonal, cyclically.
 
-  The rows are those from number `first` on. All packed rows are equally long, so that a matrix divided by rows is
-  packed too. The kept entries and their transposes make up the whole matrix.
+  `first` is the number of the first row. All packed rows have the same length, so a matrix that is sharded by rows can
+  be packed too. The kept entries and their transposes make up the whole matrix.
   """
   *lead, r, n = rows.shape
   rows = jnp.roll(rows, -first, -1)

@@ -40,8 +40,8 @@ class Placement(NamedTuple):
 
   mesh: a mesh with data and model axes, in any order.
   inverses: where inverses are kept: 'everywhere' (COMM-OPT), or with their 'owners' (MEM-OPT).
-  statistics: the type in which statistics travel: 'float32' (in fact their own type), or 'bfloat16' (summed in their
-    own).
+  statistics: the type in which statistics are sent. 'float32' sends them in their own type. 'bfloat16' sends bfloat16
+    and sums in the statistics' own type.
   row_sharded: whether matrices may be split by rows over all devices if there are too few of their size for a fair
     deal.
 
@@ -75,7 +75,10 @@ class Placement(NamedTuple):
 
   @property
   def axes(self) -> tuple[str, ...]:
-    """Returns the axes numbering owners: first the batch's, last those whose devices share statistics (see `along`)."""
+    """Returns the mesh axes that number the owners.
+
+    The axes of the batch come first. The axes whose devices share statistics (see `along`) come last.
+    """
     first = batch_axes(self.mesh)
     others = [a for a in self.mesh.axis_names if a not in first]
     return (*first, *sorted(others, key=lambda a: a in APART))
@@ -97,18 +100,19 @@ class Placement(NamedTuple):
     return Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=(AxisType.Auto,) * len(self.mesh.axis_names))
 
   def shards(self, batch_size: int) -> int:
-    """Returns the number of parts in which statistics are taken: one for each device, or one for each part of a batch.
+    """Returns the number of shards of the statistics: one for each device, or one for each shard of the batch.
 
-    The latter applies where the batch does not divide by the devices. Devices along `model` share the rows of their
-    part of the batch; devices along the axes of image strips have separate rows of every example.
+    The latter applies if the batch does not divide evenly over the devices. Devices along `model` share the rows of
+    their shard of the batch. Devices along the axes of image strips have separate rows of every example.
     """
     devices = math.prod(n for axis, n in self.mesh.shape.items() if axis not in APART)
     return devices if batch_size % devices == 0 else batch_shards(self.mesh)
 
   def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """Constrains activations to lie as the batch does, or divided, so that each device has whole rows of its shard.
+    """Constrains the sharding of activations.
 
-    Where activations are sharded along `model`, an all-to-all moves the rows; otherwise nothing travels.
+    They are sharded like the batch; or, if `divided`, so that each device has whole rows of its shard. If activations
+    are sharded over `model`, an all-to-all moves the rows. Otherwise the devices send nothing.
     """
     spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = self.along(x.shape[axis]) if divided else batch_axes(self.mesh)
@@ -159,7 +163,7 @@ class Placement(NamedTuple):
     return {name: PartitionSpec() if stack.shared else self.spec for name, stack in layout.stacks.items()}
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
-    """Sums what each shard of the batch adds to every factor into stacks with their owners."""
+    """Sums the contributions of all shards of the batch to every factor, into stacks at their owners."""
     given = next(iter(next(iter(shares.values())).values())).shape[0]
     axes = self.along(given)
 
@@ -225,7 +229,10 @@ class Placement(NamedTuple):
     return jax.shard_map(local, mesh=self.auto, in_specs=self.spec, out_specs=specs, check_vma=False)(dict(stacks))
 
   def own(self, held: Mapping[str, Array], layout: Any) -> dict[str, Array]:
-    """Returns each owner's part of shared stacks; the inverse of `share`. Nothing travels; padding holds anything."""
+    """Reverses `share`: returns each owner's part of shared stacks, without communication.
+
+    Padding slots may hold any values.
+    """
 
     def mine(x: Array, name: str) -> Array:
       stack = layout.stacks[name]

@@ -41,9 +41,10 @@ RULES: dict[str, Rules] = {
 
 @contextlib.contextmanager
 def logical_axes(rules: Rules, mesh: Mesh) -> Iterator[None]:
-  """Shards the activations of a model that is traced inside: 'batch' over the batch's axes, others by the rules.
+  """Shards the activations of a model that is traced in this context.
 
-  Activations do not lie along `fsdp`, because there it belongs to the batch.
+  The logical axis 'batch' is sharded over the mesh axes of the batch, and the others by the rules. No rule shards an
+  activation over `fsdp`, because in activations that mesh axis belongs to the batch.
   """
   known = [(name, axis) for name, axis in rules.items() if axis in mesh.shape and axis not in BATCH]
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules((('batch', batch_axes(mesh)), *known)):
@@ -67,7 +68,9 @@ def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> Nam
 
 
 def local_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
-  """Returns (index, count): this process's devices need run number `index` of `count` equal runs of a batch's rows.
+  """Returns (index, count), which tell the rows of a batch that this process needs.
+
+  The rows are divided into `count` equal runs, and the devices of this process need run number `index`.
 
   Processes that differ only along `model` need the same rows.
 
@@ -115,10 +118,10 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
 
 
 def shard_blocks(shardings: Any, axis: str = 'model') -> dict[str, dict[str, int]]:
-  """Returns `blocks=` of `kron.curvature` for kernels along a mesh axis: factors in as many blocks as there are shards.
+  """Returns the argument `blocks=` of `kron.curvature` for kernels that are sharded over a mesh axis.
 
-  G is divided if the last axis (columns) lies along the mesh axis, A if another axis (rows) does. Parameters with one
-  axis have no such blocks.
+  A factor gets as many blocks as its kernel has shards. G is divided if the last axis (columns) is sharded over the
+  mesh axis, A if another axis (rows) is. Parameters with one axis get no blocks.
   """
   found: dict[str, dict[str, int]] = {}
   for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]:

@@ -40,7 +40,9 @@ def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
 
 
 def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
-  """Returns the strips of parameters whose layers lie over `pipe`, as `split` takes them, or None without that axis.
+  """Returns the strips of parameters whose layers are sharded over `pipe`, as `partition` takes them.
+
+  The result is None on a mesh without that axis.
 
   Args:
     shardings, shapes: those of the parameters.

@@ -19,7 +19,8 @@ from .options import Options, chosen
 class Use(NamedTuple):
   """A site with its place in a block: the layout of its matrix or channels, and the bias that is added to its result.
 
-  linear: the site that has the matrix: this site, or the one where a kernel met a constant before (`Survey.lifted`).
+  linear: the site that has the matrix: this site or, for a lifted kernel, the site where the kernel met a constant
+    (`Survey.lifted`).
   """
 
   site: Site

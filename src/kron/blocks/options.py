@@ -1,4 +1,4 @@
-"""The choices of `curvature`'s caller, by patterns on the parameters' names."""
+"""Holds the options of `curvature`, which its caller chooses by patterns on the parameters' names."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .uses import Refused, group_uses
 
 
 class Plan(NamedTuple):
-  """The plan by which one program's blocks are filled.
+  """The plan of one program: its blocks, and the probes that fill them.
 
   blocks: in the order of the parameters.
   taps: the places where the probes go.

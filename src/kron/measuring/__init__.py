@@ -1,1 +1,1 @@
-"""Statistics, which are taken by evaluating a program with a probe at every site."""
+"""Takes statistics by evaluating a program with a probe at every site."""

@@ -146,7 +146,7 @@ def _slope_times(z: Array, factor: Array) -> Array:
 
 
 def _coefficient(op: Op, out: Ref, params, positions, values: list[Any], scaled: Mapping[int, Coefficients]) -> Array:
-  """Computes d result / d parameter, entry by entry, as the tangent for a parameter that grows by one everywhere."""
+  """Computes d result / d parameter, entry by entry, as the JVP for a tangent of ones on the parameter."""
   place = next(k for k, v in enumerate(op.outputs) if v.index == out.index)
 
   def function(*weights):

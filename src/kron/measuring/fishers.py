@@ -1,4 +1,4 @@
-"""Cotangents of the observed outputs that make the Fisher information, and the way their sums are combined."""
+"""Sums the statistics of the cotangents that make the exact Fisher, and finds the key for random draws."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _SAMPLING = 0x6B726F6E  # folded into the user's key, so that labels and dropout
 def exact(
   statistics_from: Callable, observed: Sequence[Observed], share: Sequence[Any], keys: Sequence[PRNGKeyArray]
 ) -> Any:
-  """Sums the statistics of degree 2 over all columns of every likelihood's root, and takes those of degree 0 once.
+  """Computes the statistics of the exact Fisher from the columns of every likelihood's root.
 
-  Each observation's column gets a random sign. It cancels in the outer product of that observation with itself. If the
-  network couples observations, as batch normalisation does, the signs make the products between them vanish on average.
+  Statistics of degree 2 are summed over all columns; those of degree 0 are taken once. Each observation's column gets a
+  random sign, which cancels in the outer product of that observation with itself. If the network couples observations,
+  as batch normalisation does, the signs make the products between observations vanish on average.
   """
   nothing = [jnp.zeros_like(o.outputs) for o in observed]
   total = statistics_from(nothing)

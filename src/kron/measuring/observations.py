@@ -1,8 +1,9 @@
-"""Observed outputs: the number of observations of each mark, and the share of each observation in the curvature.
+"""Counts the observations of each mark, and finds the share of each observation in the curvature.
 
-The loss is assumed to be a sum of terms, one for each mark, each a mean over the mark's n observations. With c_o a root
-of the Fisher information of observation o, the curvature is the sum over marks of 1/n sum_o weight_o J^T c_o c_o^T J.
-All statistics are divided by one number, the largest n, so observations of a mark that has fewer get larger shares.
+The loss is assumed to be a sum of terms, one for each mark. Each term is a mean over the n observations of its mark.
+Let c_o be a root of the Fisher information of observation o. The curvature is then the sum over marks of
+1/n sum_o weight_o J^T c_o c_o^T J. All statistics are divided by one number, the largest n. The observations of a mark
+that has fewer observations therefore get larger shares.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Observed(NamedTuple):
     return (cotangent * factor).astype(self.outputs.dtype)
 
   def times_share(self, u: Array, share: Number | Array) -> Array:
-    """Multiplies a product of the information with a vector by each observation's share."""
+    """Multiplies F u, the product of the Fisher information with a vector, by each observation's share."""
     factor = jnp.asarray(share, u.real.dtype)
     for x in (self.mask, self.weight):
       factor = factor if x is None else factor * self.expanded(x)
@@ -106,7 +107,10 @@ def shares(numbers: Sequence[Number]) -> list[Number | Array]:
 
 
 def positive(number: Number) -> Number | Array:
-  """Returns the number as a divisor, with 1 for 0. A device's share of all observations may be less than one."""
+  """Returns a number for use as a divisor: the number itself, or 1 if it is 0.
+
+  The number may be less than one, because it may be a device's share of all observations.
+  """
   return max(number, 1) if isinstance(number, int) else jnp.where(number > 0, number, 1)
 
 
@@ -118,7 +122,8 @@ def check_marks(marks: Sequence[tuple[Op, int, int]], counted: bool) -> None:
     counted: whether the caller gives the number of observations.
 
   Raises:
-    CurvatureError: outside of loops, an event takes every axis; or `examples=` is given for marks of several sizes.
+    CurvatureError: a mark outside of loops has no axis of observations, as its event takes every axis; or `examples=`
+      is given, but the marks have different numbers of observations.
   """
   sizes = []
   for mark, depth, times in marks:

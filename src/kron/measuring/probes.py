@@ -49,7 +49,8 @@ def with_basis(
 ) -> Probe:
   """Adds a probe for second moments in a basis, and the basis itself.
 
-  loops: the lengths of the loops that slice the block. Both are laid out by these loops, as the probe of A is.
+  loops: the lengths of the loops that slice the block. The new probe and the basis have them as leading axes, as the
+    probe of A does.
   lead: the axis of shards, if there is one.
   """
   vectors = {k: u.reshape(*loops, -1, *u.shape[1:]) for k, u in basis.items()}

@@ -1,4 +1,4 @@
-"""Statistics of parts of the batch, one sum for each shard, so that a mesh need not add up whole factors everywhere.
+"""Sums statistics over each shard of the batch, so that a mesh need not sum whole factors on every device.
 
 Rows that lead with examples are reshaped to (shards, rows of a shard, ...). If the batch is sharded in the same way,
 this moves no data, and each device keeps the sum of its examples until a `Placement` adds the sums at their owners.
@@ -22,10 +22,10 @@ from .probes import Probes
 
 
 class Shards(NamedTuple):
-  """`count` equal parts of the batch; statistics take the first examples of each.
+  """The division of the batch into `count` equal shards; statistics use the first examples of each shard.
 
-  subsample: the share of each part's examples that the statistics take.
-  placement: where the parts lie.
+  subsample: the share of each shard's examples that the statistics use.
+  placement: the placement of the shards on devices.
   """
 
   count: int = 1

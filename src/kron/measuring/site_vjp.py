@@ -116,7 +116,7 @@ def _joint(tap: Tap) -> frozenset[str]:
 
 
 def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
-  """Returns the operand of a free site with its probe; its cotangent is the gradient of each example's copy."""
+  """Returns a free site's operand with its probe; the operand's cotangent is the gradient of each example's copy."""
 
   @jax.custom_vjp
   def twin(value, probe, known):
@@ -229,7 +229,7 @@ def _slope(op: Op, position: int, values: Sequence[Any], dy: Array) -> Array:
     full[position] = operand
     return bind(op, *full)[0]
 
-  # Use the derivative of each entry: an operand repeated here would have the type of an array that is whole everywhere.
+  # Use the derivative of each entry: an operand that is broadcast here would have the type of a replicated array.
   operand = values[position]
   return dy * jax.jvp(function, (operand,), (jnp.ones_like(operand),))[1]
 
@@ -248,7 +248,7 @@ def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis 
   side = Side(site.weight.scale)
   if coefficient is not None:
     matrix = site.linear.matrix(coefficient)
-    along_rows = site.weight.varies <= set(site.linear.row_axes)  # one scale for all goes to rows: the bias has none
+    along_rows = site.weight.varies <= set(site.linear.row_axes)  # a uniform scale goes to rows and spares the bias
     side = Side(rows=matrix[:, :, 0]) if along_rows else Side(columns=matrix[:, 0])
   x = values[1 - site.position]
 
@@ -286,7 +286,10 @@ def floats(values: Sequence[Any]) -> list[Any]:
 
 
 def with_floats(values: Sequence[Any], floats: Sequence[Any], like: Sequence[Any] | None = None) -> list[Any]:
-  """Replaces the values that have gradients; the types in `like`, or else of the values themselves, tell which do."""
+  """Replaces the values that have gradients by `floats`.
+
+  The types in `like` tell which values have gradients. Without `like`, the types of the values themselves do.
+  """
   others = iter(floats)
   kinds = values if like is None else like
   return [

@@ -3,7 +3,7 @@
 Let a be the rows of the input (with a one appended if there is a bias) and g those of the loss's gradient at the
 output. K-FAC *expand* has A = E[a aT] over all uses of the kernel and G = E[sum over an example's uses of g gT]
 (Martens and Grosse 2015, eq. 1; Eschenhagen et al. 2023, eq. 12). *Reduce* first takes the mean of a and the sum of g
-over each example's uses (the same, eq. 17). The update of the gradient matrix V is A^-1 V G^-1.
+over each example's uses (Eschenhagen et al. 2023, eq. 17). The update of the gradient matrix V is A^-1 V G^-1.
 
 A kernel may also be used transposed, such as a tied embedding in the decoder, or a layer in a derivative that the loss
 itself takes. Then F = A x G + G' x A', with G' on the side of the rows and A' on the side of the columns. The block
@@ -83,7 +83,7 @@ class Kronecker(NamedTuple):
     """Returns the statistics of one use of the kernel: sums of a aT and g gT over rows, or summed rows for *reduce*.
 
     Args:
-      coefficient: the coefficients of the operation's rows and columns in the kernel itself.
+      coefficient: the coefficients by which the weight scales the rows and columns of the operation's matrix.
       bias: whether this use adds the block's bias.
       transposed: whether the operation's rows are the block's columns.
       basis: eigenvectors of A and G. If given, the result has S too, the sum over uses of the squares of a gT in that
@@ -162,7 +162,10 @@ class Kronecker(NamedTuple):
     return BlockSums({'A': gram(self.rows, a), 'G': gram(self.columns, g), **moments}, {'A': sums.uses['A'] / each})
 
   def combine(self, means: dict[str, Array]) -> dict[str, Array]:
-    """Combines the means of all statistics into the two factors, or shards' shares of them into shares of both."""
+    """Combines the means of all statistics into the factors A and G.
+
+    Given the shards' shares of the means, it returns the shards' shares of both factors.
+    """
     if not self.transposed:
       return {'A': means['A'], 'G': means['G']}
     a, g, back_a, back_g = (means[k] for k in ('A', 'G', "A'", "G'"))

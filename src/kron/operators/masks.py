@@ -1,4 +1,4 @@
-"""Masks from `kron.used`, followed from an input through operations that rearrange it to the kernels that read it."""
+"""Follows masks from `kron.used`, through operations that rearrange a marked input, to the kernels that read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patches of a convolution, and their Gram matrix, computed without the patches if the stride is 1.
+"""Extracts the patches of a convolution, and computes their Gram matrix without patches if the stride is 1.
 
 The block of two taps i and j is a sum of x[p + i] x[p + j]^T over positions p. Over all positions that touch the image,
 the block depends only on the distance j - i. A 3x3 kernel has 13 distances (up to a transpose) for its 81 blocks, and

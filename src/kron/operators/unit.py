@@ -1,4 +1,4 @@
-"""Blocks of one small matrix for each channel, for a norm's scale and shift together or any free parameter alone.
+"""Defines blocks with one small matrix per channel, for a norm's scale and shift or for one free parameter.
 
 A free parameter meets data entry by entry (y = c x s + b, a learned temperature) or is put beside it (class tokens,
 position embeddings). Let ds and db be the gradients of one example, summed over its positions. The block is then the
@@ -22,7 +22,7 @@ from .weights import Arrangement
 class Unit(NamedTuple):
   """The block of a scale and a shift, or of either alone, each laid out as (channels,) in the same order.
 
-  layouts: how each is laid out; it may join several parameters.
+  layouts: the layout of each; one layout may join several parameters.
   loops: the number of loop iterations that slice them; the layouts hold the channels of all iterations.
   spread: for a parameter whose entries were picked several times (a table of relative positions), the arrangement that
     takes the gradient of what was picked, channel by channel, back to the parameter's entries.

@@ -42,9 +42,9 @@ class Arrangement(NamedTuple):
 class Weight(NamedTuple):
   """A value whose every entry is one entry of a parameter, up to a coefficient and possibly a constant.
 
-  `parts` (joined) and `steps` lay the parameters out as an array of shape `stack + core`. `stack` holds the lengths of
-  the loops that slice it, with one index for each iteration. The value itself runs along `core` on its `axes`
-  (increasing) and repeats along its other axes.
+  `parts` (joined) and then `steps` lay the parameters out as an array of shape `stack + core`. `stack` holds the
+  lengths of the loops that slice this array, with one index for each iteration. The axes of `core` are the axes `axes`
+  of the value, in increasing order. The value repeats along its other axes.
 
   scale: the coefficient, if it is a number.
   chained: whether the coefficient is an array, made by the operations in `Survey.chains`.
@@ -55,8 +55,8 @@ class Weight(NamedTuple):
   spread: whether the value was repeated since then.
   unique: whether no entry appears twice.
   levels: the depths of nested loops at which it was sliced.
-  bent: whether its entries are not proportional to the parameter's, because they went through a curve, or were shifted
-    by a value made from the parameter itself.
+  bent: whether its entries went through a nonlinear function, or were shifted by a value made from the parameter
+    itself. They are then not proportional to the parameter's entries.
   """
 
   params: tuple[int, ...]

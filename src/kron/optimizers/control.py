@@ -62,8 +62,8 @@ def quadratic_step(
     use_momentum: False chooses the learning rate only.
     scale: a factor that multiplies the chosen step; as a schedule, it can end a run with smaller steps.
     kl_clip: the largest $\delta^T F \delta$ of a step, in nats, as in `clip_by_kl` but with the F of the whole network;
-      None for no clip. Where curvature changes within a step, the loss does not fall as the model predicts, and steps
-      grow.
+      None for no clip. Without a clip, steps grow where the curvature changes within a step, because the loss then does
+      not fall as the model predicts.
 
   Returns:
     A transformation whose `update` takes the arguments of `inner` and
@@ -152,8 +152,9 @@ def adapt_damping(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adapts the damping to how well the quadratic model predicts the loss, by Levenberg and Marquardt's rule.
 
-  Every `every` steps it measures $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$. If this is above
-  3/4, it multiplies the damping by rate^every; if it is below 1/4, or the loss is not finite, it divides by rate^every.
+  Every `every` steps it measures $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$. If rho is above
+  3/4, it multiplies the damping by rate^every. If rho is below 1/4, or the loss is not finite, it divides the damping
+  by rate^every.
 
   Args:
     inner: a whole chain, including the learning rate, in which one link takes `damping=` in its update.

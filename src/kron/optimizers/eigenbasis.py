@@ -73,7 +73,7 @@ def _decompose(means, weights, old) -> tuple[dict[str, Array], Int[Array, ' o']]
 
 
 def _beyond_the_end(means: Mapping[str, Array], sizes: Mapping[str, np.ndarray]) -> dict[str, Array]:
-  """Gives the filled-up end of a last diagonal block the largest eigenvalues, so that its eigenvectors come last."""
+  """Gives the padding of a last diagonal block the largest eigenvalues, so that its eigenvectors come last."""
   result = {}
   for stack, x in means.items():
     n = x.shape[-1]

@@ -45,8 +45,8 @@ def scale_by_ekfac(
   r"""Preconditions as K-FAC does, with a diagonal that is measured in the eigenbasis instead of factored.
 
   The result is $U_A [(U_A^T V U_G) / (S + \lambda)] U_G^T$, with $S_{ij} = E[(u_i^T a\, g^T v_j)^2]$ over the uses of
-  the kernel. At a refresh S starts again from the products of eigenvalues, which is K-FAC with the damping added to the
-  product. A scale and shift is treated exactly, as by `scale_by_kfac`.
+  the kernel. At a refresh, S restarts from the products of the eigenvalues of A and G. This equals K-FAC with the
+  damping added to the product. A block of scale and shift is treated exactly, as in `scale_by_kfac`.
 
   Args:
     curvature: from `kron.curvature`.

@@ -1,4 +1,4 @@
-"""K-FAC's inverses between steps: small separate programs compute the inverses, spread over an interval of steps.
+"""Computes K-FAC's inverses between steps, in small separate programs that are spread over an interval of steps.
 
 A refresh inside of a step inverts everything at once. One step in many then takes several times as long, its memory
 adds to the activations', and the program is compiled twice, with the refresh and without. Here the gradient's program
@@ -34,10 +34,10 @@ class InverseSchedule(NamedTuple):
 
   statistics_due: tells from a step's number whether the step takes statistics.
   take: (optimiser state, statistics) -> the state with them added to its averages; compile it with the gradient.
-  refresh: (optimiser state, step) -> the state with those inverses renewed that are due; call it from the host. It
-    donates the inverses of the state, so the old state must not be used again. It also takes `caution=`, which
-    multiplies the damping; `when=`, a boolean on the device, which leaves everything unchanged if false; and
-    `everything=True`, which also renews inverses that are not due.
+  refresh: (optimiser state, step) -> the state in which the inverses that are due are refreshed; call it from the host.
+    It donates the inverses of the state, so the old state must not be used again. It also takes three options.
+    `caution=` multiplies the damping. `when=` is a boolean on the device; if it is false, nothing changes.
+    `everything=True` also refreshes inverses that are not due.
   units: the groups of inverses that are computed at once, and when they are due.
   programs: (optimiser state, or its shapes) -> the programs of `refresh` by name, 'damping' and one for each stack,
     with their arguments; they can be lowered for tables of costs.

@@ -84,7 +84,8 @@ def kfac(
     damping, decay, statistics_every, inverses_every, placement: see `scale_by_kfac`.
     momentum: heavy-ball coefficient on the preconditioned gradient; a number or a schedule.
     kl_clip: the largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
-    weight_decay: decoupled: this times the parameters is added to the natural gradient. A number or a schedule.
+    weight_decay: decoupled weight decay, which adds this times the parameters to the natural gradient; a number or a
+      schedule.
 
   Returns:
     A transformation whose `update` takes `stats=` and `phase=` (see `scale_by_kfac`).

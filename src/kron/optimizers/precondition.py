@@ -34,7 +34,7 @@ class ScaleByKfacState(NamedTuple):
 
   inverses: the damped inverses at the last refresh; identities before the first.
   rejected_inverses: the number of inverses dropped so far because they were not finite.
-  redamped_inverses: the number of inverses that needed more than the damping so far.
+  redamped_inverses: the number of inverses so far that needed more damping than the given one.
   """
 
   count: Int[Array, '']
@@ -211,8 +211,9 @@ def renewed(
 ) -> tuple[dict[str, Float[Array, 'o s r n']], Int[Array, 'o 2']]:
   """Returns damped inverses, the number of dropped ones, and the number of those that needed more damping.
 
-  A slot keeps its old inverse if the new one is not finite or if its factor has no statistics. A matrix that cannot be
-  inverted gets ten times the damping, up to 10^4 times; a matrix that is split over owners does not.
+  A slot keeps its old inverse if the new one is not finite or if its factor has no statistics. If a matrix cannot be
+  inverted, it is tried again with ten times the damping, up to 10^4 times the damping. A matrix that is split over
+  owners is not tried again.
   """
 
   def renew(x, damping, weights, old, wanted):
@@ -289,7 +290,7 @@ def on_matrices(
     if len(present) < len(block.params):
       missing = next(name for name in block.params if name not in leaves)
       raise CurvatureError(f'{missing!r} shares a block with {present[0]!r} but is not among the gradients; give both')
-    # Each device gets whole matrices, like the inverses: one gather, while products of shards cost several collectives.
+    # Replicate the matrices, like the inverses. This costs one gather; products of shards cost several collectives.
     matrices[block.name] = block.operator.to_matrix(*placement.replicate([leaves[name] for name in block.params]))
   products = fn(matrices)
   for block in (b for b in blocks if b.name in matrices):
@@ -304,7 +305,9 @@ def on_matrices(
 
 
 def factors(state: Any) -> dict[str, dict[str, Float[Array, 'slots n n']]]:
-  """Returns an optimiser state's debiased, unpadded factors by the names of the block's first parameter and the factor.
+  """Returns the debiased, unpadded factors of an optimiser state, by block and factor.
+
+  A block has the name of its first parameter.
 
   Args:
     state: any optax state that contains averages of factors exactly once.

@@ -1,4 +1,4 @@
-"""K-FAC whose factors are refreshed only as often as they change: the staleness rule of SP-NGD.
+"""Refreshes K-FAC's factors only as often as they change, by the staleness rule of SP-NGD.
 
 A refresh compares a factor's new statistic X with those of the last two refreshes. If X differs from the last one, the
 interval is halved. If it differs only from the one before, the interval stays. If it differs from neither, the interval
@@ -171,7 +171,10 @@ def _any_of_block(flags: Bool[Array, ' f'], curvature: Curvature, transposed_onl
 
 
 def _due(staleness: Staleness, count: Int[Array, ''], curvature: Curvature) -> Bool[Array, ' f']:
-  """Tells which factors are due; a kernel used transposed has both due together, as its statistics make both."""
+  """Tells which factors are due.
+
+  The two factors of a kernel that is also used transposed are due together, because its statistics make both.
+  """
   return _any_of_block(staleness.next <= count, curvature, transposed_only=True)
 
 

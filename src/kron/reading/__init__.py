@@ -1,1 +1,1 @@
-"""The reading of a program: which parameters meet data, where, and by which rules."""
+"""Reads a program: finds which parameters meet data, where, and by which rules."""

@@ -69,8 +69,8 @@ def _sources_of_region(op: Op, found: Survey, live: set[int], from_marks: bool, 
 def biases(program: Program, found: Survey, keys: set[int]) -> dict[int, tuple[Site, tuple[int, ...]]]:
   """Maps the key of each linear site or scale to the shift that is added to its result.
 
-  The shift is added directly or after casts and transposes. With it come the axes of the sum that are the first site's
-  features, in their order.
+  The shift is added directly or after casts and transposes. The map also gives the axes of the sum that are the
+  features of the first site, in their order.
   """
   result: dict[int, tuple[Site, tuple[int, ...]]] = {}
   for op in program.ops:

@@ -1,4 +1,4 @@
-"""Tests for kernels that are read in an order given by the program: is it an order of rows or of examples?"""
+"""Tests whether an order in which a program reads a kernel is an order of the kernel's rows or of examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sites import Walk
 
 
 def summed_over(value: Ref, axis: int, walk: Walk, origin: Ref | None = None) -> bool:
-  """Returns whether a product sums over an axis of a value, which then counts rows of a kernel, not examples.
+  """Returns whether a product sums over an axis of a value; the axis then counts rows of a kernel, not examples.
 
   The value is followed through all operations before it meets data. origin: the value where the search began.
   """

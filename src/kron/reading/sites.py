@@ -80,8 +80,8 @@ class Survey(NamedTuple):
   """The findings of `find_sites`.
 
   sites: lists of sites by key, with several sites where an operation takes several parameters.
-  chains: every step of a weight whose coefficient is an array: output index -> parameters -> the operands that hold
-    them, and the numbers that are their coefficients where the chain begins.
+  chains: the steps of weights whose coefficients are arrays: output index -> parameters -> pairs (operand, number). The
+    operand holds the parameters, and the number is its coefficient where the chain begins.
   refusals: lists of refusals by parameter.
   regularisers: the parameters with a separate term in the loss.
   marks: the observation marks in order, with the number of loops around each, and how often it runs.

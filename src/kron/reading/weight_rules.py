@@ -121,9 +121,11 @@ def _beside_losses(op: Op, kinds: list[Any], walk: Walk) -> bool:
 
 
 def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
-  """Returns the kind of a value that is read as a result: a weight that met data entry by entry is an activation.
+  """Returns the kind of a value that is read as a result.
 
-  Its last meeting is the site. whole: keep it a weight where it could be a kernel scaled by data.
+  A weight that met data entry by entry is an activation, and its last meeting is the site.
+
+  whole: whether a value that could be a kernel scaled by data stays a weight.
   """
   kind = walk.kind(value)
   if not isinstance(kind, Weight) or kind.meeting is None or (whole and kind.covers(value.shape)):
@@ -139,7 +141,7 @@ def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
 
 
 def free(op: Op, position: int, weight: Weight, walk: Walk) -> None:
-  """Notes a parameter of which every example has a copy at this operand."""
+  """Notes that every example has a copy of a parameter at this operand."""
   weight = weight.beside_examples()
   if weight.met or weight.gains:
     walk.refuse(walk.params(weight), f'{op.name} (after it was combined with a computed value)', op)
@@ -226,7 +228,7 @@ def _joined(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[An
 
 
 def _entrywise(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] | None:
-  """Handles an operation entry by entry, which scales a weight further or makes it meet data."""
+  """Handles an elementwise operation, which scales a weight further or makes it meet data."""
   shape = op.outputs[0].shape if op.outputs else None
   operands = [v for v in op.inputs if isinstance(v, Ref) and v.shape]
   if not is_entrywise(op) or len(op.outputs) != 1 or any(len(v.shape) != len(shape) for v in operands):
@@ -311,7 +313,7 @@ def _chained(op: Op, out: list[Weight], operands: dict, walk: Walk) -> list[Weig
 
 
 def align(op: Op, i: int, weight: Weight) -> Weight:
-  """Returns the weight as an operation entry by entry reads it, repeated to the shape of the result."""
+  """Returns the weight as an elementwise operation reads it, broadcast to the shape of the result."""
   old, new = op.inputs[i].shape, op.outputs[0].shape
   return weight.broadcast(old, new, tuple(range(len(old)))) if len(old) == len(new) else weight._replace(axes=())
 

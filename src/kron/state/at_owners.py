@@ -19,7 +19,7 @@ from .stacks import Layout
 
 
 class _Class(NamedTuple):
-  """Blocks whose matrices have one shape and whose inverses lie in the same two stacks, with all slots in a row.
+  """Blocks with matrices of one shape and inverses in the same two stacks; the slots of all blocks are concatenated.
 
   units: (owner, place) -> slot, or -1 for padding. Every owner has all blocks of a row-sharded factor.
   rows, columns: the slots of A and G in the stacks, (owner, place), in each owner's numbering.
@@ -36,7 +36,7 @@ class _Class(NamedTuple):
 def precondition_at_owners(
   inverses: Mapping[str, Array], blocks: Sequence[Block], layout: Layout, placement: Placement
 ) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-  """Returns a function that multiplies gradient matrices, by the names of their blocks, by A^-1 and G^-1 of each."""
+  """Returns a function that maps gradient matrices V, by block name, to A^-1 V G^-1."""
 
   def apply(matrices: Mapping[str, Array]) -> dict[str, Array]:
     present = [b for b in blocks if b.name in matrices]

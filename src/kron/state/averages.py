@@ -1,4 +1,4 @@
-"""Moving averages of the factors, in stacks, which every transformation that uses them keeps."""
+"""Keeps moving averages of the factors, in stacks, for every transformation that uses factors."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The deal of factors to devices, made from shapes alone, after KAISA (Pauloski et al. 2021, arXiv:2107.01739).
+"""Deals factors to devices from their shapes alone, after KAISA (Pauloski et al. 2021, arXiv:2107.01739).
 
-Matrices are dealt to owners by longest processing time. All owners run one program, so an owner's share of a stack
-costs as much as the largest share. A matrix therefore goes to the owner with the fewest of its size, and among several
-of these, to the one with the least work.
+Matrices are dealt to owners by the longest-processing-time rule. All owners run one program, so an owner's share of a
+stack costs as much as the largest share. A matrix therefore goes to the owner that has the fewest matrices of its size.
+Among several such owners, it goes to the one with the least work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Deal(NamedTuple):
   owners: the number of owners.
   local_inverses: whether the inverses of each block stay with one owner, which multiplies the block's gradient (KAISA's
     MEM-OPT); else every device gets all inverses (COMM-OPT).
-  row_sharded: whether matrices of a size that has too few of them for a fair deal may be split by rows over all owners.
+  row_sharded: whether matrices may be split by rows over all owners if there are too few of their size to balance the
+    owners' loads.
   """
 
   owners: int = 1
@@ -37,7 +38,11 @@ class Deal(NamedTuple):
 
 
 class Load(NamedTuple):
-  """The load of each owner with its padding: work, n^3 for each inverse, and memory, in numbers held."""
+  """The load of each owner, including its padding.
+
+  work: the sum of n^3 over its inverses.
+  memory: the count of numbers that it holds.
+  """
 
   work: float
   memory: float
@@ -59,7 +64,7 @@ def _items(blocks: Sequence[Any]) -> tuple[Item, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
-  """Returns the layout that splits the fewest sizes, largest first, among those within a tenth of a fair deal."""
+  """Returns the layout that splits the fewest sizes, largest first, with a load within 10% of a fair share."""
   plain = _lay_out(items, deal, 0)
   if deal.owners == 1 or not deal.row_sharded:
     return plain
@@ -127,7 +132,7 @@ def _lay_out(items: tuple[Item, ...], deal: Deal, smallest_split: int) -> Layout
 
 
 def _kinds(factors: Sequence[tuple[str, Factor]], deal: Deal, smallest_split: int) -> dict[str, str]:
-  """Returns for each factor 'owned', 'row_sharded', or 'shared' (with local inverses, held by every device anyway)."""
+  """Returns the kind of each factor: 'owned', 'row_sharded', or, if inverses are local, 'shared' by every device."""
   largest = max(factors, key=lambda f: f[1].n)[0]
   cut = any(f.parts > 1 for _, f in factors)
   splits = {name: bool(smallest_split) and not cut and f.n >= smallest_split for name, f in factors}
@@ -157,9 +162,9 @@ class _Owners:
     return self.used.setdefault(stack, np.zeros(self.deal.owners, int))
 
   def among(self, matrices: list[tuple[str, int]]) -> slice:
-    """Returns the owners that may get these matrices: all, or with local inverses the one that is to get them.
+    """Returns the owners that may get these matrices: all owners, or a single owner if inverses are local.
 
-    That one has the fewest matrices of their largest size, and among several of these, the least work.
+    That owner has the fewest matrices of their largest size. Among several such owners, it has the least work.
     """
     if not self.deal.local_inverses:
       return slice(0, self.deal.owners)

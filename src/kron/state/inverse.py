@@ -75,9 +75,10 @@ def split_inverse(
 ) -> Float[Array, '1 s r n']:
   """Computes a device's rows of (M + damping I)^-1, if every device along the mesh axes has r rows of M.
 
-  Call it inside of shard_map. It runs block Gauss-Jordan elimination, without exchanges because M is positive definite
-  (Higham 2002, section 14.4): one device after another sends its rows to all, and all eliminate with them. This takes
-  4 n^2 r operations on each device and sends n^2 numbers in all. All rows are NaN where M is not positive definite.
+  Call it inside of shard_map. It runs block Gauss-Jordan elimination, without pivoting because M is positive definite
+  (Higham 2002, section 14.4). One device after another sends its rows to all devices, and all devices eliminate with
+  these rows. This takes 4 n^2 r operations on each device and sends n^2 numbers in all. All rows are NaN where M is not
+  positive definite.
   """
   _, slots, r, n = rows.shape
   devices, me = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
@@ -105,8 +106,9 @@ def spd_inverse(m: Float[Array, '... n n']) -> Float[Array, '... n n']:
 
   Large matrices are inverted by halves. With M = [A B; B^T D] and the Schur complement S = D - B^T A^-1 B, both
   positive definite, the inverse is [A^-1 + W S^-1 W^T, -W S^-1; ., S^-1], W = A^-1 B (Higham 2002, section 14.4). That
-  takes two inverses of half the size, and n^3 / 2 multiplications, all in matrix products. By the Cholesky factor's
-  inverse it takes 5/3 n^3, most of them in a triangular solve and in a product that cannot exploit the triangles.
+  takes two inverses of half the size, and n^3 / 2 multiplications, all in matrix products. Inversion through the
+  Cholesky factor takes 5/3 n^3 multiplications, most of them in a triangular solve and in a product that cannot exploit
+  the triangles.
   """
   n = m.shape[-1]
   if n <= _LARGE:
@@ -123,7 +125,7 @@ def spd_inverse(m: Float[Array, '... n n']) -> Float[Array, '... n n']:
 
 
 def _product(x: Array, y: Array) -> Array:
-  """Multiplies matrices in full precision, because half of it could make small eigenvalues of an inverse negative."""
+  """Multiplies matrices in full precision; half precision could make small eigenvalues of an inverse negative."""
   return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,4 +1,4 @@
-"""Schedules of statistics and inverses: intervals that grow with a run, and inverses spread over the steps of one."""
+"""Schedules statistics and inverses: intervals grow during a run, and inverses are spread over an interval's steps."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ class Unit(NamedTuple):
 
 
 def deal_units(layout: Layout, every: int, statistics_every: int = 1) -> tuple[Unit, ...]:
-  """Spreads the inverses of a layout over `every` steps, so that no step has more than its share or one matrix.
+  """Spreads the inverses of a layout over `every` steps, so that each step gets at most its share, or one matrix.
 
-  Small matrices are inverted together, up to a step's share. Steps that take statistics (each `statistics_every`-th, if
-  that divides `every`) get no inverses. The deal is by longest processing time. Neighbouring steps are far apart in it,
-  so that shorter intervals, which merge neighbours, are balanced too.
+  Small matrices are inverted together, up to a step's share. If `statistics_every` divides `every`, the steps that take
+  statistics get no inverses. Inverses are dealt to steps by the longest-processing-time rule. Neighbouring steps are
+  far apart in the order of the deal, so that shorter intervals, which merge neighbours, are balanced too.
   """
   apart = statistics_every > 1 and every % statistics_every == 0
   steps = [s for s in _scattered(every) if not (apart and s % statistics_every == 0)]

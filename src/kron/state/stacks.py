@@ -56,7 +56,10 @@ class Stack(NamedTuple):
     return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
 
   def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, ' m'] | None) -> Float[Array, '*d o s r n']:
-    """Puts matrices (or what stands for them) in their places; `order` lists the matrix of each; -1 is none (zeros)."""
+    """Puts matrices, or their packed forms, in their places in the stack.
+
+    `order` gives the matrix for each place; -1 stands for no matrix, and the place gets zeros.
+    """
     lead = matrices.shape[:-3]
     if order is not None and (order < 0).any():
       matrices = jnp.concatenate([matrices, jnp.zeros_like(matrices[..., :1, :, :])], -3)
@@ -105,9 +108,10 @@ class Layout(NamedTuple):
 
   stacks: by name.
   places: (block, factor) -> (stack, the position of each of its matrices among the slots of all owners).
-  orders: stack -> for each position, which of its factors' matrices is there, in the order of `places`; -1 for padding;
-    None if the matrices are in order.
-  wholes: stack -> (owners, slots), the whole matrix that a slot is a part of, numbered over all stacks; 0 for none.
+  orders: stack -> the number of the matrix at each position, counted over the stack's factors in the order of `places`;
+    -1 for padding; None if the matrices are in order.
+  wholes: stack -> (owners, slots), the number of the whole matrix that each slot holds a part of, counted over all
+    stacks; 0 for none.
   partners: whole matrix -> its partner, or itself.
   parts: whole matrix -> the number of parts that it is cut into.
   starts: (block, factor) -> the place of its first matrix among all of its stack, in the order of the factors.
@@ -190,7 +194,7 @@ class Layout(NamedTuple):
     return jax.ops.segment_sum(flat, index, len(self.partners)) / self.parts.astype(flat.dtype)
 
   def sizes(self, blocks: Sequence[Block]) -> dict[str, np.ndarray]:
-    """Returns for each slot how much of its matrix a factor fills: all, except in the last part of an uneven cut."""
+    """Returns how many rows of each slot's matrix a factor fills: all, except in the last part of an uneven split."""
     result = {name: np.full(stack.shape[:2], stack.n) for name, stack in self.stacks.items()}
     for block in blocks:
       for factor_name, factor in block.operator.factors.items():

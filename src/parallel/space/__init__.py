@@ -1,4 +1,4 @@
-"""Images, clips and tokens in strips over a mesh axis, and programs that run on them with halos and gather nothing."""
+"""Runs programs on images, clips and tokens in strips over a mesh axis, with halos and without gathers."""
 
 from .halo import Strip
 from .partition import partition, strip

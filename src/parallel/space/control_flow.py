@@ -19,7 +19,7 @@ Run = Callable[[Program, list[Any]], list[Any]]
 def _flat(
   program: Program, strips: list[Strips], run: Run, lives: Sequence[Array | None] = ()
 ) -> tuple[Callable, list[Strips]]:
-  """Makes a function of arrays and a list of its results' strips, which is filled when the function is called."""
+  """Returns a function of arrays, and a list that every call of the function fills with its results' strips."""
   found: list[Strips] = []
   lives = lives or [None] * len(strips)
 

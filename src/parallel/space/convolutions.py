@@ -66,7 +66,10 @@ def _dilated(x: Array, dim: int, strip: Strip, wanted: Need, base: int) -> tuple
 
 
 def marked(x: Array, strips: Strips) -> Array:
-  """Marks the padding in a linear operation's input as no uses of its kernel; `strips` are those of its results."""
+  """Marks the input of a linear operation so that padding does not count as a use of the kernel.
+
+  `strips` are the strips of the operation's results.
+  """
   where = None
   for dim, strip in enumerate(strips):
     if strip is not None and not strip.even:

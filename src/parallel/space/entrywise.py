@@ -1,4 +1,4 @@
-"""Rules for operations entry by entry, and for those that act along axes that are not in strips."""
+"""Gives rules for elementwise operations, and for operations that act along axes that are not in strips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .values import Value, beside, bound, common, laid, on_device, refuse
 
 
 def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
-  """Runs an operation entry by entry, with all operands laid as the first one that is in strips."""
+  """Runs an elementwise operation with all operands in the strips of the first operand that has strips."""
   values = [on_device(v) for v in inputs]
   shape = op.outputs[0].shape
   strips = common([v for v in values if len(v.strips) == len(shape)], op)
@@ -52,7 +52,7 @@ def along_others(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def used(op: Op, inputs: list[Any]) -> list[Value]:
-  """Runs the loss's marks of uses on strips; padding is no use."""
+  """Runs the loss's marks of uses (`kron.used`) on strips; padding does not count as a use."""
   value, where = (on_device(v) for v in inputs)
   if where.whole and not all(s.even for _, s in value.dims):
     refuse(op, 'its mask does not lie in strips as its input does')

@@ -1,4 +1,4 @@
-"""Axes of arrays in strips, one for each device along a mesh axis, and the exchange of rows between neighbours.
+"""Divides axes of arrays into strips, one for each device along a mesh axis, and exchanges rows between neighbours.
 
 All of it runs inside of a shard_map. A pure function of sizes (`journeys`) decides which rows travel, so that it can be
 tested, and its bytes counted, without devices.
@@ -21,9 +21,10 @@ from ...program import vary, varying
 class Strip(NamedTuple):
   """The layout of an axis of length `size` over the `shards` devices of a mesh axis, in order and as even as possible.
 
-  Device i has the rows from ceil(i units / shards) units on. Strips of an axis and of its half, which a stride of two
-  leaves, then begin at the same places of the image, so that no window reads additional rows of other devices because
-  of the stride. Each strip has room for `rows`; the rest of it is padding, at its end, which holds anything.
+  The rows of device i begin at row unit * ceil(i * (size / unit) / shards). A stride of two halves an axis; the strips
+  of the axis and of its half then begin at the same places of the image. The stride therefore makes no window read
+  additional rows of other devices. Each strip has room for `rows` rows. The unused end of a strip is padding, whose
+  values are undefined.
 
   unit: a divisor of size; runs of `unit` rows are never parted.
   """
@@ -87,7 +88,7 @@ class Journey(NamedTuple):
 def journeys(strip: Strip, first: Sequence[int], counts: Sequence[int]) -> list[Journey]:
   """Returns the rows that must travel so that device i has rows first[i] to first[i] + counts[i], and no others.
 
-  Rows outside of the array come from nowhere. Journeys with shift 0 stay on their device.
+  No device sends rows that are outside of the array. Journeys with shift 0 stay on their device.
   """
   bounds, found = strip.bounds, {}
   for i in range(strip.shards):

@@ -1,4 +1,4 @@
-"""`partition`: runs a function of arrays in strips of their images over a mesh axis."""
+"""Runs a function on arrays whose images are in strips over a mesh axis (`partition`)."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _in_strips(
   def local(xs):
     own = dict(consts)
     for i, x in zip(given, xs, strict=True):
-      for d, s in lying[i].items():  # zeros lead to no infinities that real rows could not have
+      for d, s in lying[i].items():  # zeros cause no infinities that real rows could not cause
         x = cleared(x, d, s)
       own[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
     run_ops(ops, own)

@@ -1,4 +1,4 @@
-"""A loop over layers that lie over the devices of an axis, run as a pipeline.
+"""Runs a loop over layers as a pipeline, with the layers sharded over the devices of a mesh axis.
 
 Each device has some of the layers, and microbatches go from one device to the next (GPipe, Huang et al. 2019,
 arXiv:1811.06965).
@@ -19,19 +19,19 @@ from ..mesh import BATCH
 from .halo import MICROBATCH, Strip
 from .values import Value, index, refuse, summed
 
-MOST = 4  # microbatches for each stage; at this number a device has none in at most one fifth of the ticks
+MOST = 4  # microbatches for each stage; with so many, a device is idle in at most one fifth of the ticks
 
 
 def pipeline(
   op: Op, values: list[Value], n_consts: int, n_carry: int, stage: Callable[[list[Value]], list[Value]]
 ) -> list[Value]:
-  """Returns the value that the loop carries through all layers; every device has it in the end.
+  """Runs the loop through all layers and returns its carried value on every device.
 
   In each tick a device runs its layers on what the previous device has passed on. In its first and last ticks a device
-  may have no examples. What it computes then is left out, of K-FAC's factors too.
+  may have no examples. What it computes then is discarded, and does not enter K-FAC's factors.
 
   Args:
-    op: the loop, over layers alone: one carried value, whose first axis counts examples, and no results for each layer.
+    op: the loop over layers. It carries one value, whose first axis counts examples, and has no results for each layer.
     values: the constants, the carried value, and the layers, of which this device has its share.
     stage: runs this device's layers on the same kinds of values.
   """

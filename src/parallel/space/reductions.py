@@ -1,4 +1,4 @@
-"""Reductions such as sums: as they are over whole axes, and by an all-reduce over axes in strips."""
+"""Runs reductions such as sums: unchanged over whole axes, and with an all-reduce over axes in strips."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reduce(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def neutral(name: str, dtype: Any) -> Any:
-  """Returns the number that changes no result of a reduction."""
+  """Returns the neutral element of a reduction."""
   if name in ('reduce_max', 'reduce_min'):
     info = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype)
     infinite = jnp.inf if jnp.issubdtype(dtype, jnp.inexact) else info.max

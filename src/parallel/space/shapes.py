@@ -46,9 +46,10 @@ def expand_dims(op: Op, inputs: list[Any]) -> list[Value]:
 
 
 def reshape(op: Op, inputs: list[Any]) -> list[Value]:
-  """Joins and cuts axes in groups; the first axis of a group may be in strips, and the first of its result then is too.
+  """Reshapes a value by joining and splitting groups of axes.
 
-  An axis in strips that is cut, as in space-to-depth, first gets strips that can each be cut.
+  Only the first axis of a group may be in strips. The first axis of the group's result is then in strips too. If an
+  axis in strips is split, as in space-to-depth, it first gets strips that can each be split.
   """
   value, old, new = on_device(inputs[0]), None, tuple(op.params['new_sizes'])
   if op.params.get('dimensions') is not None:

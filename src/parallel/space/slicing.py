@@ -1,4 +1,4 @@
-"""Rules for operations that pick, repeat, pad and join rows at places known to the program: exchanges of rows."""
+"""Runs operations that pick, repeat, pad and join rows at places that the program knows, by exchanges of rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .values import Value, common, laid, number, on_device, refuse
 
 
 def picked(op: Op, x: Array, dim: int, strip: Strip, rows: Int[np.ndarray, ' k']) -> tuple[Array, Strip]:
-  """Picks rows by number from an axis in strips; a number that is none of its rows gives zeros."""
+  """Picks rows by number from an axis in strips; a number outside of the axis gives a row of zeros."""
   out = strip.of(len(rows))
   rows = np.where((rows >= 0) & (rows < strip.size), rows, -1)
   table = np.where(out.places >= 0, rows[out.places], -1).reshape(out.shards, out.rows)

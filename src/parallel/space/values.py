@@ -113,7 +113,7 @@ def _is_picked(value: Value, dim: int, new: Strip) -> bool:
 
 
 def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
-  """Lays an operand, like `laid`, for an operation entry by entry whose other operands have this shape.
+  """Lays out an operand, like `laid`, for an elementwise operation whose other operands have the given shape.
 
   An operand that all examples have in common, such as a parameter for each place, is first repeated for each example,
   so that `kron.curvature` sees how an example uses it.
