@@ -22,6 +22,13 @@ if version('jaxlib').startswith('0.10.'):  # later ones do not know it, and end
   fast += ' --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('XLA_FLAGS', fast)
 
+if os.environ.get('KRONMESH_SHAPES'):
+  from jaxtyping import install_import_hook
+
+  import tests.shapes  # noqa: F401  (which the hook reads by its name)
+
+  install_import_hook(['kronmesh.kron', 'kronmesh.parallel', 'kronmesh.models'], 'tests.shapes.check')
+
 from kronmesh.train.runtime import launch  # isort: skip  # noqa: F401  (sets the environment before JAX loads)
 
 import jax
