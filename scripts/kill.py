@@ -1,7 +1,7 @@
 """Kills a training process at random moments, resumes it each time, and compares it with an uninterrupted run.
 
 python scripts/kill.py --kills=50
-python scripts/kill.py --kills=500 --meshes --processes
+python scripts/kill.py --kills=500 --meshes --processes --seed=0
 
 On one mesh, losses and parameters must be the same bit for bit. With --meshes every start draws another mesh, and with
 --processes a start may be a run of two processes. Both train in float64 and must agree to 1e-6. If there are several
@@ -41,6 +41,7 @@ from kronmesh.train.runtime.workdir import read_rows
 _KILLS = flags.DEFINE_integer('kills', 10, 'How many times.', lower_bound=1)
 _MESHES = flags.DEFINE_bool('meshes', False, 'Draw another mesh at every start.')
 _PROCESSES = flags.DEFINE_bool('processes', False, 'Draw runs of two processes too.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments, meshes and processes that are drawn.')
 _OUT = flags.DEFINE_string('out', None, 'A .txt file for the result; default: in the work folder.')
 
 # Steps of a few milliseconds, with a save after every tenth step.
@@ -225,9 +226,10 @@ def main(config: Any, workdir: str) -> None:
   layouts = [ONE, *(_MESHES_OF_ONE if _MESHES.value else ())]
   layouts += [TWO, *(_MESHES_OF_TWO if _MESHES.value else ())] if _PROCESSES.value else []
   steps = 1000 if len(layouts) == 1 else 400
-  result = kill_often(Path(workdir).absolute(), kills, layouts, steps)
+  result = kill_often(Path(workdir).absolute(), kills, layouts, steps, _SEED.value)
   kinds = ', '.join(f'{n} {kind}' for kind, n in result.moments.most_common())
   given = [f'--{flag.name}' for flag in (_MESHES, _PROCESSES) if flag.value]
+  given += [f'--seed={_SEED.value}'] if _SEED.value else []
   how = 'bit for bit' if len(layouts) == 1 else f'to {result.apart:.1e} of the largest value, in float64'
   lines = [
     f'python scripts/kill.py --kills={kills} {" ".join(given)}'.rstrip(),

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,7 @@ from .registry import make_task
 from .reporting import writers
 from .run import Run
 from .steps import TrainState
+from .task import Task
 
 NAME = 'kfac_jax'
 REMEDY = 'install kfac-jax from its git repository, babd853 or later, with dm-haiku and distrax, beside jax 0.12'
@@ -122,6 +123,14 @@ def register(outputs: jax.Array, likelihood: kron.observe.Likelihood, targets: j
     raise ConfigError(f'kfac-jax has no predictive distribution for {type(likelihood).__name__}')
 
 
+class Peer(NamedTuple):
+  """A task and the optimiser of kfac-jax that trains it. settings: the config's section for kfac-jax."""
+
+  task: Task
+  optimizer: Any
+  settings: Any
+
+
 def build(config: Any, load: bool = True) -> Run:
   """Makes a `Run` that kfac-jax trains on one device; `load` is as in `kronmesh.train.build.build`.
 
@@ -129,89 +138,21 @@ def build(config: Any, load: bool = True) -> Run:
     ConfigError: kfac-jax does not run here, or the config asks for something that it does not have.
   """
   check(config)
-  import kfac_jax
-
-  own = config[NAME]
   mesh = parallel.make_mesh('data=1', jax.devices()[:1])
   task = make_task(config)
   train_batches, eval_batches, batch, strips, known_by = make_data(config, mesh, load)
   pixels, everywhere = batch['inputs'], parallel.replicated(mesh)
   batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for name, x in batch.items()}
+  peer = Peer(task, _optimizer(task, config[NAME]), config[NAME])
+  init = functools.partial(_init, peer, config, pixels, batch)
+  loss = _loss(task)
 
-  def value(params, model_state, batch):
-    loss, (metrics, model_state) = task.loss(params, model_state, batch)
-    return loss, (model_state, {**metrics, 'finite_input': jnp.isfinite(batch['inputs']).all()})
-
-  def value_and_grad(params, model_state, batch):
-    (loss, (model_state, metrics)), grads = jax.value_and_grad(at_marks(value, register), has_aux=True)(
-      params, model_state, batch
-    )
-    norms = guard.norms(grads)
-    held = ~(jnp.isfinite(loss) & jnp.isfinite(norms).all())
-    return (loss, (model_state, {**metrics, 'held': held, 'gradient_norms': norms})), grads
-
-  optimizer = kfac_jax.Optimizer(
-    value_and_grad,
-    value_func_has_aux=True,
-    value_func_has_state=True,
-    curvature_ema=own.decay,
-    curvature_update_period=own.statistics_every,
-    inverse_update_period=own.inverses_every,
-    damping_adaptation_interval=own.damping_every,
-    damping_adaptation_decay=own.damping_rate,
-    min_damping=own.smallest_damping,
-    num_burnin_steps=own.burn_in_steps,
-    batch_size_extractor=lambda batch: batch['inputs'].shape[0],
-    **_adaptive(own.damping),
-  )
-
-  def init(seed: int) -> TrainState:
-    key = jax.random.key(seed)
-    variables = nn.meta.unbox(task.model.init(key, jnp.zeros(pixels.shape, pixels.dtype), train=False))
-    params, empty = variables.pop('params'), {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      model_state=variables,
-      opt_state=optimizer.init(params, key, empty, variables),
-      key=jax.random.fold_in(key, 1),
-      guard=guard.new_guard(config),
-    )
-
-  def one_step(state: TrainState, batch: Any, number: int) -> tuple[TrainState, dict[str, jax.Array]]:
-    if own.burn_in_steps and not number:
-      # The first step takes statistics of several draws before it. It overwrites its batches, hence the copies.
-      data = {'data_iterator': (jax.tree.map(jnp.copy, batch) for _ in itertools.count())}
-    else:
-      data = {'batch': batch}
-    params, opt_state, model_state, stats = optimizer.step(
-      state.params,
-      state.opt_state,
-      jax.random.fold_in(state.key, number),
-      func_state=state.model_state,
-      global_step_int=number,
-      **data,
-    )
-    chosen = {name: stats[name] for name in ('damping', 'learning_rate', 'momentum')}
-    state = state._replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
-    return state, {**stats['aux'], **chosen}
-
-  compiled: list[bool] = []
-
-  def step(state: TrainState, batch: Any, number: int) -> tuple[TrainState, dict[str, jax.Array]]:
-    if not compiled:  # compiles three programs: the first step, the second, and one that changes the damping
-      compiled.append(True)
-      rehearsed = jax.tree.map(jnp.copy, state)
-      for earlier in range(number + own.damping_every + 1):
-        rehearsed, _ = one_step(rehearsed, batch, earlier)
-    return one_step(state, batch, number)
+  def gradient(state: TrainState, batch: Any, statistics: bool, refresh: bool) -> Any:
+    return jax.value_and_grad(loss, has_aux=True)(state.params, state.model_state, batch)
 
   def evaluate(state: TrainState, batch: Any) -> dict[str, jax.Array]:
     metrics = task.loss(state.params, state.model_state, batch, train=False)[1][0]
     return {**metrics, 'examples': batch['mask'].sum()}
-
-  def gradient(state: TrainState, batch: Any, statistics: bool, refresh: bool) -> Any:
-    return jax.value_and_grad(value, has_aux=True)(state.params, state.model_state, batch)
 
   try:
     like = jax.eval_shape(init, 0)
@@ -225,7 +166,7 @@ def build(config: Any, load: bool = True) -> Run:
     placement=kron.Local(),
     shardings=jax.tree.map(lambda _: everywhere, like),
     init=init,
-    step=step,
+    step=_compiled_first(peer),
     programs={'step': jax.jit(gradient, static_argnums=(2, 3))},  # the plain gradient, to count its operations
     inverse_schedule=None,
     evaluate=jax.jit(evaluate),
@@ -235,6 +176,89 @@ def build(config: Any, load: bool = True) -> Run:
     strips=strips,
     known_by=known_by,
   )
+
+
+def _loss(task: Task) -> Callable:
+  def loss(params, model_state, batch):
+    value, (metrics, model_state) = task.loss(params, model_state, batch)
+    return value, (model_state, {**metrics, 'finite_input': jnp.isfinite(batch['inputs']).all()})
+
+  return loss
+
+
+def _optimizer(task: Task, settings: Any) -> Any:
+  import kfac_jax
+
+  marked = jax.value_and_grad(at_marks(_loss(task), register), has_aux=True)
+
+  def value_and_grad(params, model_state, batch):
+    (loss, (model_state, metrics)), grads = marked(params, model_state, batch)
+    norms = guard.norms(grads)
+    held = ~(jnp.isfinite(loss) & jnp.isfinite(norms).all())
+    return (loss, (model_state, {**metrics, 'held': held, 'gradient_norms': norms})), grads
+
+  return kfac_jax.Optimizer(
+    value_and_grad,
+    value_func_has_aux=True,
+    value_func_has_state=True,
+    curvature_ema=settings.decay,
+    curvature_update_period=settings.statistics_every,
+    inverse_update_period=settings.inverses_every,
+    damping_adaptation_interval=settings.damping_every,
+    damping_adaptation_decay=settings.damping_rate,
+    min_damping=settings.smallest_damping,
+    num_burnin_steps=settings.burn_in_steps,
+    batch_size_extractor=lambda batch: batch['inputs'].shape[0],
+    **_adaptive(settings.damping),
+  )
+
+
+def _init(peer: Peer, config: Any, pixels: Any, batch: Any, seed: int) -> TrainState:
+  key = jax.random.key(seed)
+  variables = nn.meta.unbox(peer.task.model.init(key, jnp.zeros(pixels.shape, pixels.dtype), train=False))
+  params, empty = variables.pop('params'), {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    model_state=variables,
+    opt_state=peer.optimizer.init(params, key, empty, variables),
+    key=jax.random.fold_in(key, 1),
+    guard=guard.new_guard(config),
+  )
+
+
+def _step(peer: Peer, state: TrainState, batch: Any, number: int) -> tuple[TrainState, dict[str, jax.Array]]:
+  if peer.settings.burn_in_steps and not number:
+    # The first step takes statistics of several draws before it. It overwrites its batches, hence the copies.
+    data = {'data_iterator': (jax.tree.map(jnp.copy, batch) for _ in itertools.count())}
+  else:
+    data = {'batch': batch}
+  params, opt_state, model_state, stats = peer.optimizer.step(
+    state.params,
+    state.opt_state,
+    jax.random.fold_in(state.key, number),
+    func_state=state.model_state,
+    global_step_int=number,
+    **data,
+  )
+  chosen = {name: stats[name] for name in ('damping', 'learning_rate', 'momentum')}
+  state = state._replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
+  return state, {**stats['aux'], **chosen}
+
+
+def _compiled_first(peer: Peer) -> Callable:
+  """Returns a step whose first call compiles the three programs: first step, later steps, changes of the damping."""
+  compiled: list[bool] = []
+
+  def step(state: TrainState, batch: Any, number: int) -> tuple[TrainState, dict[str, jax.Array]]:
+    if not compiled:
+      compiled.append(True)
+      rehearsed = jax.tree.map(jnp.copy, state)
+      for earlier in range(number + peer.settings.damping_every + 1):
+        rehearsed, _ = _step(peer, rehearsed, batch, earlier)
+    return _step(peer, state, batch, number)
+
+  return step
 
 
 def check(config: Any) -> None:

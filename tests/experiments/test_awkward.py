@@ -72,8 +72,8 @@ def test_numbers_beyond_32_bits(key):
 
 
 @pytest.mark.parametrize('name,make,words', [
-  ('checkpoints', Path.touch, 'is no folder, which a run keeps there'), ('export', Path.touch, 'is no folder'),
-  ('metrics.jsonl', Path.mkdir, 'is no file, which a run keeps there'), ('about.json', Path.mkdir, 'is no file'),
+  ('checkpoints', Path.touch, 'is not a folder, which a run keeps there'), ('export', Path.touch, 'is not a folder'),
+  ('metrics.jsonl', Path.mkdir, 'is not a file, which a run keeps there'), ('about.json', Path.mkdir, 'is not a file'),
 ])  # fmt: skip
 def test_work_folders_with_something_else_in_them(tmp_path, name, make, words):
   make(tmp_path / name)

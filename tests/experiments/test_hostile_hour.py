@@ -141,7 +141,7 @@ def test_the_lock_of_prepared_data_leads_nowhere(tmp_path):
     data.load_arrays('digits', 'train', folder=str(tmp_path))
   (tmp_path / 'digits/1.0.0.lock').unlink()
   os.mkfifo(tmp_path / 'digits/1.0.0.lock')
-  with pytest.raises(data.DataError, match='no regular file'):
+  with pytest.raises(data.DataError, match='not a regular file'):
     data.load_arrays('digits', 'train', folder=str(tmp_path))
   assert (tmp_path / 'precious').read_text() == 'gold'
 

@@ -171,7 +171,7 @@ def test_a_run_tells_its_rate(tmp_path, capsys):
 def test_the_host_waits_for_the_device_at_looks_alone(tmp_path, monkeypatch):
   """Between them nothing reads an array: neither metrics nor state."""
   ArrayImpl = type(jax.numpy.zeros(()))
-  config = small('kfac', 'data=1', steps=60)
+  config = small('kfac', 'data=2', steps=60)  # one device's arrays can be read without these two
   config.log_every, config.eval_every, config.health_every, config.keep_checkpoints = 20, 60, 0, 0
   run, reads, at = built(config), [], [0]
   value = ArrayImpl._value.fget

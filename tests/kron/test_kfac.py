@@ -253,7 +253,7 @@ def test_the_kl_clip_bounds_the_step(problem):
 
 ERRORS = {
   'a product of two parameters': (lambda p, x: x @ (p['w'] @ p['v']), 'a computed weight'),
-  'a nonlinear kernel': (lambda p, x: x @ jnp.exp(p['w']), 'no multiple of the parameter'),
+  'a nonlinear kernel': (lambda p, x: x @ jnp.exp(p['w']), 'not a multiple of the parameter'),
   'another kernel under a kernel': (lambda p, x: x @ (p['w'] + jnp.sort(p['v'])), 'part of a computed weight'),
   'two layouts': (lambda p, x: (x @ p['w']) * p['w'][:, 0] @ jnp.sin(x), 'different matrices'),
   'an unknown operation': (lambda p, x: jnp.sort(p['w'])[None] + x[:, None], 'sort'),

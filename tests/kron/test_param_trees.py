@@ -131,7 +131,7 @@ def test_one_vector_of_all_parameters(name):
 def test_a_tree_without_a_parameter_is_refused_by_name(name, broken):
   wrap, message = {
     'lacks': (lambda t: {'a': t['a']}, r"the update lacks 'b', a parameter of the curvature \(it has a\)"),
-    'renamed': (lambda t: {'a': t['a'], 'c': t['b'], 'd': t['b']}, r"the update has 'c', which is no parameter"),
+    'renamed': (lambda t: {'a': t['a'], 'c': t['b'], 'd': t['b']}, r"the update has 'c', which is not a parameter"),
     'more': (
       lambda t: {**t, 'c': t['b']},
       r"the update has 'c', which is not a parameter of the curvature \(it has a, b\)",
@@ -150,7 +150,7 @@ def test_an_order_that_is_not_sure_is_refused():
 
   params = normals({'a': (4, 4), 'b': (4, 4)})
   tx = kron.kfac(0.1, kron.curvature(loss, params, X, fisher='exact'))
-  with pytest.raises(kron.CurvatureError, match="the update has '0', which is no parameter"):
+  with pytest.raises(kron.CurvatureError, match="the update has '0', which is not a parameter"):
     tx.init([params['b'], params['a']])
 
 

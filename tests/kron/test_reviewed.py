@@ -46,7 +46,7 @@ REFUSED = {
   'a scalar in a loop over examples': (
     lambda p, x: jax.lax.map(lambda x: (x @ p['w']).sum() - jnp.log(jnp.exp(p['s']).sum()), x)[:, None], "'s' is used by",
   ),
-  'a kernel made of itself': (lambda p, x: x @ (p['w'] - p['w'].mean(0)) + p['s'], 'no multiple of the parameter'),
+  'a kernel made of itself': (lambda p, x: x @ (p['w'] - p['w'].mean(0)) + p['s'], 'not a multiple of the parameter'),
   'types that the program knows': (
     lambda p, x: (jnp.tanh(jnp.tile(x @ p['w'], (2, 1))) + p['t'][np.repeat([0, 1], N)]).reshape(2, N, 5).mean(0), "'t'",
   ),

@@ -107,7 +107,7 @@ def test_a_use_without_examples_says_so():
   [
     ({'placement': in_shards(5)}, '12 examples do not divide'),
     ({'subsample': 0.0}, 'choose one in'),
-    ({'placement': in_shards(2), 'subsample': 0.25}, 'no whole number'),
+    ({'placement': in_shards(2), 'subsample': 0.25}, 'not a whole number'),
   ],
 )
 def test_what_does_not_divide_is_one_line(options, words):

@@ -172,7 +172,7 @@ def check_contents(workdir: Path) -> None:
           '(which may be a link itself)'
         )
       if path.exists() and not is_kind(path):
-        raise ConfigError(f'{path} is no {kind}, which a run keeps there; remove it, or choose another --workdir')
+        raise ConfigError(f'{path} is not a {kind}, which a run keeps there; remove it, or choose another --workdir')
 
 
 def write_about(run: Any, workdir: Path) -> None:
