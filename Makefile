@@ -15,7 +15,7 @@ train-classifier: $(STAMP)
 	$(RUN) scripts/compare.py --config=experiments/configs/digits_classifier.py --workdir=runs/digits_classifier
 
 test: $(STAMP)
-	$(RUN) -m pytest -n 2 $(TESTS)
+	$(if $(SHAPES),KRONMESH_SHAPES=1) $(RUN) -m pytest -n 2 $(TESTS)
 
 test-all: $(STAMP)
 	$(RUN) -m pytest -n 2 --tests=long $(if $(SHARE),--share=$(SHARE))

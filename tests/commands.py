@@ -36,6 +36,14 @@ def run(*args, cwd=ROOT, env=None, timeout=300):
     return subprocess.CompletedProcess(args, process.exitcode, out.read_text(), err.read_text())
 
 
+def stay(monkeypatch):
+  """Lets a command that is called in the test's own process end by SystemExit, even where earlier tests left threads."""
+  from kronmesh.train.runtime import launch  # not above: a command imports this module before its environment is set
+
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  monkeypatch.setattr(launch, '_PATIENCE', 0.0)
+
+
 def _command(args, cwd, env, out, err):
   for number, path in ((1, out), (2, err)):
     file = os.open(path, os.O_WRONLY | os.O_CREAT)

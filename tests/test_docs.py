@@ -29,6 +29,7 @@ def modules():
       yield importlib.import_module(found.name)
 
 
+@pytest.mark.long
 def test_docstrings_run():
   results = [doctest.testmod(module) for module in modules()]
   assert sum(r.attempted for r in results) > 5 and not any(r.failed for r in results)
@@ -55,6 +56,7 @@ def test_the_readme_trains(loops):
   assert losses[1] < 0.7 * losses[0]
 
 
+@pytest.mark.long
 def test_the_sharding_page_trains():
   code = re.search(r'```python\n(.*?)```', (ROOT / 'docs/sharding.md').read_text(), re.DOTALL).group(1)
   model = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(4)])
@@ -87,6 +89,7 @@ def test_files_named_in_a_page_are_there(page):
     assert (ROOT / name).exists(), f'{page} names {name}'
 
 
+@pytest.mark.long
 def test_the_guide_to_an_own_loop_trains():
   (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/guides/own_loop.md').read_text(), re.DOTALL)
   names = {}
@@ -140,4 +143,4 @@ def test_the_sharding_page_shows_what_the_command_printed():
 
 
 def test_the_package_is_the_one_of_this_folder():
-  assert Path(kronmesh.__file__).parent == ROOT / 'src'
+  assert Path(kronmesh.__file__).resolve().parent == ROOT / 'src'

@@ -118,6 +118,7 @@ def prepared(tmp_path_factory):
   return root, data.prepared('video_folder', str(root / 'own'), root / 'data', rate=10, short_side=32)
 
 
+@pytest.mark.long
 def test_prepared_once_and_what_cannot_be_decoded_is_counted(prepared):
   root, builder = prepared
   train, test = builder.as_data_source('train'), builder.as_data_source('test')

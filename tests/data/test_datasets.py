@@ -111,6 +111,7 @@ def test_points_carry_the_solution_of_poisson_s_equation():
   assert points.shape == (16384, 2) and points.min() >= 0 and points.max() <= 1
 
 
+@pytest.mark.long
 def test_tensorflow_is_never_imported(tmp_path):
   code = (
     'import sys; from kronmesh import data, models, parallel, kron; '

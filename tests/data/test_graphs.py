@@ -158,6 +158,7 @@ def test_nouns_from_files_of_their_form(tmp_path):
     data.read_nouns(where)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path(WORDNET_DEBIAN, 'data.noun').exists(), reason="needs Debian's wordnet-base")
 def test_wordnet_itself():
   nouns = data.read_nouns()

@@ -79,6 +79,7 @@ def test_splits_share_no_frame():
   assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
 
 
+@pytest.mark.long
 def test_surveillance_is_made_of_a_film(tmp_path, monkeypatch, scene_folder):
   monkeypatch.setattr(surveillance.Surveillance, 'COUNT', {'train': 6, 'validation': 3, 'test': 18})
   path = Path(scene_folder) / 'street.avi'
@@ -125,6 +126,7 @@ def test_a_scene_looms_before_its_collision():
     assert (scene.frames != builder.scene('validation', i).frames).any()
 
 
+@pytest.mark.long
 def test_light_does_not_tell_how_old_a_scene_is():
   """The change of the sky's brightness has no mean over scenes at any time."""
   builder = dashcam.Dashcam(data_dir='/nonexistent')

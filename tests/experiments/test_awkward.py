@@ -42,7 +42,7 @@ WRONG = {
 }
 
 
-@pytest.mark.brief('a placeholder')
+@pytest.mark.long
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (i > 1)) for i, n in enumerate(WRONG)])
 def test_configs_on_the_command_line(tmp_path, name):
   for file, text in FILES.items():

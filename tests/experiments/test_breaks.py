@@ -126,6 +126,7 @@ def command(workdir, *more):
   ]  # fmt: skip
 
 
+@pytest.mark.long('size=300k')
 @pytest.mark.parametrize('options', [pytest.param('size=50m,nr_inodes=12', marks=pytest.mark.long), 'size=300k'])
 def test_a_disk_that_takes_no_checkpoint_ends_the_run_in_one_line_within_seconds(tmp_path, options):
   disk = tmp_path / 'disk'
@@ -242,6 +243,7 @@ def test_a_loss_that_grows_and_stays_finite_is_told(tmp_path, capsys):
   assert 'the run diverges' in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_bad_byte_among_the_rows_is_told(tmp_path):
   config = small('sgd', steps=6)
   config.checkpoint_every = 3
@@ -282,6 +284,7 @@ def test_a_folder_that_is_no_longer_there_ends_the_run(tmp_path, how):
     assert losses(workdir) == losses(tmp_path / 'whole')
 
 
+@pytest.mark.long
 def test_other_data_under_the_same_name_are_refused(tmp_path):
   config = small('sgd', steps=3)
   config.data.name, config.data.source, config.data.eval_split = 'arrays', str(tmp_path), 'test'
@@ -324,6 +327,7 @@ def test_no_file_is_written_through_a_link(tmp_path, name):
   assert victim.read_text() == 'precious' if '.' in name else not list(victim.iterdir())
 
 
+@pytest.mark.long
 def test_names_that_were_guessed_are_not_followed(tmp_path):
   """The names under which files used to be made before they are renamed."""
   victim, workdir = tmp_path / 'victim', tmp_path / 'run'
@@ -355,6 +359,7 @@ def test_a_file_system_without_locks_is_not_called_in_use(tmp_path, monkeypatch)
     train(small('sgd', steps=3), tmp_path, quiet=True)
 
 
+@pytest.mark.long
 def test_a_folder_that_another_run_has_is_waited_for(tmp_path):
   hold = f'import fcntl, time; f = open({str(tmp_path / ".lock")!r}, "w"); fcntl.flock(f, 2); print(1, flush=True)'
   holder = subprocess.Popen([sys.executable, '-c', f'{hold}; time.sleep(2)'], stdout=subprocess.PIPE)
@@ -398,6 +403,7 @@ def damaged(value, rng):
   }
 
 
+@pytest.mark.long('0', '1')
 @pytest.mark.parametrize('seed', range(40))
 def test_a_page_is_made_of_damaged_rows_or_refused(tmp_path, finished, seed):
   rng = random.Random(seed)
@@ -421,6 +427,7 @@ def test_a_page_is_made_of_damaged_rows_or_refused(tmp_path, finished, seed):
     assert '<i id=x>' not in page
 
 
+@pytest.mark.long
 def test_pages_are_made_of_at_most_as_many_points_as_can_be_seen(tmp_path, finished):
   """The page of 20,000 rows is about as large as the page of 2,000."""
   for name in ('config.json', 'about.json'):

@@ -45,6 +45,7 @@ def command(capsys, monkeypatch, argv):
   capsys.readouterr()
   monkeypatch.setattr(sys, 'argv', ['train.py', *argv])  # where config_flags looks for overrides
   sys.modules.pop('config_config', None)  # the last case's file
+  commands.stay(monkeypatch)
   try:
     rest = launch.parse(['train.py', *argv], values)
     launch.guarded(lambda argv: launch.run(main, settings, argv))(rest)
@@ -349,7 +350,9 @@ def test_debug_shows_the_way(tmp_path):
   assert done.returncode == 2 and 'Traceback' in done.stderr and 'error: ' in done.stderr
 
 
-def test_a_bug_ends_in_one_line_too(capsys):
+def test_a_bug_ends_in_one_line_too(capsys, monkeypatch):
+  commands.stay(monkeypatch)
+
   def buggy(argv):
     raise ZeroDivisionError('a bug')
 

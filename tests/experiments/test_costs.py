@@ -18,6 +18,7 @@ def changed(found, stored):
   return said
 
 
+@pytest.mark.long('autoencoder')
 @pytest.mark.parametrize('preset', [pytest.param(p, marks=[pytest.mark.long] * (p != 'autoencoder')) for p in CASES])
 def test_flops_and_bytes_are_those_stored(preset):
   stored = json.loads(STORED.read_text())

@@ -58,6 +58,7 @@ def test_by_the_policy_stop_a_batch_that_is_not_finite_ends_the_run(tmp_path):
   assert steps_of(tmp_path) == [1]
 
 
+@pytest.mark.long('kfac')
 @pytest.mark.parametrize('optimizer', ['kfac', 'sgd'])
 def test_a_step_that_is_skipped_leaves_the_run_as_if_its_batch_were_not_there(tmp_path, optimizer):
   """Parameters, momentum, factors: bit for bit. K-FAC's schedule of refreshes and keys go by the step, which counts on,
@@ -98,6 +99,7 @@ def test_a_rollback_returns_to_the_checkpoint_and_goes_on_with_later_data(tmp_pa
   assert 'back to step 3' in events(tmp_path / 'back')[0]['words']
 
 
+@pytest.mark.long
 def test_the_data_of_a_rollback_is_kept_by_a_checkpoint(tmp_path):
   config = config_of(not_finite='rollback', steps=6)
   config.checkpoint_every = 3

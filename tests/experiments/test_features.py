@@ -37,6 +37,7 @@ def apart(a, b):
   return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+@pytest.mark.long('kfac-data=2')
 @pytest.mark.parametrize(
   'optimizer, mesh',
   [
@@ -77,6 +78,7 @@ def test_microbatches_are_of_every_shard():
   np.testing.assert_array_equal(parts, [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]])
 
 
+@pytest.mark.long('kfac-empirical')
 @pytest.mark.parametrize(
   'optimizer, fisher',
   [('kfac', 'empirical'), pytest.param('kfac', 'sampled', marks=long), pytest.param('sgd', 'empirical', marks=long)],
@@ -105,6 +107,7 @@ def test_half_precision_trains_as_float32(tmp_path, dtype, tolerance):
   assert found[0] != found[1]
 
 
+@pytest.mark.long
 def test_a_loss_scale_that_is_too_large_halves_and_loses_no_run(tmp_path):
   """2**40 times a gradient is beyond float16: steps are left out until it fits, and are no faults."""
   config = small('sgd', 'data=8', steps=60)
@@ -133,6 +136,7 @@ def test_the_loss_scale_doubles_after_many_sound_steps(monkeypatch):
   assert scales == [4, 4, 8, 8, 8, 16, 16]
 
 
+@pytest.mark.long
 def test_clipping_by_the_norm_of_all_gradients():
   config = small('sgd', 'data=8')
   config.recipe.clip_norm = 0.5
@@ -204,6 +208,7 @@ def test_an_unknown_word_for_what_is_kept():
     build(config)
 
 
+@pytest.mark.long
 def test_a_plan_traces_and_writes_nothing(tmp_path):
   config = small('kfac', 'data=4,model=2')
   config.model.widths, config.data.batch_size = (256, 128), 1024
@@ -218,6 +223,7 @@ def test_a_plan_traces_and_writes_nothing(tmp_path):
   assert products <= step_flops(run, run.init(0), batch) <= 1.3 * products
 
 
+@pytest.mark.long
 def test_a_trace_of_some_steps(tmp_path):
   config = small('sgd', 'data=8', steps=6)
   train(config, tmp_path, quiet=True, profile='2:3')

@@ -24,6 +24,7 @@ def calm(steps):
   return config
 
 
+@pytest.mark.long
 def test_a_finished_run_whose_checkpoints_are_gone_keeps_its_results(tmp_path):
   before = train(calm(6), tmp_path, quiet=True)
   shutil.rmtree(tmp_path / 'checkpoints')
@@ -36,6 +37,7 @@ def test_a_finished_run_whose_checkpoints_are_gone_keeps_its_results(tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_bytes() == written and exported_step(tmp_path) == 6
 
 
+@pytest.mark.long
 def test_a_run_without_a_checkpoint_begins_anew_and_says_so(tmp_path):
   train(calm(6), tmp_path, quiet=True)
   shutil.rmtree(tmp_path / 'checkpoints')

@@ -39,6 +39,7 @@ def small_gan(tmp_path, optimizer='adam', mesh='data=4,model=2', steps=6):
   return config
 
 
+@pytest.mark.long('adam-False')
 @pytest.mark.parametrize(
   'optimizer, extras', [('adam', False), *(pytest.param(o, True, marks=long) for o in ('adam', 'kfac'))]
 )
@@ -86,6 +87,7 @@ def _with(config, mesh):
   return other
 
 
+@pytest.mark.long
 def test_kfac_covers_every_layer_of_both(tmp_path):
   config = small_gan(tmp_path, 'kfac')
   config.model.attention = True
@@ -99,6 +101,7 @@ def test_kfac_covers_every_layer_of_both(tmp_path):
   assert 'generator' in run.coverage and 'discriminator' in run.coverage
 
 
+@pytest.mark.long
 def test_each_player_has_its_own_optimiser(tmp_path):
   config = small_gan(tmp_path, 'kfac', 'data=1')
   config.gan.update({'generator': 'muon', 'discriminator': 'adam'})
@@ -108,6 +111,7 @@ def test_each_player_has_its_own_optimiser(tmp_path):
   assert not metrics['held'] and set(state.opt_state) == {'generator', 'discriminator'}
 
 
+@pytest.mark.long
 def test_a_step_that_is_not_sound_changes_neither_player(tmp_path):
   run = build_on(small_gan(tmp_path, mesh='data=1'), jax.devices()[:1])
   batch = next(run.train_batches(0, 0))
@@ -118,6 +122,7 @@ def test_a_step_that_is_not_sound_changes_neither_player(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
 
 
+@pytest.mark.long
 def test_a_judge_scores_what_is_made(tmp_path):
   config = small_gan(tmp_path, mesh='data=1', steps=3)  # writes the images
   judge = digits_classifier.get_config()
@@ -136,6 +141,7 @@ def test_a_judge_scores_what_is_made(tmp_path):
     read_judge(tmp_path / 'run')
 
 
+@pytest.mark.long
 def test_a_generator_in_use_has_the_means_of_its_own_parameters():
   """However far off those are that it was saved with: images are those that the norms of a large batch make."""
   config = fashion_mnist_gan.get_config()
@@ -164,6 +170,7 @@ def test_schedules_of_a_discriminator_count_its_own_steps(tmp_path):
     assert rate['generator'](step) == pytest.approx(float(rate['discriminator'](4 * step)))
 
 
+@pytest.mark.long
 def test_layers_of_both_players_have_their_names_in_faults(tmp_path):
   run = build_on(small_gan(tmp_path, mesh='data=1'), jax.devices()[:1])
   order, finite = faults._outputs(run, run.init(0), next(run.train_batches(0, 0)))
@@ -193,6 +200,7 @@ def test_frechet_distance_of_gaussians():
   assert abs(frechet(a, a)) < 1e-6
 
 
+@pytest.mark.long("change8-config.gan.generator='ekfac' .* made for one network")
 @pytest.mark.parametrize(
   'change, words',
   [

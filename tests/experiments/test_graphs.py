@@ -38,6 +38,7 @@ def small_images(tmp_path, wordnet, mesh='data=8'):
   return config
 
 
+@pytest.mark.long
 def test_ranks_are_among_what_is_not_known():
   """Against sorting by hand, ties half, on logits of few values."""
   logits = jnp.round(normal(40, 12) * 2)
@@ -72,6 +73,7 @@ def test_nodes_are_exchanged_by_a_seed_of_the_graph(tmp_path, wordnet_folder):
   assert any(np.any(a != b) for a, b in zip(one.source, source().source, strict=True))
 
 
+@pytest.mark.long
 def test_clips_whose_classes_are_directions_are_not_mirrored(tmp_path, directed_folder, wordnet_folder):
   config = small_clips(directed_folder, wordnet_folder)
   config.data.augment = True
@@ -89,6 +91,7 @@ def test_scores_of_classes_without_images():
   assert graphs.zero_shot_scores({**dict.fromkeys(means, 0.0), 'share_seen': 0.5})['harmonic'] == 0
 
 
+@pytest.mark.long
 def test_unseen_classes_have_no_images_in_training(tmp_path, wordnet_folder):
   config = small_images(tmp_path, wordnet_folder)
   run = build(config)
@@ -101,6 +104,7 @@ def test_unseen_classes_have_no_images_in_training(tmp_path, wordnet_folder):
   )
 
 
+@pytest.mark.long('umls_rgcn')
 @pytest.mark.parametrize('preset', ['umls_rgcn', pytest.param('umls_complex', marks=pytest.mark.long)])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, triples_folder, preset):
   brief = preset == 'umls_rgcn'

@@ -157,6 +157,7 @@ def test_links_of_a_sweep_are_refused(tmp_path, name):
 # Checkpoints and exports
 
 
+@pytest.mark.long
 def test_a_checkpoint_under_another_number_is_set_aside(run):
   shutil.copytree(run / 'checkpoints/3', run / 'checkpoints/1000')
   train(calm(6), run, quiet=True)

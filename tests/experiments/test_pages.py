@@ -142,6 +142,7 @@ def test_the_report_in_a_browser(browser, run_of_two_parts, width):
   )
 
 
+@pytest.mark.long
 def test_the_report_needs_nothing_else(run_of_two_parts):
   page = (run_of_two_parts / 'report.html').read_text()
   assert not re.search(r'(src|href)="(?!data:,)[^"#]*"|@import|url\(', page)
@@ -158,6 +159,7 @@ def test_a_run_that_failed_says_so(tmp_path):
   assert 'Diverged: step 5: the batch holds values that are not finite' in page and 'class="bad"' in page
 
 
+@pytest.mark.long
 def test_a_report_by_its_command(run_of_two_parts, tmp_path):
   path = run_of_two_parts / 'report.html'
   before = path.read_text()

@@ -23,6 +23,7 @@ def plan(*flags):
 SMALL = '--config=experiments/configs/noise.py:small_resnet3d'
 
 
+@pytest.mark.long
 def test_a_plan():
   text, code = plan(SMALL, '--config.model.blocks=(1,)', '--config.model.width=4', '--mesh=data=2,space=3', '--json')
   assert code == 0, text
@@ -37,6 +38,7 @@ def test_a_plan():
   assert gathers and all('inverses go from their owners' in g['cause'] for g in gathers)
 
 
+@pytest.mark.long("flags0-error: --mesh='data=-1': give every axis its size")
 @pytest.mark.parametrize(
   'flags, words',
   [

@@ -396,6 +396,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_were_not(tmp_path,
   assert all(seconds < 60 for seconds in result.seconds)
 
 
+@pytest.mark.long('0')
 @pytest.mark.parametrize('wrong', [0, pytest.param(1, marks=long)])
 def test_when_one_is_wrong_all_stop(tmp_path, wrong):
   """A mistake in the flags of one process, which the others cannot know."""
@@ -406,6 +407,7 @@ def test_when_one_is_wrong_all_stop(tmp_path, wrong):
   assert all('process 1 has config.mesh=' in output for output in outputs), outputs
 
 
+@pytest.mark.long
 def test_when_one_does_not_come_the_others_give_up(tmp_path):
   """In one line, and not with the runtime's stack."""
   how = {'coordinator_address': f'localhost:{free_port()}', 'num_processes': 2, 'process_id': 0}

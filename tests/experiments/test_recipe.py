@@ -57,6 +57,7 @@ def test_mistakes_end_in_one_line(changes, words):
   assert words in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.long
 def test_momentum_follows_the_learning_rate():
   """Each step's momentum is its own share of the peak; a run equals the rule written out."""
   config = configured(**{'sgd.momentum_follows_rate': True, 'sgd.momentum': 0.8, 'sgd.warmup_steps': 3})

@@ -50,6 +50,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.long('kfac')
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (n != 'kfac')) for n in VARIANTS])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
   """Bit for bit: losses, and all of the state. Cut off between checkpoints, at one, and before the first."""
@@ -211,6 +212,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(tmp_path):
   assert steps_of(tmp_path) == [1, 2, 3] and (tmp_path / 'checkpoints' / '3').is_dir()
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
   train(small('sgd', steps=3), tmp_path / 'a', quiet=True)
   other = small('sgd', steps=3)
@@ -311,6 +313,7 @@ def test_what_the_operating_system_says_is_found_behind_other_errors(tmp_path):
     raise RuntimeError('a bug')
 
 
+@pytest.mark.long
 def test_a_save_by_time(tmp_path, monkeypatch):
   config = small('sgd', steps=12)
   config.log_every, config.keep_checkpoints, config.checkpoint_minutes = 2, 10, 1.0

@@ -50,6 +50,7 @@ def test_rows_by_layer(tmp_path, optimizer):
       assert {'condition_G', 'damping_A', 'largest_A', 'largest_G'} <= set(kernel)
 
 
+@pytest.mark.long
 def test_event_files(tmp_path):
   """Read by the package's own protocol buffers: no TensorFlow."""
   from tensorboardX.proto.event_pb2 import Event
@@ -73,6 +74,7 @@ def test_event_files(tmp_path):
   assert ('time/examples_per_second', 6) in scalars
 
 
+@pytest.mark.long
 def test_event_files_can_be_left_out(tmp_path):
   config = small('sgd', steps=3)
   config.writers.tensorboard = False
@@ -168,6 +170,7 @@ def test_a_run_tells_its_rate(tmp_path, capsys):
   assert 0 < times[-1]['mfu'] < 1 and 'examples/s' in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_host_waits_for_the_device_at_looks_alone(tmp_path, monkeypatch):
   """Between them nothing reads an array: neither metrics nor state."""
   ArrayImpl = type(jax.numpy.zeros(()))
@@ -190,6 +193,7 @@ def test_the_host_waits_for_the_device_at_looks_alone(tmp_path, monkeypatch):
   assert {n for n in reads if n > 0} == {19, 39, 59}
 
 
+@pytest.mark.long
 def test_what_the_loop_adds_is_measured():
   """The script, in small: what is outside of steps and batches, less what a bare loop has there."""
   from scripts.loop import Timed, measure

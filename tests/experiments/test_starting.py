@@ -95,7 +95,7 @@ def steps_of(workdir):
   return [row['step'] for row in read_rows(workdir / 'metrics.jsonl') if 'loss' in row]
 
 
-@pytest.mark.brief('stderr')
+@pytest.mark.long
 @pytest.mark.parametrize('stream', ['stdout', 'stderr'])
 def test_a_full_stream_ends_nothing(tmp_path, stream):
   with open('/dev/full', 'w') as full:
@@ -108,6 +108,7 @@ def test_a_full_stream_ends_nothing(tmp_path, stream):
     assert 'report.html' in output
 
 
+@pytest.mark.long
 def test_a_closed_pipe_ends_nothing(tmp_path):
   process = train(tmp_path, '--config.steps=4', '--config.log_every=1')
   process.stdout.close()
@@ -125,7 +126,7 @@ def test_a_stream_that_is_lost_is_told_once(tmp_path, capfd):
   assert (tmp_path / 'other').read_text().count('cannot be written') == 1
 
 
-@pytest.mark.brief('command0', 'command1')
+@pytest.mark.brief('command1')
 @pytest.mark.parametrize('command', [
   ['experiments/train.py', '--workdir='], ['experiments/train.py', '--workdir=  '],
   ['experiments/train.py', '--workdir=gs://bucket/run'], ['experiments/sweep.py', '--workdir=s3://bucket/run'],
@@ -156,6 +157,7 @@ def test_everything_is_written_by_that_module():
       assert 'json.dump' not in text, path
 
 
+@pytest.mark.long
 def test_a_diverging_run_leaves_json(tmp_path):
   """A parser that knows no NaN reads every line that such a run writes."""
   more = [
@@ -171,7 +173,7 @@ def test_a_diverging_run_leaves_json(tmp_path):
   assert len(rows) > 10 and '": null' in ''.join(lines)
 
 
-@pytest.mark.brief('nothing')
+@pytest.mark.long
 @pytest.mark.parametrize('environment', [{}, {'KRONMESH_DATA': '{tmp}/data'}], ids=['nothing', 'a folder for data'])
 def test_a_user_without_a_home(tmp_path, environment):
   """One line that says what to set; with it, a run."""

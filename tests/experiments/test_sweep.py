@@ -225,6 +225,7 @@ def test_members_through_submitit(tmp_path):
   assert wrong.returncode == 2 and 'partitoin' in wrong.stderr and 'Traceback' not in wrong.stderr, wrong.stderr
 
 
+@pytest.mark.long
 def test_gpus_are_one_for_each_worker(tmp_path):
   done = run_sweep(tmp_path / 'x', 'seed=0', '--workers=2', '--gpus=0')
   assert done.returncode == 2 and done.stderr == 'error: --gpus=0 is fewer than --workers=2\n'

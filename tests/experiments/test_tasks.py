@@ -38,6 +38,7 @@ def test_poisson_s_loss_and_error(factor):
   assert float(metrics['error']) == pytest.approx((factor - 1) ** 2, abs=1e-6)
 
 
+@pytest.mark.long
 def test_the_loss_of_the_next_token_and_its_observations():
   model = models.Transformer(vocabulary=7, length=6, layers=1, width=8, heads=2)
   tokens = jax.random.randint(jax.random.key(0), (4, 6), 0, 7)

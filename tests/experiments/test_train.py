@@ -31,6 +31,7 @@ from tests.experiments.small import build_on, built, losses, small
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_the_trainer_takes_the_steps_of_kfac_itself():
   """With intervals of 1: `kron.kfac` with all inside of one step, at the config's settings."""
   config = small(mesh='data=1')
@@ -210,6 +211,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.long('a stray word', 'a typo in a key', 'an argument no config takes')
 @pytest.mark.parametrize('name', COMMANDS)
 def test_mistakes_on_the_command_line_end_in_one_line(tmp_path, name):
   args, words = COMMANDS[name]
@@ -222,11 +224,13 @@ def test_mistakes_on_the_command_line_end_in_one_line(tmp_path, name):
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.long
 def test_digits_are_the_default_config():
   done = command('experiments/train.py', '--config.mesh=data=3')
   assert done.returncode == 2 and 'does not match the 8 devices' in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_a_missing_config_is_named():
   done = command('experiments/train.py', '--config=experiments/configs/nothing.py')
   assert done.returncode == 2 and 'nothing.py' in done.stderr and 'Traceback' not in done.stderr, done.stderr
@@ -271,22 +275,24 @@ CONFIGS = {
 }
 
 
-@pytest.mark.brief('poisson')
+@pytest.mark.long
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_config_trains_in_small(tmp_path, name, imagenet_folder, moving_folder, video_folder, scene_folder):
+def test_every_config_trains_in_small(tmp_path, name, request):
   config = importlib.import_module(f'experiments.configs.{name}').get_config()
   config.update_from_flattened_dict({**CONFIGS[name], 'steps': 3, 'eval_every': 3, 'data.eval_examples': 64})
   config.data.eval_batch_size = 64
   section = config[config.optimizer]
   section.warmup_steps = min(section.warmup_steps, 1)
   if config.data.name == 'imagenet2012':
-    config.data.folder = imagenet_folder
+    config.data.folder = request.getfixturevalue('imagenet_folder')
   if config.data.name == 'moving_fashion_mnist':
-    config.data.folder = moving_folder
+    config.data.folder = request.getfixturevalue('moving_folder')
   if name in ('accidents', 'anomalies'):
-    config.data.folder = scene_folder
+    config.data.folder = request.getfixturevalue('scene_folder')
   if name == 'videos':
-    config.data.update({'name': 'video_folder', 'source': video_folder, 'folder': str(tmp_path / 'data')})
+    config.data.update(
+      {'name': 'video_folder', 'source': request.getfixturevalue('video_folder'), 'folder': str(tmp_path / 'data')}
+    )
   if config.data.name == 'fashion_mnist':
     write_idx(tmp_path / 'idx', packed=True, train=64, test=20)
     config.data.folder, config.data.source = str(tmp_path / 'data'), str(tmp_path / 'idx')
@@ -307,7 +313,7 @@ ENDINGS = {
 @pytest.mark.parametrize('name', ENDINGS)
 def test_every_known_error_ends_in_one_line_and_a_code(name, capsys, monkeypatch):
   error, code = ENDINGS[name]
-  monkeypatch.setattr(os, '_exit', sys.exit)  # which an interrupted run ends by; it would end the tests too
+  commands.stay(monkeypatch)
 
   def run(argv):
     raise error

@@ -61,6 +61,7 @@ def test_the_step_minimises_the_model():
     params, previous = optax.apply_updates(params, updates), directions @ best
 
 
+@pytest.mark.long
 def test_without_momentum_and_with_a_schedule():
   _, params, args, curvature = make()
   _, grads, stats = jax.jit(curvature.value_and_grad)(params, *args)
@@ -85,6 +86,7 @@ def test_without_momentum_and_with_a_schedule():
   close(flat(steps['shorter']), flat(once) / 4, 1e-9)
 
 
+@pytest.mark.long
 def test_the_clip_bounds_the_divergence_of_a_step():
   _, params, args, curvature = make()
   products = lambda: curvature.products(params, *args)  # noqa: E731
@@ -212,6 +214,7 @@ def test_products_of_another_fisher():
     sampled.products(params, *args, fisher='sample')
 
 
+@pytest.mark.long
 def test_what_is_missing_is_named():
   loss, params, args, curvature = make()
   tx = kron.adaptive_kfac(curvature)

@@ -168,7 +168,7 @@ OWN_TERMS = {
 }
 
 
-@pytest.mark.long('weight decay')
+@pytest.mark.long('weight decay', 'a rate that is an argument', 'group lasso', 'log determinant', 'orthogonality')
 @pytest.mark.parametrize('name', OWN_TERMS)
 def test_terms_of_parameters_alone_change_the_gradient_and_not_the_curvature(name):
   params, x = normals(SHAPES), normal(N, 4)

@@ -22,7 +22,7 @@ def resnet50():
   return kron.curvature(loss, params, *args, has_aux=True).blocks
 
 
-@pytest.mark.brief('False-4', 'True-2', 'False-8', 'False-64')
+@pytest.mark.brief('True-2', 'False-8', 'False-64')
 @pytest.mark.parametrize('owners', [2, 4, 8, 64])
 @pytest.mark.parametrize('mem_opt', [False, True])
 def test_resnet50_is_dealt_fairly(resnet50, owners, mem_opt):
@@ -96,6 +96,7 @@ def test_padding_is_the_least_there_can_be(shapes, owners):
   assert all(s.slots == math.ceil(s.count / owners) for s in layout.stacks.values())
 
 
+@pytest.mark.long('4-5')
 @pytest.mark.parametrize('devices, n', [(8, 40), (8, 37), (4, 5)])
 def test_rows_of_an_inverse(devices, n):
   """Split over devices it is the inverse, and NaN throughout where there is none."""

@@ -132,6 +132,7 @@ def test_moments_of_a_convolution(sharing):
   close(moments(curvature, params, args, basis)['conv'][0], (uses**2).sum((0, 1)) / N, 1e-5)
 
 
+@pytest.mark.long('False')
 @pytest.mark.parametrize('one_hot', [False, True])
 def test_moments_of_an_embedding(one_hot):
   params = {'table': jax.random.normal(KEYS[0], (7, H)), 'out': jax.random.normal(KEYS[1], (H, K))}
@@ -150,6 +151,7 @@ def test_moments_of_an_embedding(one_hot):
   close(moments(curvature, params, (tokens, y), basis)['table'][0], expected, 1e-5)
 
 
+@pytest.mark.long
 def test_moments_of_layers_stacked_in_a_scan_and_of_a_tied_kernel():
   params = {'stack': jax.random.normal(KEYS[0], (3, D, D)), 'tied': jax.random.normal(KEYS[1], (D, K))}
   x, y = data()
@@ -226,6 +228,7 @@ def test_ekfac_equals_its_dense_form():
     close(matrices(updates)[name].reshape(-1), np.linalg.solve(dense, v.reshape(-1)), 2e-4)
 
 
+@pytest.mark.long
 def test_ekfac_is_nearer_to_the_fisher_than_kfac():
   """The best diagonal in any basis is the measured one (George et al. 2018, theorem 2)."""
   params, (x, y) = dense_params(), data()
@@ -245,6 +248,7 @@ def test_ekfac_is_nearer_to_the_fisher_than_kfac():
     assert np.linalg.norm(fisher - u @ np.diag(s) @ u.T) < 0.95 * np.linalg.norm(fisher - kfac), name
 
 
+@pytest.mark.long
 def test_ekfac_treats_scale_and_shift_as_kfac_does():
   def network(params, x):
     return (jnp.tanh(x) * params['scale'] + params['shift']) @ params['out']
@@ -305,6 +309,7 @@ LINKS = {
 }
 
 
+@pytest.mark.long('ekfac')
 @pytest.mark.parametrize('name', LINKS)
 def test_an_ordinary_optax_optimiser(name):
   """Trains inside of one jitted scan; its state keeps its types; the loss falls."""
@@ -324,7 +329,7 @@ def test_an_ordinary_optax_optimiser(name):
   assert kron.find_state(state, kron.Eigenbasis).rejected_inverses == 0
 
 
-@pytest.mark.brief('kfac_adam')
+@pytest.mark.long
 @pytest.mark.parametrize('name', LINKS)
 def test_any_number_of_owners_gives_the_same_update_and_checkpoint(name):
   params, args = dense_params(), data()

@@ -58,6 +58,7 @@ def check_deep_linear(dtype, tolerance):
     close(block_of(stats, f'{layer}/kernel'), expected, tolerance)
 
 
+@pytest.mark.long
 def test_deep_linear_network_in_f32():
   check_deep_linear(jnp.float32, 1e-4)
 
@@ -90,6 +91,7 @@ def _cholesky(f):
   return jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
 
 
+@pytest.mark.long('gaussian of variance 1/2')
 @pytest.mark.parametrize('name', LIKELIHOODS)
 def test_exact_and_sampled_fisher_of_every_likelihood(name):
   """G of a single example: no factorisation is involved, so F = aaT x G exactly."""

@@ -33,7 +33,7 @@ def test_factors_and_gradients(name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * float(norm)), grads, expected)
 
 
-@pytest.mark.brief('MLP')
+@pytest.mark.long
 @pytest.mark.parametrize('name', CASES)
 def test_one_update_lowers_the_loss(name):
   """With the sampled Fisher, as one trains."""

@@ -35,7 +35,7 @@ def refreshed(placement=None, damping=1e-2):
   return curvature, jax.jit(lambda s: tx.update(grads, s, params, stats=stats)[1])(state)
 
 
-@pytest.mark.brief('owners')
+@pytest.mark.long
 @pytest.mark.parametrize('inverses', [None, 'everywhere', 'owners'])
 def test_conditions_are_those_of_dense_matrices(inverses):
   """On one device and by every placement; the factors are small enough that 30 steps suffice."""
@@ -78,6 +78,7 @@ def test_a_matrix_that_is_not_positive_definite_gets_as_much_damping_as_it_needs
   assert failed.tolist() == [[False, False, True, False]] and more.tolist() == [[False, True, False, False]]
 
 
+@pytest.mark.long('False')
 @pytest.mark.parametrize('between', [False, True])
 def test_inverses_with_more_damping_are_counted(between):
   curvature, params, batch = problem()

@@ -53,7 +53,7 @@ def test_large_matrices_by_halves(x64, monkeypatch, n):
     close(bad[1], expected[1], 1e-10)
 
 
-@pytest.mark.brief('10000.0')
+@pytest.mark.long
 @pytest.mark.parametrize('condition', [1e2, 1e4])
 def test_by_halves_float32_loses_no_more_than_its_rounding_times_the_condition(monkeypatch, condition):
   """Some ten times what whole ones lose at 1e4, and positive definite."""

@@ -68,7 +68,7 @@ def test_intervals_of_one_change_nothing():
     jax.tree.map(lambda s, t: close(s, t, 1e-12), (a, state_a), (b, state_b))
 
 
-@pytest.mark.brief('3-1', '4-2')
+@pytest.mark.brief('4-2')
 @pytest.mark.parametrize('every, statistics_every', [(1, 1), (3, 1), (4, 2), (8, 8), (32, 5)])
 def test_what_is_due_is_new_and_the_rest_is_old(every, statistics_every):
   """Against the inverse of all at once, slot by slot; over one interval and a half."""
@@ -109,6 +109,7 @@ def test_what_is_not_finite_is_kept_out_and_counted_once():
   assert state.rejected_inverses == sum(len(held) for held in before.values())
 
 
+@pytest.mark.long
 def test_the_state_may_be_anywhere_in_a_chain():
   curvature, params, x, y = problem(dtype='float32')
   tx = optax.chain(optax.clip(1.0), kron.kfac(0.1, curvature))

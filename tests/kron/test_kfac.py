@@ -120,7 +120,7 @@ WRAPPERS = {
 }  # fmt: skip
 
 
-@pytest.mark.long('plain')
+@pytest.mark.long('plain', 'chain', 'schedules')
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_an_ordinary_optax_optimiser(problem, name):
   """In jit and scan, under optax's wrappers, with the state's types unchanged; the loss falls."""
@@ -159,6 +159,7 @@ def test_a_constant_schedule_equals_its_number(problem):
   jax.tree.map(lambda a, b: close(a, b, 1e-6), *results)
 
 
+@pytest.mark.long('schedule')
 @pytest.mark.parametrize('momentum', [0.5, lambda count: jnp.where(count == 1, 0.5, 0.9)], ids=['number', 'schedule'])
 def test_momentum_is_that_of_the_heavy_ball(problem, momentum):
   params, x, y = problem
@@ -216,6 +217,7 @@ def test_statistics_that_are_not_finite_are_dropped_and_counted(problem):
   assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
 
 
+@pytest.mark.long
 def test_any_number_of_owners_gives_the_same_update_and_checkpoint(problem):
   params, x, y = problem
   curvature = kron.curvature(loss_fn, params, x, y, fisher='exact')

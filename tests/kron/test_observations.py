@@ -55,7 +55,7 @@ TERMS = {
 }
 
 
-@pytest.mark.brief('weighted', 'both masked')
+@pytest.mark.brief('weighted')
 @pytest.mark.parametrize('name', TERMS)
 def test_each_term_has_its_own_curvature(name):
   """Both factors of a head: the Hessian of the loss, whose block they are exactly."""
@@ -131,6 +131,7 @@ def test_three_marks_and_microbatches():
       jax.tree.map(lambda a, b: close(a, b, 1e-5), added.means(name), whole.means(name))
 
 
+@pytest.mark.long
 def test_products_are_those_of_the_hessian():
   """The Fisher of a network that is linear in its parameters is the Hessian of its loss."""
   params = normals({k: SHAPES[k] for k in 'ab'})
@@ -231,6 +232,7 @@ def test_an_event_that_takes_every_axis_is_refused(name):
     kron.curvature(loss, params, x, fisher='exact')
 
 
+@pytest.mark.long
 def test_remedies_of_a_squeezed_output():
   """event_ndims=0, a last axis of one, and vmap give the curvature of the loss."""
   params, x, y = normals({'a': (4, 1)}), normal(64, 4), normal(64)
@@ -262,7 +264,7 @@ def test_remedies_of_a_squeezed_output():
 # --- what else a mark reads
 
 
-@pytest.mark.long('shape0')
+@pytest.mark.long('shape0', 'shape1', 'shape2', 'shape4')
 @pytest.mark.parametrize('shape', [(3,), (1, 3), (6, 3), (6, 1), ()])
 def test_a_variance_of_each_output(shape):
   params, x = normals({'a': (4, 3)}), normal(6, 4)
@@ -292,6 +294,7 @@ def test_a_variance_that_does_not_fit_or_is_learned_is_refused():
         kron.curvature(loss, params, x, fisher=fisher)
 
 
+@pytest.mark.long
 def test_a_pair_of_integers_is_no_key():
   x, ids = jnp.ones((2, 3)), jnp.array([3, 4], jnp.uint32)
   params = {'w': jnp.ones((3, 2)), 't': jnp.ones((8, 2))}

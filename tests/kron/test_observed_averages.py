@@ -87,7 +87,7 @@ def test_a_head_that_one_batch_in_eight_uses(name):
   close(a['G'], share * np.eye(3), 1e-5)
 
 
-@pytest.mark.brief('scale_by_kfac_adam', 'scale_by_ekfac')
+@pytest.mark.brief('scale_by_kfac_adam')
 @pytest.mark.parametrize('name', ['scale_by_kfac', 'scale_by_ekfac', 'scale_by_kfac_adam', 'scale_by_stale_kfac'])
 def test_every_optimiser_keeps_what_was_not_observed(name):
   """After a batch that uses the first head only, the second head's factor of inputs is what it was."""

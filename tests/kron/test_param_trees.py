@@ -94,7 +94,7 @@ CLOTHES = {
 }
 
 
-@pytest.mark.brief('dataclass', 'FrozenDict', 'flax dataclass')
+@pytest.mark.brief('dataclass', 'flax dataclass')
 @pytest.mark.parametrize('clothes', CLOTHES)
 def test_the_same_parameters_in_other_clothes(clothes):
   wrap, unwrap = CLOTHES[clothes]
@@ -103,14 +103,7 @@ def test_the_same_parameters_in_other_clothes(clothes):
   jax.tree.map(np.testing.assert_array_equal, unwrap(found), right)
 
 
-@pytest.mark.brief(
-  'flax dataclass-kfac_adam',
-  'another root-ekfac',
-  'nnx State-kfac',
-  'flax dataclass-stale_kfac',
-  'flax dataclass-natural_gradient',
-  'nnx State-adaptive_kfac',
-)
+@pytest.mark.long
 @pytest.mark.parametrize('name', OPTIMIZERS)
 @pytest.mark.parametrize('clothes', ['flax dataclass', 'another root', 'nnx State'])
 def test_every_optimiser_knows_its_parameters(name, clothes):
@@ -119,7 +112,7 @@ def test_every_optimiser_knows_its_parameters(name, clothes):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), unwrap(found), right)
 
 
-@pytest.mark.brief('ekfac', 'adaptive_kfac')
+@pytest.mark.long
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_one_vector_of_all_parameters(name):
   right, found = step(OPTIMIZERS[name](CURVATURE)), step(optax.flatten(OPTIMIZERS[name](CURVATURE)))
@@ -154,6 +147,7 @@ def test_an_order_that_is_not_sure_is_refused():
     tx.init([params['b'], params['a']])
 
 
+@pytest.mark.long
 def test_masked_parameters_are_another_transformations():
   mask = {'a': True, 'b': False}
   masked = step(optax.masked(kron.scale_by_kfac(CURVATURE), mask))
@@ -175,7 +169,7 @@ class Net(nnx.Module):
     return self.a(jnp.tanh(self.z(x)))
 
 
-@pytest.mark.brief('module-kfac_adam', 'pure-kfac', 'module-stale_kfac', 'state-stale_kfac')
+@pytest.mark.brief('pure-kfac')
 @pytest.mark.parametrize('name', ['kfac', 'kfac_adam', 'stale_kfac'])
 @pytest.mark.parametrize('read', ['state', 'pure', 'module'])
 def test_nnx_optimizer_takes_the_step_of_the_transformation(name, read):
@@ -215,7 +209,7 @@ def test_flax_train_state_takes_the_step_of_the_transformation():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state.params, right)
 
 
-@pytest.mark.brief('stale_kfac', 'ekfac', 'kfac_adam')
+@pytest.mark.brief('stale_kfac')
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_an_update_that_hears_nothing_of_statistics_is_refused(name):
   """As flax's TrainState calls it: the step would be plain descent."""
@@ -231,6 +225,7 @@ def test_an_update_that_hears_nothing_of_statistics_is_refused(name):
   tx.update(grads, state.opt_state, PARAMS, stats=None, **more)
 
 
+@pytest.mark.long('kfac_adam', 'stale_kfac')
 @pytest.mark.parametrize('name', ['kfac', 'ekfac', 'kfac_adam', 'stale_kfac'])
 def test_multisteps_is_refused_as_it_drops_statistics(name):
   tx = optax.MultiSteps(OPTIMIZERS[name](CURVATURE), 2)

@@ -78,7 +78,7 @@ def loss_fn(params, x, labels):
   return -jax.nn.log_softmax(z)[jnp.arange(len(z)), labels].mean()
 
 
-@pytest.mark.brief('{}')
+@pytest.mark.long
 @pytest.mark.parametrize('options', [{}, {'subsample': 0.5}], ids=str)
 def test_statistics_of_a_layer_are_those_of_its_rows(x64, options):
   """With a bias and a scale, and of parts of the batch."""

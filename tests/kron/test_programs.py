@@ -72,6 +72,7 @@ def frameworks():
   }
 
 
+@pytest.mark.long
 def test_one_network_in_three_frameworks():
   """flax.linen, flax.nnx and plain JAX: the same blocks with the same factors."""
   x, y = images()
@@ -141,7 +142,14 @@ CASES = [
 ]
 
 
-@pytest.mark.long('autoencoder-empirical', 'resnet f32-empirical', 'resnet bf16-sampled')
+@pytest.mark.long(
+  'autoencoder-empirical',
+  'resnet f32-empirical',
+  'resnet bf16-sampled',
+  'linen-empirical',
+  'nnx-sampled',
+  'plain-empirical',
+)
 @pytest.mark.parametrize('name, fisher', CASES)
 def test_gradients_with_probes_are_the_plain_ones_bit_for_bit(name, fisher):
   loss, params, batch, has_aux = NETWORKS[name]()
@@ -200,6 +208,7 @@ WRITINGS = {
 }
 
 
+@pytest.mark.long('remat with a policy')
 @pytest.mark.parametrize('name', WRITINGS)
 def test_statistics_do_not_depend_on_how_a_network_is_written(name):
   k = jax.random.split(KEY, 5)

@@ -22,11 +22,11 @@ def assert_sound(outcomes):
   )
 
 
-def test_a_few_random_programs(x64):
-  assert_sound([check(seed) for seed in range(7000, 7002)])
+def test_a_random_program(x64):
+  assert_sound([check(7001)])
 
 
-@pytest.mark.brief('7004')
+@pytest.mark.long
 @pytest.mark.parametrize('seed', [7000, 7004])
 def test_random_data_parallel_steps(x64, seed):
   assert_sound([check_sharded(seed)])

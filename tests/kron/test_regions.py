@@ -125,15 +125,7 @@ def objective(network):
   return lambda p, x: squared(network(p, x))
 
 
-@pytest.mark.brief(
-  'the second branch',
-  'the first branch',
-  'two parameters as one',
-  'stacked layers unrolled',
-  'cond, taken',
-  'stacked layers backwards',
-  'stacked layers',
-)
+@pytest.mark.brief('the second branch', 'two parameters as one', 'cond, taken', 'stacked layers')
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_factors_are_those_of_the_program_written_out(name):
   network, shapes, x_shape = PROGRAMS[name]
@@ -237,6 +229,7 @@ def test_a_kernel_that_cannot_be_seen_is_refused_and_may_be_explained():
   close(found[2].sums['out']['A'], expected[2].sums['out']['A'], 1e-5)
 
 
+@pytest.mark.long
 def test_a_loss_with_its_own_gradient_takes_its_curvature_from_the_mark():
   """As FermiNet's: the loss is an energy whose gradient is a covariance; curvature is that of log|psi|."""
 
@@ -294,7 +287,7 @@ def test_a_mark_inside_of_a_branch_is_refused():
     kron.curvature(loss, params, x, fisher='exact')
 
 
-@pytest.mark.long('True-exact')
+@pytest.mark.long('True-exact', 'False-exact')
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('check_vma', [True, False])
 def test_shard_map(fisher, check_vma):

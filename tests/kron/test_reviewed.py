@@ -112,6 +112,7 @@ def test_flattened_logits_count_tokens_and_norms_count_sequences():
   assert jax.jit(curvature.value_and_grad)(params, x)[2].examples == N * 5 and len(curvature.blocks) == 3
 
 
+@pytest.mark.long
 def test_a_stack_with_gains_that_a_loop_slices():
   params = normals({'w': (3, 4, 4), 'g': (3, 4), 'out': (4, 2)})
   x = normal(N, 4)

@@ -43,7 +43,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.brief('branches', 'a scan over time')
+@pytest.mark.brief('branches')
 @pytest.mark.parametrize('name', NETWORKS)
 def test_reduce_sums_over_the_uses_of_each_example(name):
   """A and G from each example's mean input and summed gradient (Eschenhagen et al. 2023, eq. 17), had from copies.
@@ -137,7 +137,7 @@ def test_two_uses_combine_to_the_product_with_the_same_partial_traces():
   close(np.einsum('ioip->op', product), np.einsum('ioip->op', full.reshape(3, 4, 3, 4)), 1e-5)
 
 
-@pytest.mark.brief('blocks')
+@pytest.mark.long
 @pytest.mark.parametrize('oversize', ['diagonal', 'blocks'])
 def test_factors_above_the_chosen_size(oversize):
   """Large factors are the diagonal, or the diagonal blocks, of the whole ones; the update solves with them."""

@@ -56,7 +56,7 @@ SIZES = {
 }
 
 
-@pytest.mark.brief('settling-bounds1', 'a jump-bounds0', 'restless-bounds0', 'growing-bounds1', 'at rest-bounds1')
+@pytest.mark.brief('settling-bounds1', 'a jump-bounds0', 'growing-bounds1')
 @pytest.mark.parametrize('bounds', [(1, 1000), (2, 6)])
 @pytest.mark.parametrize('sizes', SIZES)
 def test_the_rule(sizes, bounds):
@@ -85,6 +85,7 @@ def test_the_rule(sizes, bounds):
   close(state.refreshes_saved, 1 - (len(taken['A']) + len(taken['G'])) / (2 * steps), 1e-6)
 
 
+@pytest.mark.long
 def test_a_restless_run_equals_kfac():
   """Where everything is due at every step, the updates are those of K-FAC with the same averages."""
   for decay in (0.0, 0.9):
@@ -173,7 +174,9 @@ LONG = ['MobileNet with squeeze and excite', 'mixture of experts', 'T5', 'GRU in
 CASES = [*BRIEF, *(pytest.param(n, marks=pytest.mark.long) for n in LONG)]
 
 
-@pytest.mark.long('in a shard_map-sampled', 'a scan-sampled', 'a scan-empirical')
+@pytest.mark.long(
+  'in a shard_map-sampled', 'a scan-sampled', 'a scan-empirical', 'reduced-sampled', 'unit-wise-sampled'
+)
 @pytest.mark.parametrize('fisher', ['sampled', 'empirical'])
 @pytest.mark.parametrize('name', CASES)
 def test_statistics_of_what_is_due(name, fisher):

@@ -80,7 +80,24 @@ def loss_of(quantize):
   return loss
 
 
-@pytest.mark.long('w + stop(q(w) - w)-exact', 'ternary-exact')
+@pytest.mark.long(
+  'w + stop(q(w) - w)-exact',
+  'ternary-exact',
+  'a rule in the middle-empirical',
+  'a rule in the middle-exact',
+  'a rule of its own-exact',
+  'in a jit-exact',
+  'in a remat-empirical',
+  'in a remat-exact',
+  'scaled and pruned-exact',
+  'stop(q(w)) + (w - stop(w))-empirical',
+  'stop(q(w)) + (w - stop(w))-exact',
+  'w + stop(q(w) - w)-empirical',
+  'w - stop(w - q(w))-empirical',
+  'w - stop(w - q(w))-exact',
+  'with a step size-empirical',
+  'with a step size-exact',
+)
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 @pytest.mark.parametrize('name', QUANTIZERS)
 def test_factors_are_those_of_the_effective_weight(name, fisher):

@@ -20,6 +20,7 @@ def flattened(stats, blocks):
   return {f'{b.name} {k}': m for b in blocks for k, m in stats.means(b.name).items()}
 
 
+@pytest.mark.long('MLP')
 @pytest.mark.parametrize('name', CASES)
 def test_shards_add_up(name):
   case = GALLERY[name]()
@@ -50,7 +51,7 @@ def loss_fn(params, x, y, mask):
 CHOICES = [(s, a) for s in ('expand', 'reduce') for a in ('kronecker', 'unit', 'diagonal')]
 
 
-@pytest.mark.brief('2-reduce-diagonal', '2-reduce-unit', '2-expand-unit', '2-reduce-kronecker')
+@pytest.mark.brief('2-reduce-unit')
 @pytest.mark.parametrize(
   'shards, sharing, approximation', [(1, *CHOICES[0]), (3, *CHOICES[0]), *((2, *c) for c in CHOICES)]
 )
@@ -115,6 +116,7 @@ def test_what_does_not_divide_is_one_line(options, words):
     kron.curvature(loss_fn, params(), *sets(), **options)
 
 
+@pytest.mark.long
 def test_ekfac_and_masked_updates_take_shards():
   x, y, mask = sets()
   results = []

@@ -59,6 +59,7 @@ def test_bfloat16_parameters_in_a_scan(name):
   jax.eval_shape(lambda c: jax.lax.scan(body, c, None, length=2), (params, tx.init(params)))
 
 
+@pytest.mark.long
 def test_scheduled_momentum_is_that_of_numbers():
   curvature = kron.curvature(loss_fn, PARAMS, X, Y, fisher='exact')
   _, grads, stats = jax.jit(curvature.value_and_grad)(PARAMS, X, Y)
@@ -72,7 +73,7 @@ def test_scheduled_momentum_is_that_of_numbers():
   jax.tree.map(lambda a, b: close(a, b, 1e-6), *ends)
 
 
-@pytest.mark.brief('100000000000.0', '100000000.0', '1000000000000.0')
+@pytest.mark.brief('100000000.0', '1000000000000.0')
 @pytest.mark.parametrize('scale', [1e-12, 1e-9, 1e-8, 1e8, 1e11, 1e12])
 def test_the_scale_of_a_loss(scale):
   """The loss times c and the damping times c^2 make the update 1/c as long."""
@@ -132,7 +133,7 @@ def kept():
   return tx, keep, keep.take(tx.init(PARAMS), stats)
 
 
-@pytest.mark.long('flax.serialization')
+@pytest.mark.long('flax.serialization', 'a tree of lists', 'device_get')
 @pytest.mark.parametrize('name', BACK)
 def test_inverses_of_a_state_that_was_read_back(name):
   tx, keep, state = kept()

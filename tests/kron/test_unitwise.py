@@ -87,7 +87,18 @@ def single_gradients(network, params, x, n):
   return jax.jit(jax.vmap(lambda xi: jax.grad(loss)([params] * n, xi[None])))(x)
 
 
-@pytest.mark.long('dense-diagonal', 'experts-diagonal', 'layers in a scan-unit', 'convolution-unit', 'embedding-unit')
+@pytest.mark.long(
+  'dense-diagonal',
+  'experts-diagonal',
+  'layers in a scan-unit',
+  'convolution-unit',
+  'embedding-unit',
+  'embedding-diagonal',
+  'experts-unit',
+  'layers in a scan-diagonal',
+  'sequence-diagonal',
+  'sequence-unit',
+)
 @pytest.mark.parametrize('approximation', ['unit', 'diagonal'])
 @pytest.mark.parametrize('case', CASES)
 def test_equals_gradients_of_single_examples(case, approximation):
@@ -156,7 +167,7 @@ def test_reduce_sums_over_the_uses_first(approximation):
   close(stats.sums['w']['F'] / N, expected, 1e-12)
 
 
-@pytest.mark.brief('scale_by_kfac-diagonal', 'scale_by_ekfac-unit')
+@pytest.mark.brief('scale_by_ekfac-unit')
 @pytest.mark.parametrize('approximation', ['unit', 'diagonal'])
 @pytest.mark.parametrize('link', [kron.scale_by_kfac, kron.scale_by_ekfac])
 def test_the_update_solves_the_damped_system(approximation, link):

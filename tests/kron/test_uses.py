@@ -101,7 +101,6 @@ LAYOUTS = {
 
 @pytest.mark.brief(
   'kernel first-numbers0',
-  'expert first-numbers1',
   'token first-numbers2',
   'token, feature, expert-numbers1',
   'feature first-numbers1',

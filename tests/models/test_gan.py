@@ -45,7 +45,7 @@ def test_gradients_through_the_value_are_those_of_the_formula():
   np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.brief('28')
+@pytest.mark.long
 @pytest.mark.parametrize('size', [28, 32, *(pytest.param(n, marks=pytest.mark.long) for n in (64, 128))])
 def test_sizes(size):
   latent = 4 * (len(SIZES[size][1]) + 1)
@@ -72,7 +72,7 @@ def test_brightness_moves_by_a_quarter_at_most():
   assert 0.24 < np.abs(moved - 0.5).max() <= 0.25
 
 
-@pytest.mark.long('1-colour', '1-translation')
+@pytest.mark.long('1-colour', '1-translation', '1-cutout', '3-colour', '3-translation')
 @pytest.mark.parametrize('name', models.POLICIES)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_augmentation_is_of_each_image_and_differentiable(name, channels):
@@ -87,6 +87,7 @@ def test_augmentation_is_of_each_image_and_differentiable(name, channels):
   np.testing.assert_allclose(slope, (run(x + 1e-2 * toward) - run(x - 1e-2 * toward)) / 2e-2, atol=1e-3)
 
 
+@pytest.mark.long
 def test_what_a_translation_and_a_cutout_do():
   x = jnp.arange(1, 257.0).reshape(1, 16, 16, 1).repeat(20, 0)
   moved = np.asarray(models.augment(x, jax.random.key(0), ('translation',)))[..., 0]

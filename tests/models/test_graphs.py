@@ -34,6 +34,7 @@ def drawn(tree, dtype):
   return treedef.unflatten([normal(*x.shape, seed=i, scale=0.5).astype(dtype) for i, x in enumerate(leaves)])
 
 
+@pytest.mark.long('1-0', '1-2', '3-0')
 @pytest.mark.parametrize('bases', [0, 2])
 @pytest.mark.parametrize('parts', [1, 3])
 def test_an_encoder_is_the_formula(x64, parts, bases):
@@ -58,6 +59,7 @@ def test_an_encoder_is_the_formula(x64, parts, bases):
   np.testing.assert_allclose(found, h, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_a_noun_takes_the_places_that_fit_it(x64):
   """softmax(keys q / sqrt(d)) over places and times, of the features before logits; q of a node of unit size."""
   model = models.DirectedVideo(graph(1), 5, (4, 8), WIDTH, groups=2, dtype=jnp.float64)
@@ -97,7 +99,7 @@ def curvature_of(parts, dtype, decoder, layers, bases, placement=None):
   return loss, params, variables, x, label
 
 
-@pytest.mark.brief('complex-1-2')
+@pytest.mark.long
 @pytest.mark.parametrize('decoder, layers, bases', [('complex', 0, 0), ('distmult', 2, 0), ('complex', 1, 2)])
 def test_a_graph_over_devices_is_the_whole_graph(x64, decoder, layers, bases):
   """Loss, gradients and factors; of activations, only nodes that other parts read are gathered before the decoder."""
@@ -128,6 +130,7 @@ def test_a_graph_over_devices_is_the_whole_graph(x64, decoder, layers, bases):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
 
 
+@pytest.mark.long
 def test_every_layer_has_factors():
   loss, params, state, *batch = curvature_of(1, jnp.float32, 'distmult', 2, 2)
   curvature = kron.curvature(loss, params, state, *batch, fisher='empirical')

@@ -40,7 +40,7 @@ def inputs(name):
   return jnp.zeros(MODELS[name][1], jnp.int32 if name == 'transformer' else jnp.float32)
 
 
-@pytest.mark.long('resnet')
+@pytest.mark.long('resnet', 'vit')
 @pytest.mark.parametrize('name', MODELS)
 def test_sizes_and_types(name):
   model, _, expected = MODELS[name]
@@ -70,7 +70,7 @@ def test_the_tables_place_every_parameter(name):
   assert size / 2 <= local < 0.6 * size and size - SIZES[name] < 1e-3 * size
 
 
-@pytest.mark.brief('imagenet-False', 'patches-False')
+@pytest.mark.brief('imagenet-False')
 @pytest.mark.parametrize(
   'stem, bottleneck', [('small', False), ('small', True), ('patches', False), ('imagenet', False), ('imagenet', True)]
 )
@@ -121,7 +121,7 @@ def video(**settings):
   return model, x, nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), x))
 
 
-@pytest.mark.brief('3-[12]', '1-[2, 10]', '3-[5, 1, 6]', '3-[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]')
+@pytest.mark.long
 @pytest.mark.parametrize('pieces', [[1] * 12, [5, 1, 6], [2, 10], [12]], ids=str)
 @pytest.mark.parametrize('depth', [1, 3])
 def test_a_stream_equals_its_clip(depth, pieces):
@@ -145,6 +145,7 @@ VIDEO = {
 }
 
 
+@pytest.mark.long('r2plus1d')
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.long] * (i > 0)) for i, n in enumerate(VIDEO)])
 def test_video_models_in_bfloat16_have_factors_whatever_is_kept(name):
   """Every kernel is Kronecker-factored; what the backward pass computes again is what it was, but for rounding."""
@@ -171,6 +172,7 @@ def test_video_models_in_bfloat16_have_factors_whatever_is_kept(name):
     )  # 8 units
 
 
+@pytest.mark.long
 def test_a_causal_model_sees_its_window_alone():
   """Each of two layers reaches three frames back, and a patch one."""
   model, x, variables = video()
@@ -188,7 +190,7 @@ def test_a_stream_needs_a_causal_model_with_a_window():
     model.init(jax.random.key(0), jnp.zeros((1, 2, 12, 16, 3)))
 
 
-@pytest.mark.brief('True')
+@pytest.mark.long
 @pytest.mark.parametrize('causal', [False, True])
 def test_a_video_transformer_tells_the_order_of_frames(causal):
   model = models.VideoTransformer(3, (8, 8), depth=1, layers=1, width=16, heads=2, causal=causal)

@@ -158,6 +158,7 @@ MODELS = ('mlp', 'resnet', 'convnet', 'transformer')
 SOME = [pytest.param(m, marks=[] if m == 'mlp' else [pytest.mark.long]) for m in MODELS]
 
 
+@pytest.mark.long('mlp')
 @pytest.mark.parametrize('model', SOME)
 def test_a_refresh_moves_packed_factors_once_in_and_once_out(model):
   """In the compiled program, over data: what a step without one does not, is the factors, the inverses, and few numbers."""

@@ -74,7 +74,7 @@ def test_explicit_axes(expected, rule, fisher, placed):
   jax.tree.map(lambda a, b: close(a, b, 2e-5), found, expected(rule, fisher))
 
 
-@pytest.mark.brief('empirical-True')
+@pytest.mark.long
 @pytest.mark.parametrize('check_vma', [False, True])
 @pytest.mark.parametrize('fisher', ['exact', 'empirical'])
 def test_inside_of_a_shard_map(fisher, check_vma):

@@ -37,7 +37,7 @@ CASES = [(m, s) for s in (*AXES, *PAIRS) for m in MODELS]
 CASES += [(m, ALL) for m in ('transformer', 'r2plus1d', 'video_transformer')]
 
 
-@pytest.mark.brief('mlp-model=8')
+@pytest.mark.long
 @pytest.mark.parametrize('model, spec', CASES)
 def test_eight_devices_equal_one(model, spec):
   assert max(errors(model, spec, jnp.float32).values()) <= 1e-5
@@ -53,7 +53,7 @@ FOR_ALL = ('MEM-OPT', 'nothing split')
 PLACED = [(m, p) for p in PLACEMENTS for m in MODELS if p in FOR_ALL or m in ('transformer', 'mlp')]
 
 
-@pytest.mark.brief('transformer-nothing split')
+@pytest.mark.long
 @pytest.mark.parametrize('model, placement', PLACED)
 def test_placement_never_changes_a_result(model, placement):
   spec, settings = PLACEMENTS[placement]
@@ -67,7 +67,7 @@ def test_statistics_in_half_precision_are_near():
   assert 1e-5 < found['factors'] < 2**-9 and found['gradients'] < 1e-5
 
 
-@pytest.mark.brief('everywhere-mlp')
+@pytest.mark.long
 @pytest.mark.parametrize('model', MODELS)
 @pytest.mark.parametrize('inverses', ['everywhere', 'owners'])
 def test_blocks_along_the_shards_equal_the_same_blocks_on_one_device(model, inverses):

@@ -67,6 +67,7 @@ def test_eight_devices_equal_one(spec):
     assert np.linalg.norm(np.asarray(a) - b) <= 1e-5 * np.linalg.norm(b)
 
 
+@pytest.mark.long('stale')
 @pytest.mark.parametrize('rule', ['stale'])
 def test_eight_devices_equal_one_in_f64(x64, rule):
   pairs = (jax.tree.leaves(run(s, n, jnp.float64, rule)) for s, n in (('data=4,model=2', 8), ('data=1', 1)))

@@ -12,7 +12,7 @@ def test_there_are_sixty_of_twelve_kinds():
   assert len(INPUTS) == 60 and len(KINDS) == 12 and KINDS.keys() == READERS.keys()
 
 
-@pytest.mark.brief('films-0', 'tables-0', 'configs of a run-0')
+@pytest.mark.long
 @pytest.mark.parametrize('kind, number', INPUTS)
 def test_an_input_is_refused_or_read(kind, number):
   found = attempt(kind, number)

@@ -136,6 +136,7 @@ def test_the_page_on_generators_shows_what_was_measured():
     assert text.read_text().rstrip() in page
 
 
+@pytest.mark.long
 def test_the_page_on_graphs_shows_what_was_measured():
   own = (
     "import json; from scripts import zero_shot; print(zero_shot.table(json.load(open('docs/graphs/zero_shot.json'))))"
@@ -170,6 +171,7 @@ def test_ranking():
   assert [s['final'] for s in sorted(scores, key=lambda s: rank(s, False))] == [0.9, 1.0, 0.5, 2.0, None]
 
 
+@pytest.mark.long
 def test_a_trial_that_diverges_is_no_winner():
   config = digits.get_config()
   config.model.widths, config.steps, config.mesh = (8,), 6, 'data=8'
@@ -261,6 +263,7 @@ def test_overhead_tells_steps_programs_and_parts(tmp_path):
   assert out.with_suffix('.txt').read_text() == done.stdout
 
 
+@pytest.mark.long
 def test_overhead_names_what_is_wrong():
   done = commands.run('scripts/overhead.py', '--optimizers=kfac', '--blocks=0')
   assert done.returncode == 2 and done.stderr.strip() == 'error: --optimizers: name sgd first, and another'

@@ -51,6 +51,7 @@ def of(name, spec, dtype):
   return compiled(problems(dtype)[name], parallel.make_mesh(spec), dtype)
 
 
+@pytest.mark.long('convnet')
 @pytest.mark.parametrize('name', IN_FLOAT32)
 def test_strips_equal_the_whole(name):
   found = five_steps(of(name, 'data=2,space=4', jnp.float32))
@@ -93,6 +94,7 @@ def test_what_cannot_be_split_is_refused_by_name():
     assert 'test_models.py:' in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.long
 def test_functions_that_close_over_values_of_others():
   mesh = parallel.make_mesh('data=2,space=4')
   x, w = normal(2, 8, 3), normal(3, 3)
@@ -113,6 +115,7 @@ def own_backward(x):
 own_backward.defvjp(lambda x: (jnp.sin(x), x), lambda x, d: (d,))
 
 
+@pytest.mark.long
 def test_a_refusal_names_the_layer():
   mesh = parallel.make_mesh('space=4,columns=2')
   problem = problems(jnp.float32)['vit']

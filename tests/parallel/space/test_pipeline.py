@@ -52,7 +52,7 @@ CASES = [
 ]
 
 
-@pytest.mark.brief('transformer-data=4,pipe=2')
+@pytest.mark.long
 @pytest.mark.parametrize('name, spec', CASES)
 def test_a_pipeline_equals_one_device(name, spec):
   assert max(errors(name, spec, jnp.float32).values()) <= 1e-5
