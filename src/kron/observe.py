@@ -15,14 +15,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Inexact, Int, Num, PRNGKeyArray
 
 from ..program import observe_p
 from .errors import CurvatureError
 from .operators.factor import accurate
 
-Mask = Bool[Array, '*n'] | Int[Array, '*n']
-Weight = float | Float[Array, '*n']
+Mask = Bool[ArrayLike, '*n'] | Int[ArrayLike, '*n']
+Weight = float | Float[ArrayLike, '*n']
 
 
 @runtime_checkable
@@ -223,14 +224,14 @@ def bernoulli(
 
 
 def gaussian(
-  mean: Float[Array, '*n d'],
+  mean: Inexact[Array, '*n d'],
   targets: Num[Array, '*n d'] | None = None,
   *,
   variance: float | Float[Array, '...'] = 1.0,
   mask: Mask | None = None,
   weight: Weight = 1.0,
   event_ndims: int = 1,
-) -> Float[Array, '*n d']:
+) -> Inexact[Array, '*n d']:
   """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise like `categorical`.
 
   variance: the variance of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. It is 1
@@ -310,7 +311,7 @@ def custom(
   return observe_p.bind(outputs, *masks, *weights, *more, **settings)
 
 
-def _checked_mask(mask: Array, leading: tuple[int, ...], outputs: Array) -> Float[Array, '*n']:
+def _checked_mask(mask: ArrayLike, leading: tuple[int, ...], outputs: Array) -> Float[Array, '*n']:
   mask = jnp.asarray(mask)
   if mask.shape != leading:
     raise CurvatureError(f'observe: mask has shape {mask.shape}, outputs of shape {outputs.shape} need {leading}')

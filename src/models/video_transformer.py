@@ -108,7 +108,7 @@ class _Block(nn.Module):
     x = self._added(x, attend(*self._qkv(x, 'space')), 'space')
     return feed_forward(x, self.width, self.dtype)
 
-  def _qkv(self, x: Array, name: str) -> list[Float[Array, 'b t s heads d']]:
+  def _qkv(self, x: Array, name: str) -> list[Float[Array, 'b t s heads e']]:
     """Returns queries, keys and values for attention over time or space."""
     init = nn.initializers.lecun_normal()
     y = layer_norm(self.dtype, f'norm_{name}')(x)
@@ -117,7 +117,7 @@ class _Block(nn.Module):
     y = y.reshape(*y.shape[:3], self.heads, 3, self.width // self.heads)
     return [y[..., i, :] for i in range(3)]
 
-  def _added(self, x: Array, y: Float[Array, 'b t s heads d'], name: str) -> Float[Array, 'b t s d']:
+  def _added(self, x: Array, y: Float[Array, 'b t s heads e'], name: str) -> Float[Array, 'b t s d']:
     """Projects the result of attention and adds it to its input."""
     init = nn.initializers.lecun_normal()
     y = dense(self.width, ('hidden', 'width'), init, dtype=self.dtype, name=f'out_{name}')(y.reshape(x.shape))

@@ -6,7 +6,7 @@ Both `kron` and `parallel` build on this package. It is the only one that touche
 from .binding import at, bind, concrete, context, is_known, passes_gradient, vary, varying
 from .kinds import CASTS, ENTRYWISE
 from .marks import copies, copies_p, observe_p, used, used_p
-from .ops import Op, Program, Ref, has_mark
+from .ops import Op, Operand, Program, Ref, has_mark
 from .program import jvp_program, trace
 from .regions import (
   batch_axes,
@@ -26,6 +26,7 @@ __all__ = [
   'CASTS',
   'ENTRYWISE',
   'Op',
+  'Operand',
   'Program',
   'Ref',
   'at',

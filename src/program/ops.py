@@ -15,6 +15,9 @@ class Ref(NamedTuple):
   dtype: Any
 
 
+Operand = Any  # an array, or a literal of a program
+
+
 class Op(NamedTuple):
   """One operation; `inputs` are `Ref`s, or literals by value. A `region` ('remat', 'scan', 'cond'...) has `bodies`.
 

@@ -289,6 +289,7 @@ def test_what_is_not_understood_is_named(name):
     assert choice in str(curvature)
 
 
+@pytest.mark.wrong_types
 def test_mistakes_end_in_one_line(problem):
   params, x, y = problem
   plain = lambda p, x: (x @ p['w']).sum()  # noqa: E731

@@ -279,6 +279,7 @@ def test_a_warm_start_begins_at_the_last_solution():
   assert first[0].iterations > 5 and second[0].iterations == 0
 
 
+@pytest.mark.wrong_types
 def test_mistakes_end_in_one_line():
   _, params, args, curvature = make()
   grads = curvature.value_and_grad(params, *args, statistics=False)[1]

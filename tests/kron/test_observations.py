@@ -162,6 +162,7 @@ def test_weights_of_each_observation(fisher):
   close(statistics(loss, params, x, t, w, fisher=fisher).means('a')['G'][0], right, 1e-5)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
   'mask', [jnp.ones(8), np.ones(8, np.float32), jnp.linspace(1, 9, 8), jnp.ones(8, jnp.bfloat16)]
 )
@@ -184,6 +185,7 @@ def test_masks_of_booleans_and_integers(mask):
   close(stats.means('a')['G'][0], np.eye(2), 1e-5)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize('weight', [jnp.ones(7), jnp.ones((8, 2)), jnp.ones((1, 8))])
 def test_weights_of_another_shape_are_refused(weight):
   with pytest.raises(kron.CurvatureError, match='give one number, or for outputs'):
@@ -221,6 +223,7 @@ SQUEEZED = {
 }
 
 
+@pytest.mark.wrong_types('a scalar')
 @pytest.mark.parametrize('name', SQUEEZED)
 def test_an_event_that_takes_every_axis_is_refused(name):
   make, event_ndims = SQUEEZED[name]

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ...program import (
   Op,
+  Operand,
   Program,
   Ref,
   batch_axes,
@@ -72,12 +73,12 @@ class Around(NamedTuple):
 def evaluate(
   program: Program,
   taps: Taps,
-  inputs: Sequence[Array],
+  inputs: Sequence[Operand],
   probes: Probes,
   about: About = About(),  # noqa: B008  (immutable)
   around: Around = Around(),  # noqa: B008  (immutable)
   offsets: Sequence[Array] | None = None,
-) -> tuple[list[Array], list[tuple[Array, ...]]]:
+) -> tuple[list[Operand], list[tuple[Operand, ...]]]:
   """Returns the program's outputs, and the operands of its observation marks in order.
 
   Args:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ...program import Op, varying
+from ...program import Op, Operand, varying
 from ..errors import CurvatureError
 from ..observe import Likelihood
 from .shards import WHOLE, Shards
@@ -35,7 +35,7 @@ class Observed(NamedTuple):
   more: tuple[Array, ...]
 
   @classmethod
-  def of(cls, mark: Op, outputs: Array, extra: Sequence[Array]) -> Observed:
+  def of(cls, mark: Op, outputs: Array, extra: Sequence[Operand]) -> Observed:
     """Makes the observed outputs from the operands of a mark."""
     rest = list(extra)
     mask = rest.pop(0) if mark.params['masked'] else None
@@ -69,7 +69,7 @@ class Observed(NamedTuple):
     same = math.prod(jax.lax.axis_size(a) for a in axes - set(apart))
     return (jax.lax.psum(count, apart) if apart else count) * same
 
-  def scaled(self, cotangent: Array, share: Number | Array) -> Array:
+  def scaled(self, cotangent: Array, share: float | Array) -> Array:
     """Multiplies a cotangent by the root of each observation's share, so that its outer product counts by the share."""
     factor = jnp.sqrt(jnp.asarray(share, cotangent.real.dtype))
     for x in (self.mask, self.weight):
@@ -77,14 +77,14 @@ class Observed(NamedTuple):
         factor = factor * jnp.sqrt(self.expanded(x).astype(factor.dtype))
     return (cotangent * factor).astype(self.outputs.dtype)
 
-  def times_share(self, u: Array, share: Number | Array) -> Array:
+  def times_share(self, u: Array, share: float | Array) -> Array:
     """Multiplies F u, the product of the Fisher information with a vector, by each observation's share."""
     factor = jnp.asarray(share, u.real.dtype)
     for x in (self.mask, self.weight):
       factor = factor if x is None else factor * self.expanded(x)
     return u * factor.astype(u.dtype)
 
-  def expanded(self, x: Array) -> Array:
+  def expanded(self, x: Operand) -> Operand:
     """Reshapes numbers for the observations (or for their first axes) so that they broadcast with the outputs."""
     return x.reshape(*x.shape, *(1,) * (self.outputs.ndim - x.ndim)) if x.ndim else x
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from ...program import Op
 from ..errors import CurvatureError
@@ -86,7 +86,7 @@ class Conv(NamedTuple):
   def column_axes(self) -> tuple[int, ...]:
     return self.kernel_axes[0]
 
-  def input_rows(self, x: Float[Array, '...']) -> Float[Array, 's b r i']:
+  def input_rows(self, x: Inexact[Array, '...']) -> Inexact[Array, 's b r i']:
     """Returns one row for each output position: the patch under the kernel, window outermost, channels innermost."""
     batch, channels, *space = self.input_spec
     x = x.transpose((batch, *space, channels))
@@ -99,7 +99,7 @@ class Conv(NamedTuple):
     x = x.reshape(n, -1, math.prod(self.window), self.slots, c // self.slots)
     return x.transpose(3, 0, 1, 2, 4).reshape(self.slots, n, -1, self.n_in)
 
-  def by_distance(self, x: Float[Array, '...']) -> bool:
+  def by_distance(self, x: Inexact[Array, '...']) -> bool:
     """Checks whether `input_gram` applies: one group, stride 1, no dilation, output about as large as the input.
 
     Inputs with few channels use rows instead, because the product for one distance would be too small. So do outputs
@@ -111,23 +111,25 @@ class Conv(NamedTuple):
       return False
     return self.places(x) >= 1024
 
-  def input_gram(self, x: Float[Array, '...']) -> Float[Array, 'i i']:
+  def input_gram(self, x: Inexact[Array, '...']) -> Float[Array, 'i i']:
     """Returns the sum of a aT over the rows a of `input_rows`."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     batch, channels, *space = self.input_spec
     return gram_of_patches(x.transpose(batch, *space, channels), self.window, self.padding, dtype)
 
-  def input_sum(self, x: Float[Array, '...']) -> Float[Array, ' i']:
+  def input_sum(self, x: Inexact[Array, '...']) -> Float[Array, ' i']:
     """Returns the sum of the rows of `input_rows`."""
     return self.input_rows(accurate(x).sum(self.input_spec[0], keepdims=True))[0, 0].sum(0)
 
-  def places(self, x: Float[Array, '...']) -> int:
+  def places(self, x: Inexact[Array, '...']) -> int:
     """Returns the number of rows in `input_rows` for a convolution that is `by_distance`."""
     batch, _, *space = (x.shape[a] for a in self.input_spec)
     sizes = (n + sum(p) - w + 1 for n, p, w in zip(space, self.padding, self.window, strict=True))
     return batch * math.prod(sizes)
 
-  def mask(self, where: Float[Array, '...'], x: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, '...']:
+  def mask(
+    self, where: Float[Array, '...'], x: Inexact[Array, '...'], dy: Inexact[Array, '...']
+  ) -> Float[Array, '...']:
     """Returns a mask of uses (see `kron.used`) with the axes of the input and the spatial size of the result."""
     batch, channels, *space = self.input_spec
     shape = [1] * x.ndim
@@ -140,14 +142,14 @@ class Conv(NamedTuple):
       )
     return jnp.broadcast_to(full, shape)
 
-  def mask_rows(self, where: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, 's b r 1']:
+  def mask_rows(self, where: Float[Array, '...'], dy: Inexact[Array, '...']) -> Float[Array, 's b r 1']:
     """Returns one number for each row, the mask at its output position."""
     del dy
     batch, channels, *space = self.input_spec
     rows = where.transpose((batch, *space, channels)).reshape(1, where.shape[batch], -1, 1)
     return jnp.broadcast_to(rows, (self.slots, *rows.shape[1:]))
 
-  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
+  def output_rows(self, dy: Inexact[Array, '...']) -> Inexact[Array, 's b r o']:
     batch, channels, *space = self.output_spec
     dy = dy.transpose((batch, *space, channels))
     if self.slots == 1:

@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Inexact
 
 from ...program import Op
 from ..errors import CurvatureError
@@ -87,46 +87,48 @@ class Dense(NamedTuple):
   def column_axes(self) -> tuple[int, ...]:
     return self.kernel_axes[0] + self.kernel_axes[2]
 
-  def input_rows(self, x: Float[Array, '...']) -> Float[Array, 's b r i']:
+  def input_rows(self, x: Inexact[Array, '...']) -> Inexact[Array, 's b r i']:
     """Returns one row for each use of the kernel; b is the first axis that is not the kernel's."""
     return rows(x, self.input_axes)
 
-  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, 's b r o']:
+  def output_rows(self, dy: Inexact[Array, '...']) -> Inexact[Array, 's b r o']:
     return rows(dy, self.output_axes)
 
-  def mask(self, where: Float[Array, '...'], x: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, '...']:
+  def mask(
+    self, where: Float[Array, '...'], x: Inexact[Array, '...'], dy: Inexact[Array, '...']
+  ) -> Float[Array, '...']:
     """Returns a mask of uses (see `kron.used`) in the shape of the input."""
     del dy
     if not fits(where.shape, x.shape):
       raise CurvatureError(f'kron.used: where has shape {where.shape}, which does not broadcast to the input {x.shape}')
     return jnp.broadcast_to(where, x.shape)
 
-  def mask_rows(self, where: Float[Array, '...'], dy: Float[Array, '...']) -> Float[Array, 's b r 1']:
+  def mask_rows(self, where: Float[Array, '...'], dy: Inexact[Array, '...']) -> Float[Array, 's b r 1']:
     """Returns one number for each row; a row counts where all of its features count."""
     del dy
     return rows(where, self.input_axes).min(-1, keepdims=True)
 
-  def without(self, x: Float[Array, '...'], where: Float[Array, 's b r 1']) -> Float[Array, '...']:
+  def without(self, x: Inexact[Array, '...'], where: Float[Array, 's b r 1']) -> Inexact[Array, '...']:
     """Empties the one-hot rows that do not count."""
     slots, uses, features = self.input_axes
     lengths = [x.shape[a] for a in (*slots, *uses)] + [1] * len(features)
     back = [[*slots, *uses, *features].index(a) for a in range(x.ndim)]
     return x * where.reshape(lengths).transpose(back).astype(x.dtype)
 
-  def input_diagonal(self, x: Float[Array, '...']) -> Float[Array, 's i']:
+  def input_diagonal(self, x: Inexact[Array, '...']) -> Float[Array, 's i']:
     return (accurate(rows(x, self.input_axes)) ** 2).sum((1, 2))
 
-  def scatter(self, x: Float[Array, '...'], y: Float[Array, 's k o']) -> Float[Array, 's i o']:
+  def scatter(self, x: Inexact[Array, '...'], y: Float[Array, 's k o']) -> Float[Array, 's i o']:
     """Sums the rows of y by their one-hot index, each multiplied by the square of its one-hot entry."""
     squares = accurate(rows(x, self.input_axes)) ** 2
     return jnp.einsum('ski,sko->sio', squares.reshape(squares.shape[0], -1, squares.shape[-1]), y)
 
-  def present(self, x: Float[Array, '...']) -> Bool[Array, 's b r']:
+  def present(self, x: Inexact[Array, '...']) -> Bool[Array, 's b r']:
     """Returns which one-hot rows are not empty."""
     return (rows(x, self.input_axes) != 0).any(-1)
 
 
-def rows(x: Array, axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> Float[Array, 's b r n']:
+def rows(x: Array, axes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]) -> Inexact[Array, 's b r n']:
   """Gathers the axes of x into slots, examples (the first axis of the uses), further uses, and features."""
   slots, uses, features = axes
   sizes = [math.prod(x.shape[a] for a in group) for group in (slots, uses[:1], uses[1:], features)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ...program import Op
 from ..errors import CurvatureError
@@ -113,7 +113,7 @@ class Embedding(NamedTuple):
     """Raises CurvatureError, because rows are looked up by integers, which carry no mark."""
     raise CurvatureError('kron.used marks the input of an embedding; mark those of its readers')
 
-  def output_rows(self, dy: Float[Array, '...']) -> Float[Array, '1 b r o']:
+  def output_rows(self, dy: Inexact[Array, '...']) -> Inexact[Array, '1 b r o']:
     uses = self.output_axes[: dy.ndim - len(self.features)]
     sizes = [1, *(dy.shape[a] for a in uses[:1]), math.prod(dy.shape[a] for a in uses[1:]), self.n_out]
     return dy.transpose(self.output_axes).reshape(sizes if uses else (1, 1, 1, self.n_out))

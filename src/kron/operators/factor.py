@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 
 class Factor(NamedTuple):
@@ -51,7 +51,7 @@ def accurate(x: Array) -> Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def pad_rows(factor: Factor, rows: Float[Array, 's ... n']) -> Float[Array, 's ... p q']:
+def pad_rows(factor: Factor, rows: Inexact[Array, 's ... n']) -> Inexact[Array, 's ... p q']:
   """Splits the last axis into the factor's parts, padded with zeros."""
   missing = factor.parts * factor.n - factor.size
   if missing:
@@ -59,7 +59,7 @@ def pad_rows(factor: Factor, rows: Float[Array, 's ... n']) -> Float[Array, 's .
   return rows.reshape(*rows.shape[:-1], factor.parts, factor.n)
 
 
-def gram(factor: Factor, rows: Float[Array, 's r n']) -> Float[Array, 'm q q']:
+def gram(factor: Factor, rows: Inexact[Array, 's r n']) -> Float[Array, 'm q q']:
   """Sums the outer products over r, block by block, in at least f32 whatever the type of the rows.
 
   A complex row counts as two real ones, its real and imaginary parts: Re(r^H r).
@@ -88,7 +88,7 @@ def multiply(factor: Factor, inverse: Float[Array, 'm q q'], v: Float[Array, 's 
   return out.reshape(factor.slots, factor.parts * factor.n, -1)[:, : factor.size]
 
 
-def rotate(factor: Factor, vectors: Float[Array, 'm q q'], rows: Float[Array, 's r n']) -> Float[Array, 's r n']:
+def rotate(factor: Factor, vectors: Float[Array, 'm q q'], rows: Inexact[Array, 's r n']) -> Inexact[Array, 's r n']:
   """Rotates rows into the basis of the factor's eigenvectors (the columns of `vectors`), in at least f32."""
   if factor.parts == 1:
     return accurate(rows) @ vectors

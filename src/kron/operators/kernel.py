@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from ..statistics import BlockSums
 from .conv import Conv
@@ -31,14 +31,19 @@ class Side(NamedTuple):
   """
 
   scale: float = 1.0
-  rows: Float[Array, 's i'] | None = None
+  rows: Inexact[Array, 's i'] | None = None
   columns: Float[Array, 's o'] | None = None
   where: Float[Array, 's b r 1'] | None = None
 
 
 def sides(
-  block: Any, a: Float[Array, 's b r i'], g: Float[Array, 's b r o'], coefficient: Side, bias: bool, transposed: bool
-) -> tuple[Float[Array, 's b r _'], Float[Array, 's b r _']]:
+  block: Any,
+  a: Inexact[Array, 's b r i'],
+  g: Inexact[Array, 's b r o'],
+  coefficient: Side,
+  bias: bool,
+  transposed: bool,
+) -> tuple[Inexact[Array, 's b r _'], Inexact[Array, 's b r _']]:
   """Applies the weight's coefficient to the rows, and appends the bias's input: one where it is added, else zero."""
   a, g = scaled(a, coefficient.rows) * coefficient.scale, scaled(g, coefficient.columns)
   if block.bias is not None and transposed:
@@ -50,15 +55,15 @@ def sides(
   return a, g
 
 
-def scaled(rows: Float[Array, 's b r n'], by: Float[Array, 's n'] | None) -> Float[Array, 's b r n']:
+def scaled(rows: Inexact[Array, 's b r n'], by: Float[Array, 's n'] | None) -> Inexact[Array, 's b r n']:
   return rows if by is None else rows * by[:, None, None].astype(rows.dtype)
 
 
-def flat(rows: Float[Array, 's b r n']) -> Float[Array, 's k n']:
+def flat(rows: Inexact[Array, 's b r n']) -> Inexact[Array, 's k n']:
   return rows.reshape(rows.shape[0], -1, rows.shape[-1])
 
 
-def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = None) -> Float[Array, ' s']:
+def uses_of(g: Inexact[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = None) -> Float[Array, ' s']:
   """Returns the number of rows that count in each slot; complex rows count twice, see `gram`."""
   rows = jnp.full(g.shape[0], g.shape[1] * g.shape[2], jnp.float32) if where is None else where.sum((1, 2, 3))
   return rows * (2 if jnp.iscomplexobj(g) else 1)
@@ -66,7 +71,7 @@ def uses_of(g: Float[Array, 's b r o'], where: Float[Array, 's b r 1'] | None = 
 
 def means_over_uses(
   block: Any, sums: BlockSums
-) -> tuple[Float[Array, 's b i'], Float[Array, 's b o'], Float[Array, ' s']]:
+) -> tuple[Inexact[Array, 's b i'], Inexact[Array, 's b o'], Float[Array, ' s']]:
   """Returns, for *reduce*, each example's mean a, its summed g, and how often each example used the kernel."""
   each, a = jnp.maximum(sums.uses['A'].reshape(-1) / block.reduced, 1), sums.products['A']
   return a / each[:, None, None].astype(a.dtype), sums.products['G'], each

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from ..errors import CurvatureError
 from ..statistics import BlockSums
@@ -124,8 +124,8 @@ class Kronecker(NamedTuple):
 
   def statistics_of_rows(
     self,
-    a: Float[Array, 's b r i'],
-    g: Float[Array, 's b r o'],
+    a: Inexact[Array, 's b r i'],
+    g: Inexact[Array, 's b r o'],
     coefficient: Side,
     bias: bool,
     transposed: bool,
@@ -143,7 +143,7 @@ class Kronecker(NamedTuple):
     return BlockSums({'A': by_rows, 'G': by_columns, **moments}, {'A': uses})
 
   def _second_moments(
-    self, a: Float[Array, 's k i'], g: Float[Array, 's k o'], basis: Mapping[str, Array] | None
+    self, a: Inexact[Array, 's k i'], g: Inexact[Array, 's k o'], basis: Mapping[str, Array] | None
   ) -> dict[str, Array]:
     """Sums the squares of a gT in the basis over the rows (George et al. 2018, eq. 10)."""
     if basis is None:

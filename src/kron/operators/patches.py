@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Inexact
 
 Padding = Sequence[tuple[int, int]]
 
@@ -26,7 +27,7 @@ def near(window: Sequence[int], padding: Padding) -> bool:
 
 
 def gram_of_patches(
-  x: Float[Array, 'b *space c'], window: Sequence[int], padding: Padding, dtype: jnp.dtype
+  x: Inexact[Array, 'b *space c'], window: Sequence[int], padding: Padding, dtype: DTypeLike
 ) -> Float[Array, 'i i']:
   """Sums patch patch^T over all output positions, with the window outermost and the channels innermost.
 
@@ -43,7 +44,7 @@ def gram_of_patches(
   return total
 
 
-def _correlations(x: Float[Array, 'b *space c'], window: Sequence[int], dtype: jnp.dtype) -> Float[Array, 'c c *d']:
+def _correlations(x: Inexact[Array, 'b *space c'], window: Sequence[int], dtype: DTypeLike) -> Float[Array, 'c c *d']:
   """Sums x[q]_k x[q + d]_l over q, as (l, k, *d), with d from 0 along the first axis and from 1 - w along the others.
 
   This is a convolution that takes the channels as its batch and the batch as its channels, as a kernel's gradient does.
@@ -72,7 +73,7 @@ def _toeplitz(found: Float[Array, 'c c *d'], window: Sequence[int]) -> Float[Arr
 
 
 def _beyond(
-  x: Float[Array, 'b *space c'], axis: int, high: int, window: Sequence[int], padding: Padding, dtype: jnp.dtype
+  x: Inexact[Array, 'b *space c'], axis: int, high: int, window: Sequence[int], padding: Padding, dtype: DTypeLike
 ) -> Float[Array, 'j j']:
   """Sums the products of the taps that meet the image, over the positions just beyond one side of the output.
 
@@ -103,8 +104,8 @@ def _without(
 
 
 def patches(
-  x: Float[Array, 'b *space c'], window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
-) -> Float[Array, 'b *places *window c']:
+  x: Inexact[Array, 'b *space c'], window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> Inexact[Array, 'b *places *window c']:
   """Returns the patch under the kernel at each place, extracted along one spatial axis after another."""
   k = len(window)
   for axis in reversed(range(k)):
@@ -112,7 +113,7 @@ def patches(
   return x.transpose(0, *range(1, 2 * k, 2), *range(2, 2 * k + 1, 2), 2 * k + 1)
 
 
-def _windows(x: Float[Array, '...'], axis: int, size: int, stride: int, dilation: int) -> Float[Array, '...']:
+def _windows(x: Inexact[Array, '...'], axis: int, size: int, stride: int, dilation: int) -> Inexact[Array, '...']:
   """Splits an axis into (places, size), with one window at each place.
 
   Constant indices pick the windows: as fast on CPU as shifted slices put side by side, and much faster to compile.

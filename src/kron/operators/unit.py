@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from ..statistics import BlockSums
 from .factor import Factor, accurate, whole
@@ -80,7 +80,7 @@ class Unit(NamedTuple):
     return (inverses['F'] * v[:, None, :]).sum(-1)  # fused: see `statistics`
 
 
-def by_example(dy: Float[Array, 'b ...'], channels: tuple[int, ...]) -> Float[Array, 'b c']:
+def by_example(dy: Inexact[Array, 'b ...'], channels: tuple[int, ...]) -> Float[Array, 'b c']:
   """Sums over every axis but the first and the channels."""
   rest = tuple(a for a in range(1, dy.ndim) if a not in channels)
   return dy.sum(rest).reshape(dy.shape[0], -1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from ..errors import CurvatureError
 from ..statistics import BlockSums
@@ -81,8 +81,8 @@ class Unitwise(NamedTuple):
 
   def statistics_of_rows(
     self,
-    a: Float[Array, 's b r i'],
-    g: Float[Array, 's b r o'],
+    a: Inexact[Array, 's b r i'],
+    g: Inexact[Array, 's b r o'],
     coefficient: Side,
     bias: bool,
     transposed: bool,
@@ -98,11 +98,11 @@ class Unitwise(NamedTuple):
     flat = lambda rows: accurate(rows).reshape(rows.shape[0], -1, rows.shape[-1])  # noqa: E731
     return BlockSums({'F': self._of(flat(g), flat(a)) if transposed else self._of(flat(a), flat(g))}, {})
 
-  def _of(self, a: Float[Array, 's k i'], g: Float[Array, 's k o']) -> Float[Array, 'm n n']:
+  def _of(self, a: Inexact[Array, 's k i'], g: Inexact[Array, 's k o']) -> Float[Array, 'm n n']:
     if self.diagonal:
       return self._laid_out(jnp.einsum('ski,sko->sio', a**2, g**2))
 
-    def of_unit(g: Float[Array, 's k']) -> Float[Array, 's i i']:
+    def of_unit(g: Inexact[Array, 's k']) -> Float[Array, 's i i']:
       rows = a * g[..., None]
       return jnp.einsum('ski,skj->sij', rows, rows)
 

@@ -58,7 +58,7 @@ def clip_by_kl(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def shortening(kl: Float[Array, ''], bound: Float[Array, '']) -> Float[Array, '']:
+def shortening(kl: Float[Array, ''], bound: float | Float[Array, '']) -> Float[Array, '']:
   """Returns the factor that brings a step's divergence, quadratic in the step, down to the bound."""
   return jnp.where(kl > bound, jnp.sqrt(bound / jnp.where(kl > 0, kl, 1)), 1)
 

@@ -169,7 +169,7 @@ def _moved(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any
   elif op.name == 'transpose':
     out = [weight.transposed(op.params['permutation'])]
   elif op.name == 'broadcast_in_dim':
-    out = [weight.broadcast(old, new, op.params['broadcast_dimensions'])]
+    out = [weight.broadcast(old, new, tuple(map(int, op.params['broadcast_dimensions'])))]
   elif op.name == 'tile' and all(a in (1, b) for a, b in zip(old, new, strict=True)):
     out = [weight.broadcast(old, new, tuple(range(len(old))))]
   elif op.name in ('squeeze', 'expand_dims', 'reshape'):

@@ -51,7 +51,7 @@ class Load(NamedTuple):
 Item = tuple[str, Any, tuple[tuple[str, Factor], ...]]  # a block's name, type and factors
 
 
-def lay_out(blocks: Sequence[Block], deal: Deal = Deal()) -> Layout:  # noqa: B008
+def lay_out(blocks: Sequence[Block] | Sequence[Item], deal: Deal = Deal()) -> Layout:  # noqa: B008
   """Deals the factors of all blocks."""
   return _best(_items(blocks), deal)
 

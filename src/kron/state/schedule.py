@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from ..errors import CurvatureError
 from .stacks import Layout
 
-Interval = int | Callable[[Any], Any]  # in steps, or a function of the step
+Interval = int | Array | Callable[[Any], Any]  # in steps, or a function of the step
 
 
 def growing(every: int) -> Callable[[Any], Any]:

@@ -47,7 +47,7 @@ class Stack(NamedTuple):
     return self.owners, self.slots, self.rows, self.n
 
   def take(
-    self, order: Int[np.ndarray, ' m'] | None, owner: Any, matrices: Float[Array, 'm n n']
+    self, order: Int[np.ndarray, ' p'] | None, owner: Any, matrices: Float[Array, 'm n n']
   ) -> Float[Array, '1 s r n']:
     """Returns one owner's share of all matrices; padding slots hold an arbitrary one."""
     if self.row_sharded:
@@ -55,7 +55,7 @@ class Stack(NamedTuple):
     table = np.arange(self.count) if order is None else np.maximum(order, 0)
     return matrices[jnp.asarray(table.reshape(self.owners, self.slots))[owner]][None]
 
-  def put(self, matrices: Float[Array, '*d m n n'], order: Int[np.ndarray, ' m'] | None) -> Float[Array, '*d o s r n']:
+  def put(self, matrices: Float[Array, '*d m q n'], order: Int[np.ndarray, ' p'] | None) -> Float[Array, '*d o s r n']:
     """Puts matrices, or their packed forms, in their places in the stack.
 
     `order` gives the matrix for each place; -1 stands for no matrix, and the place gets zeros.

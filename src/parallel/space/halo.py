@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Int
 
 from ...program import vary, varying
 
+Ints = Sequence[int] | Int[np.ndarray, ' n']  # one for each device
+
 
 class Strip(NamedTuple):
   """The layout of an axis of length `size` over the `shards` devices of a mesh axis, in order and as even as possible.
@@ -35,7 +37,7 @@ class Strip(NamedTuple):
   unit: int = 1
 
   @property
-  def bounds(self) -> Int[np.ndarray, ' shards+1']:
+  def bounds(self) -> Int[np.ndarray, ' n']:
     """Returns the first row of each device, followed by the number of all rows."""
     return -(-np.arange(self.shards + 1) * (self.size // self.unit) // self.shards) * self.unit
 
@@ -58,7 +60,7 @@ class Strip(NamedTuple):
     return self.shards * self.rows == self.size
 
   @property
-  def places(self) -> Int[np.ndarray, ' shards*rows']:
+  def places(self) -> Int[np.ndarray, ' n']:
     """Returns the row at each place of all strips together; -1 stands for padding."""
     at = np.arange(self.rows)
     return np.where(at < self.counts[:, None], self.firsts[:, None] + at, -1).reshape(-1)
@@ -85,7 +87,7 @@ class Journey(NamedTuple):
   places: tuple[int, ...]
 
 
-def journeys(strip: Strip, first: Sequence[int], counts: Sequence[int]) -> list[Journey]:
+def journeys(strip: Strip, first: Ints, counts: Ints) -> list[Journey]:
   """Returns the rows that must travel so that device i has rows first[i] to first[i] + counts[i], and no others.
 
   No device sends rows that are outside of the array. Journeys with shift 0 stay on their device.
@@ -103,13 +105,13 @@ def journeys(strip: Strip, first: Sequence[int], counts: Sequence[int]) -> list[
   ]
 
 
-def fetch(x: Array, dim: int, strip: Strip, first: Sequence[int], counts: Sequence[int]) -> Array:
+def fetch(x: Array, dim: int, strip: Strip, first: Ints, counts: Ints) -> Array:
   """Brings rows first[i] to first[i] + counts[i] of the whole array along `dim` to device i; missing rows are zeros.
 
   The result has as many rows as the largest count, and at least one. Rows after a device's count hold any finite
   numbers.
   """
-  x, length = cleared(x, dim, strip), max(*counts, 1)
+  x, length = cleared(x, dim, strip), int(max(*counts, 1))
   moves = journeys(strip, first, counts)
   if _tile(moves):
     return _tiled(_zeros(x, dim, length), dim, [(_sent(x, dim, strip, j), j) for j in moves])
@@ -130,7 +132,7 @@ def _tiled(nothing: Array, dim: int, parts: list[tuple[Array, Journey]]) -> Arra
   return lax.concatenate([p for p in pieces if p.shape[dim]], dim)
 
 
-def _kept(x: Array, dim: int, strip: Strip, first: Sequence[int], length: int) -> Array:
+def _kept(x: Array, dim: int, strip: Strip, first: Ints, length: int) -> Array:
   """Puts a device's rows where they belong in its result, which begins at first[i]; the rest is zeros."""
   at = np.clip(strip.firsts - first, -strip.rows, length)
   low, high = max(int(at.max()), 0), max(length - strip.rows - int(at.min()), 0)
@@ -179,7 +181,7 @@ def _sent(x: Array, dim: int, strip: Strip, j: Journey) -> Array:
   return jnp.where(own(receives, strip), piece, jnp.zeros((), piece.dtype))
 
 
-def _by_device(values: Sequence[int], devices: Sequence[int], strip: Strip) -> Int[Array, '']:
+def _by_device(values: Ints, devices: Ints, strip: Strip) -> Int[Array, '']:
   """Returns this device's value; 0 on devices that have none."""
   table = np.zeros(strip.shards, np.int32)
   table[list(devices)] = values

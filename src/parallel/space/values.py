@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from ...program import Op, bind, concrete, copies, layer_name, source_line, vary, varying
+from ...program import Op, Operand, bind, concrete, copies, layer_name, source_line, vary, varying
 from ..mesh import MeshError
 from .halo import MICROBATCH, Strip, moved, own_part
 
@@ -139,12 +139,12 @@ def common(values: Sequence[Value], op: Op) -> Strips:
   return tuple(found)
 
 
-def bound(op: Op, xs: Sequence[Array]) -> list[Array]:
+def bound(op: Op, xs: Sequence[Operand]) -> list[Array]:
   """Runs the operation on these arrays, all marked as varying over the same devices."""
   return bind(op, *alike(xs))
 
 
-def alike(xs: Sequence[Array]) -> list[Array]:
+def alike(xs: Sequence[Operand]) -> list[Operand]:
   """Marks all arrays as varying over the same devices; gradients of newly marked ones are summed in float32 or more."""
   axes = frozenset().union(*(varying(x) for x in xs))
   xs = [jax.numpy.asarray(x) if axes else x for x in xs]
@@ -156,7 +156,7 @@ def summed(x: Array, axes: tuple[str, ...]) -> Array:
   return jax.lax.psum(_wide(x), axes).astype(x.dtype)
 
 
-def _wide(x: Array) -> Array:
+def _wide(x: Operand) -> Operand:
   narrow = jax.numpy.issubdtype(x.dtype, jax.numpy.floating) and x.dtype.itemsize < 4
   return x.astype(jax.numpy.float32) if narrow else x
 
