@@ -120,24 +120,24 @@ def verdict(low: float, high: float) -> str:
 
 
 def main(config: Any, workdir: str) -> None:
-  own, folder = config.data, Path(workdir)
-  if own.name not in BASELINES:
+  settings, folder = config.data, Path(workdir)
+  if settings.name not in BASELINES:
     raise ConfigError(
-      f'config.data.name={own.name!r} has no scenes; use experiments/configs/anomalies.py or accidents.py'
+      f'config.data.name={settings.name!r} has no scenes; use experiments/configs/anomalies.py or accidents.py'
     )
   run = build(config)
   train(config, folder, run=run)
   variables, _ = load_export(folder / 'export')
-  scenes = data.load_scenes(own.name, 'test', folder=own.folder, source=own.source)
-  clips = data.windows(data.shrunken(scenes, own.short_side), own.frames, own.every)
-  first = (own.frames - 1) * own.every
+  scenes = data.load_scenes(settings.name, 'test', folder=settings.folder, source=settings.source)
+  clips = data.windows(data.shrunken(scenes, settings.short_side), settings.frames, settings.every)
+  first = (settings.frames - 1) * settings.every
   label = scenes.label[:, first:].astype(np.int64)
-  word, baseline = BASELINES[own.name]
+  word, baseline = BASELINES[settings.name]
   scores = {
     config.model.name: probabilities(run, variables, clips.inputs).reshape(label.shape).astype(np.float64),
     word: np.stack([baseline(f) for f in scenes.frames])[:, first:],
   }
-  told = {name: measures(own.name, label, score, scenes.rate, first) for name, score in scores.items()}
+  told = {name: measures(settings.name, label, score, scenes.rate, first) for name, score in scores.items()}
   kinds = {name: by_kind(scenes, label, score) for name, score in scores.items()}
   ours, theirs = scores.values()
   gains = {
@@ -153,7 +153,7 @@ def main(config: Any, workdir: str) -> None:
   files.write(folder / 'alarms.json', jsonfile.dumps({'measures': told, 'kinds': kinds, 'ahead': gains}, indent=1))
   picture(scenes, scores, first, folder / 'alarms.png')
   print(f'\n{text}\n')
-  if own.name == 'surveillance':
+  if settings.name == 'surveillance':
     print(f'found and delay: with alarms at {FALSE_RATE.value:.1%} of normal frames; a delay of inf: most are missed')
   print(f'{len(scenes.frames)} scenes; picture {folder / "alarms.png"}, numbers {folder / "alarms.json"}')
 

@@ -45,13 +45,13 @@ def configure(config: Any, batch: int, examples: int) -> Any:
   A run evaluates about a hundred times within its budget, or after every step if batches are large. Statistics and
   inverses are renewed after the same number of examples as in the config, or at every step if batches are large.
   """
-  own = copy.deepcopy(config)
+  variant = copy.deepcopy(config)
   for name in SECOND_ORDER:
     for interval in ('statistics_every', 'inverses_every'):
-      own[name][interval] = max(1, round(own[name][interval] * config.data.batch_size / batch))
-  own.data.batch_size, own.steps, own.stop_at_target = batch, max(1, examples // batch), True
-  own.eval_every = own.log_every = max(1, own.steps // 100)
-  return own
+      variant[name][interval] = max(1, round(variant[name][interval] * config.data.batch_size / batch))
+  variant.data.batch_size, variant.steps, variant.stop_at_target = batch, max(1, examples // batch), True
+  variant.eval_every = variant.log_every = max(1, variant.steps // 100)
+  return variant
 
 
 def largest_batch(examples: dict[int, float | None]) -> int | None:
@@ -110,8 +110,8 @@ def main(config: Any, workdir: str) -> None:
     member(config, name)
   folder, found, told = Path(workdir), {name: {} for name in members}, []
   for batch in batches:
-    own = configure(config, batch, _EXAMPLES.value)
-    for summary in compare(own, folder / f'batch{batch}', members, SEEDS.value, TRIALS.value):
+    variant = configure(config, batch, _EXAMPLES.value)
+    for summary in compare(variant, folder / f'batch{batch}', members, SEEDS.value, TRIALS.value):
       reached = summary['targets'][f'{config.target:g}']
       found[summary['optimizer']][batch] = median([row and row['examples'] for row in reached])
       told.append({'batch': batch, **summary})

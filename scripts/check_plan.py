@@ -117,9 +117,9 @@ def main(config: Any, workdir: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if done.returncode:
       raise SystemExit(f'{name} on {mesh}: {done.stderr.splitlines()[-1]}')
-    own = json.loads(done.stdout.splitlines()[-1])
-    found.append({'config': name, 'mesh': mesh, 'changes': changes, 'programs': own})
-    for program, numbers in own.items():
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    found.append({'config': name, 'mesh': mesh, 'changes': changes, 'programs': outcome})
+    for program, numbers in outcome.items():
       ratio = numbers['planned'] / numbers['measured']
       words = ' '.join((name, *changes))
       rows.append(

@@ -65,22 +65,22 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
       raise ConfigError(
         f'{odd[0]} is {odd[1]}, through which a run does not write; remove it, or choose another --workdir'
       )
-    own, settings = member(config, name)
-    chosen = tune(own, settings, workdir, trials) if trials else {}
-    own.update_from_flattened_dict(chosen)
-    run = build(own)
+    variant, settings = member(config, name)
+    chosen = tune(variant, settings, workdir, trials) if trials else {}
+    variant.update_from_flattened_dict(chosen)
+    run = build(variant)
     folders = [workdir / name / f'seed{seed}' for seed in range(seeds)]
     if not all(is_complete(run, folder) for folder in folders):
       warm_up(run)
     curves = []
     for seed, folder in enumerate(folders):
-      own.seed = seed
+      variant.seed = seed
       try:
-        curves.append(train(own, folder, run=run))
+        curves.append(train(variant, folder, run=run))
       except Diverged as error:
         print(f'{name}, seed {seed}: {error}', file=sys.stderr)
         curves.append(None)
-    settings = json.loads(own.to_json())[own.optimizer]
+    settings = json.loads(variant.to_json())[variant.optimizer]
     saved = median([last_metrics(folder).get('refreshes_saved') for folder in folders])
     summaries.append({
       **summarise(name, run, curves), 'settings': settings, 'chosen': chosen, 'refreshes_saved': saved

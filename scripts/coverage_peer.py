@@ -42,10 +42,10 @@ def main(argv: list[str]) -> None:
     if _ONLY.value and name not in _ONLY.value:
       rows |= {name: before[name]} if name in before else {}
       continue
-    own, other, frozen = look_at(make())
-    rows[name] = row(name, own, other, frozen)
+    ours, other, frozen = look_at(make())
+    rows[name] = row(name, ours, other, frozen)
     print(rows[name], flush=True)
-    for parameter, verdict in own.items() if _EACH.value else ():
+    for parameter, verdict in ours.items() if _EACH.value else ():
       print(f'  {parameter}: {verdict}, {other[parameter]}')
   lines = table(rows)
   print(lines[-1])

@@ -129,13 +129,13 @@ def table(found: Found) -> str:
   """Formats the results for all numbers of labels with at least two seeds. Differences are within a seed."""
   rows = []
   for labels in sorted({labels for labels, _ in found}):
-    own = [arms for (number, _), arms in sorted(found.items()) if number == labels]
-    if len(own) < 2:
+    arms_of = [arms for (number, _), arms in sorted(found.items()) if number == labels]
+    if len(arms_of) < 2:
       continue
-    classical = np.array([o['classical']['accuracy'] for o in own])
+    classical = np.array([o['classical']['accuracy'] for o in arms_of])
     for arm in ARMS:
-      accuracy = np.array([o[arm]['accuracy'] for o in own])
-      cas = interval(np.array([o[arm]['CAS'] for o in own])) if 'CAS' in own[0][arm] else ''
+      accuracy = np.array([o[arm]['accuracy'] for o in arms_of])
+      cas = interval(np.array([o[arm]['CAS'] for o in arms_of])) if 'CAS' in arms_of[0][arm] else ''
       beside = interval(accuracy - classical) if arm != 'classical' else ''
-      rows.append([labels, len(own), arm, interval(accuracy), beside, cas])
+      rows.append([labels, len(arms_of), arm, interval(accuracy), beside, cas])
   return columns(['labels', 'seeds', 'images', 'accuracy, percent', 'less classical', 'CAS'], rows)

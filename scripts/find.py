@@ -93,7 +93,7 @@ def search(workdir: Path) -> None:
   cosines, rows = retrieval.nearest(np.stack([e.vector for e in entries]), vector[None], TOP.value)
   found = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
   picture = lambda jpeg: 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()  # noqa: E731
-  own = (shot.first / embedding.rate, (shot.first + len(shot.frames)) / embedding.rate)
+  span = (shot.first / embedding.rate, (shot.first + len(shot.frames)) / embedding.rate)
   some = [shot.frames[i] for i in (len(shot.frames) // 4, len(shot.frames) // 2, 3 * len(shot.frames) // 4)]
   page = render(
     'find.html',
@@ -107,7 +107,7 @@ def search(workdir: Path) -> None:
     ],
     example={
       'name': shown(EXAMPLE.value),
-      'times': times(*own),
+      'times': times(*span),
       'thumbs': [picture(retrieval.thumbnail(frame)) for frame in some],
     },
     shots=[

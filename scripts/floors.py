@@ -17,17 +17,20 @@ def floors(run: Run, here: Machine) -> dict[str, dict[str, float]]:
     written.
   update: A^-1 V G^-1 for every kernel; inverses read.
   """
-  own = run.config[run.config.optimizer]
+  settings = run.config[run.config.optimizer]
   size = lambda b: sum(f.rows * f.n**2 for f in b.operator.factors.values()) * 4  # noqa: E731
   blocks = run.curvature.blocks
   numbers = sum(size(b) for b in blocks)
-  products = sum(b.flops for b in blocks) / 2 * own.subsample / own.statistics_every
-  solves = sum(f.rows * f.n**3 for b in blocks for f in b.operator.factors.values()) / own.inverses_every
+  products = sum(b.flops for b in blocks) / 2 * settings.subsample / settings.statistics_every
+  solves = sum(f.rows * f.n**3 for b in blocks for f in b.operator.factors.values()) / settings.inverses_every
   applies = sum(_apply_flops(b) for b in blocks)
   devices = run.mesh.size
   parts = {
-    'statistics': (products / here.products / devices, 2 * numbers / own.statistics_every / here.bandwidth / devices),
-    'inverses': (solves / here.solves / devices, 2 * numbers / own.inverses_every / here.bandwidth / devices),
+    'statistics': (
+      products / here.products / devices,
+      2 * numbers / settings.statistics_every / here.bandwidth / devices,
+    ),
+    'inverses': (solves / here.solves / devices, 2 * numbers / settings.inverses_every / here.bandwidth / devices),
     'update': (applies / here.solves, numbers / here.bandwidth),
   }
   return {name: {'least': max(times), 'flops': times[0], 'bytes': times[1]} for name, times in parts.items()}

@@ -39,8 +39,10 @@ STEPS = flags.DEFINE_integer('steps', 600, 'Of the classifiers of CAS.', lower_b
 
 def measure() -> None:
   generator, judge = generated.read_generator(RUN.value), read_judge(JUDGE.value)
-  own = generator.config.data
-  real = {s: data.load_arrays(own.name, s, folder=own.folder, source=own.source) for s in ('train', 'test')}
+  settings = generator.config.data
+  real = {
+    s: data.load_arrays(settings.name, s, folder=settings.folder, source=settings.source) for s in ('train', 'test')
+  }
   made = generated.images(generator, COUNT.value, seed=0)
   agreement = float((in_batches(judge.logits, made.inputs).argmax(-1) == made.label).mean())
   on_test = float((in_batches(judge.logits, real['test'].inputs).argmax(-1) == real['test'].label).mean())

@@ -201,8 +201,11 @@ def _compare(whole: Path, parts: Path, steps: int, exact: bool) -> float:
   losses = [[(r['step'], r['loss']) for r in found if 'loss' in r] for found in rows]
   if [step for step, _ in losses[0]] != [step for step, _ in losses[1]] or len(losses[0]) != steps:
     raise RunError(f'steps differ: {len(losses[0])} and {len(losses[1])} of {steps}')
-  found = [{'losses': np.array([loss for _, loss in own])} for own in losses]
-  found = [own | _leaves(load_export(f / 'export')[0]) for own, f in zip(found, (whole, parts), strict=True)]
+  found = [{'losses': np.array([loss for _, loss in rows_of_run])} for rows_of_run in losses]
+  found = [
+    losses_of_run | _leaves(load_export(f / 'export')[0])
+    for losses_of_run, f in zip(found, (whole, parts), strict=True)
+  ]
   if found[0].keys() != found[1].keys():
     raise RunError('the parameters of the final model are others')
   worst = 0.0
@@ -238,7 +241,8 @@ def main(config: Any, workdir: str) -> None:
   ]
   if len(layouts) > 1:
     drawn = (
-      f'{n} x {own.processes} processes of {own.devices} devices, {own.mesh}' for own, n in result.starts.items()
+      f'{n} x {layout.processes} processes of {layout.devices} devices, {layout.mesh}'
+      for layout, n in result.starts.items()
     )
     lines.append(f'starts: {"; ".join(sorted(drawn))}')
   if _PROCESSES.value:

@@ -102,12 +102,12 @@ def measure() -> None:
   found = {preset: measured(preset, methods) for preset in PRESETS.value}
   rows = []
   for preset, by_method in found.items():
-    for name, own in by_method.items():
-      of = lambda key, own=own: [t[key] for t in own['tests']]  # noqa: E731
+    for name, tests in by_method.items():
+      of = lambda key, tests=tests: [t[key] for t in tests['tests']]  # noqa: E731
       mrr = of('mrr')
       scores = [f'{100 * np.mean(of(k)):.1f}' for k in ('hits1', 'hits10')]
       rows.append([preset, name, f'{100 * np.mean(mrr):.1f}', f'{100 * min(mrr):.1f} to {100 * max(mrr):.1f}', *scores,
-                   f'{np.mean(of("seconds")):.1f}', jsonfile.dumps(own['setting'])])  # fmt: skip
+                   f'{np.mean(of("seconds")):.1f}', jsonfile.dumps(tests['setting'])])  # fmt: skip
   table = columns(['set and model', 'by', 'MRR', 'seeds', 'hits@1', 'hits@10', 'seconds', 'chosen'], rows)
   print(table)
   out = Path(OUT.value)

@@ -60,13 +60,13 @@ class Member(NamedTuple):
 
 
 def prepare(config: Any, name: str) -> Member:
-  own, _ = member(config, name)
-  if own.optimizer in SECOND_ORDER:
-    section = own[own.optimizer]
+  variant, _ = member(config, name)
+  if variant.optimizer in SECOND_ORDER:
+    section = variant[variant.optimizer]
     period = math.lcm(section.statistics_every, section.inverses_every)
     first = 32 * max(section.statistics_every, section.inverses_every)  # kron.growing no longer grows
-    return Member(name, build(own), -(-first // period) * period, period)
-  return Member(name, build(own), 0, 1)
+    return Member(name, build(variant), -(-first // period) * period, period)
+  return Member(name, build(variant), 0, 1)
 
 
 def interleaved(members: list[Member], blocks: int) -> dict[str, list[float]]:
@@ -139,7 +139,8 @@ def main(config: Any, workdir: str) -> None:
     state, batch = abstract(m.run)
     rounds = [compile_all(programs_of(m.run, state, batch), state, batch) for _ in range(_COMPILES.value)]
     compiled[m.name] = {
-      name: {**own, 'seconds': statistics.median(r[name]['seconds'] for r in rounds)} for name, own in rounds[0].items()
+      name: {**times, 'seconds': statistics.median(r[name]['seconds'] for r in rounds)}
+      for name, times in rounds[0].items()
     }
   here = machine(config.model.get('dtype', 'float32'))
   result = {'device': here._asdict(), 'config': json.loads(config.to_json()), 'programs': compiled}

@@ -20,14 +20,19 @@ def summary(times: dict[str, list[float]], length: int) -> dict[str, dict[str, f
   names = list(times)
   result = {}
   blocks = [slice(i, i + length) for i in range(0, len(times[names[0]]), length)]
-  for name, own in times.items():
-    over = lambda other, own=own: statistics.median(  # noqa: E731
-      statistics.fmean(own[b]) / statistics.median(times[other][b]) for b in blocks
+  for name, seconds in times.items():
+    over = lambda other, seconds=seconds: statistics.median(  # noqa: E731
+      statistics.fmean(seconds[b]) / statistics.median(times[other][b]) for b in blocks
     )
-    median = statistics.median(own)
+    median = statistics.median(seconds)
     # For each position in an interval, the median over intervals: the worst kind of step, not the worst outlier.
-    turns = [statistics.median(own[i::length]) for i in range(length)]
-    result[name] = {'median': median, 'mean': statistics.fmean(own), 'worst': max(turns), 'worst seen': max(own)}
+    turns = [statistics.median(seconds[i::length]) for i in range(length)]
+    result[name] = {
+      'median': median,
+      'mean': statistics.fmean(seconds),
+      'worst': max(turns),
+      'worst seen': max(seconds),
+    }
     result[name] |= {f'mean over {other}': over(other) for other in names[:2]}
   return result
 
@@ -42,12 +47,12 @@ def report(result: dict[str, Any]) -> str:
 def programs_table(programs: dict[str, Any]) -> list[str]:
   sgd = programs['sgd']['step']
   rows = []
-  for name, own in programs.items():
-    for kind, p in own.items():
+  for name, program in programs.items():
+    for kind, p in program.items():
       if not kind.startswith('inverses'):
         rows.append([name, kind, *(p[k] / sgd[k] for k in ('seconds', 'memory', 'flops', 'bytes'))])
-    small = [p for kind, p in own.items() if kind.startswith('inverses')]
-    for kind, some in ((f'inverses, {len(small)} programs', small), ('all', list(own.values()))):
+    small = [p for kind, p in program.items() if kind.startswith('inverses')]
+    for kind, some in ((f'inverses, {len(small)} programs', small), ('all', list(program.values()))):
       if some:
         together = sum(p['seconds'] for p in some) / sgd['seconds'], max(p['memory'] for p in some) / sgd['memory']
         rows.append([name, kind, *together, '-', '-'])
@@ -72,9 +77,9 @@ def steps_tables(result: dict[str, Any], here: Machine) -> list[str]:
       ['member', 'median', 'mean', 'worst'],
       [[name, *(1e3 * s[k] for k in ('median', 'mean', 'worst'))] for name, s in steps.items()],
     )]  # fmt: skip
-  for name, own in result['parts'].items():
+  for name, part_times in result['parts'].items():
     rows = []
-    for part, seconds in own.items():
+    for part, seconds in part_times.items():
       least = result['floors'][name].get(part)
       rows.append([part, f'{seconds / base:.4f}', *(f'{least[k] / base:.4f}' if least else '-' for k in BOUNDS)])
     tables += [f'{name}: parts of a mean step and their floors, in SGD\'s median step ({here.peaks})',

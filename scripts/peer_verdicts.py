@@ -85,10 +85,10 @@ def of_marks(case: Case, register: bool = False) -> Callable:
       if signs is not None:
         flip = signs.reshape(-1, *(1,) * (outputs.ndim - 1))
         outputs = flip * outputs + jax.lax.stop_gradient((1 - flip) * outputs)
-      own = next(waiting)
-      total.append(log_loss(outputs, own, likelihood).mean())
+      verdict = next(waiting)
+      total.append(log_loss(outputs, verdict, likelihood).mean())
       if register:
-        kfac_jax_peer.register(outputs, likelihood, own)
+        kfac_jax_peer.register(outputs, likelihood, verdict)
 
     kfac_jax_peer.at_marks(case.loss, visit)(params, *args)
     return sum(total)
@@ -222,8 +222,8 @@ class Theirs:
           found[name] = ('silent', kind)
           continue
         states = self.averaged if 'Naive' in kind else self.states
-        own = np.asarray(states[number].diagonal_factors[position].value, np.float64)
-        error = min(unrolled.relative(own, self.diagonal[i]), self.unit_error(name, own))
+        diagonal = np.asarray(states[number].diagonal_factors[position].value, np.float64)
+        error = min(unrolled.relative(diagonal, self.diagonal[i]), self.unit_error(name, diagonal))
         found[name] = ('exact' if error < TOLERANCE else 'wrong', f'{kind} {error:.1e}')
     return found
 
@@ -250,13 +250,13 @@ class Theirs:
     kind = type(block).__name__
     names = [self.ours.names[i] for i in indices]
     found = [(name, self.ours.kernel_of(name)) for name in names]
-    found = [(name, own) for name, own in found if own is not None]
+    found = [(name, matrix) for name, matrix in found if matrix is not None]
     if len(found) != 1 or found[0][1] is True:
       return np.inf, f'{kind} for what is not one kernel'
-    (name, own), reference = found[0], self.ours.reference[0]
+    (name, matrix), reference = found[0], self.ours.reference[0]
     kernel = reference.names.index(name)
-    order = [reference.names.index(p) for p in own.params[: len(own.operator.kernel.params)]]
-    numbered = np.asarray(own.operator.kernel.apply(*(reference.ids[p] for p in order)))
+    order = [reference.names.index(p) for p in matrix.params[: len(matrix.operator.kernel.params)]]
+    numbered = np.asarray(matrix.operator.kernel.apply(*(reference.ids[p] for p in order)))
     place = {int(n): position for position, n in np.ndenumerate(numbered)}
     theirs = np.asarray(block.parameters_shaped_list_to_array([reference.ids[i] for i in indices]))
     members = set(np.asarray(reference.ids[kernel], np.int64).reshape(-1).tolist())
@@ -274,7 +274,7 @@ class Theirs:
     scale = float(block.scale(state, use_cache=False))
     worst = []
     for active in (False, True):  # padded or unused entries may be left out
-      sums, uses = unrolled.kronecker(*self.reference_of(own), active=active)
+      sums, uses = unrolled.kronecker(*self.reference_of(matrix), active=active)
       a, g = sums['A'][slot], sums['G'][slot]
       expected = [m[np.ix_(at, at)] for m, at in zip((a, g) if across else (g, a), (first, second), strict=True)]
       n = self.case.examples
@@ -321,10 +321,10 @@ def look_at(case: Case) -> tuple[Verdicts, Verdicts, int]:
   return *({k: v for k, v in found.items() if k not in ours.frozen} for found in both), len(ours.frozen)
 
 
-def row(name: str, own: Verdicts, other: Verdicts, frozen: int) -> str:
+def row(name: str, ours: Verdicts, other: Verdicts, frozen: int) -> str:
   """Formats an architecture's line: the counts of each verdict for kronmesh and kfac-jax, and the reasons."""
-  counts = [str(sum(verdict == v for verdict, _ in found.values())) for found in (own, other) for v in VERDICTS]
-  refused = [f'kronmesh: {why}' for verdict, why in own.values() if verdict in ('wrong', 'error')]
+  counts = [str(sum(verdict == v for verdict, _ in found.values())) for found in (ours, other) for v in VERDICTS]
+  refused = [f'kronmesh: {why}' for verdict, why in ours.values() if verdict in ('wrong', 'error')]
   words = [why for verdict, why in other.values() if verdict in ('wrong', 'error')]
   words = list(dict.fromkeys(refused + words))
   name = f'{name} ({frozen} frozen)' if frozen else name

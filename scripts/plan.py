@@ -116,14 +116,14 @@ def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: 
   traffic: dict[tuple[str, str], list[int]] = {}
   for name, p in found.programs.items():
     for what, (count, size) in p.collectives.items():
-      own = traffic.setdefault(('inverses' if name in inverses else name, what), [0, 0])
-      own[0], own[1] = own[0] + count, own[1] + size
+      counted = traffic.setdefault(('inverses' if name in inverses else name, what), [0, 0])
+      counted[0], counted[1] = counted[0] + count, counted[1] + size
   moved = [[name, what, count, f'{size / 2**20:.2f}'] for (name, what), (count, size) in sorted(traffic.items())]
   causes: dict[tuple[str, str], list[int]] = {}
   for p in found.programs.values():
     for g in p.gathers:
-      own = causes.setdefault((g.axes, g.cause), [0, 0])
-      own[0], own[1] = own[0] + g.count, own[1] + g.bytes * g.count
+      counted = causes.setdefault((g.axes, g.cause), [0, 0])
+      counted[0], counted[1] = counted[0] + g.count, counted[1] + g.bytes * g.count
   gathered = [[axes, count, f'{size / 2**20:.2f}', cause] for (axes, cause), (count, size) in sorted(causes.items())]
   parts = [
     f'{config.model.name} on {config.data.name}, {config.optimizer}, batch {config.data.batch_size}: {mesh}, compiled in '

@@ -96,18 +96,18 @@ def steps(preset: str, shards: int) -> dict[str, Any]:
   return {'seconds': statistics.median(times[2:]), 'loss': float(metrics['loss'])}
 
 
-def measure(size: str, shards: int, own: dict[str, Any], rate: float | None) -> dict[str, Any]:
+def measure(size: str, shards: int, layout: dict[str, Any], rate: float | None) -> dict[str, Any]:
   """Times a step on `shards` strips if there are enough devices (emulated on a CPU), it fits and it ends in time."""
   emulated = jax.default_backend() == 'cpu'
-  if 'why' in own:
-    return own
+  if 'why' in layout:
+    return layout
   if shards > (EMULATED if emulated else len(jax.devices())):
     return {'why': f'{shards} devices are wanted'}
   limit, of = room()
-  need = own['memory'] * (shards if emulated else 1)
+  need = layout['memory'] * (shards if emulated else 1)
   if need > limit:
     return {'why': f'{need / 2**30:.1f} GiB of {limit / 2**30:.1f} ({of})'}
-  work = own['programs']['gradient']['flops'] * shards
+  work = layout['programs']['gradient']['flops'] * shards
   if rate and work / rate > _SECONDS.value:
     return {'why': f'a step would take {work / rate:.0f} s'}
   result = timed(name_of(size), shards)
@@ -118,31 +118,31 @@ def name_of(size: str) -> str:
   return f'small_{size}' if _MODEL.value == 'small' else size
 
 
-def temporaries(own: dict[str, Any]) -> int:
-  return max(p['temporaries'] for name, p in own['programs'].items() if name.startswith('gradient'))
+def temporaries(programs: dict[str, Any]) -> int:
+  return max(p['temporaries'] for name, p in programs['programs'].items() if name.startswith('gradient'))
 
 
-def moved(own: dict[str, Any]) -> int:
+def moved(programs: dict[str, Any]) -> int:
   """Returns the bytes of halos that a device passes on in a step."""
-  return sum(size for what, (_, size) in own['programs']['gradient']['collectives'].items() if 'permute' in what)
+  return sum(size for what, (_, size) in programs['programs']['gradient']['collectives'].items() if 'permute' in what)
 
 
 def rows_of(plans: Found, runs: Found) -> list[list[Any]]:
   rows = []
   for size, found in plans.items():
     first = next((n for n in found if n >= 4 and 'why' not in found[n]), None)
-    for shards, own in found.items():
-      if 'why' in own:
-        rows.append([size, shards, *['-'] * 7, own['why'][:90]])
+    for shards, measured in found.items():
+      if 'why' in measured:
+        rows.append([size, shards, *['-'] * 7, measured['why'][:90]])
         continue
       fall = ''
       if first and shards > first:
-        fall = f'{temporaries(found[first]) / temporaries(own) / (shards / first):.2f}'
-      step, run = own['programs']['gradient'], runs[size][shards]
+        fall = f'{temporaries(found[first]) / temporaries(measured) / (shards / first):.2f}'
+      step, run = measured['programs']['gradient'], runs[size][shards]
       gathers = [g for g in step['gathers'] if 'space' in g['axes']]
       rows.append([
-        size, shards, f'{own["memory"] / 2**30:.2f}', f'{temporaries(own) / 2**30:.2f}', fall,
-        f'{step["flops"] / frames_of(size) / 1e9:.4g}', f'{moved(own) / 2**20:.1f}', len(gathers),
+        size, shards, f'{measured["memory"] / 2**30:.2f}', f'{temporaries(measured) / 2**30:.2f}', fall,
+        f'{step["flops"] / frames_of(size) / 1e9:.4g}', f'{moved(measured) / 2**20:.1f}', len(gathers),
         f'{run["seconds"] / frames_of(size):.3g}' if 'seconds' in run else '-', run.get('why', ''),
       ])  # fmt: skip
   return rows
@@ -156,9 +156,9 @@ def plot(plans: Found, runs: Found, path: Path) -> None:
   """Plots memory and work per device, and the measured time of a frame, against the number of strips."""
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
   for size, found in plans.items():
-    there = {n: own for n, own in found.items() if 'why' not in own}
-    left.loglog(list(there), [own['memory'] / 2**30 for own in there.values()], 'o-', label=size)
-    work = [own['programs']['gradient']['flops'] / frames_of(size) / 1e12 for own in there.values()]
+    there = {n: measured for n, measured in found.items() if 'why' not in measured}
+    left.loglog(list(there), [measured['memory'] / 2**30 for measured in there.values()], 'o-', label=size)
+    work = [measured['programs']['gradient']['flops'] / frames_of(size) / 1e12 for measured in there.values()]
     middle.loglog(list(there), work, 'o-', label=size)
     times = {n: r['seconds'] / frames_of(size) for n, r in runs[size].items() if 'seconds' in r}
     right.loglog(list(times), list(times.values()), 'o-', label=size)
@@ -192,8 +192,8 @@ def main(config: Any, workdir: str) -> None:
   for size in _SIZES.value:
     plans[size], runs[size] = {}, {}
     for shards in map(int, _SHARDS.value):
-      own = plans[size][shards] = planned(name_of(size), shards)
-      run = runs[size][shards] = measure(size, shards, own, rate)
+      planned_here = plans[size][shards] = planned(name_of(size), shards)
+      run = runs[size][shards] = measure(size, shards, planned_here, rate)
       rate = run.get('rate', rate)
       print(
         f'{size} in {shards} strips: {run.get("why") or format(run["seconds"], ".3g") + " s a step"}', file=sys.stderr
@@ -210,19 +210,19 @@ def main(config: Any, workdir: str) -> None:
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     (out / f'{_MODEL.value}.txt').write_text(text + '\n')
-    slim = {size: {n: _slim(own) for n, own in found.items()} for size, found in plans.items()}
+    slim = {size: {n: _slim(measured) for n, measured in found.items()} for size, found in plans.items()}
     (out / f'{_MODEL.value}.json').write_text(
       jsonfile.dumps({'device': device._asdict(), 'plans': slim, 'runs': runs}, indent=1) + '\n'
     )
     plot(plans, runs, out / f'{_MODEL.value}.png')
 
 
-def _slim(own: dict[str, Any]) -> dict[str, Any]:
+def _slim(measured: dict[str, Any]) -> dict[str, Any]:
   """Returns a plan without the inverses' programs, of which there is one for each matrix size."""
-  if 'why' in own:
-    return own
-  programs = {name: p for name, p in own['programs'].items() if not name.startswith('inverses')}
-  return {**own, 'programs': programs}
+  if 'why' in measured:
+    return measured
+  programs = {name: p for name, p in measured['programs'].items() if not name.startswith('inverses')}
+  return {**measured, 'programs': programs}
 
 
 if __name__ == '__main__':

@@ -107,8 +107,8 @@ def judgements(truth: dict, runs: list[trec.Run]) -> tuple[trec.Judgements, trec
     topic = name.replace(' ', '_')
     head = {shot for run in runs for shot in run[topic][:DEEP]}
     for film, rows in truth.items():
-      for number, (_, own) in enumerate(rows):
-        shot, relevance = f'{film}#{number}', int(own == motion)
+      for number, (_, row) in enumerate(rows):
+        shot, relevance = f'{film}#{number}', int(row == motion)
         whole.setdefault(topic, {})[shot] = trec.Judgement('1', relevance)
         seen = shot in head or rng.random() < SHARE
         sampled.setdefault(topic, {})[shot] = trec.Judgement('1' if shot in head else '2', relevance if seen else -1)

@@ -53,13 +53,13 @@ def attempt(config: Any, trial: Trial, seed: int) -> dict[str, Any]:
   Raises:
     RunError: the run ended for another reason, which says nothing about the setting.
   """
-  own = copy.deepcopy(config)
-  own.update_from_flattened_dict(trial)
-  own.seed, own.keep_checkpoints = seed, 0
-  run = build(own)
+  variant = copy.deepcopy(config)
+  variant.update_from_flattened_dict(trial)
+  variant.seed, variant.keep_checkpoints = seed, 0
+  run = build(variant)
   with tempfile.TemporaryDirectory() as folder:
     try:
-      rows = train(own, folder, quiet=True, run=run)
+      rows = train(variant, folder, quiet=True, run=run)
     except Diverged:
       return {'curve': [], 'final': None}
     except Stopped as error:
@@ -148,8 +148,8 @@ def main(config: Any, workdir: str) -> None:
   lower = make_task(config).lower_is_better
   print(f'\nbest of {len(trials)} trials, {config.steps} steps, target {config.target:g}:')
   for optimizer in dict.fromkeys(trial['optimizer'] for trial in trials):
-    own = [score for score in done if score['trial']['optimizer'] == optimizer]
-    best = min(own, key=lambda score: rank(score, lower))
+    scores = [score for score in done if score['trial']['optimizer'] == optimizer]
+    best = min(scores, key=lambda score: rank(score, lower))
     words = ' '.join(f'--config.{k}={v}' for k, v in best['trial'].items())
     print(f'  {words}   (steps {best["steps"]}, final {best["final"]})')
   print(f'all trials: {log}')

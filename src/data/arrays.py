@@ -160,11 +160,11 @@ def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
     raise DataError(f'{count} examples leave some of {len(classes)} classes without any; take {len(classes)} at least')
   rng, chosen = np.random.default_rng((seed, 2)), []
   for place, label in enumerate(classes):
-    own = np.flatnonzero(arrays.label == label)
+    indices = np.flatnonzero(arrays.label == label)
     wanted = count // len(classes) + (place < count % len(classes))
-    if wanted > len(own):
-      raise DataError(f'{count} examples are {wanted} of class {label}, which has {len(own)}; take fewer')
-    chosen.append(rng.choice(own, wanted, replace=False))
+    if wanted > len(indices):
+      raise DataError(f'{count} examples are {wanted} of class {label}, which has {len(indices)}; take fewer')
+    chosen.append(rng.choice(indices, wanted, replace=False))
   rows = np.sort(np.concatenate(chosen))
   return type(arrays)(*(x[rows] for x in arrays))
 

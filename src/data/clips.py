@@ -186,8 +186,8 @@ def clip_batches(
     raise ValueError('a change of colour is of whole clips; set colour=0 where a host loads some of their rows')
 
   def taken(encoded: Sequence[bytes], chosen: np.ndarray, crop: Crop) -> Clip:
-    own = {i: strip(encoded[i * bands : (i + 1) * bands], crop, size, wanted) for i in np.unique(chosen)}
-    return np.stack([own[i] for i in chosen])
+    clips = {i: strip(encoded[i * bands : (i + 1) * bands], crop, size, wanted) for i in np.unique(chosen)}
+    return np.stack([clips[i] for i in chosen])
 
   def random(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     encoded = example['frames']

@@ -231,9 +231,9 @@ def draw(image: Image, body: Body, t: int, sky: float, haze: float, pitch: float
 
 def _covered(first: float, last: float, size: int) -> tuple[Float[np.ndarray, ' n'], slice]:
   """Returns how much of each pixel lies between two places, and which pixels these are."""
-  own = slice(max(0, int(np.floor(first))), max(0, min(size, int(np.ceil(last)))))
-  share = np.ones(max(0, own.stop - own.start))
+  covered = slice(max(0, int(np.floor(first))), max(0, min(size, int(np.ceil(last)))))
+  share = np.ones(max(0, covered.stop - covered.start))
   if len(share):  # the ends' edges lie between pixels
-    share[0] -= max(0, first - own.start)
-    share[-1] -= max(0, own.stop - last)
-  return share, own
+    share[0] -= max(0, first - covered.start)
+    share[-1] -= max(0, covered.stop - last)
+  return share, covered

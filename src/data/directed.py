@@ -60,8 +60,8 @@ class DirectedMotion(tfds.core.GeneratorBasedBuilder):
       rng = np.random.default_rng((1, split == 'test', i))
       motions = rng.choice(len(MOTIONS), 2, replace=False)
       classes = rng.choice(np.unique(labels), 2, replace=False)
-      own = [garments[rng.choice(np.flatnonzero(labels == c))] for c in classes]
-      clips = np.concatenate([moving(g, int(m), rng, upright=True) for g, m in zip(own, motions, strict=True)], 2)
+      pictures = [garments[rng.choice(np.flatnonzero(labels == c))] for c in classes]
+      clips = np.concatenate([moving(g, int(m), rng, upright=True) for g, m in zip(pictures, motions, strict=True)], 2)
       image = reduce(clips.astype(np.float32), 't (h 2) (w 2) c -> t h w c', 'mean').round().astype(np.uint8)
       yield i, {'image': image, 'motions': motions.astype(np.int32), 'classes': classes.astype(np.int32)}
 
@@ -89,16 +89,16 @@ def load_directed(
   records = builder.as_data_source(split=split)
   found = records.__getitems__(range(len(records)))
   queries, labels, others = [], [], []
-  for i, own in enumerate(found):
+  for i, clip in enumerate(found):
     rng = np.random.default_rng((2, split == 'test', i))
     ways = rng.permutation(2)  # if one class is a kind of the other, no noun fits only the latter
-    nouns = [over[own['classes'][k]] & ~over[own['classes'][1 - k]] for k in ways]
+    nouns = [over[clip['classes'][k]] & ~over[clip['classes'][1 - k]] for k in ways]
     fits = [[n for n in np.flatnonzero(own_nouns) if split != 'train' or n not in unasked] for own_nouns in nouns]
     if not any(fits):
-      raise DataError(f'directed_motion: no noun is left for a clip of classes {own["classes"]}; hold fewer nodes out')
+      raise DataError(f'directed_motion: no noun is left for a clip of classes {clip["classes"]}; hold fewer nodes out')
     chosen = 0 if fits[0] else 1
     queries.append(rng.choice(fits[chosen]))
-    labels.append(own['motions'][ways[chosen]])
-    others.append(own['motions'][ways[1 - chosen]])
-  images = np.stack([own['image'] for own in found]).astype(np.float32) / 255
+    labels.append(clip['motions'][ways[chosen]])
+    others.append(clip['motions'][ways[1 - chosen]])
+  images = np.stack([clip['image'] for clip in found]).astype(np.float32) / 255
   return Directed(images, *(np.array(x, np.int32) for x in (labels, queries, others)))

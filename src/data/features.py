@@ -32,7 +32,7 @@ def check_features(folder: Path) -> None:
 
 
 def _classes_named(value: Any) -> Iterator[str]:
-  for key, own in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-    if key in ('pythonClassName', 'python_class_name', 'type') and isinstance(own, str) and '.' in own:
-      yield own
-    yield from _classes_named(own)
+  for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    if key in ('pythonClassName', 'python_class_name', 'type') and isinstance(part, str) and '.' in part:
+      yield part
+    yield from _classes_named(part)

@@ -35,9 +35,9 @@ class ImageFolder:
       raise DataError(_nothing(root / split, split))
     self.left_out: list[LeftOut] = loose_files(root / split, 'in no folder of a class')
     by_class: dict[str, list[Path]] = {}
-    for own in subfolders(root / split):
-      files = files_below(own, ENDINGS)
-      by_class.setdefault(class_name(own), []).extend(files.used)
+    for subfolder in subfolders(root / split):
+      files = files_below(subfolder, ENDINGS)
+      by_class.setdefault(class_name(subfolder), []).extend(files.used)
       self.left_out += files.left_out
     empty = sorted(name for name, files in by_class.items() if not files)
     if len(empty) == len(by_class):
@@ -49,7 +49,7 @@ class ImageFolder:
           f'{shown(root / split)}: no picture in the folder of class {listed(empty)}; fill it, or remove it'
         )
     else:
-      self.names = sorted({class_name(own) for own in subfolders(root / 'train')})
+      self.names = sorted({class_name(folder) for folder in subfolders(root / 'train')})
       strange = sorted({name for name, files in by_class.items() if files} - set(self.names))
       if strange:
         raise DataError(

@@ -89,9 +89,9 @@ def kinetics(root: Path) -> Found:
       (p for n in names for p in (root / f'{n}.csv', root / 'annotations' / f'{n}.csv') if p.is_file()), None
     )
     if table is not None:
-      own = _of_table(table, folder, split)
-      found.entries.extend(own.entries)
-      found.left_out.extend(own.left_out)
+      entries = _of_table(table, folder, split)
+      found.entries.extend(entries.entries)
+      found.left_out.extend(entries.left_out)
   return found
 
 
@@ -211,8 +211,8 @@ def ccd(root: Path) -> Found:
   entries = []
   for folder, label in (('Normal', 'normal'), ('Crash-1500', 'accident')):
     for i, path in enumerate(_videos(_one_of(root, f'videos/{folder}', folder))):
-      own = spans.get(path.stem, ()) if label == 'accident' else ()
-      entries.append(Entry(path, 'test' if i % 5 == 4 else 'train', label, own, in_frames=True))
+      times = spans.get(path.stem, ()) if label == 'accident' else ()
+      entries.append(Entry(path, 'test' if i % 5 == 4 else 'train', label, times, in_frames=True))
   return Found(entries, [])
 
 

@@ -225,9 +225,9 @@ def paste(frame: Field, sprite: Sprite, top: float, left: float) -> bool:
   inside = np.s_[max(0, row) : max(0, row + height), max(0, column) : max(0, column + width)]
   target = frame[inside]
   rows, columns = max(0, -row), max(0, -column)
-  own = np.s_[rows : rows + target.shape[0], columns : columns + target.shape[1]]
-  target += cover[own] * (pixels[own] - target)
-  return bool(target.size and cover[own].sum() > 0.25 * cover.sum())
+  region = np.s_[rows : rows + target.shape[0], columns : columns + target.shape[1]]
+  target += cover[region] * (pixels[region] - target)
+  return bool(target.size and cover[region].sum() > 0.25 * cover.sum())
 
 
 def shifted(frame: Field, by: np.ndarray) -> Field:

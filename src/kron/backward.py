@@ -139,8 +139,8 @@ class Backward(NamedTuple):
         result[b.name] = self.plan.shards.of_all(BlockSums({'F': squares}, {}))
       else:
         products = {k: _by_slot(s, self.plan, b) for k, s in sums[b.name].products.items()}
-        own = BlockSums(products, sums[b.name].uses)
-        finish = functools.partial(_finish, b, own, self.basis.get(b.name), self.plan.shards)
+        sums_of_block = BlockSums(products, sums[b.name].uses)
+        finish = functools.partial(_finish, b, sums_of_block, self.basis.get(b.name), self.plan.shards)
         result[b.name] = where_due(self.due.get(b.name, {}) if b.operator.reduced else {}, finish)
     return result
 

@@ -123,10 +123,10 @@ def _translated(names: list[str], shapes: Shapes, parameters: Parameters) -> tup
     return exact
   # Compare the paths without wrappers and without the root that all of them share.
   theirs = _plain(parameters.names)
-  own, own_shapes = _without_prefixes(_plain(names), shapes, theirs)
-  if len(set(own)) == len(own) and len(set(theirs)) == len(theirs) and set(own) == set(theirs):
+  bare, own_shapes = _without_prefixes(_plain(names), shapes, theirs)
+  if len(set(bare)) == len(bare) and len(set(theirs)) == len(theirs) and set(bare) == set(theirs):
     back = dict(zip(theirs, parameters.names, strict=True))
-    return [back[name] for name in own], own_shapes
+    return [back[name] for name in bare], own_shapes
   # If the names do not match, the order of leaves is reliable only where no two parameters have the same shape.
   if shapes == list(parameters.shapes) and len(set(shapes)) == len(shapes):
     return list(parameters.names), shapes

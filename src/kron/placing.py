@@ -117,7 +117,9 @@ class Local(NamedTuple):
     return fn
 
   def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
-    return layout.gather({block: {f: x.sum(0) for f, x in own.items()} for block, own in shares.items()})
+    return layout.gather(
+      {block: {f: x.sum(0) for f, x in shares_of_block.items()} for block, shares_of_block in shares.items()}
+    )
 
   def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
     return layout.unpadded(stacks)

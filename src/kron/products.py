@@ -66,9 +66,11 @@ def make_products(loss: Callable[[PyTree], Array], params: PyTree, outputs: Outp
   transpose = jax.linear_transpose(lambda c: pull(c)[0], z)
 
   def push(v: PyTree) -> list[Array]:
-    own = match(v, parameters).leaves
+    tangents = match(v, parameters).leaves
     # Masked parameters do not move.
-    along = [own.get(name, jnp.zeros_like(p)).astype(p.dtype) for name, p in zip(parameters.names, leaves, strict=True)]
+    along = [
+      tangents.get(name, jnp.zeros_like(p)).astype(p.dtype) for name, p in zip(parameters.names, leaves, strict=True)
+    ]
     return transpose(along)[0]
 
   def back(cotangents: Sequence[Array], v: PyTree) -> PyTree:

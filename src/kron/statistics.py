@@ -43,12 +43,12 @@ class Statistics(NamedTuple):
   @classmethod
   def of(cls, blocks: dict[str, BlockSums], examples: Array) -> Statistics:
     """Makes statistics from the sums that the probes returned."""
-    return cls({b: own.products for b, own in blocks.items()}, {b: own.uses for b, own in blocks.items()}, examples)
+    return cls({b: sums.products for b, sums in blocks.items()}, {b: sums.uses for b, sums in blocks.items()}, examples)
 
   def of_loss_times(self, factor: Any) -> Statistics:
     """Rescales the statistics that come from the loss's gradient, for a loss that is `factor` times as large."""
     times = lambda name, s: s * jnp.asarray(factor, s.dtype) ** degree(name)  # noqa: E731
-    return self._replace(sums={b: {k: times(k, s) for k, s in own.items()} for b, own in self.sums.items()})
+    return self._replace(sums={b: {k: times(k, s) for k, s in products.items()} for b, products in self.sums.items()})
 
   def used(self, block: str) -> Float[Array, ' slots']:
     """Returns how often each slot of a kernel was used, transposed uses included."""

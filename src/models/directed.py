@@ -49,15 +49,18 @@ class DirectedVideo(nn.Module):
       kernel = named(nn.initializers.he_normal(), *(None,) * 3, rows, columns)
       bias = named(nn.initializers.zeros_init(), columns)
       window, strides = ((4,) * 3, (2,) * 3) if i == 0 else ((3,) * 3, (1 if i == 1 else 2,) * 3)
-      own = {'kernel_init': kernel, 'bias_init': bias, 'dtype': self.dtype}
-      x = nn.Conv(features, window, strides, name=f'conv_{i}', **own)(x)
+      settings = {'kernel_init': kernel, 'bias_init': bias, 'dtype': self.dtype}
+      x = nn.Conv(features, window, strides, name=f'conv_{i}', **settings)(x)
       x = nn.GroupNorm(self.groups, dtype=self.dtype, name=f'norm_{i}')(x)
       x = constrain(nn.gelu(x), 'batch', None, None, None, columns)
     x = rearrange(x, 'b t h w c -> b (t h w) c')
     node = GraphEncoder(self.graph, self.width, self.layers, dtype=self.dtype, name='encoder')()[query]
     node = nn.RMSNorm(use_scale=False, dtype=self.dtype)(node)
-    own, rows = {'init': nn.initializers.lecun_normal(), 'dtype': self.dtype}, 'mid' if len(self.widths) % 2 else 'in'
-    asked = dense(self.width, (None, 'width'), name='asked', **own)(node)
-    keys = dense(self.width, (rows, 'width'), name='keys', **own)(x)
+    settings, rows = (
+      {'init': nn.initializers.lecun_normal(), 'dtype': self.dtype},
+      'mid' if len(self.widths) % 2 else 'in',
+    )
+    asked = dense(self.width, (None, 'width'), name='asked', **settings)(node)
+    keys = dense(self.width, (rows, 'width'), name='keys', **settings)(x)
     x = attend(asked[:, None, None], keys[:, :, None], x[:, :, None])[:, 0, 0]
-    return accurate(dense(self.classes, (rows, 'classes'), name='logits', **own)(x))
+    return accurate(dense(self.classes, (rows, 'classes'), name='logits', **settings)(x))

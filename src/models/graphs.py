@@ -104,8 +104,8 @@ class GraphEncoder(nn.Module):
       sums = mix(sums)
     sums = used(sums.reshape(*x.shape[:2], -1), there)
     related = dense(self.width, ('in', 'width'), init, use_bias=False, dtype=self.dtype, name=f'related_{number}')
-    own = dense(self.width, ('in', 'width'), init, dtype=self.dtype, name=f'own_{number}')
-    y = related(sums) + own(used(x, there))
+    from_itself = dense(self.width, ('in', 'width'), init, dtype=self.dtype, name=f'own_{number}')
+    y = related(sums) + from_itself(used(x, there))
     last = number == self.layers - 1
     return constrain(jnp.where(there, y if last else nn.relu(y), 0), 'batch', None, None)
 

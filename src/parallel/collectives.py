@@ -86,13 +86,13 @@ def buckets(leaves: Sequence[Any], bucket_bytes: int) -> list[list[int]]:
   found: dict[Any, list[list[int]]] = {}
   filled: dict[Any, int] = {}
   for i, leaf in enumerate(leaves):
-    own = found.setdefault(leaf.dtype, [])
-    if not own or filled[leaf.dtype] >= bucket_bytes:
-      own.append([])
+    buckets = found.setdefault(leaf.dtype, [])
+    if not buckets or filled[leaf.dtype] >= bucket_bytes:
+      buckets.append([])
       filled[leaf.dtype] = 0
-    own[-1].append(i)
+    buckets[-1].append(i)
     filled[leaf.dtype] += leaf.size * leaf.dtype.itemsize
-  return [bucket for own in found.values() for bucket in own]
+  return [bucket for bucket_list in found.values() for bucket in bucket_list]
 
 
 # --- for flat vectors whose length is a multiple of the number of devices

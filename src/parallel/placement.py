@@ -90,9 +90,9 @@ class Placement(NamedTuple):
 
   def shardings(self, stacked: Stacked) -> Any:
     """Returns the sharding of each stack of a state: inverses lie as `share` leaves them, all else with its owners."""
-    own, everywhere = (NamedSharding(self.mesh, spec) for spec in (self.spec, PartitionSpec()))
+    sharded, everywhere = (NamedSharding(self.mesh, spec) for spec in (self.spec, PartitionSpec()))
     stacks = stacked.layout.stacks
-    return stacked.filled({name: everywhere if stacked.held and stacks[name].shared else own for name in stacks})
+    return stacked.filled({name: everywhere if stacked.held and stacks[name].shared else sharded for name in stacks})
 
   @property
   def auto(self) -> Mesh:
@@ -168,8 +168,8 @@ class Placement(NamedTuple):
     axes = self.along(given)
 
     def local(shares: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-      own = {block: {f: x.sum(0) for f, x in parts.items()} for block, parts in shares.items()}
-      return {name: self._to_owner(x, layout, name, axes) for name, x in layout.joined(own).items()}
+      sums = {block: {f: x.sum(0) for f, x in parts.items()} for block, parts in shares.items()}
+      return {name: self._to_owner(x, layout, name, axes) for name, x in layout.joined(sums).items()}
 
     spec = PartitionSpec(axes) if axes else PartitionSpec()
     return jax.shard_map(local, mesh=self.auto, in_specs=spec, out_specs=self.spec, check_vma=False)(shares)
@@ -194,11 +194,11 @@ class Placement(NamedTuple):
     """Returns an owner's (slot, rows, n) from the part that `skew` keeps; other owners send the rest as columns."""
     owners, r, n = stack.owners, stack.rows, stack.n
     first = jax.lax.axis_index(self.axes) * r
-    own = unskew(half, n, first)
-    tiles = jnp.pad(own, ((0, 0), (0, 0), (0, owners * r - n))).reshape(-1, r, owners, r)
+    local_part = unskew(half, n, first)
+    tiles = jnp.pad(local_part, ((0, 0), (0, 0), (0, owners * r - n))).reshape(-1, r, owners, r)
     theirs = jax.lax.all_to_all(jnp.moveaxis(tiles, 2, 0), self.axes, 0, 0, tiled=True)  # owner, slot, row, my row
     columns = jnp.transpose(theirs, (1, 3, 0, 2)).reshape(-1, r, owners * r)[..., :n]
-    return jnp.where(kept(r, n, first), own, columns)
+    return jnp.where(kept(r, n, first), local_part, columns)
 
   def share(self, stacks: Mapping[str, Array], layout: Any, symmetric: bool = True) -> dict[str, Array]:
     """Sends matrices from their owners to every device as (matrix, n, n), triangular-packed if symmetric.

@@ -84,14 +84,14 @@ def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) ->
   slices = sharding.addressable_devices_indices_map(padded_shape(shape, strips)).values()
   whole = lambda s, n: (s.start or 0, n if s.stop is None else s.stop)  # noqa: E731
   found = {}
-  for dim, own in strips.items():
-    runs = {whole(index[dim], own.shards * own.rows) for index in slices}
+  for dim, axis_strips in strips.items():
+    runs = {whole(index[dim], axis_strips.shards * axis_strips.rows) for index in slices}
     low, high = min(a for a, _ in runs), max(b for _, b in runs)
     if sum(b - a for a, b in runs) != high - low:
       raise MeshError(
-        f'mesh {dict(sharding.mesh.shape)}: a process needs rows from several places; write {own.axis} last'
+        f'mesh {dict(sharding.mesh.shape)}: a process needs rows from several places; write {axis_strips.axis} last'
       )
-    found[dim] = own.places[low:high]
+    found[dim] = axis_strips.places[low:high]
   return found
 
 

@@ -35,8 +35,8 @@ def reduced_behind(program: Program, marks: Sequence[Op]) -> Axes:
 
 
 def _reductions(op: Op) -> Axes:
-  own = _named(op) if op.name in _REDUCTIONS else _SAME
-  return own.union(*(_reductions(inner) for body in op.bodies for inner in body.ops))
+  axes = _named(op) if op.name in _REDUCTIONS else _SAME
+  return axes.union(*(_reductions(inner) for body in op.bodies for inner in body.ops))
 
 
 def untracked(axes: Axes) -> Axes:
@@ -81,10 +81,12 @@ def _results(op: Op, inputs: list[Axes], found: dict[int, Axes]) -> list[Axes]:
     return [inputs[0].union(*kinds) for kinds in zip(*branches, strict=True)]
   if op.bodies and len(op.bodies[0].inputs) == len(inputs):
     return _visit(op.bodies[0], inputs, found)
-  own = _named(op)
+  reduced_axes = _named(op)
   if op.name in _REDUCTIONS and op.params.get('axis_index_groups') is None:
-    return [union - own] * len(op.outputs) if len(op.outputs) == 1 else [axes - own for axes in inputs]
-  return [union | own] * len(op.outputs)  # such as axis_index, ppermute, all_to_all, reduce_scatter
+    return (
+      [union - reduced_axes] * len(op.outputs) if len(op.outputs) == 1 else [axes - reduced_axes for axes in inputs]
+    )
+  return [union | reduced_axes] * len(op.outputs)  # such as axis_index, ppermute, all_to_all, reduce_scatter
 
 
 def _named(op: Op) -> Axes:

@@ -24,18 +24,18 @@ def layer_name(op: Op) -> str:
 def source_line(op: Op) -> str:
   """Returns the user's line that caused the operation, 'file.py:12': the innermost frame not in installed packages."""
   traceback = op.eqn.source_info.traceback
-  own = _own_frames(traceback)
+  frames = _own_frames(traceback)
   outside_jax = [f for f in (traceback.frames if traceback is not None else ()) if not f.file_name.startswith(_JAX)]
-  for frame in own or outside_jax:
-    return f'{os.path.relpath(frame.file_name) if own else frame.file_name}:{frame.line_num}'
+  for frame in frames or outside_jax:
+    return f'{os.path.relpath(frame.file_name) if frames else frame.file_name}:{frame.line_num}'
   return 'an unknown line'
 
 
 def inside(eqn: Any, outer: Any) -> Any:
   """Gives an operation of a nested jit the outer scopes, and the outer line if no line of it is the user's."""
-  own, around = eqn.source_info, outer.source_info
-  traceback = own.traceback if _own_frames(own.traceback) else around.traceback
-  return eqn.replace(source_info=own.replace(traceback=traceback, name_stack=around.name_stack + own.name_stack))
+  inner, around = eqn.source_info, outer.source_info
+  traceback = inner.traceback if _own_frames(inner.traceback) else around.traceback
+  return eqn.replace(source_info=inner.replace(traceback=traceback, name_stack=around.name_stack + inner.name_stack))
 
 
 def _own_frames(traceback: Any) -> list[Any]:

@@ -160,9 +160,9 @@ def directed_scores(means: dict[str, float]) -> dict[str, float]:
 
 def _check(config: Any) -> None:
   """Raises ConfigError if zero_shot does not hold out some, but not all, of the classes."""
-  own, classes = tuple(config.data.held_out), len(data.GARMENTS)
-  if config.task == 'zero_shot' and not (0 < len(set(own)) < classes and set(own) <= set(range(classes))):
-    raise ConfigError(f'config.data.held_out={own}: name some of the classes 0 to {classes - 1}, not all')
+  held_out, classes = tuple(config.data.held_out), len(data.GARMENTS)
+  if config.task == 'zero_shot' and not (0 < len(set(held_out)) < classes and set(held_out) <= set(range(classes))):
+    raise ConfigError(f'config.data.held_out={held_out}: name some of the classes 0 to {classes - 1}, not all')
 
 
 LOSSES = {'directed': directed, 'links': links, 'zero_shot': zero_shot}

@@ -111,11 +111,11 @@ def _networks(config: Any, mesh: Mesh, task: Task, game: Game | None, images: ja
   with of_model():
     boxed = {name: jax.eval_shape(fn, jax.random.key(0)) for name, fn in variables.items()}
   rules = parallel.RULES[config.model.name]
-  states = {name: dict(nn.meta.unbox(own)) for name, own in boxed.items()}
-  params = {name: own.pop('params') for name, own in states.items()}
+  states = {name: dict(nn.meta.unbox(variables)) for name, variables in boxed.items()}
+  params = {name: variables.pop('params') for name, variables in states.items()}
   shardings = {
-    name: parallel.param_shardings(params[name], nn.get_partition_spec(own)['params'], rules, mesh)
-    for name, own in boxed.items()
+    name: parallel.param_shardings(params[name], nn.get_partition_spec(variables)['params'], rules, mesh)
+    for name, variables in boxed.items()
   }
   if game is None:
     recipe.check_patterns(config.recipe.rescale_weights, kron.param_names(params[ONLY]))
@@ -145,8 +145,8 @@ def _check_input(config: Any, shape: tuple[int, ...]) -> None:
 
 
 def _mixing(config: Any) -> Callable:
-  own = config.recipe
-  settings = {'alpha': own.mixup, 'cut': own.cutmix, 'running': own.running_mixup}
+  recipe_settings = config.recipe
+  settings = {'alpha': recipe_settings.mixup, 'cut': recipe_settings.cutmix, 'running': recipe_settings.running_mixup}
   return functools.partial(mixing.mix, **settings, classes=config.model.get('classes', 0))
 
 
@@ -171,14 +171,14 @@ def _player(
   by_shard: whether each shard computes its own gradient.
   """
   if game is None:
-    own, loss = config, loss_scale.scaled(config, task.loss)
+    player_config, loss = config, loss_scale.scaled(config, task.loss)
     context = loss_scale.carried(config, networks.states)
   else:
-    own, loss = game.config_of(name), game.losses[name]
+    player_config, loss = game.config_of(name), game.losses[name]
     context = game.context(name, networks.params, networks.states)
   params, curvature = part(networks.params, name), None
-  if own.optimizer in SECOND_ORDER:
-    section = own[own.optimizer]
+  if player_config.optimizer in SECOND_ORDER:
+    section = player_config[player_config.optimizer]
     settings = {
       'fisher': section.fisher,
       'subsample': section.subsample,
@@ -187,8 +187,8 @@ def _player(
     if config.placement.blocks:
       settings['blocks'] = parallel.shard_blocks(part(networks.shardings, name))
     curvature = kron.curvature(loss, params, context, seen, has_aux=True, **settings)
-  tx = make_optimizer(own, curvature, networks.placement, inside=game is not None)
-  return Player(name, own, loss, curvature, tx)
+  tx = make_optimizer(player_config, curvature, networks.placement, inside=game is not None)
+  return Player(name, player_config, loss, curvature, tx)
 
 
 def _init(
@@ -196,8 +196,8 @@ def _init(
 ) -> TrainState:
   key, count = jax.random.key(seed), len(players)
   keys = [key] if count == 1 else [jax.random.fold_in(key, i) for i in range(count)]
-  made = {name: dict(nn.meta.unbox(fn(own))) for (name, fn), own in zip(networks.variables.items(), keys, strict=True)}
-  params = {name: own.pop('params') for name, own in made.items()}
+  made = {name: dict(nn.meta.unbox(fn(key))) for (name, fn), key in zip(networks.variables.items(), keys, strict=True)}
+  params = {name: variables.pop('params') for name, variables in made.items()}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=joined(params),

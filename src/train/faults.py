@@ -84,9 +84,9 @@ def _first_not_finite(run: Run, state: TrainState, batch: Any, row: dict[str, An
   # The forward pass is sound. The backward pass starts at the end, so search from there.
   bad = {n for n, norm in zip(names, row['gradient_norms'], strict=True) if not np.isfinite(norm)}
   for path in reversed(order):
-    own = [n for n in names if n in bad and n.startswith(f'{path}/')]
-    if own:
-      return f'the gradient of {own[0]!r} is the first that is not finite'
+    below = [n for n in names if n in bad and n.startswith(f'{path}/')]
+    if below:
+      return f'the gradient of {below[0]!r} is the first that is not finite'
   return f'the gradient of {min(bad)!r} is not finite' if bad else 'no layer has an output that is not finite'
 
 
@@ -209,6 +209,6 @@ def handle(
 
 def _go_on(state: TrainState, factor: Any) -> TrainState:
   """Returns the state after a skipped step, with the damping multiplied by `factor` from now on."""
-  own = state.guard
-  own = own._replace(held=jnp.zeros_like(own.held), caution=own.caution * factor)
-  return state._replace(step=state.step + 1, guard=own)
+  guard_state = state.guard
+  guard_state = guard_state._replace(held=jnp.zeros_like(guard_state.held), caution=guard_state.caution * factor)
+  return state._replace(step=state.step + 1, guard=guard_state)

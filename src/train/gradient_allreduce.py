@@ -25,26 +25,26 @@ def check(config: Any, mesh: Mesh) -> bool:
   Raises:
     ConfigError: the collective is unknown, or it cannot run on this mesh.
   """
-  own = config.gradients
-  if own.all_reduce == 'auto':
-    if own.half:
+  settings = config.gradients
+  if settings.all_reduce == 'auto':
+    if settings.half:
       raise ConfigError(
-        f"config.gradients.half={own.half!r}: choose config.gradients.all_reduce too; auto is XLA's own"
+        f"config.gradients.half={settings.half!r}: choose config.gradients.all_reduce too; auto is XLA's own"
       )
     return False
-  if own.all_reduce not in METHODS:
+  if settings.all_reduce not in METHODS:
     raise ConfigError(
-      f'config.gradients.all_reduce={own.all_reduce!r} is unknown; choose from auto, {", ".join(METHODS)}'
+      f'config.gradients.all_reduce={settings.all_reduce!r} is unknown; choose from auto, {", ".join(METHODS)}'
     )
-  if own.half not in ('', 'bfloat16', 'float16'):
-    raise ConfigError(f"config.gradients.half={own.half!r} is unknown; choose '', 'bfloat16' or 'float16'")
+  if settings.half not in ('', 'bfloat16', 'float16'):
+    raise ConfigError(f"config.gradients.half={settings.half!r} is unknown; choose '', 'bfloat16' or 'float16'")
   if set(mesh.axis_names) - set(parallel.BATCH):
     raise ConfigError(
-      f'config.gradients.all_reduce={own.all_reduce!r} is for meshes of data and fsdp; got {config.mesh!r}'
+      f'config.gradients.all_reduce={settings.all_reduce!r} is for meshes of data and fsdp; got {config.mesh!r}'
     )
-  if own.all_reduce in ('hierarchical', 'torus') and len(mesh.axis_names) < 2:
+  if settings.all_reduce in ('hierarchical', 'torus') and len(mesh.axis_names) < 2:
     raise ConfigError(
-      f'config.gradients.all_reduce={own.all_reduce!r} runs along two mesh axes: --config.mesh=data=4,fsdp=2'
+      f'config.gradients.all_reduce={settings.all_reduce!r} runs along two mesh axes: --config.mesh=data=4,fsdp=2'
     )
   return True
 
@@ -56,13 +56,13 @@ def by_shard(fn: Callable, config: Any, mesh: Mesh) -> Callable:
 
   Losses, auxiliary outputs and gradients become means over the shards; statistics get a leading axis of shards.
   """
-  own, axes = config.gradients, tuple(mesh.axis_names)
-  half = jnp.dtype(own.half) if own.half else None
+  settings, axes = config.gradients, tuple(mesh.axis_names)
+  half = jnp.dtype(settings.half) if settings.half else None
 
   def local(params: Any, model_state: Any, batch: Any, key: jax.Array) -> tuple:
     key = jax.random.fold_in(key, jax.lax.axis_index(axes))
     value, grads, stats = fn(params, model_state, batch, key)
-    grads = all_reduce_tree(grads, axes, own.all_reduce, half, int(own.bucket_mb * 2**20))
+    grads = all_reduce_tree(grads, axes, settings.all_reduce, half, int(settings.bucket_mb * 2**20))
     value, grads = jax.lax.pmean(value, axes), jax.tree.map(lambda g: g / mesh.size, grads)
     if stats is None:
       return value, grads, ({}, {}, jnp.zeros(()))

@@ -12,10 +12,10 @@ from .. import data
 
 def known_graph(config: Any) -> data.KnowledgeGraph:
   """Returns the knowledge graph whose links are predicted."""
-  own = config.data
-  if own.name == 'wordnet':
-    return data.noun_graph(own.source)
-  return data.load_triples(own.name, folder=own.folder, source=own.source)
+  settings = config.data
+  if settings.name == 'wordnet':
+    return data.noun_graph(settings.source)
+  return data.load_triples(settings.name, folder=settings.folder, source=settings.source)
 
 
 def kinds(config: Any) -> Bool[np.ndarray, 'classes nodes']:

@@ -43,13 +43,15 @@ class Guard(NamedTuple):
 
 def check(config: Any) -> None:
   """Raises ConfigError for a fault policy that is unknown or does not work with this config."""
-  own = config.faults
+  settings = config.faults
   for name, more in (('not_finite', ()), ('spike', ('ignore',))):
-    if own[name] not in (*POLICIES, *more):
-      raise ConfigError(f'config.faults.{name}={own[name]!r} is unknown; choose from {", ".join((*POLICIES, *more))}')
-    if own[name] == 'damp' and config.optimizer != 'kfac':
+    if settings[name] not in (*POLICIES, *more):
+      raise ConfigError(
+        f'config.faults.{name}={settings[name]!r} is unknown; choose from {", ".join((*POLICIES, *more))}'
+      )
+    if settings[name] == 'damp' and config.optimizer != 'kfac':
       raise ConfigError(f"config.faults.{name}='damp' raises K-FAC's damping; config.optimizer={config.optimizer!r}")
-    if own[name] == 'rollback' and not config.keep_checkpoints:
+    if settings[name] == 'rollback' and not config.keep_checkpoints:
       raise ConfigError(f"config.faults.{name}='rollback' needs checkpoints; config.keep_checkpoints=0 writes none")
 
 

@@ -62,23 +62,23 @@ _OF_ARRAYS = ('augment', 'eval_examples', 'frames', 'held_out', 'train_examples'
 
 def check_options(config: Any) -> None:
   """Raises ConfigError for an option of config.data that this data set does not use."""
-  own = config.data
-  if own.name in data.LAYOUTS:
+  settings = config.data
+  if settings.name in data.LAYOUTS:
     used = ('eval_examples', 'frames', 'source')
-  elif own.name == 'noise':
+  elif settings.name == 'noise':
     used = ('eval_examples', 'shape')
-  elif own.name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
+  elif settings.name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
     used = ('eval_examples', 'source')
-  elif own.name in (*data.IN_MEMORY, *data.SCENES, 'directed_motion'):
-    used = _OF_ARRAYS if own.name in ('digits', *data.MADE) else (*_OF_ARRAYS, 'source')
+  elif settings.name in (*data.IN_MEMORY, *data.SCENES, 'directed_motion'):
+    used = _OF_ARRAYS if settings.name in ('digits', *data.MADE) else (*_OF_ARRAYS, 'source')
   else:
     used = ('eval_examples',)
-  idle = [name for name in _OPTIONS if own[name] and name not in used]
+  idle = [name for name in _OPTIONS if settings[name] and name not in used]
   if idle:
     what = ', '.join(used)
     raise ConfigError(
-      f'config.data.{idle[0]}={own[idle[0]]!r} does nothing to config.data.name={own.name!r} (of such options it looks at '
-      f'{what}); take it away, or name another data set'
+      f'config.data.{idle[0]}={settings[idle[0]]!r} does nothing to config.data.name={settings.name!r} '
+      f'(of such options it looks at {what}); take it away, or name another data set'
     )
 
 
@@ -87,9 +87,9 @@ def make_data(config: Any, mesh: Mesh, load: bool = True) -> Data:
 
   load: False if only shapes are needed; data that the shapes do not depend on are then not read.
   """
-  own = config.data
+  settings = config.data
   check_options(config)
-  train_size, eval_size = own.batch_size, own.eval_batch_size or own.batch_size
+  train_size, eval_size = settings.batch_size, settings.eval_batch_size or settings.batch_size
   train_sharding = parallel.batch_sharding(mesh, train_size)
   eval_sharding = parallel.batch_sharding(mesh, eval_size, 'eval_batch_size')
   shard, eval_shard = parallel.local_part(train_sharding, train_size), parallel.local_part(eval_sharding, eval_size)
@@ -106,9 +106,9 @@ def make_data(config: Any, mesh: Mesh, load: bool = True) -> Data:
   height = len(like['inputs'].shape) - 3
   there = rows[height][rows[height] >= 0] if height in rows and source.by_rows else None
   wanted = None if there is None else (int(there[0]), int(there[-1]) + 1)
-  if wanted not in (None, (0, like['inputs'].shape[height])) and own.colour:
+  if wanted not in (None, (0, like['inputs'].shape[height])) and settings.colour:
     raise ConfigError(
-      f'config.data.colour={own.colour} changes whole clips, and a process loads some of their rows: set it to 0'
+      f'config.data.colour={settings.colour} changes whole clips, and a process loads some of their rows: set it to 0'
     )
   if wanted is not None:  # images are loaded with only these rows
     rows[height] = np.where(rows[height] < 0, -1, rows[height] - wanted[0])
@@ -184,52 +184,70 @@ class First(Sequence):
 
 
 def _videos(config: Any, load: bool) -> Source:
-  own = config.data
-  size = own.image_size, own.image_width or own.image_size
-  settings = {'frames': own.frames or 16, 'every': own.every, 'size': size, 'bands': own.bands}
+  data_settings = config.data
+  size = data_settings.image_size, data_settings.image_width or data_settings.image_size
+  settings = {
+    'frames': data_settings.frames or 16,
+    'every': data_settings.every,
+    'size': size,
+    'bands': data_settings.bands,
+  }
   like = {'inputs': ((settings['frames'], *size, 3), np.float32), 'label': ((), np.int32)}
   if not load:
     return Source(like, _nothing, _nothing, 1)
-  where = data.data_dir(own.folder)
+  where = data.data_dir(data_settings.folder)
   with processes.chief_first():
-    prepared = data.prepared(own.name, own.source, where, rate=own.rate, short_side=own.short_side, bands=own.bands)
-  if not {'train', own.eval_split} <= set(prepared.info.splits):
-    raise ConfigError(f'{own.name} has the splits {", ".join(prepared.info.splits)}, not train and {own.eval_split}')
-  source, split = (prepared.as_data_source(s) for s in ('train', own.eval_split))
-  split = First(split, own.eval_examples) if own.eval_examples else split
+    prepared = data.prepared(
+      data_settings.name,
+      data_settings.source,
+      where,
+      rate=data_settings.rate,
+      short_side=data_settings.short_side,
+      bands=data_settings.bands,
+    )
+  if not {'train', data_settings.eval_split} <= set(prepared.info.splits):
+    raise ConfigError(
+      f'{data_settings.name} has the splits {", ".join(prepared.info.splits)}, not train and {data_settings.eval_split}'
+    )
+  source, split = (prepared.as_data_source(s) for s in ('train', data_settings.eval_split))
+  split = First(split, data_settings.eval_examples) if data_settings.eval_examples else split
   _check_classes(prepared.info.features['label'].num_classes, config)
-  changes = {'flip': own.flip, 'colour': own.colour}
+  changes = {'flip': data_settings.flip, 'colour': data_settings.colour}
   clips = functools.partial(data.clip_batches, **settings)
   return Source(
     like,
-    lambda seed, shard, rows: clips(source, own.batch_size, seed=seed, train=True, shard=shard, rows=rows, **changes),
-    lambda shard, rows: clips(split, own.eval_batch_size or own.batch_size, train=False, shard=shard, rows=rows),
+    lambda seed, shard, rows: clips(
+      source, data_settings.batch_size, seed=seed, train=True, shard=shard, rows=rows, **changes
+    ),
+    lambda shard, rows: clips(
+      split, data_settings.eval_batch_size or data_settings.batch_size, train=False, shard=shard, rows=rows
+    ),
     8,
     by_rows=True,
-    known_by=_of_examples({'train': source, own.eval_split: split}),
+    known_by=_of_examples({'train': source, data_settings.eval_split: split}),
   )
 
 
 def _records(config: Any, load: bool) -> Source:
-  own = config.data
-  like = {'inputs': ((own.image_size, own.image_size, 3), np.float32), 'label': ((), np.int32)}
+  settings = config.data
+  like = {'inputs': ((settings.image_size, settings.image_size, 3), np.float32), 'label': ((), np.int32)}
   if not load:
     return Source(like, _nothing, _nothing, 1)
-  found = {s: data.record_source(own.name, s, folder=own.folder) for s in ('train', own.eval_split)}
-  source, split = found['train'], found[own.eval_split]
-  split = First(split, own.eval_examples) if own.eval_examples else split
+  found = {s: data.record_source(settings.name, s, folder=settings.folder) for s in ('train', settings.eval_split)}
+  source, split = found['train'], found[settings.eval_split]
+  split = First(split, settings.eval_examples) if settings.eval_examples else split
   if not source.labelled and config.task == 'classify':
-    raise ConfigError(f"{own.name} has no feature 'label', which config.task='classify' needs")
+    raise ConfigError(f"{settings.name} has no feature 'label', which config.task='classify' needs")
   _check_classes(source.classes, config)
   classes = config.model.get('classes', 0)
   for name, examples in found.items() if classes else ():
-    data.check_labels(examples[0]['label'], classes, f'{own.name}/{name}, example 0')
-  images = functools.partial(data.record_batches, size=own.image_size, classes=classes)
-  train, held_out = f'{own.name}/train', f'{own.name}/{own.eval_split}'
-  size = own.eval_batch_size or own.batch_size
+    data.check_labels(examples[0]['label'], classes, f'{settings.name}/{name}, example 0')
+  images = functools.partial(data.record_batches, size=settings.image_size, classes=classes)
+  train, held_out = f'{settings.name}/train', f'{settings.name}/{settings.eval_split}'
+  size = settings.eval_batch_size or settings.batch_size
   return Source(
     like,
-    lambda seed, shard, _: images(source, own.batch_size, seed=seed, train=True, name=train, shard=shard),
+    lambda seed, shard, _: images(source, settings.batch_size, seed=seed, train=True, name=train, shard=shard),
     lambda shard, _: images(split, size, seed=0, train=False, name=held_out, shard=shard),
     8,
     known_by=_of_examples(found),
@@ -238,59 +256,61 @@ def _records(config: Any, load: bool) -> Source:
 
 def _noise(config: Any) -> Source:
   """Makes a source whose arrays are made on first use: a batch of large clips takes memory, but its shape does not."""
-  own, tokens = config.data, config.task == 'next_token'
-  if not own.shape:
+  settings, tokens = config.data, config.task == 'next_token'
+  if not settings.shape:
     raise ConfigError("config.data.name='noise' needs config.data.shape: that of an example")
   classes = config.model.get('classes', 0) or config.model.get('vocabulary', 1)
-  arrays = functools.cache(lambda: data.noise(own.shape, classes, own.batch_size, tokens=tokens))
-  held_out = lambda: data.Arrays(*(x[: own.eval_examples or None] for x in arrays()))  # noqa: E731
+  arrays = functools.cache(lambda: data.noise(settings.shape, classes, settings.batch_size, tokens=tokens))
+  held_out = lambda: data.Arrays(*(x[: settings.eval_examples or None] for x in arrays()))  # noqa: E731
   return Source(
-    {'inputs': (tuple(own.shape), np.int32 if tokens else np.float32), 'label': ((), np.int32)},
-    lambda seed, shard, _: data.array_batches(arrays(), own.batch_size, seed=seed, shard=shard),
-    lambda shard, _: data.ordered_batches(held_out(), own.eval_batch_size or own.batch_size, shard=shard),
+    {'inputs': (tuple(settings.shape), np.int32 if tokens else np.float32), 'label': ((), np.int32)},
+    lambda seed, shard, _: data.array_batches(arrays(), settings.batch_size, seed=seed, shard=shard),
+    lambda shard, _: data.ordered_batches(held_out(), settings.eval_batch_size or settings.batch_size, shard=shard),
     1,
   )
 
 
 def _in_memory(config: Any) -> Source:
-  own = config.data
+  settings = config.data
   with processes.chief_first():
-    arrays, split = (_arrays(config, s) for s in ('train', own.eval_split))
+    arrays, split = (_arrays(config, s) for s in ('train', settings.eval_split))
   _check_alike(arrays, split, config)
   _tell_scales(arrays, split, config)
-  if own.augment and own.name in DIRECTIONS:
-    raise ConfigError(f'config.data.augment mirrors clips, and classes of {own.name} are directions; set it to False')
-  augment = data.shift_and_flip if own.augment else None
-  if own.held_out and config.task == 'zero_shot':
-    arrays = data.Arrays(*(x[~np.isin(arrays.label, own.held_out)] for x in arrays))
+  if settings.augment and settings.name in DIRECTIONS:
+    raise ConfigError(
+      f'config.data.augment mirrors clips, and classes of {settings.name} are directions; set it to False'
+    )
+  augment = data.shift_and_flip if settings.augment else None
+  if settings.held_out and config.task == 'zero_shot':
+    arrays = data.Arrays(*(x[~np.isin(arrays.label, settings.held_out)] for x in arrays))
   part = functools.cache(  # a built run may be trained with several seeds
-    lambda seed: data.some_of_each(arrays, own.train_examples, seed) if own.train_examples else arrays
+    lambda seed: data.some_of_each(arrays, settings.train_examples, seed) if settings.train_examples else arrays
   )
   part(config.seed)  # an impossible number of examples raises its error here
-  if own.eval_examples:
-    split = type(split)(*(x[: own.eval_examples] for x in split))
+  if settings.eval_examples:
+    split = type(split)(*(x[: settings.eval_examples] for x in split))
   return Source(
     {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
-    lambda seed, shard, _: data.array_batches(part(seed), own.batch_size, seed=seed, augment=augment, shard=shard),
-    lambda shard, _: data.ordered_batches(split, own.eval_batch_size or own.batch_size, shard=shard),
+    lambda seed, shard, _: data.array_batches(part(seed), settings.batch_size, seed=seed, augment=augment, shard=shard),
+    lambda shard, _: data.ordered_batches(split, settings.eval_batch_size or settings.batch_size, shard=shard),
     1,  # more threads would wait for each other
-    known_by=_of_arrays({'train': arrays, own.eval_split: split}),
+    known_by=_of_arrays({'train': arrays, settings.eval_split: split}),
   )
 
 
 def _check_alike(arrays: Any, split: Any, config: Any) -> None:
   """Raises an error unless both splits have examples of one shape, and labels of the model's classes."""
-  own, classes = config.data, config.model.get('classes', 0)
+  settings, classes = config.data, config.model.get('classes', 0)
   shapes = [x.inputs.shape[1:] for x in (arrays, split)]
   if shapes[0] != shapes[1]:
-    raise ConfigError(f'{own.name}: examples of train are {shapes[0]}, those of {own.eval_split} {shapes[1]}')
+    raise ConfigError(f'{settings.name}: examples of train are {shapes[0]}, those of {settings.eval_split} {shapes[1]}')
   numbered = classes and np.issubdtype(arrays.label.dtype, np.integer)  # not the values of a regression
-  for name, x in (('train', arrays), (own.eval_split, split)) if numbered else ():
-    data.check_labels(x.label, classes, f'{own.name}/{name}')
+  for name, x in (('train', arrays), (settings.eval_split, split)) if numbered else ():
+    data.check_labels(x.label, classes, f'{settings.name}/{name}')
   unseen = sorted(set(np.unique(split.label).tolist()) - set(np.unique(arrays.label).tolist()))
-  if unseen and numbered and not own.held_out:
+  if unseen and numbered and not settings.held_out:
     words = '%s: %s has labels that no example of train has: %s'
-    logging.warning(words, own.name, own.eval_split, ', '.join(map(str, unseen[:5])))
+    logging.warning(words, settings.name, settings.eval_split, ', '.join(map(str, unseen[:5])))
 
 
 def _tell_scales(arrays: Any, split: Any, config: Any) -> None:
@@ -302,26 +322,29 @@ def _tell_scales(arrays: Any, split: Any, config: Any) -> None:
 
 
 def _links(config: Any) -> Source:
-  own = config.data
+  settings = config.data
   with processes.chief_first():
     graph = known_graph(config)
-  if own.eval_split not in data.SPLITS:
-    raise ConfigError(f'config.data.eval_split={own.eval_split!r} is unknown; choose from {", ".join(data.SPLITS)}')
-  arrays, held_out = data.queries(graph, 'train'), data.queries(graph, own.eval_split)
+  if settings.eval_split not in data.SPLITS:
+    raise ConfigError(
+      f'config.data.eval_split={settings.eval_split!r} is unknown; choose from {", ".join(data.SPLITS)}'
+    )
+  arrays, held_out = data.queries(graph, 'train'), data.queries(graph, settings.eval_split)
   # The queries for one end come before those for the other. Take equally many of both, as one may be much harder.
-  first = np.arange(len(held_out.label)).reshape(2, -1).T.reshape(-1)[: own.eval_examples or None]
+  first = np.arange(len(held_out.label)).reshape(2, -1).T.reshape(-1)[: settings.eval_examples or None]
   held_out = type(held_out)(*(x[first] for x in held_out))
   if not len(held_out.label):
     raise ConfigError(
-      f'{own.eval_split} of {own.source or own.name} has no triples to evaluate; choose another data.eval_split'
+      f'{settings.eval_split} of {settings.source or settings.name} has no triples to evaluate; '
+      'choose another data.eval_split'
     )
   arrays = data.Arrays(arrays.inputs, arrays.label)
   return Source(
     {name: (x.shape[1:], x.dtype) for name, x in arrays._asdict().items()},
-    lambda seed, shard, _: data.array_batches(arrays, own.batch_size, seed=seed, shard=shard),
-    lambda shard, _: data.ordered_batches(held_out, own.eval_batch_size or own.batch_size, shard=shard),
+    lambda seed, shard, _: data.array_batches(arrays, settings.batch_size, seed=seed, shard=shard),
+    lambda shard, _: data.ordered_batches(held_out, settings.eval_batch_size or settings.batch_size, shard=shard),
     1,
-    known_by=_of_arrays({'train': arrays, own.eval_split: held_out}),
+    known_by=_of_arrays({'train': arrays, settings.eval_split: held_out}),
   )
 
 
@@ -355,9 +378,9 @@ def _nothing(*_: Any) -> Any:
 
 
 def _check_classes(classes: int, config: Any) -> None:
-  own = config.data
+  settings = config.data
   if classes and classes != config.model.get('classes', 0):
-    where = f'{own.name} in {own.folder}'
+    where = f'{settings.name} in {settings.folder}'
     if classes == 1:
       raise ConfigError(
         f'{where} has one class; classes are the folders right below train and test: move them up if they lie deeper'
@@ -366,16 +389,22 @@ def _check_classes(classes: int, config: Any) -> None:
 
 
 def _arrays(config: Any, split: str) -> data.Arrays | data.Directed:
-  own = config.data
-  if own.name == 'directed_motion':
-    return data.load_directed(split, kinds(config), tuple(own.held_out), folder=own.folder, source=own.source)
-  if own.name in data.SCENES:
-    scenes = data.shrunken(data.load_scenes(own.name, split, folder=own.folder, source=own.source), own.short_side)
-    return data.windows(scenes, own.frames or 8, own.every, balanced=split == 'train')
-  arrays = data.load_arrays(own.name, split, folder=own.folder, source=own.source)
-  if not own.frames:
+  settings = config.data
+  if settings.name == 'directed_motion':
+    return data.load_directed(
+      split, kinds(config), tuple(settings.held_out), folder=settings.folder, source=settings.source
+    )
+  if settings.name in data.SCENES:
+    scenes = data.shrunken(
+      data.load_scenes(settings.name, split, folder=settings.folder, source=settings.source), settings.short_side
+    )
+    return data.windows(scenes, settings.frames or 8, settings.every, balanced=split == 'train')
+  arrays = data.load_arrays(settings.name, split, folder=settings.folder, source=settings.source)
+  if not settings.frames:
     return arrays
-  if arrays.inputs.ndim != 5 or own.frames > arrays.inputs.shape[1]:
-    raise ConfigError(f'config.data.frames={own.frames}: examples of {own.name} are {arrays.inputs.shape[1:]}')
-  start = (arrays.inputs.shape[1] - own.frames) // 2
-  return arrays._replace(inputs=arrays.inputs[:, start : start + own.frames])
+  if arrays.inputs.ndim != 5 or settings.frames > arrays.inputs.shape[1]:
+    raise ConfigError(
+      f'config.data.frames={settings.frames}: examples of {settings.name} are {arrays.inputs.shape[1:]}'
+    )
+  start = (arrays.inputs.shape[1] - settings.frames) // 2
+  return arrays._replace(inputs=arrays.inputs[:, start : start + settings.frames])

@@ -267,13 +267,13 @@ def check(config: Any) -> None:
   if why:
     raise ConfigError(f'config.optimizer={NAME!r} cannot run: {why}')
   writers.check(config)
-  own = config.recipe
+  settings = config.recipe
   for name, value, none in (
     ('keep_checkpoints', config.keep_checkpoints, 0),
     ('microbatches', config.microbatches, 1),
     ('gradients.all_reduce', config.gradients.all_reduce, 'auto'),
-    *((f'recipe.{name}', own[name], 0) for name in ('mixup', 'cutmix', 'clip_norm', 'average', 'loss_scale')),
-    ('recipe.rescale_weights', own.rescale_weights, ()),
+    *((f'recipe.{name}', settings[name], 0) for name in ('mixup', 'cutmix', 'clip_norm', 'average', 'loss_scale')),
+    ('recipe.rescale_weights', settings.rescale_weights, ()),
   ):
     if value != none:
       raise ConfigError(f'config.{name}={value!r} does not work with config.optimizer={NAME!r}; set it to {none!r}')

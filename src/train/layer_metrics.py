@@ -64,11 +64,11 @@ def make_health(run: Run) -> Callable[[TrainState], Any] | None:
   """
   if run.config.optimizer not in ('kfac', 'stale_kfac', 'adaptive_kfac') or run.curvature is None:
     return None
-  own = run.config[run.config.optimizer]
+  settings = run.config[run.config.optimizer]
 
   @functools.partial(jax.jit, out_shardings=parallel.replicated(run.mesh))
   def health(state: TrainState) -> Any:
-    damping = own.damping
+    damping = settings.damping
     if run.config.optimizer == 'adaptive_kfac':
       damping = kron.find_state(state.opt_state, kron.AdaptDampingState).damping
     return kron.health(state.opt_state, damping * state.guard.caution, run.placement)
@@ -99,8 +99,8 @@ def layer_rows(
     return found
   intervals = _intervals(run, state, int(row['step']))
   for block, factors in jax.device_get(health(state)).items():
-    for factor, own in factors.items():
-      numbers = {'damping': own.damping, 'condition': own.condition, 'largest': own.largest}
+    for factor, of_block in factors.items():
+      numbers = {'damping': of_block.damping, 'condition': of_block.condition, 'largest': of_block.largest}
       found[block] |= {f'{k}_{factor}': float(np.max(v)) for k, v in numbers.items()}
     found[block]['refresh_interval'] = float(intervals[block])
   return found

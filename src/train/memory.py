@@ -29,13 +29,13 @@ def check_state(state: Any, shardings: Any) -> None:
     shardings: the sharding of each array of the state.
   """
   here = [d for d in jax.tree.leaves(shardings)[0].mesh.devices.flat if d.process_index == jax.process_index()]
-  own = sum(map(_bytes_on_a_device, jax.tree.leaves(state), jax.tree.leaves(shardings)))
+  state_bytes = sum(map(_bytes_on_a_device, jax.tree.leaves(state), jax.tree.leaves(shardings)))
   largest = max(jax.tree.leaves(state), key=lambda x: math.prod(x.shape))
   limits = [(d.memory_stats() or {}).get('bytes_limit') for d in here]
   if all(limits):
-    needed, free, where = own, min(limits), 'each device'
+    needed, free, where = state_bytes, min(limits), 'each device'
   else:  # the devices of a CPU share its memory
-    needed, free, where = own * len(here), free_memory(), 'this machine'
+    needed, free, where = state_bytes * len(here), free_memory(), 'this machine'
   if free is not None and needed > free:
     there = f'{in_words(needed)} of memory on {where}, where {in_words(free)} are free'
     raise ConfigError(

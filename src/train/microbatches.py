@@ -36,8 +36,8 @@ def add_up(one: Callable, model_state: PyTree, parts: PyTree, count: int) -> tup
 
   def body(carry, part):
     model_state, sums = carry
-    model_state, own = one(model_state, part)
-    return (model_state, jax.tree.map(jnp.add, sums, own)), None
+    model_state, outcome = one(model_state, part)
+    return (model_state, jax.tree.map(jnp.add, sums, outcome)), None
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   (model_state, (metrics, grads, stats)), _ = jax.lax.scan(body, (model_state, zeros), numbered)

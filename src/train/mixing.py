@@ -47,23 +47,27 @@ def mix(
     return batch, previous
   key = jax.random.fold_in(key, _MIXING)
   weight = jax.random.beta(key, alpha or cut, alpha or cut)
-  own = {'inputs': batch['inputs'], 'target': jax.nn.one_hot(batch['label'], classes)}
+  targets = {'inputs': batch['inputs'], 'target': jax.nn.one_hot(batch['label'], classes)}
   if cut:
     order = jax.random.permutation(jax.random.fold_in(key, 1), len(batch['label']))
     time = jnp.arange(batch['inputs'].shape[1])
     length = jnp.round((1 - weight) * time.size)
     start = jnp.floor(jax.random.uniform(jax.random.fold_in(key, 2)) * (time.size - length + 1))
     other = ((time >= start) & (time < start + length))[:, None, None, None]
-    image = jnp.where(other, own['inputs'][order], own['inputs'])
+    image = jnp.where(other, targets['inputs'][order], targets['inputs'])
     share = length / time.size
-    return {**batch, 'inputs': image, 'target': (1 - share) * own['target'] + share * own['target'][order]}, previous
+    return {
+      **batch,
+      'inputs': image,
+      'target': (1 - share) * targets['target'] + share * targets['target'][order],
+    }, previous
   if running:
     weight = jnp.where(previous['target'].sum() > 0, jnp.maximum(weight, 1 - weight), 1.0)
     partner = previous
   else:
     order = jax.random.permutation(jax.random.fold_in(key, 1), len(batch['label']))
-    partner = jax.tree.map(lambda x: x[order], own)
-  mixed = jax.tree.map(lambda a, b: weight * a + (1 - weight) * b, own, partner)
+    partner = jax.tree.map(lambda x: x[order], targets)
+  mixed = jax.tree.map(lambda a, b: weight * a + (1 - weight) * b, targets, partner)
   return {**batch, **mixed}, mixed if running else previous
 
 

@@ -20,61 +20,69 @@ MISSING = {
 }
 
 
-def _kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+def _kfac(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   # The inverse schedule renews its factors and inverses, see `make_inverse_schedule`.
-  return kron.kfac(rate, curvature, placement=placement, **_descent(own, momentum))
+  return kron.kfac(rate, curvature, placement=placement, **_descent(section, momentum))
 
 
-def _kfac_inside(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
-  settings = {'damping': own.damping, 'decay': own.decay}
-  return kron.kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
+def _kfac_inside(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  settings = {'damping': section.damping, 'decay': section.decay}
+  return kron.kfac(rate, curvature, placement=placement, **settings, **_descent(section, momentum))
 
 
-def _stale_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
-  settings = {name: own[name] for name in ('damping', 'decay', 'threshold', 'smallest', 'largest')}
-  return kron.stale_kfac(rate, curvature, placement=placement, **settings, **_descent(own, momentum))
+def _stale_kfac(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+  settings = {name: section[name] for name in ('damping', 'decay', 'threshold', 'smallest', 'largest')}
+  return kron.stale_kfac(rate, curvature, placement=placement, **settings, **_descent(section, momentum))
 
 
-def _adaptive_kfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+def _adaptive_kfac(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   del momentum
-  settings = {name: own[name] for name in ('damping', 'damping_every', 'damping_rate', 'smallest_damping', 'decay')}
-  return kron.adaptive_kfac(curvature, scale=rate, kl_clip=own.kl_clip or None, placement=placement, **settings)
+  settings = {name: section[name] for name in ('damping', 'damping_every', 'damping_rate', 'smallest_damping', 'decay')}
+  return kron.adaptive_kfac(curvature, scale=rate, kl_clip=section.kl_clip or None, placement=placement, **settings)
 
 
-def _ekfac(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+def _ekfac(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   return kron.ekfac(
-    rate, curvature, damping=own.damping, decay=own.decay, placement=placement, **_descent(own, momentum)
+    rate, curvature, damping=section.damping, decay=section.decay, placement=placement, **_descent(section, momentum)
   )
 
 
-def _kfac_adam(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+def _kfac_adam(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   del momentum
-  settings = {name: own[name] for name in ('b1', 'b2', 'decay', 'weight_decay')}
+  settings = {name: section[name] for name in ('b1', 'b2', 'decay', 'weight_decay')}
   return kron.kfac_adam(rate, curvature, placement=placement, **settings)
 
 
-def _natural_gradient(own: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
+def _natural_gradient(section: Any, rate: Any, momentum: Any, curvature: kron.Curvature, placement: Placement) -> Any:
   del momentum
-  inner = kron.scale_by_kfac(curvature, damping=own.damping, decay=own.decay, placement=placement)
-  settings = {name: own[name] for name in ('damping', 'max_iterations', 'tolerance')}
+  inner = kron.scale_by_kfac(curvature, damping=section.damping, decay=section.decay, placement=placement)
+  settings = {name: section[name] for name in ('damping', 'max_iterations', 'tolerance')}
   return kron.natural_gradient(rate, preconditioner=inner, **settings)
 
 
-def _descent(own: Any, momentum: Any) -> dict[str, Any]:
-  return {'momentum': momentum, 'kl_clip': own.kl_clip or None, 'weight_decay': own.weight_decay}
+def _descent(section: Any, momentum: Any) -> dict[str, Any]:
+  return {'momentum': momentum, 'kl_clip': section.kl_clip or None, 'weight_decay': section.weight_decay}
 
 
 # (section, learning rate, momentum) -> transformation
 FIRST_ORDER: dict[str, Callable] = {
-  'sgd': lambda own, rate, momentum: optax.chain(
-    optax.add_decayed_weights(own.weight_decay),
+  'sgd': lambda section, rate, momentum: optax.chain(
+    optax.add_decayed_weights(section.weight_decay),
     optax.inject_hyperparams(optax.trace)(decay=momentum) if callable(momentum) else optax.trace(decay=momentum),
     optax.scale_by_learning_rate(rate),
   ),
-  'adam': lambda own, rate, momentum: optax.adamw(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay),
-  'lars': lambda own, rate, momentum: optax.lars(rate, weight_decay=own.weight_decay, momentum=own.momentum),
-  'lamb': lambda own, rate, momentum: optax.lamb(rate, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay),
-  'muon': lambda own, rate, momentum: optax.contrib.muon(rate, beta=own.momentum, weight_decay=own.weight_decay),
+  'adam': lambda section, rate, momentum: optax.adamw(
+    rate, b1=section.b1, b2=section.b2, weight_decay=section.weight_decay
+  ),
+  'lars': lambda section, rate, momentum: optax.lars(
+    rate, weight_decay=section.weight_decay, momentum=section.momentum
+  ),
+  'lamb': lambda section, rate, momentum: optax.lamb(
+    rate, b1=section.b1, b2=section.b2, weight_decay=section.weight_decay
+  ),
+  'muon': lambda section, rate, momentum: optax.contrib.muon(
+    rate, beta=section.momentum, weight_decay=section.weight_decay
+  ),
 }
 SECOND_ORDER: dict[str, Callable] = {
   'kfac': _kfac,
@@ -103,14 +111,14 @@ def make_optimizer(
     raise ConfigError(f'config.optimizer={name!r} cannot run: {MISSING[name]}')
   if name not in OPTIMIZERS:
     raise ConfigError(f'config.optimizer={name!r} is unknown; choose from {", ".join(OPTIMIZERS)}')
-  own = config[name]
-  rate = schedules.learning_rate(own, config)
-  momentum = schedules.momentum(own, rate, schedules.peak(own, config)) if 'momentum' in own else None
+  section = config[name]
+  rate = schedules.learning_rate(section, config)
+  momentum = schedules.momentum(section, rate, schedules.peak(section, config)) if 'momentum' in section else None
   if name in FIRST_ORDER:
-    tx = FIRST_ORDER[name](own, rate, momentum)
+    tx = FIRST_ORDER[name](section, rate, momentum)
   else:
     make = _kfac_inside if inside and name == 'kfac' else SECOND_ORDER[name]
-    tx = make(own, rate, momentum, curvature, placement)
+    tx = make(section, rate, momentum, curvature, placement)
   patterns = config.recipe.rescale_weights
   tx = optax.chain(tx, recipe.rescale_weights(patterns)) if patterns else tx
   return recipe.clipped(tx, config.recipe.clip_norm)

@@ -67,9 +67,9 @@ def part(tree: Any, name: str) -> Any:
   return tree if name == ONLY else tree[name]
 
 
-def with_part(tree: Any, name: str, own: Any) -> Any:
+def with_part(tree: Any, name: str, part: Any) -> Any:
   """Returns the tree with one player's part replaced."""
-  return own if name == ONLY else {**tree, name: own}
+  return part if name == ONLY else {**tree, name: part}
 
 
 def joined(parts: Mapping[str, Any]) -> Any:

@@ -21,11 +21,11 @@ from .errors import ConfigError
 
 def check(config: Any) -> None:
   """Raises ConfigError for options that do not work together, or not with this optimiser."""
-  own, optimizer = config.recipe, config.optimizer
-  if own.mixup and own.cutmix:
+  settings, optimizer = config.recipe, config.optimizer
+  if settings.mixup and settings.cutmix:
     raise ConfigError('config.recipe has mixup and cutmix; set one to 0')
   if optimizer in ('adaptive_kfac', 'natural_gradient'):  # these evaluate the loss themselves, on the whole batch
-    for name, value, none in (('microbatches', config.microbatches, 1), ('recipe.loss_scale', own.loss_scale, 0)):
+    for name, value, none in (('microbatches', config.microbatches, 1), ('recipe.loss_scale', settings.loss_scale, 0)):
       if value != none:
         raise ConfigError(
           f'config.{name}={value:g} does not work with config.optimizer={optimizer!r}; set it to {none}'

@@ -58,4 +58,4 @@ class Run(NamedTuple):
     """A text about what K-FAC covers; '' if no optimiser is of second order."""
     if self.curvature is not None:
       return str(self.curvature)
-    return '\n\n'.join(f'{name}\n\n{own}' for name, own in self.curvatures.items())
+    return '\n\n'.join(f'{name}\n\n{curvature}' for name, curvature in self.curvatures.items())

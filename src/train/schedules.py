@@ -16,42 +16,46 @@ SCALINGS = {'none': lambda ratio: 1.0, 'linear': lambda ratio: ratio, 'sqrt': ma
 SCHEDULES = ('constant', 'cosine', 'polynomial')
 
 
-def learning_rate(own: Any, config: Any) -> optax.Schedule:
+def learning_rate(settings: Any, config: Any) -> optax.Schedule:
   """Returns a section's schedule: a linear warm-up, then constant, cosine or polynomial; scaled by the batch.
 
   Raises:
     ConfigError: a name is unknown, or the warm-up is as long as the run.
   """
-  if own.warmup_steps >= config.steps:
-    raise ConfigError(f'{config.optimizer}.warmup_steps={own.warmup_steps} leaves nothing of steps={config.steps}')
+  if settings.warmup_steps >= config.steps:
+    raise ConfigError(f'{config.optimizer}.warmup_steps={settings.warmup_steps} leaves nothing of steps={config.steps}')
   if config.recipe.rate_scaling not in SCALINGS:
     raise ConfigError(
       f'recipe.rate_scaling={config.recipe.rate_scaling!r} is unknown; choose from {", ".join(SCALINGS)}'
     )
-  peak_rate = peak(own, config)
-  left = config.steps - own.warmup_steps
-  if own.schedule == 'constant':
+  peak_rate = peak(settings, config)
+  left = config.steps - settings.warmup_steps
+  if settings.schedule == 'constant':
     after = optax.constant_schedule(peak_rate)
-  elif own.schedule == 'cosine':
+  elif settings.schedule == 'cosine':
     after = optax.cosine_decay_schedule(peak_rate, left, alpha=0.01)
-  elif own.schedule == 'polynomial':
-    after = optax.polynomial_schedule(peak_rate, 0.01 * peak_rate, own.power, left)
+  elif settings.schedule == 'polynomial':
+    after = optax.polynomial_schedule(peak_rate, 0.01 * peak_rate, settings.power, left)
   else:
-    raise ConfigError(f'{config.optimizer}.schedule={own.schedule!r} is unknown; choose from {", ".join(SCHEDULES)}')
-  if not own.warmup_steps:
+    raise ConfigError(
+      f'{config.optimizer}.schedule={settings.schedule!r} is unknown; choose from {", ".join(SCHEDULES)}'
+    )
+  if not settings.warmup_steps:
     return after
-  return optax.join_schedules([optax.linear_schedule(0.0, peak_rate, own.warmup_steps), after], [own.warmup_steps])
+  return optax.join_schedules(
+    [optax.linear_schedule(0.0, peak_rate, settings.warmup_steps), after], [settings.warmup_steps]
+  )
 
 
-def peak(own: Any, config: Any) -> float:
+def peak(settings: Any, config: Any) -> float:
   """Returns the largest learning rate: the rate of the section, scaled by the batch."""
-  return own.learning_rate * SCALINGS[config.recipe.rate_scaling](
+  return settings.learning_rate * SCALINGS[config.recipe.rate_scaling](
     config.data.batch_size / config.recipe.reference_batch
   )
 
 
-def momentum(own: Any, rate: optax.Schedule, peak: float) -> optax.ScalarOrSchedule:
+def momentum(settings: Any, rate: optax.Schedule, peak: float) -> optax.ScalarOrSchedule:
   """Returns the momentum: constant, or with `momentum_follows_rate` in proportion to the learning rate (eq. 19)."""
-  if not own.get('momentum_follows_rate'):
-    return own.momentum
-  return lambda count: own.momentum * rate(count) / peak
+  if not settings.get('momentum_follows_rate'):
+    return settings.momentum
+  return lambda count: settings.momentum * rate(count) / peak

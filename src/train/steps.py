@@ -189,9 +189,9 @@ def _play(
   metrics: Metrics = {}
   grads: dict[str, Any] = {}
   for number, name in enumerate(game.turns):
-    own = jax.tree.map(lambda x, number=number: x[number % game.parts], parts)
+    batch_part = jax.tree.map(lambda x, number=number: x[number % game.parts], parts)
     draw, mark, other = jax.random.split(jax.random.fold_in(key, number), 3)
-    context, full = game.deal(name, state.params, state.model_state, own, draw, mark)
+    context, full = game.deal(name, state.params, state.model_state, batch_part, draw, mark)
     first = name not in grads  # factors are renewed only at a player's first move
     move = Move(plan.players[name], context, full, other, statistics and first, refresh and first)
     found = _gradient(plan, state, move)
@@ -274,8 +274,8 @@ def phase(config: Any, step: int) -> tuple[bool, bool]:
   """Returns whether a second-order optimiser takes statistics at this step, and whether it refreshes its inverses."""
   if config.optimizer not in SECOND_ORDER:
     return False, False
-  own = config[config.optimizer]
-  return tuple(step % kron.growing(own[name])(step) == 0 for name in ('statistics_every', 'inverses_every'))
+  settings = config[config.optimizer]
+  return tuple(step % kron.growing(settings[name])(step) == 0 for name in ('statistics_every', 'inverses_every'))
 
 
 def _health(plan: Plan, opt_state: Any) -> Metrics:

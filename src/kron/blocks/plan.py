@@ -90,9 +90,9 @@ def plan_blocks(
     loops[name] = (taps[0].lifted or taps[0].site).weight.stack
     # The rows that *reduce* keeps are divided into shards at the end; counts are for all shards.
     lead = options.shards.lead if block.operator.reduced is None else ()
-    own = block.operator.probes()
-    products = {k: (*loops[name], *lead, *shape) for k, shape in own.products.items()}
-    probes[name] = BlockSums(products, {k: (*loops[name], *shape) for k, shape in own.uses.items()})
+    probe_shapes = block.operator.probes()
+    products = {k: (*loops[name], *lead, *shape) for k, shape in probe_shapes.products.items()}
+    probes[name] = BlockSums(products, {k: (*loops[name], *shape) for k, shape in probe_shapes.uses.items()})
   return Plan(
     ordered, Taps(by_key, survey.chains, from_loss), probes, loops, gradient_only, regularised, options.shards
   )

@@ -215,9 +215,11 @@ def _scan(op: Op, taps: Taps, values, probes: Probes, about: About, around: Arou
 
   def step(carry, xs):
     xs, moving, loops = xs
-    own = {**probes, **moving}
+    all_probes = {**probes, **moving}
     inner = About(*({**f, **l} for f, l in zip(fixed, loops, strict=True)))
-    results, marks = evaluate(body, taps, [*consts, *carry, *xs], own, inner, around._replace(depth=around.depth + 1))
+    results, marks = evaluate(
+      body, taps, [*consts, *carry, *xs], all_probes, inner, around._replace(depth=around.depth + 1)
+    )
     return results[:n_carry], (results[n_carry:], marks)
 
   p = op.params
@@ -233,8 +235,8 @@ def _sharded(op: Op, taps: Taps, body, values, probes: Probes, about: About):
   axes = tuple(a for a in batch_axes(op) if a not in spread.values())
   # If layers are distributed over the mesh, their probes lead with the layers, as the parameters do.
   specs = {
-    name: jax.tree.map(lambda _, name=name: PartitionSpec(spread[name]) if name in spread else PartitionSpec(), own)
-    for name, own in probes.items()
+    name: jax.tree.map(lambda _, name=name: PartitionSpec(spread[name]) if name in spread else PartitionSpec(), probe)
+    for name, probe in probes.items()
   }
   masks = {i: op.params['in_specs'][i] for i in about.masks}
 

@@ -37,8 +37,10 @@ def exact(
       parts = statistics_from([column if j == i else zeros for j, zeros in enumerate(nothing)])
       add = lambda name, s, new: s + new if degree(name) else s  # noqa: E731
       return {
-        block: own._replace(products={k: add(k, s, parts[block].products[k]) for k, s in own.products.items()})
-        for block, own in sums.items()
+        block: block_sums._replace(
+          products={k: add(k, s, parts[block].products[k]) for k, s in block_sums.products.items()}
+        )
+        for block, block_sums in sums.items()
       }, None
 
     total, _ = jax.lax.scan(add, total, jnp.arange(o.likelihood.columns(o.outputs)))

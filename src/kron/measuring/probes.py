@@ -70,10 +70,10 @@ def with_due(
   """
   if operator.reduced is not None:
     return probe
-  own = [k for k in probe.products if k != 'S']
+  kinds = [k for k in probe.products if k != 'S']
   if operator.transposed:
-    due = dict.fromkeys(own, functools.reduce(jnp.logical_or, due.values()))
-  return probe._replace(due={k: jnp.full(loops, due[k], jnp.float32) for k in own})
+    due = dict.fromkeys(kinds, functools.reduce(jnp.logical_or, due.values()))
+  return probe._replace(due={k: jnp.full(loops, due[k], jnp.float32) for k in kinds})
 
 
 def where_due(due: Mapping[str, Array], statistics: Callable[[], BlockSums]) -> BlockSums:
@@ -97,8 +97,8 @@ def cotangent(probe: Probe, found: Sequence[BlockSums]) -> Probe:
   def total(zeros: Mapping[str, Array], parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     sums = {}
     for k, z in zeros.items():
-      own = [p[k].astype(z.dtype).reshape(z.shape) for p in parts if k in p]
-      sums[k] = vary(sum(own[1:], start=own[0]), varying(z)) if own else jnp.zeros_like(z)
+      terms = [p[k].astype(z.dtype).reshape(z.shape) for p in parts if k in p]
+      sums[k] = vary(sum(terms[1:], start=terms[0]), varying(z)) if terms else jnp.zeros_like(z)
     return sums
 
   rest = jax.tree.map(jnp.zeros_like, (probe.basis, probe.due))

@@ -95,8 +95,8 @@ class Shards(NamedTuple):
       return typed(z, PartitionSpec(*(None,) * depth, *self.spec)) if by_shard else z
 
     return {
-      name: own._replace(products={k: one(z, len(loops[name])) for k, z in own.products.items()})
-      for name, own in probes.items()
+      name: probe._replace(products={k: one(z, len(loops[name])) for k, z in probe.products.items()})
+      for name, probe in probes.items()
     }
 
   def of_each(

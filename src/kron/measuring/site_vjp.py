@@ -81,7 +81,7 @@ class Known(NamedTuple):
 
 def site_vjp(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, known: list[Known]) -> Array:
   """Evaluates the operation with the probes of its sites."""
-  own = {tap.block: probes[tap.block] for tap in here}
+  local_probes = {tap.block: probes[tap.block] for tap in here}
 
   @jax.custom_vjp
   def twin(values, probes, known):
@@ -106,8 +106,8 @@ def site_vjp(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, kno
   axes = frozenset().union(*(varying(v) for v in values))
   known = jax.tree.map(lambda x: vary(x, axes), known)
   for tap in here:
-    own[tap.block] = jax.tree.map(lambda x, tap=tap: vary(x, axes - _joint(tap)), own[tap.block])
-  return twin(list(values), own, known)
+    local_probes[tap.block] = jax.tree.map(lambda x, tap=tap: vary(x, axes - _joint(tap)), local_probes[tap.block])
+  return twin(list(values), local_probes, known)
 
 
 def _joint(tap: Tap) -> frozenset[str]:
@@ -253,10 +253,10 @@ def _statistics(op: Op, tap: Tap, values, dy: Array, known: Known, basis: Basis 
   x = values[1 - site.position]
 
   def of_rows(x, dy, where=None):
-    own = side
+    masked_side = side
     if where is not None:
-      own = side._replace(where=site.linear.mask_rows(where, dy))
-    return tap.operator.statistics(site.linear, x, dy, own, tap.bias, tap.transposed, basis)
+      masked_side = side._replace(where=site.linear.mask_rows(where, dy))
+    return tap.operator.statistics(site.linear, x, dy, masked_side, tap.bias, tap.transposed, basis)
 
   there = []
   if known.where is not None:

@@ -65,15 +65,15 @@ class Unit(NamedTuple):
   def to_matrix(self, *gradients: Array) -> Float[Array, 'c k']:
     rest, columns = list(gradients), []
     for layout in self.layouts:
-      own, rest = rest[: len(layout.params)], rest[len(layout.params) :]
-      columns.append(layout.apply(*(accurate(g) for g in own)).reshape(-1))
+      leaves, rest = rest[: len(layout.params)], rest[len(layout.params) :]
+      columns.append(layout.apply(*(accurate(g) for g in leaves)).reshape(-1))
     return jnp.stack(columns, axis=-1)
 
   def from_matrix(self, v: Float[Array, 'c k']) -> list[Array]:
     rest, result = list(self.shapes), []
     for k, layout in enumerate(self.layouts):
-      own, rest = rest[: len(layout.params)], rest[len(layout.params) :]
-      result += layout.back(own, v[:, k].reshape(layout.shape))
+      leaves, rest = rest[: len(layout.params)], rest[len(layout.params) :]
+      result += layout.back(leaves, v[:, k].reshape(layout.shape))
     return result
 
   def precondition(self, v: Float[Array, 'c k'], inverses: dict[str, Array]) -> Float[Array, 'c k']:

@@ -158,13 +158,13 @@ class Weight(NamedTuple):
     core, axes, varies = [], [], set()
     for before, after in _groups(old, shape):
       long = [a for a in before if old[a] != 1]
-      own = [a for a in long if a in self.axes]
-      if own and len(own) < len(long):
+      kernel_axes = [a for a in long if a in self.axes]
+      if kernel_axes and len(kernel_axes) < len(long):
         return None
-      if own:
+      if kernel_axes:
         axes += after
         core += [shape[a] for a in after]
-        if self.varies & set(own):
+        if self.varies & set(kernel_axes):
           varies |= set(after)
     w = self._then('reshape', tuple(core), lambda x: x, tuple(core))
     gains = tuple(g.reshaped(old, shape) for g in self.gains)

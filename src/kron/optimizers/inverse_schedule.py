@@ -200,7 +200,7 @@ def renew_slots(layout: Layout, name: str, width: int, placement: Placement) -> 
     else:
       old = jax.lax.dynamic_slice_in_dim(held, start, width, along)
     args = ({name: means}, {name: cut(added)}, {name: wanted}, placement.own({name: old}, part), None)
-    new, more = placement.over_stacks(lambda *own: renewed(*own, placement.axes))(*args)
+    new, more = placement.over_stacks(lambda *parts: renewed(*parts, placement.axes))(*args)
     new = placement.share(new, part)[name]
     if scattered:
       held = held.at[matrices].set(new, mode='drop', unique_indices=True)

@@ -74,8 +74,8 @@ def scale_by_kfac_adam(
   def init(params):
     mu = jax.tree.map(lambda p: jnp.zeros_like(accurate(p)), params)
     nu = {key_of(b.name): jnp.zeros(matrix_shape(b), b.dtype) for b in blocks}
-    own = match(params, curvature.parameters).leaves
-    rest = {name: jnp.zeros_like(accurate(p)) for name, p in of_rest(own).items()}
+    leaves = match(params, curvature.parameters).leaves
+    rest = {name: jnp.zeros_like(accurate(p)) for name, p in of_rest(leaves).items()}
     return ScaleByKfacAdamState(Eigenbasis.of_nothing(layout), mu, nu, rest)
 
   def update(updates, state, params=None, *, stats=NOT_GIVEN, phase: Phase | None = None, **extra):

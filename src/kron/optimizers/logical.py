@@ -20,7 +20,7 @@ def to_logical(state: Any) -> Any:
   """Replaces every `Stacked` in an optax state by dictionaries block -> factor -> (slots, ...)."""
 
   def convert(x: Any) -> Any:
-    return {key_of(block): own for block, own in x.by_block().items()} if isinstance(x, Stacked) else x
+    return {key_of(block): matrices for block, matrices in x.by_block().items()} if isinstance(x, Stacked) else x
 
   return jax.tree.map(convert, state, is_leaf=_is_stacked)
 
@@ -33,7 +33,10 @@ def from_logical(logical: Any, like: Any) -> Any:
     like: the state of the optimiser that will continue, or its shapes (`jax.eval_shape(tx.init, params)`).
   """
   return jax.tree.map(
-    lambda own, x: _stacked(own, x) if isinstance(own, Stacked) else x, like, logical, is_leaf=_is_stacked
+    lambda template, x: _stacked(template, x) if isinstance(template, Stacked) else x,
+    like,
+    logical,
+    is_leaf=_is_stacked,
   )
 
 

@@ -250,8 +250,10 @@ def apply_inverses(
   if layout.local_inverses:
     product = precondition_at_owners(inverses, blocks, layout, placement)
     return tree.rebuilt(on_matrices(tree.leaves, blocks, placement, product))
-  own = {b.name: {f: layout.read(inverses, b.name, f) for f in b.operator.factors} for b in blocks}
-  return tree.rebuilt(by_block(tree.leaves, blocks, placement, lambda b, v: b.operator.precondition(v, own[b.name])))
+  of_block = {b.name: {f: layout.read(inverses, b.name, f) for f in b.operator.factors} for b in blocks}
+  return tree.rebuilt(
+    by_block(tree.leaves, blocks, placement, lambda b, v: b.operator.precondition(v, of_block[b.name]))
+  )
 
 
 def by_block(

@@ -193,8 +193,8 @@ def _on_slots(values: Array, layout: Layout, names: list) -> dict[str, Array]:
   """Copies each factor's number to all of its slots, (owner, slot) by stack; padding gets zero or False."""
   padded = jnp.concatenate([values, jnp.zeros_like(values[:1])])
   result = {}
-  for stack, own in layout.stacks.items():
-    index = np.full(own.shape[:2], len(names), np.int32)
+  for stack, layout_of_stack in layout.stacks.items():
+    index = np.full(layout_of_stack.shape[:2], len(names), np.int32)
     for i, name in enumerate(names):
       where, positions = layout.places[name]
       if where == stack:

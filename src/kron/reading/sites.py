@@ -148,8 +148,8 @@ class Walk(NamedTuple):
   def params(self, kind: Any) -> frozenset[int]:
     """Returns all parameters that took part in a value."""
     if isinstance(kind, Weight):
-      own = self.found.owners(kind)
-      return frozenset(own).union(kind.met, *(self.found.owners(w) for w in kind.gains))
+      owners = self.found.owners(kind)
+      return frozenset(owners).union(kind.met, *(self.found.owners(w) for w in kind.gains))
     return kind.params if isinstance(kind, Derived) else frozenset()
 
   def refuse(self, params: Iterable[int], reason: str, op: Op, before_marks: bool = False) -> None:

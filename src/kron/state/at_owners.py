@@ -44,8 +44,8 @@ def precondition_at_owners(
     local = []
     for b in present:
       if all(layout.stacks[layout.places[b.name, f][0]].shared for f in b.operator.factors):
-        own = {f: layout.read(inverses, b.name, f) for f in b.operator.factors}
-        result[b.name] = b.operator.precondition(matrices[b.name], own)
+        of_block = {f: layout.read(inverses, b.name, f) for f in b.operator.factors}
+        result[b.name] = b.operator.precondition(matrices[b.name], of_block)
       else:
         local.append(b)
     classes = _classes(local, layout, placement)
@@ -54,7 +54,7 @@ def precondition_at_owners(
     inputs = [_laid_out(c, matrices) for c in classes]
 
     def multiply(stacks: dict[str, Array], inputs: list[Any]) -> list[Array]:
-      return [_multiply(c, layout, stacks, *own) for c, own in zip(classes, inputs, strict=True)]
+      return [_multiply(c, layout, stacks, *arrays) for c, arrays in zip(classes, inputs, strict=True)]
 
     products = placement.at_owners(multiply, layout)(inverses, inputs)
     for c, product in zip(classes, products, strict=True):
@@ -69,12 +69,12 @@ def _classes(blocks: Sequence[Block], layout: Layout, placement: Placement) -> l
   for b in blocks:
     alike.setdefault((layout.places[b.name, 'A'][0], layout.places[b.name, 'G'][0]), []).append(b)
   owners, result = placement.owners, []
-  for (a, g), own in alike.items():
-    rows, columns = (np.concatenate([_slots(layout, b, f) for b in own]) for f in ('A', 'G'))
+  for (a, g), members in alike.items():
+    rows, columns = (np.concatenate([_slots(layout, b, f) for b in members]) for f in ('A', 'G'))
     stacks = layout.stacks[a], layout.stacks[g]
     if stacks[0].row_sharded or stacks[1].row_sharded:
       everyone = lambda x: np.tile(x, (owners, 1))  # noqa: E731
-      result.append(_Class(tuple(own), a, g, everyone(np.arange(len(rows))), everyone(rows), everyone(columns)))
+      result.append(_Class(tuple(members), a, g, everyone(np.arange(len(rows))), everyone(rows), everyone(columns)))
       continue
     owner = rows // stacks[0].slots
     width = np.bincount(owner, minlength=owners).max()
@@ -83,7 +83,7 @@ def _classes(blocks: Sequence[Block], layout: Layout, placement: Placement) -> l
       mine = np.flatnonzero(owner == k)
       units[k, : len(mine)] = mine
     slots = lambda x, s, units=units: np.where(units < 0, 0, x[units] % s.slots)  # noqa: E731
-    result.append(_Class(tuple(own), a, g, units, slots(rows, stacks[0]), slots(columns, stacks[1])))
+    result.append(_Class(tuple(members), a, g, units, slots(rows, stacks[0]), slots(columns, stacks[1])))
   return result
 
 
@@ -109,12 +109,12 @@ def _multiply(
   """Computes one owner's share: A^-1 V G^-1 for its matrices, or some rows of that product or of its transpose."""
   a, g = stacks[c.a], stacks[c.g]
   if layout.stacks[c.a].row_sharded:
-    own = a[:, rows[0]]  # m w r i
-    u = jnp.einsum('mwri,wio->wmro', own, v[0]).reshape(v.shape[1], -1, v.shape[-1])
+    local_part = a[:, rows[0]]  # m w r i
+    u = jnp.einsum('mwri,wio->wmro', local_part, v[0]).reshape(v.shape[1], -1, v.shape[-1])
     return (u @ _flat(g)[columns[0]])[None]
   if layout.stacks[c.g].row_sharded:
-    own = g[:, columns[0]]
-    u = jnp.einsum('mwro,wio->wmri', own, v[0]).reshape(v.shape[1], -1, v.shape[-2])
+    local_part = g[:, columns[0]]
+    u = jnp.einsum('mwro,wio->wmri', local_part, v[0]).reshape(v.shape[1], -1, v.shape[-2])
     return (u @ _flat(a)[rows[0]])[None]
   return (_flat(a)[rows[0]] @ v[0] @ _flat(g)[columns[0]])[None]
 

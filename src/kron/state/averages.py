@@ -48,8 +48,8 @@ class Averages(NamedTuple):
     by_stack = lambda x, stack: x[stack] if isinstance(x, dict) else x  # noqa: E731
     factors, weights, rejected = {}, {}, self.rejected_statistics
     for stack, x in new.items():
-      own = self.factors.layout.stacks[stack]
-      finite, wanted = own.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, stack)
+      kind = self.factors.layout.stacks[stack]
+      finite, wanted = kind.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, stack)
       take = finite & wanted
       rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, stack), x.dtype), take.shape)
       old = self.factors[stack]
@@ -57,7 +57,7 @@ class Averages(NamedTuple):
       factors[stack] = jnp.where(take[..., None, None], mixed, old)
       weights[stack] = jnp.where(take, rate * self.weights[stack] + (1 - rate), self.weights[stack])
       dropped = ~finite & wanted
-      rejected = rejected + (dropped[0] if own.row_sharded else dropped).sum(dtype=jnp.int32)
+      rejected = rejected + (dropped[0] if kind.row_sharded else dropped).sum(dtype=jnp.int32)
     return Averages(self.factors.filled(factors), self.weights.filled(weights), rejected)
 
   def means(self) -> dict[str, Float[Array, 'o s r n']]:

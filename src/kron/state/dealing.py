@@ -75,8 +75,8 @@ def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
 
   def excess(layout: Layout) -> float:
     """Returns the load relative to a fair share of work, and also of memory if inverses are local to save memory."""
-    own = load(layout, deal)
-    return max(own.work / fair.work, own.memory / fair.memory if deal.local_inverses else 0)
+    loaded = load(layout, deal)
+    return max(loaded.work / fair.work, loaded.memory / fair.memory if deal.local_inverses else 0)
 
   best = plain
   for n in sizes:
@@ -98,7 +98,7 @@ def load(layout: Layout, deal: Deal) -> Load:
 
 def least(items: Sequence[Item] | Sequence[Block], deal: Deal) -> Load:
   """Returns a lower bound for any deal of whole matrices: a fair share, or the largest matrix."""
-  factors = [f for _, _, own in _items(items) for _, f in own]
+  factors = [f for _, _, of_block in _items(items) for _, f in of_block]
   work, numbers = ([f.rows * f.n**p for f in factors] for p in (3, 2))
   largest = max(f.n for f in factors)
   averages = max(sum(numbers) / deal.owners, largest**2)
@@ -118,9 +118,9 @@ def _lay_out(items: tuple[Item, ...], deal: Deal, smallest_split: int) -> Layout
       kind_of[name] = kinds[factor]
     for slot in range(factors[0][1].slots):
       dealt = [(factor, f) for factor, f in factors if kinds[factor] != 'row_sharded' and f.n > _SMALL]
-      own = [(block, factor, slot * f.parts + k) for factor, f in dealt for k in range(f.parts)]
-      if own:
-        units.append((sum(f.parts * f.n**3 for _, f in factors), order, own))
+      keys = [(block, factor, slot * f.parts + k) for factor, f in dealt for k in range(f.parts)]
+      if keys:
+        units.append((sum(f.parts * f.n**3 for _, f in factors), order, keys))
   owners = _Owners(deal)
   shapes = {(block, factor): f for block, _, factors in items for factor, f in factors}
   at: dict[tuple[str, str], np.ndarray] = {key: np.full(f.rows, -1) for key, f in shapes.items()}
@@ -197,16 +197,16 @@ def _layout(items, deal: Deal, names, kind_of, at, owners: _Owners) -> Layout:
       total += f.slots
       parts += [f.parts] * f.slots
   for name in sorted(members):
-    own = members[name]
-    f = shapes[own[0]]
-    rows = np.cumsum([0, *(shapes[key].rows for key in own)])
+    keys = members[name]
+    f = shapes[keys[0]]
+    rows = np.cumsum([0, *(shapes[key].rows for key in keys)])
     count, row_sharded = int(rows[-1]), kind_of[name] == 'row_sharded'
     if row_sharded:
       slots, index = count, np.arange(count)
     elif f.n <= _SMALL:
       slots, index = -(-count // deal.owners), np.arange(count)
     else:
-      slots, dealt = int(owners.used[name].max()), np.concatenate([at[key] for key in own])
+      slots, dealt = int(owners.used[name].max()), np.concatenate([at[key] for key in keys])
       index = dealt % deal.owners * slots + dealt // deal.owners
     shared = not deal.local_inverses or kind_of[name] == 'shared'
     stack = Stack(deal.owners, slots, count, f.n, dtypes[name], row_sharded, shared)
@@ -216,7 +216,7 @@ def _layout(items, deal: Deal, names, kind_of, at, owners: _Owners) -> Layout:
     order[index] = np.arange(count)
     orders[name] = None if positions == count and (order == np.arange(positions)).all() else order
     whole = np.zeros(positions, np.int32)
-    for key, start, stop in zip(own, rows[:-1], rows[1:], strict=True):
+    for key, start, stop in zip(keys, rows[:-1], rows[1:], strict=True):
       places[key], starts[key] = (name, index[start:stop]), int(start)
       own_numbers = np.arange(numbers[key], numbers[key] + shapes[key].slots)
       whole[index[start:stop]] = np.repeat(own_numbers, shapes[key].parts)

@@ -22,11 +22,11 @@ def slot_damping(
   Factors A and G of one block share the damping: pi sqrt(damping) and sqrt(damping) / pi, with pi^2 the ratio of their
   mean diagonals (Martens and Grosse 2015, section 6.3). Other slots get the damping itself. See `Placement.replicate`.
   """
-  own = layout.mean_diagonals(factors, replicate)
-  partner = own[layout.partners]
-  usable = (own > 0) & (partner > 0)
+  means = layout.mean_diagonals(factors, replicate)
+  partner = means[layout.partners]
+  usable = (means > 0) & (partner > 0)
   # Take the roots one by one: with small or large losses, products and quotients would leave the range of float32.
-  pi = jnp.where(usable, jnp.sqrt(own) / jnp.sqrt(jnp.where(usable, partner, 1)), 1)
+  pi = jnp.where(usable, jnp.sqrt(means) / jnp.sqrt(jnp.where(usable, partner, 1)), 1)
   paired = layout.partners != np.arange(len(layout.partners))
   added = jnp.where(paired, jnp.sqrt(damping) * pi, damping)
   return {stack: added[index].astype(factors[stack].dtype) for stack, index in layout.wholes.items()}

@@ -149,7 +149,7 @@ class Layout(NamedTuple):
     """Makes (owner, slot) arrays by stack from one number for each matrix; padding slots are zero."""
     result = {}
     for name, stack in self.stacks.items():
-      flat = jnp.concatenate([values[b][f] for (b, f), (own, _) in self.places.items() if own == name])
+      flat = jnp.concatenate([values[b][f] for (b, f), (stack, _) in self.places.items() if stack == name])
       order = self.orders[name]
       if order is not None:
         flat = jnp.where(order < 0, 0, flat[np.maximum(order, 0)])
@@ -177,7 +177,7 @@ class Layout(NamedTuple):
 
   def positions(self, name: str) -> np.ndarray:
     """Returns the position of each matrix of a stack among the slots of all owners, in the order of the factors."""
-    return np.concatenate([index for own, index in self.places.values() if own == name])
+    return np.concatenate([index for stack, index in self.places.values() if stack == name])
 
   def joined(self, values: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
     """Joins factors by block into (*shards, matrix, n, n) by stack, in the order of the factors."""
@@ -188,8 +188,8 @@ class Layout(NamedTuple):
 
   def mean_diagonals(self, stacks: Mapping[str, Array], replicate: Callable = lambda x: x) -> Float[Array, ' wholes']:
     """Returns the mean of the diagonal of each whole matrix, over its parts; number 0 belongs to no matrix."""
-    own = [jnp.where(s.diagonal(), stacks[name], 0).sum((-1, -2)) / s.n for name, s in self.stacks.items()]
-    flat = replicate(jnp.concatenate(own, axis=1)).reshape(-1)
+    diagonals = [jnp.where(s.diagonal(), stacks[name], 0).sum((-1, -2)) / s.n for name, s in self.stacks.items()]
+    flat = replicate(jnp.concatenate(diagonals, axis=1)).reshape(-1)
     index = np.concatenate([self.wholes[name] for name in self.stacks], axis=1).reshape(-1)
     return jax.ops.segment_sum(flat, index, len(self.partners)) / self.parts.astype(flat.dtype)
 

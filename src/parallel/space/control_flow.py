@@ -100,8 +100,8 @@ def cond(op: Op, values: list[Value], run: Run) -> list[Value]:
   bodies = [_flat(program, strips, run) for program in op.bodies]
   shapes = [jax.eval_shape(body, *xs) for body, _ in bodies]
   together = [
-    common([Value(x, s) for x, s in zip(same, own, strict=True)], op)
-    for same, own in zip(zip(*shapes, strict=True), zip(*(found for _, found in bodies), strict=True), strict=True)
+    common([Value(x, s) for x, s in zip(same, layout, strict=True)], op)
+    for same, layout in zip(zip(*shapes, strict=True), zip(*(found for _, found in bodies), strict=True), strict=True)
   ]
 
   def branch(body, found):

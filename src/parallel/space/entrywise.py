@@ -16,8 +16,8 @@ def entrywise(op: Op, inputs: list[Any]) -> list[Value]:
   values = [on_device(v) for v in inputs]
   shape = op.outputs[0].shape
   strips = common([v for v in values if len(v.strips) == len(shape)], op)
-  own = [beside(v, strips, shape) if len(v.strips) == len(shape) else v.x for v in values]
-  return [Value(x, strips) for x in bound(op, own)]
+  parts = [beside(v, strips, shape) if len(v.strips) == len(shape) else v.x for v in values]
+  return [Value(x, strips) for x in bound(op, parts)]
 
 
 def constrained(op: Op, value: Value) -> Value:

@@ -54,7 +54,7 @@ def partition(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
   def run(*args: Any) -> Any:
     leaves, treedef = jax.tree.flatten(args)
     lie = _per_leaf(strips, args)
-    shapes = [_true(x, own) for x, own in zip(leaves, lie, strict=True)]
+    shapes = [_true(x, strips) for x, strips in zip(leaves, lie, strict=True)]
     program, results = trace(fn, *jax.tree.unflatten(treedef, shapes), kept=KEPT)
     env: dict[int, Any] = dict(program.consts)
     env.update({v.index: x for v, x in zip(program.inputs, leaves, strict=True)})
@@ -83,10 +83,10 @@ def _per_leaf(strips: Any, args: Any) -> list[dict[int, Strip]]:
   return found
 
 
-def _true(x: Any, own: dict[int, Strip]) -> jax.ShapeDtypeStruct:
+def _true(x: Any, strips: dict[int, Strip]) -> jax.ShapeDtypeStruct:
   """Returns the shape of an array without padding."""
   shape = list(np.shape(x))
-  for dim, s in own.items():
+  for dim, s in strips.items():
     if shape[dim] != s.shards * s.rows:
       raise MeshError(
         f'axis {dim} of an array {tuple(shape)} lies over {s.axis!r}: it must have {s.shards} strips of {s.rows} rows, '
@@ -114,22 +114,22 @@ def _in_strips(
   """Runs the operations inside of a shard_map and returns their wanted results, by index."""
   reads = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in lying}
   given = list(reads)
-  axes = {s.axis for own in lying.values() for s in own.values()}
-  spec = lambda ndim, own: PartitionSpec(*(own[d].axis if d in own else None for d in range(ndim)))  # noqa: E731
+  axes = {s.axis for strips in lying.values() for s in strips.values()}
+  spec = lambda ndim, strips: PartitionSpec(*(strips[d].axis if d in strips else None for d in range(ndim)))  # noqa: E731
   in_specs = [spec(np.ndim(env[i]), lying[i]) for i in given]
   consts = {i: x for i, x in env.items() if i not in lying}
   results: dict[int, Any] = {}
 
   def local(xs):
-    own = dict(consts)
+    env = dict(consts)
     for i, x in zip(given, xs, strict=True):
       for d, s in lying[i].items():  # zeros cause no infinities that real rows could not cause
         x = cleared(x, d, s)
-      own[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
-    run_ops(ops, own)
+      env[i] = Value(x, tuple(lying[i].get(d) for d in range(x.ndim)))
+    run_ops(ops, env)
     results.clear()
     results.update(
-      {v.index: own[v.index] if isinstance(own[v.index], Known) else on_device(own[v.index]) for v in wanted}
+      {v.index: env[v.index] if isinstance(env[v.index], Known) else on_device(env[v.index]) for v in wanted}
     )
     return [_packed(v) for v in results.values() if isinstance(v, Value)]
 
@@ -138,7 +138,7 @@ def _in_strips(
     return {i: on_device(v).x for i, v in results.items()}
   # A dry run finds how results lie, and whether every operation has a rule.
   lies = _dry(local, in_specs, [env[i] for i in given], mesh, axes, results)
-  out_specs = [PartitionSpec(*(s.axis if s else None for s in own)) for own in lies]
+  out_specs = [PartitionSpec(*(s.axis if s else None for s in strips)) for strips in lies]
   arrays = jax.shard_map(local, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=out_specs, axis_names=axes)(
     [env[i] for i in given]
   )
@@ -148,8 +148,8 @@ def _in_strips(
     if isinstance(v, Known):
       found[i] = v.traced()
       continue
-    x, own = next(outside)
-    for dim, s in enumerate(own):
+    x, strips = next(outside)
+    for dim, s in enumerate(strips):
       if s is not None and not s.even:
         x = jax.lax.slice_in_dim(x, 0, s.size, axis=dim)
     found[i] = x

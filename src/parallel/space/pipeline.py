@@ -45,7 +45,7 @@ def pipeline(
   (carried,) = values[n_consts : n_consts + 1]
   if not carried.strips or carried.strips[0] is not None:
     refuse(op, 'what it carries has no first axis that counts examples')
-  own = [v._replace(strips=(None, *v.strips[1:])) for v in layers]
+  local_layers = [v._replace(strips=(None, *v.strips[1:])) for v in layers]
   count = microbatches(carried.x.shape[0], n)
   parts = divided(carried.x, count)
   examples = Strip(MICROBATCH, count, carried.x.shape[0], carried.x.shape[0] // count)
@@ -57,7 +57,7 @@ def pipeline(
     first = lax.dynamic_index_in_dim(parts, jnp.minimum(t, count - 1), keepdims=False)
     x = jnp.where(here == 0, first, received)
     live = (t >= here) & (t < here + count)
-    (out,) = stage([*values[:n_consts], Value(x, strips, live), *own])
+    (out,) = stage([*values[:n_consts], Value(x, strips, live), *local_layers])
     if out.strips != strips:
       refuse(op, 'its layers change how what they carry lies over the devices')
     y = vary(out.x, axes)

@@ -33,8 +33,8 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
   xs = [v.x for v in values]
   names: list[str] = []
   for dims in zip(*contracted, strict=True):
-    own = [v.strips[d] for v, d in zip(values, dims, strict=True)]
-    strip = own[0] or own[1]
+    axis_strips = [v.strips[d] for v, d in zip(values, dims, strict=True)]
+    strip = axis_strips[0] or axis_strips[1]
     if strip is None:
       continue
     if strip.axis == MICROBATCH:
@@ -45,8 +45,8 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
     xs[1] = cleared(xs[1], dims[1], strip)
   strips: list[Strip | None] = []
   for dims in zip(*batched, strict=True):
-    own = [v.strips[d] for v, d in zip(values, dims, strict=True)]
-    strip = own[0] or own[1]
+    axis_strips = [v.strips[d] for v, d in zip(values, dims, strict=True)]
+    strip = axis_strips[0] or axis_strips[1]
     if strip is not None:
       xs = [_as(v, x, d, strip) for v, x, d in zip(values, xs, dims, strict=True)]
     strips.append(strip)

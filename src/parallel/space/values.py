@@ -128,8 +128,8 @@ def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
 def common(values: Sequence[Value], op: Op) -> Strips:
   """Returns the strips that values of one shape share: on each axis those of the first value that has some."""
   found: list[Strip | None] = []
-  for own in zip(*(v.strips for v in values), strict=True):
-    there = [s for s in own if s is not None]
+  for strips in zip(*(v.strips for v in values), strict=True):
+    there = [s for s in strips if s is not None]
     found.append(there[0] if there else None)
     if len({s.axis for s in there}) > 1:
       refuse(op, f'its operands lie along {" and ".join(sorted({s.axis for s in there}))}')

@@ -64,8 +64,8 @@ def least_rows(window: Window, strip: Strip) -> int:
     places = range(*wanted.out.bounds[i : i + 2])
     touched = {p * window.stride - window.low + k * window.dilation for p in places for k in range(window.size)}
     rows = {t // window.base for t in touched if t % window.base == 0}
-    own = range(*strip.bounds[i : i + 2])
-    total += sum(0 <= r < strip.size and r not in own for r in rows)
+    rows_of_device = range(*strip.bounds[i : i + 2])
+    total += sum(0 <= r < strip.size and r not in rows_of_device for r in rows)
   return total
 
 

@@ -154,13 +154,13 @@ def examples(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
   They are those of a part of the batch, images made for its labels, and the noise from which these are made.
   """
-  own, each = config.model, config.data.batch_size // config.gan.discriminator_steps
-  image = jax.ShapeDtypeStruct((each, own.size, own.size, own.channels), jnp.float32)
+  settings, each = config.model, config.data.batch_size // config.gan.discriminator_steps
+  image = jax.ShapeDtypeStruct((each, settings.size, settings.size, settings.channels), jnp.float32)
   return {
     'inputs': image,
     'made': image,
     'label': jax.ShapeDtypeStruct((each,), jnp.int32),
-    'noise': jax.ShapeDtypeStruct((each, own.latent), jnp.float32),
+    'noise': jax.ShapeDtypeStruct((each, settings.latent), jnp.float32),
     'key': jax.eval_shape(lambda: jax.random.key(0)),
   }
 

@@ -47,8 +47,8 @@ def read_generator(run: str | Path) -> Generator:
   if config.task != TASK:
     raise ConfigError(f'{run} is a run of {config.task!r}; a generator is a run of {TASK!r}')
   net = networks(config).generator
-  own = standing(net, {'params': variables['params']['generator'], **variables['generator']})
-  return Generator(config, jax.jit(functools.partial(net.apply, own)), about['step'])
+  generator = standing(net, {'params': variables['params']['generator'], **variables['generator']})
+  return Generator(config, jax.jit(functools.partial(net.apply, generator)), about['step'])
 
 
 def standing(net: models.Generator, variables: dict[str, Any], passes: int = 48) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def fill(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strip
     ConfigError: the runs do not exist, the number of classes or the shape of images differs, or the config has
       something that made images do not go with.
   """
-  own, size = config.generated, config.data.batch_size
-  if not own.run:
+  settings, size = config.generated, config.data.batch_size
+  if not settings.run:
     return None
   if config.task != 'classify' or strips:
     what = (
@@ -137,21 +137,21 @@ def fill(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strip
       else f"config.task={config.task!r}: 'classify' does"
     )
     raise ConfigError(f'config.generated.run does not work with {what}')
-  generator = read_generator(own.run)
-  judge = read_judge(own.judge) if own.judge else None
+  generator = read_generator(settings.run)
+  judge = read_judge(settings.judge) if settings.judge else None
   model, shards = generator.config.model, parallel.batch_shards(mesh)
-  made = round(own.share * size / shards)  # images per shard
+  made = round(settings.share * size / shards)  # images per shard
   if not 0 < made <= size // shards:
     what = 'none; raise it' if made <= 0 else 'more than all; it is at most 1'
-    raise ConfigError(f'config.generated.share={own.share:g} of {size} examples on {shards} shards is {what}')
+    raise ConfigError(f'config.generated.share={settings.share:g} of {size} examples on {shards} shards is {what}')
   if config.model.get('classes', 0) != model.classes:
     raise ConfigError(
-      f'{own.run} makes images of {model.classes} classes; config.model.classes={config.model.get("classes", 0)}'
+      f'{settings.run} makes images of {model.classes} classes; config.model.classes={config.model.get("classes", 0)}'
     )
   of_generator = (model.size, model.size, model.channels)
   if shape != of_generator:
-    raise ConfigError(f'{own.run} makes images of {of_generator}; those of {config.data.name} are {shape}')
-  lying, tries = parallel.batch_sharding(mesh, size), max(own.tries, 1) if judge is not None else 1
+    raise ConfigError(f'{settings.run} makes images of {of_generator}; those of {config.data.name} are {shape}')
+  lying, tries = parallel.batch_sharding(mesh, size), max(settings.tries, 1) if judge is not None else 1
 
   def one(key: Any, label: Any) -> tuple[Any, Any]:
     noise = jax.random.normal(key, (len(label), model.latent))
@@ -168,7 +168,7 @@ def fill(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strip
     image, chance = one(jax.random.fold_in(key, 0), label)
     for attempt in range(1, tries):
       other, surer = one(jax.random.fold_in(key, attempt), label)
-      better = (surer > chance) & (chance < own.keep)
+      better = (surer > chance) & (chance < settings.keep)
       image = jnp.where(better[:, None, None, None], other, image)
       chance = jnp.where(better, surer, chance)
 

@@ -27,18 +27,18 @@ def networks(config: Any) -> Networks:
   Raises:
     ConfigError: the config has settings that they do not have.
   """
-  own = config.model.to_dict()
-  if own.pop('name') != 'gan':
+  options = config.model.to_dict()
+  if options.pop('name') != 'gan':
     raise ConfigError(f"config.task={TASK!r} needs config.model.name='gan'; it is {config.model.name!r}")
-  kind = jnp.dtype(own.pop('dtype', 'float32'))
+  kind = jnp.dtype(options.pop('dtype', 'float32'))
   of_generator = ('size', 'channels', 'classes', 'width', 'latent', 'embedding', 'attention')
-  unknown = set(own) - set(of_generator)
+  unknown = set(options) - set(of_generator)
   if unknown:
     raise ConfigError(f'config.model of {config.model.name!r} has no {", ".join(sorted(unknown))}')
-  both = {k: own[k] for k in ('size', 'classes', 'width', 'attention')}
+  both = {k: options[k] for k in ('size', 'classes', 'width', 'attention')}
   # Messages about faults contain their names.
   made = (
-    models.Generator(**own, dtype=kind, name='generator'),
+    models.Generator(**options, dtype=kind, name='generator'),
     models.Discriminator(**both, dtype=kind, name='discriminator'),
   )
   return Networks(*made)

@@ -17,7 +17,7 @@ def config_of(config: Any, player: str) -> Any:
   Raises:
     ConfigError: the optimiser does not work with two players.
   """
-  own = config.copy_and_resolve_references()
+  resolved = config.copy_and_resolve_references()
   name = config.gan[player] or config.optimizer
   if name not in ALLOWED:
     known = ', '.join(ALLOWED)
@@ -25,11 +25,11 @@ def config_of(config: Any, player: str) -> Any:
       'is unknown' if name not in OPTIMIZERS else 'evaluates the loss, or keeps factors, in a way made for one network'
     )
     raise ConfigError(f'config.gan.{player}={name!r} {why}; choose from {known}')
-  own.optimizer = name
+  resolved.optimizer = name
   ratio = config.gan.generator_rate if player == 'generator' else 1.0
-  own[name].learning_rate = own[name].learning_rate * ratio
+  resolved[name].learning_rate = resolved[name].learning_rate * ratio
   if player == 'discriminator':  # its schedule counts the discriminator's steps
-    own.steps, own[name].warmup_steps = (
-      n * config.gan.discriminator_steps for n in (own.steps, own[name].warmup_steps)
+    resolved.steps, resolved[name].warmup_steps = (
+      n * config.gan.discriminator_steps for n in (resolved.steps, resolved[name].warmup_steps)
     )
-  return own
+  return resolved

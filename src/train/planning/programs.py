@@ -19,7 +19,7 @@ Programs = dict[str, tuple[Callable, tuple]]
 def programs_of(run: Run, state: TrainState, batch: Any) -> Programs:
   """Returns the programs that a run compiles, with their arguments; the trees may hold shapes."""
   if run.inverse_schedule is not None:
-    inverses = {f'inverses {name}': own for name, own in run.inverse_schedule.programs(state.opt_state).items()}
+    inverses = {f'inverses {name}': program for name, program in run.inverse_schedule.programs(state.opt_state).items()}
     return {
       'gradient': (run.programs['gradient'], (state, batch, False)),
       'gradient, statistics': (run.programs['gradient'], (state, batch, True)),

@@ -136,5 +136,5 @@ def _wandb(config: Any, workdir: Path) -> Any:
   import wandb
 
   # With a fixed id, the same run goes on at Weights & Biases when this folder's run is resumed.
-  own = {'id': f'{workdir.name}-{zlib.crc32(str(workdir).encode()):08x}', 'resume': 'allow', 'dir': str(workdir)}
-  return wandb.init(project=config.writers.wandb, name=workdir.name, config=as_json(config), **own)
+  settings = {'id': f'{workdir.name}-{zlib.crc32(str(workdir).encode()):08x}', 'resume': 'allow', 'dir': str(workdir)}
+  return wandb.init(project=config.writers.wandb, name=workdir.name, config=as_json(config), **settings)

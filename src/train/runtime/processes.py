@@ -239,10 +239,10 @@ def is_lost(error: BaseException | None) -> bool:
   if error is None:
     return False
   # Fetching an array raises a ValueError whose text is the runtime's status.
-  own = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
-  if own and str(error).startswith(_ALONE):
+  of_runtime = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+  if of_runtime and str(error).startswith(_ALONE):
     return False
-  return bool(own) or is_lost(error.__cause__)
+  return bool(of_runtime) or is_lost(error.__cause__)
 
 
 def lost(error: Exception) -> str:

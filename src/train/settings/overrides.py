@@ -119,9 +119,9 @@ def _of_type(path: str, value: Any, old: Any) -> Any:
 
 def apply(config: Any, overrides: Overrides) -> Any:
   """Returns a copy of the config with the overrides applied."""
-  own = config.copy_and_resolve_references()
-  own.update_from_flattened_dict(overrides)
-  return own
+  resolved_config = config.copy_and_resolve_references()
+  resolved_config.update_from_flattened_dict(overrides)
+  return resolved_config
 
 
 def differences(config: Any, fresh: Any) -> Overrides:
@@ -139,12 +139,12 @@ def check_different(among: Sequence[Overrides], config: Any) -> None:
   """Raises ConfigError if two members differ only in options of an unused optimiser, and so would train the same."""
   sections = {name for name, value in config.items() if isinstance(value, ConfigDict) and 'learning_rate' in value}
   seen: dict[str, Overrides] = {}
-  for own in among:
-    values = jsonfile.loads(apply(config, own).to_json())
+  for combination in among:
+    values = jsonfile.loads(apply(config, combination).to_json())
     used = {k: v for k, v in values.items() if k not in sections - _optimizers_of(values)}
-    other = seen.setdefault(jsonfile.dumps(used, sort_keys=True), own)
-    if other is not own:
-      key = next(k for k in {**own, **other} if own.get(k) != other.get(k))
+    other = seen.setdefault(jsonfile.dumps(used, sort_keys=True), combination)
+    if other is not combination:
+      key = next(k for k in {**combination, **other} if combination.get(k) != other.get(k))
       raise ConfigError(
         f'--sweep: {key} makes no difference to config.optimizer={values["optimizer"]!r}, whose members would be the same'
       )
@@ -167,12 +167,12 @@ def names_of(among: Sequence[Overrides]) -> list[str]:
   Raises:
     ConfigError: two members have the same overrides.
   """
-  keys = [jsonfile.dumps(own, sort_keys=True, default=repr) for own in among]
-  twice = next((own for own, key in zip(among, keys, strict=True) if keys.count(key) > 1), None)
+  keys = [jsonfile.dumps(combination, sort_keys=True, default=repr) for combination in among]
+  twice = next((combination for combination, key in zip(among, keys, strict=True) if keys.count(key) > 1), None)
   if twice is not None:
     words = ', '.join(f'{key}={value}' for key, value in twice.items()) or 'the config itself'
     raise ConfigError(f'--sweep has {words} twice')
-  plain = [_name_of(own, among) for own in among]
+  plain = [_name_of(combination, among) for combination in among]
   return [
     name if len(name) <= _LONGEST and plain.count(name) == 1 else f'{name[:_LONGEST]},{zlib.crc32(key.encode()):08x}'
     for name, key in zip(plain, keys, strict=True)
@@ -186,4 +186,4 @@ def _name_of(overrides: Overrides, among: Sequence[Overrides]) -> str:
 
 
 def _differs(key: str, among: Sequence[Overrides]) -> bool:
-  return len({repr(own.get(key)) for own in among}) > 1
+  return len({repr(combination.get(key)) for combination in among}) > 1

@@ -161,8 +161,8 @@ def check_ranges(config: Any) -> None:
     config.optimizer,
   )  # an unknown optimiser has no section
   for section in sections:
-    own = config.get(section, {}) if section else config
-    for name, value in own.items():
+    settings = config.get(section, {}) if section else config
+    for name, value in settings.items():
       if isinstance(value, ConfigDict | bool) or not isinstance(value, int | float):
         continue
       path = f'{section}.{name}' if section else name

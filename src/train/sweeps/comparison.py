@@ -40,15 +40,17 @@ class Outcome(NamedTuple):
 
 def outcome(member: Member, config: Any) -> Outcome:
   """Reads the results of a member from its folder."""
-  own, workdir = apply(config, member.overrides), Path(member.workdir)
-  entry = TASKS[own.task]
+  variant_config, workdir = apply(config, member.overrides), Path(member.workdir)
+  entry = TASKS[variant_config.task]
   metric, lower = entry.target, entry.lower_is_better
   key, sign = f'eval_{metric}', 1 if lower else -1
   rows = read_rows(workdir / 'metrics.jsonl')
   curve = [(row['step'], row['seconds'], row[key]) for row in rows if 'seconds' in row and key in row]
   rates = [row['examples_per_second'] for row in rows if 'examples_per_second' in row]
   values = [value for _, _, value in curve]
-  reached = next((step for step, _, value in curve if own.target and sign * value <= sign * own.target), None)
+  reached = next(
+    (step for step, _, value in curve if variant_config.target and sign * value <= sign * variant_config.target), None
+  )
   best = sign * min(sign * v for v in values) if values else None
   return Outcome(
     member, values[-1] if values else None, best, reached, statistics.median(rates) if rates else None, curve
@@ -67,11 +69,11 @@ class Known:
       mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except OSError:
       mark = None
-    before, own = self._found.get(member.name, (None, None))
-    if own is None or before != mark:
-      own = outcome(member, config)
-      self._found[member.name] = mark, own
-    return own._replace(member=member)
+    before, earlier = self._found.get(member.name, (None, None))
+    if earlier is None or before != mark:
+      earlier = outcome(member, config)
+      self._found[member.name] = mark, earlier
+    return earlier._replace(member=member)
 
 
 def write_comparison(workdir: Path, config: Any, members: Sequence[Member], known: Known | None = None) -> str:

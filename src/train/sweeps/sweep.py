@@ -40,10 +40,10 @@ def members_of(config: Any, workdir: Path) -> list[Member]:
   if _SWEEP.value is not None:
     found = parse_sweep(_SWEEP.value, config)
   else:
-    own = config_functions().get('sweep')
-    if own is None:
+    sweep_of_config = config_functions().get('sweep')
+    if sweep_of_config is None:
       raise ConfigError(f'{config_path()} has no sweep(); write --sweep=seed=0..4')
-    found = [resolved(overrides, config) for overrides in yielded(own)]
+    found = [resolved(overrides, config) for overrides in yielded(sweep_of_config)]
   check_different(found, config)
   return [Member(name, o, str(workdir / 'members' / name)) for name, o in zip(names_of(found), found, strict=True)]
 
@@ -58,7 +58,9 @@ def yielded(sweep: Callable[[], Any]) -> list[Overrides]:
   if isinstance(found, dict) or not isinstance(found, Iterable):
     raise ConfigError(f'sweep() of {config_path()} returns {type(found).__name__}; let it yield a dict for each member')
   found = list(found)
-  odd = next((own for own in found if not isinstance(own, dict) or not all(isinstance(key, str) for key in own)), None)
+  odd = next(
+    (entry for entry in found if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry)), None
+  )
   if odd is not None:
     raise ConfigError(f'sweep() of {config_path()} yields {odd!r}, not a dict of settings by their keys')
   if not found:
@@ -246,10 +248,10 @@ def other_data(members: Sequence[Member]) -> str:
   for member in members:
     try:
       known = jsonfile.read(Path(member.workdir) / 'data.json')
-      own = jsonfile.read(Path(member.workdir) / 'config.json')['data']
+      settings = jsonfile.read(Path(member.workdir) / 'config.json')['data']
     except (OSError, ValueError, KeyError, TypeError):
       continue
-    first, before = seen.setdefault(jsonfile.dumps(own, sort_keys=True), (member.name, known))
+    first, before = seen.setdefault(jsonfile.dumps(settings, sort_keys=True), (member.name, known))
     changed = next((key for key in known if before.get(key) != known[key]), None)
     if changed is not None:
       return f'{member.name} was trained on other data than {first}: {changed} is another'

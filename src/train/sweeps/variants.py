@@ -21,15 +21,15 @@ def member(config: Any, name: str) -> tuple[Any, dict[str, Any]]:
   optimizer, *settings = name.split(':')
   if optimizer not in (*OPTIMIZERS, *PEERS):
     raise ConfigError(f'--optimizers: {optimizer!r} is unknown; choose from {", ".join((*OPTIMIZERS, *PEERS))}')
-  own, given = copy.deepcopy(config), {}
-  own.optimizer = optimizer
+  variant_config, given = copy.deepcopy(config), {}
+  variant_config.optimizer = optimizer
   if optimizer in PEERS:
-    own.keep_checkpoints = own.keep_best = 0  # checkpoints hold only our optimisers' states
+    variant_config.keep_checkpoints = variant_config.keep_best = 0  # checkpoints hold only our optimisers' states
   for setting in settings:
     key, _, value = setting.partition('=')
     try:
-      given |= resolved({f'optimizer.{key}' if key in own[optimizer] else key: value}, own)
+      given |= resolved({f'optimizer.{key}' if key in variant_config[optimizer] else key: value}, variant_config)
     except ConfigError as error:
       raise ConfigError(f'--optimizers: {setting!r} of {name!r} does not fit the config; {error}') from error
-  own.update_from_flattened_dict(given)
-  return own, given
+  variant_config.update_from_flattened_dict(given)
+  return variant_config, given
