@@ -46,34 +46,40 @@ BASELINES = {
 def probabilities(run: Run, variables: Any, clips: Any, batch: int = 100) -> np.ndarray:
   """Returns the probability of the second class for each clip."""
   of = jax.jit(lambda x: jax.nn.softmax(run.task.model.apply(variables, x).astype('float32'))[:, 1])
-  n, found = len(clips), []
+  n, scores = len(clips), []
   for first in range(0, n, batch):
     rows = np.minimum(np.arange(first, first + batch), n - 1)  # one shape for all batches
-    found.append(np.asarray(of(clips[rows])))
-  return np.concatenate(found)[:n]
+    scores.append(np.asarray(of(clips[rows])))
+  return np.concatenate(scores)[:n]
 
 
 def measures(name: str, label: np.ndarray, score: np.ndarray, rate: float, first: int) -> dict[str, float]:
   """Returns the measures of one detector on a data set. first: the frame of the first score."""
-  found = {'frame AUC': alarms.frame_auc(label, score), 'scene AUC': alarms.scene_auc(label, score)}
+  scores = {'frame AUC': alarms.frame_auc(label, score), 'scene AUC': alarms.scene_auc(label, score)}
   if name == 'surveillance':
     at = alarms.detection(label, score, FALSE_RATE.value, rate)
-    return {**found, 'found': at.found, 'median delay, s': at.delay}
+    return {**scores, 'found': at.found, 'median delay, s': at.delay}
   at = alarms.anticipation(label, score, RECALL.value, rate, dashcam.END - first / rate)
   average = alarms.scene_precision(label, score)
-  return {**found, 'AP': average, 'recall': at.recall, 'seconds before': at.seconds, 'false alarms an hour': at.an_hour}
+  return {
+    **scores,
+    'AP': average,
+    'recall': at.recall,
+    'seconds before': at.seconds,
+    'false alarms an hour': at.an_hour,
+  }
 
 
 def by_kind(scenes: data.Scenes, label: np.ndarray, score: np.ndarray) -> dict[str, float]:
   """Returns the frame AUC of each kind of event against the normal scenes, or against its twin."""
-  found = {}
+  results = {}
   for number, kind in enumerate(scenes.kinds):
     event = kind.removesuffix('_collision')
     others = [i for i, k in enumerate(scenes.kinds) if k in ('normal', f'{event}_passes')]
     if number not in others and not kind.endswith('_passes'):
       rows = (scenes.kind == number) | np.isin(scenes.kind, others)
-      found[event] = alarms.frame_auc(label[rows], score[rows])
-  return found
+      results[event] = alarms.frame_auc(label[rows], score[rows])
+  return results
 
 
 def picture(scenes: data.Scenes, scores: dict[str, np.ndarray], first: int, path: Path) -> None:

@@ -59,37 +59,37 @@ def largest_batch(examples: dict[int, float | None]) -> int | None:
 
   It returns None if the smallest batch did not reach the target.
   """
-  base, found = examples[min(examples)], None
+  base, critical = examples[min(examples)], None
   for batch in sorted(examples):
     if base is None or examples[batch] is None or examples[batch] > _ALLOWED * base:
       break
-    found = batch
-  return found
+    critical = batch
+  return critical
 
 
-def table(found: dict[str, dict[int, float | None]]) -> str:
+def table(examples_by_name: dict[str, dict[int, float | None]]) -> str:
   """Formats each optimiser's median examples to the target at every batch, and its largest batch without waste."""
-  batches = list(next(iter(found.values())))
+  batches = list(next(iter(examples_by_name.values())))
   rows = [
     [name, *['-' if of[b] is None else f'{of[b]:,.0f}' for b in batches], largest_batch(of) or '-']
-    for name, of in found.items()
+    for name, of in examples_by_name.items()
   ]
   return columns(['optimiser', *[f'batch {b}' for b in batches], f'within {_ALLOWED} x up to'], rows)
 
 
-def picture(found: dict[str, dict[int, float | None]], title: str, path: Path) -> None:
+def picture(examples_by_name: dict[str, dict[int, float | None]], title: str, path: Path) -> None:
   """Plots the examples to the target over the batch, on logarithmic scales, with a dotted limit for each optimiser."""
   figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-  for i, (name, of) in enumerate(found.items()):
+  for i, (name, of) in enumerate(examples_by_name.items()):
     known = {b: n for b, n in of.items() if n is not None}
     axes.plot(list(known), list(known.values()), marker='o', color=f'C{i}', label=name)
     if of[min(of)] is not None:
       axes.axhline(_ALLOWED * of[min(of)], color=f'C{i}', linestyle=':', linewidth=0.9)
-  reached = any(n is not None for of in found.values() for n in of.values())
+  reached = any(n is not None for of in examples_by_name.values() for n in of.values())
   title = title if reached else f'{title}: not reached'
   scale = 'log' if reached else 'linear'  # without points a logarithmic scale fails
   axes.set(xscale='log', yscale=scale, xlabel='batch', ylabel='examples to the target', title=title)
-  axes.set_xticks(list(next(iter(found.values()))), [str(b) for b in next(iter(found.values()))])
+  axes.set_xticks(list(next(iter(examples_by_name.values()))), [str(b) for b in next(iter(examples_by_name.values()))])
   axes.xaxis.set_minor_locator(NullLocator())
   axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
   axes.grid(alpha=0.3)
@@ -108,18 +108,18 @@ def main(config: Any, workdir: str) -> None:
   members = OPTIMIZERS_FLAG.value
   for name in members:
     member(config, name)
-  folder, found, told = Path(workdir), {name: {} for name in members}, []
+  folder, examples_by_name, told = Path(workdir), {name: {} for name in members}, []
   for batch in batches:
     variant = configure(config, batch, _EXAMPLES.value)
     for summary in compare(variant, folder / f'batch{batch}', members, SEEDS.value, TRIALS.value):
       reached = summary['targets'][f'{config.target:g}']
-      found[summary['optimizer']][batch] = median([row and row['examples'] for row in reached])
+      examples_by_name[summary['optimizer']][batch] = median([row and row['examples'] for row in reached])
       told.append({'batch': batch, **summary})
-  text = table(found)
+  text = table(examples_by_name)
   files.write(folder / 'table.txt', text + '\n')
   files.write(folder / 'batches.json', jsonfile.dumps({'config': json.loads(config.to_json()), 'runs': told}, indent=1))
   title = f'{config.model.name} on {config.data.name}, target {config.target:g}'
-  picture(found, title, folder / 'batches.png')
+  picture(examples_by_name, title, folder / 'batches.png')
   print(f'\n{text}\n\nmedians of {SEEDS.value} seeds, {TRIALS.value} trials for each batch and optimiser')
   print(f'plot   {folder / "batches.png"}')
 

@@ -72,11 +72,11 @@ def measured(config: Any, mesh: str) -> dict[str, Any]:
   jax.config.update('jax_num_cpu_devices', count)
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   config.mesh = mesh
-  found = forecast.forecast(config, mesh)
+  planned = forecast.forecast(config, mesh)
   run = build(config)
   batch = next(run.train_batches(0, 0))
   batch_bytes = sum(x.nbytes for x in jax.tree.leaves(batch))
-  names = [name for name in found.programs if not name.startswith('inverses')]
+  names = [name for name in planned.programs if not name.startswith('inverses')]
   jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
   compiled = {name: fn.lower(*args).compile() for name, (fn, args) in _programs(run).items() if name in names}
   result = {}
@@ -88,7 +88,7 @@ def measured(config: Any, mesh: str) -> dict[str, Any]:
     state = jax.block_until_ready(run.init(0))
     reset_peak()
     jax.block_until_ready(program(state, batch)[1:])
-    result[name] = {'measured': peak() - before + batch_bytes, 'planned': found.programs[name].memory * count}
+    result[name] = {'measured': peak() - before + batch_bytes, 'planned': planned.programs[name].memory * count}
   return result
 
 
@@ -110,7 +110,7 @@ def main(config: Any, workdir: str) -> None:
   if _ONE.value:
     print(jsonfile.dumps(measured(config, _ONE.value)))
     return
-  rows, found = [], []
+  rows, totals = [], []
   for name, mesh, changes in CASES:
     path = f'experiments/configs/{name}'
     command = [sys.executable, __file__, f'--config={path}', f'--mesh={mesh}', *(f'--config.{c}' for c in changes)]
@@ -118,7 +118,7 @@ def main(config: Any, workdir: str) -> None:
     if done.returncode:
       raise SystemExit(f'{name} on {mesh}: {done.stderr.splitlines()[-1]}')
     outcome = json.loads(done.stdout.splitlines()[-1])
-    found.append({'config': name, 'mesh': mesh, 'changes': changes, 'programs': outcome})
+    totals.append({'config': name, 'mesh': mesh, 'changes': changes, 'programs': outcome})
     for program, numbers in outcome.items():
       ratio = numbers['planned'] / numbers['measured']
       words = ' '.join((name, *changes))
@@ -137,7 +137,7 @@ def main(config: Any, workdir: str) -> None:
   if _OUT.value:
     Path(_OUT.value).mkdir(parents=True, exist_ok=True)
     Path(_OUT.value, 'checked.txt').write_text(text + '\n')
-    Path(_OUT.value, 'checked.json').write_text(jsonfile.dumps(found, indent=1) + '\n')
+    Path(_OUT.value, 'checked.json').write_text(jsonfile.dumps(totals, indent=1) + '\n')
 
 
 if __name__ == '__main__':

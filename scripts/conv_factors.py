@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
     n = 9 * channels
     flops, bytes_ = _BATCH.value * side**2 * n**2, x.size * dtype.itemsize + 4 * n**2
     floor = max(flops / here.products, bytes_ / here.bandwidth)
-    found = [least(fn, x) for fn in WAYS.values()]
-    rows.append([f'{side}x{side}x{channels}', *(t / floor for t in found), found[1] / found[0]])
+    seconds = [least(fn, x) for fn in WAYS.values()]
+    rows.append([f'{side}x{side}x{channels}', *(t / floor for t in seconds), seconds[1] / seconds[0]])
   title = f'{here.name}, {dtype.name}, batch {_BATCH.value}: times over the floor ({here.peaks})'
   text = '\n\n'.join([title, columns(['layer', *WAYS, 'patches / distance'], rows)])
   print(text)

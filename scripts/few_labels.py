@@ -87,20 +87,20 @@ def run(labels: int, seed: int, where: Path, settings: Settings) -> Arms:
   Runs that the folder already holds go on.
   """
   where = where / f'{settings.steps}_{settings.gan_steps}'  # `check_same` ignores a run's length
-  found = {arm: {'accuracy': trained(classifier(labels, seed, arm, settings), where / arm)} for arm in ARMS[:2]}
+  results = {arm: {'accuracy': trained(classifier(labels, seed, arm, settings), where / arm)} for arm in ARMS[:2]}
   test = data.load_arrays('fashion_mnist', 'test', source=settings.source)
   for arm, policy in zip(ARMS[2:], ((), POLICY), strict=True):
     made_by = where / f'network of {arm}'
     trained(gan(labels, seed, policy, settings), made_by)
     config = classifier(labels, seed, arm, settings)
     config.generated.update({'run': str(made_by), 'judge': str(where / 'none'), 'share': 0.5, 'keep': 0.5})
-    found[arm] = {'accuracy': trained(config, where / arm)}
+    results[arm] = {'accuracy': trained(config, where / arm)}
     alone = where / f'alone of {arm}'
     if not (alone / 'run/export').exists():
       images = generated.images(generated.read_generator(made_by), 10000, seed)
       classified(images, test, alone, settings.steps, seed)
-    found[arm]['CAS'] = load_export(alone / 'run/export')[1]['scores']['accuracy']
-  return found
+    results[arm]['CAS'] = load_export(alone / 'run/export')[1]['scores']['accuracy']
+  return results
 
 
 def read(path: Path, settings: Settings) -> Found:
@@ -125,11 +125,11 @@ def add(path: Path, settings: Settings, labels: int, seed: int, arms: Arms) -> N
   files.append_lines(path, [jsonfile.dumps(row)], sync=True)
 
 
-def table(found: Found) -> str:
+def table(results: Found) -> str:
   """Formats the results for all numbers of labels with at least two seeds. Differences are within a seed."""
   rows = []
-  for labels in sorted({labels for labels, _ in found}):
-    arms_of = [arms for (number, _), arms in sorted(found.items()) if number == labels]
+  for labels in sorted({labels for labels, _ in results}):
+    arms_of = [arms for (number, _), arms in sorted(results.items()) if number == labels]
     if len(arms_of) < 2:
       continue
     classical = np.array([o['classical']['accuracy'] for o in arms_of])

@@ -50,13 +50,13 @@ def chosen(path: Path, embedding: retrieval.Embedding) -> tuple[retrieval.Shot, 
   for flag in (AT, THRESHOLD):
     if not math.isfinite(flag.value):
       raise ConfigError(f'--{flag.name}={flag.value} must be a finite number')
-  found = list(retrieval.film_shots(path, embedding, THRESHOLD.value))
+  shots = list(retrieval.film_shots(path, embedding, THRESHOLD.value))
   if AT.value < 0:
-    return max(found, key=lambda pair: len(pair[0].frames))
-  for shot, vector in found:
+    return max(shots, key=lambda pair: len(pair[0].frames))
+  for shot, vector in shots:
     if shot.first <= AT.value * embedding.rate < shot.first + len(shot.frames):
       return shot, vector
-  last = found[-1][0]
+  last = shots[-1][0]
   raise ConfigError(f'--at={AT.value:g}: {path} ends at {(last.first + len(last.frames)) / embedding.rate:.1f} s')
 
 
@@ -91,7 +91,7 @@ def search(workdir: Path) -> None:
     )
   entries, skipped = retrieval.library(Path(VIDEOS.value), embedding, workdir / 'library', THRESHOLD.value)
   cosines, rows = retrieval.nearest(np.stack([e.vector for e in entries]), vector[None], TOP.value)
-  found = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
+  hits = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
   picture = lambda jpeg: 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()  # noqa: E731
   span = (shot.first / embedding.rate, (shot.first + len(shot.frames)) / embedding.rate)
   some = [shot.frames[i] for i in (len(shot.frames) // 4, len(shot.frames) // 2, 3 * len(shot.frames) // 4)]
@@ -118,14 +118,14 @@ def search(workdir: Path) -> None:
         'cosine': f'{cosine:.3f}',
         'thumbs': [picture(t) for t in entry.thumbs],
       }
-      for rank, (cosine, entry) in enumerate(found, 1)
+      for rank, (cosine, entry) in enumerate(hits, 1)
     ],
     skipped=skipped,
   )
   files.write(workdir / 'found.html', page)
-  names = {f'{entry.film}#{entry.begins:.1f}': cosine for cosine, entry in found}
+  names = {f'{entry.film}#{entry.begins:.1f}': cosine for cosine, entry in hits}
   trec.write_run(workdir / 'run.txt', {'example': names}, 'kronmesh')
-  for rank, (cosine, entry) in enumerate(found[:10], 1):
+  for rank, (cosine, entry) in enumerate(hits[:10], 1):
     print(f'{rank:3}  {cosine:6.3f}  {shown(entry.film)}  {times(entry.begins, entry.ends)}')
   for words in skipped[:5]:
     print(f'left out: {words}')

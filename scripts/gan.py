@@ -62,8 +62,8 @@ def measure() -> None:
   print(table)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  found = {'agreement': agreement, 'judge on test': on_test, 'frechet': away, 'cas': scores, 'step': generator.step}
-  files.write(out / 'scores.json', jsonfile.dumps({**found, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
+  results = {'agreement': agreement, 'judge on test': on_test, 'frechet': away, 'cas': scores, 'step': generator.step}
+  files.write(out / 'scores.json', jsonfile.dumps({**results, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
   files.write(out / 'scores.txt', f'{COUNT.value} images after {generator.step} steps\n\n{table}\n')
   with files.replacing(out / 'samples.png') as file:
     Image.fromarray(generated.sheet(generator)).save(file, 'PNG')

@@ -45,23 +45,23 @@ def row(name: str, devices: int, fisher: str) -> dict[str, Any]:
   """Returns the golden table's row for one architecture."""
   case = ARCHITECTURES[name]()
   batch = case.each * devices
-  found, one = (program(case, n, batch, fisher) for n in (devices, 1))
+  sharded, one = (program(case, n, batch, fisher) for n in (devices, 1))
   plain = program(case, devices, batch, statistics=False)
   result = {
     'batch': batch,
-    'statistics': recorded(found),
+    'statistics': recorded(sharded),
     'plain': recorded(plain),
-    'flops': found.flops,
-    'share': round(devices * found.flops / one.flops, 4),
+    'flops': sharded.flops,
+    'share': round(devices * sharded.flops / one.flops, 4),
   }
   if plain.gathered:  # the partitioner may then repeat work on every device that the statistics did not cause
     result['plain share'] = round(devices * plain.flops / program(case, 1, batch, statistics=False).flops, 4)
   return result
 
 
-def recorded(found: Program) -> dict[str, list[int]]:
+def recorded(compiled_program: Program) -> dict[str, list[int]]:
   """Returns (executions, bytes) of each kind of collective."""
-  return {kind: list(numbers) for kind, numbers in found.audit.summary().items()}
+  return {kind: list(numbers) for kind, numbers in compiled_program.audit.summary().items()}
 
 
 def table(rows: Mapping[str, dict[str, Any]]) -> str:
@@ -69,11 +69,11 @@ def table(rows: Mapping[str, dict[str, Any]]) -> str:
   cells = []
   for key in sorted(rows, key=_place):
     name, fisher, devices = key.split(' | ')
-    found = rows[key]
-    sums = [_bytes(found[kind], 'all-reduce') for kind in ('statistics', 'plain')]
-    others = [_bytes(found[kind]) - n for kind, n in zip(('statistics', 'plain'), sums, strict=True)]
-    cells.append([name, fisher, devices, found['batch'], *others, *(n / 1e6 for n in sums)])
-    cells[-1] += [found['share'], found.get('plain share', '')]
+    row = rows[key]
+    sums = [_bytes(row[kind], 'all-reduce') for kind in ('statistics', 'plain')]
+    others = [_bytes(row[kind]) - n for kind, n in zip(('statistics', 'plain'), sums, strict=True)]
+    cells.append([name, fisher, devices, row['batch'], *others, *(n / 1e6 for n in sums)])
+    cells[-1] += [row['share'], row.get('plain share', '')]
   return columns(HEAD, cells)
 
 

@@ -92,10 +92,12 @@ def main() -> None:
   rows, wrong = [], 0
   for kind in _ONLY.value or KINDS:
     for number, name in enumerate(KINDS[kind]):
-      found = attempt(kind, number)
-      wrong += not found.good
-      rows.append([kind, name, found.kind, f'{found.seconds:.1f}', f'{found.bytes / 1e9:.2f}', found.words[:110]])
-      print(f'{kind}: {name}: {found.kind}', flush=True)
+      outcome = attempt(kind, number)
+      wrong += not outcome.good
+      rows.append(
+        [kind, name, outcome.kind, f'{outcome.seconds:.1f}', f'{outcome.bytes / 1e9:.2f}', outcome.words[:110]]
+      )
+      print(f'{kind}: {name}: {outcome.kind}', flush=True)
   print(columns(['kind', 'input', 'outcome', 'seconds', 'GB', 'what was said'], rows))
   if wrong:
     raise RunError(f'{wrong} of {len(rows)} inputs were neither read nor refused in one line')

@@ -135,8 +135,8 @@ def _objects(folder: Path) -> None:
 def _read_arrays(folder: Path) -> str:
   from kronmesh import data
 
-  found = data.load_arrays('arrays', 'train', source=str(folder))
-  return f'images {found.inputs.shape}'
+  arrays = data.load_arrays('arrays', 'train', source=str(folder))
+  return f'images {arrays.inputs.shape}'
 
 
 # IDX
@@ -164,8 +164,8 @@ def _zeros_by_gzip(count: int) -> bytes:
 def _read_idx(folder: Path) -> str:
   from kronmesh import data
 
-  found = data.load_arrays('fashion_mnist', 'train', folder=str(folder / 'prepared'), source=str(folder))
-  return f'{len(found.label)} pictures'
+  arrays = data.load_arrays('fashion_mnist', 'train', folder=str(folder / 'prepared'), source=str(folder))
+  return f'{len(arrays.label)} pictures'
 
 
 # Films
@@ -252,8 +252,8 @@ def _large_text(folder: Path) -> None:
 def _read_graph(folder: Path) -> str:
   from kronmesh.data.triples import load_triples
 
-  found = load_triples('triples', source=str(folder))
-  return f'{len(found.entities)} entities'
+  graph = load_triples('triples', source=str(folder))
+  return f'{len(graph.entities)} entities'
 
 
 def _table(text: bytes) -> Make:

@@ -198,20 +198,20 @@ def _compare(whole: Path, parts: Path, steps: int, exact: bool) -> float:
     RunError: some are missing, or they differ at all, or, if the runs were on several meshes, by more than 1e-6.
   """
   rows = [read_rows(f / 'metrics.jsonl') for f in (whole, parts)]
-  losses = [[(r['step'], r['loss']) for r in found if 'loss' in r] for found in rows]
+  losses = [[(r['step'], r['loss']) for r in rows_of_run if 'loss' in r] for rows_of_run in rows]
   if [step for step, _ in losses[0]] != [step for step, _ in losses[1]] or len(losses[0]) != steps:
     raise RunError(f'steps differ: {len(losses[0])} and {len(losses[1])} of {steps}')
-  found = [{'losses': np.array([loss for _, loss in rows_of_run])} for rows_of_run in losses]
-  found = [
+  values = [{'losses': np.array([loss for _, loss in rows_of_run])} for rows_of_run in losses]
+  values = [
     losses_of_run | _leaves(load_export(f / 'export')[0])
-    for losses_of_run, f in zip(found, (whole, parts), strict=True)
+    for losses_of_run, f in zip(values, (whole, parts), strict=True)
   ]
-  if found[0].keys() != found[1].keys():
+  if values[0].keys() != values[1].keys():
     raise RunError('the parameters of the final model are others')
   worst = 0.0
-  for name, x in found[0].items():
-    off = float(np.abs(x - found[1][name]).max(initial=0) / max(np.abs(x).max(initial=0), 1e-30))
-    if (exact and not np.array_equal(x, found[1][name])) or not off <= _APART:
+  for name, x in values[0].items():
+    off = float(np.abs(x - values[1][name]).max(initial=0) / max(np.abs(x).max(initial=0), 1e-30))
+    if (exact and not np.array_equal(x, values[1][name])) or not off <= _APART:
       raise RunError(f'{name} of the run that was killed is off by {off:.1e} of its largest value')
     worst = max(worst, off)
   return worst

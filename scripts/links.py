@@ -82,14 +82,14 @@ class Pykeen:
 
 
 def measured(preset: str, methods: dict[str, Any]) -> dict[str, Any]:
-  found = {}
+  results_of = {}
   for name, run in methods.items():
     tried = [{'setting': s, **run(preset, s, 0, 'valid')} for s in SETTINGS[name]]
     best = max(tried, key=lambda t: t['mrr'])['setting']
     tests = [run(preset, best, seed, 'test') for seed in range(1, SEEDS.value + 1)]
-    found[name] = {'setting': best, 'tried': tried, 'tests': tests}
+    results_of[name] = {'setting': best, 'tried': tried, 'tests': tests}
     print(f'{preset} {name}: {best}, MRR {np.mean([t["mrr"] for t in tests]):.3f}', file=sys.stderr)
-  return found
+  return results_of
 
 
 def measure() -> None:
@@ -99,9 +99,9 @@ def measure() -> None:
   }
   if PYKEEN.value:
     methods['pykeen'] = Pykeen(PYKEEN.value)
-  found = {preset: measured(preset, methods) for preset in PRESETS.value}
+  results = {preset: measured(preset, methods) for preset in PRESETS.value}
   rows = []
-  for preset, by_method in found.items():
+  for preset, by_method in results.items():
     for name, tests in by_method.items():
       of = lambda key, tests=tests: [t[key] for t in tests['tests']]  # noqa: E731
       mrr = of('mrr')
@@ -112,7 +112,7 @@ def measure() -> None:
   print(table)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  files.write(out / 'links.json', jsonfile.dumps({'steps': STEPS.value, 'found': found}, indent=1) + '\n')
+  files.write(out / 'links.json', jsonfile.dumps({'steps': STEPS.value, 'found': results}, indent=1) + '\n')
   files.write(out / 'links.txt', f'{STEPS.value} steps of 512, filtered, {SEEDS.value} seeds, percent\n\n{table}\n')
 
 

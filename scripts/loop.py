@@ -102,14 +102,14 @@ def measure(config: Any, steps: int, rounds: int) -> dict[str, Any]:
 
 
 def main(config: Any, workdir: str) -> None:
-  found = measure(config, _STEPS.value, _ROUNDS.value)
+  result = measure(config, _STEPS.value, _ROUNDS.value)
   text = (
-    f'the loop adds {found["added"]:.2%} ({min(found["each"]):.2%} to {max(found["each"]):.2%}) to a step of '
-    f'{statistics.median(found["ms_per_step"]):.1f} ms: {_ROUNDS.value} runs of {_STEPS.value} steps'
+    f'the loop adds {result["added"]:.2%} ({min(result["each"]):.2%} to {max(result["each"]):.2%}) to a step of '
+    f'{statistics.median(result["ms_per_step"]):.1f} ms: {_ROUNDS.value} runs of {_STEPS.value} steps'
   )
   path = Path(workdir)
   path.mkdir(parents=True, exist_ok=True)
-  files.write(path / 'loop.json', jsonfile.dumps(found, indent=1) + '\n')
+  files.write(path / 'loop.json', jsonfile.dumps(result, indent=1) + '\n')
   files.write(path / 'loop.txt', text + '\n')
   print(text)
 

@@ -92,11 +92,11 @@ class Found(NamedTuple):
 def changes(path: Path) -> dict[int, list[Change]]:
   """Returns the changes of each line that can be made in a file, none in annotations, messages or docstrings."""
   text = path.read_text()
-  lines, found = text.split('\n'), {}
+  lines, changes_by_line = text.split('\n'), {}
   for node in _computing(ast.parse(text)):
     for change in _of_node(path, lines, node):
-      found.setdefault(change.line, []).append(change)
-  return found
+      changes_by_line.setdefault(change.line, []).append(change)
+  return changes_by_line
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
@@ -144,8 +144,8 @@ def drawn(count: int, seed: int) -> list[Change]:
   """Draws `count` lines of kron and parallel, and a change of each."""
   rng = random.Random(seed)
   sources = sorted(p for package in ('kron', 'parallel') for p in (ROOT / 'src' / package).rglob('*.py'))
-  by_line = [found for path in sources for _, found in sorted(changes(path).items())]
-  return [rng.choice(found) for found in rng.sample(by_line, count)]
+  by_line = [changes_of_line for path in sources for _, changes_of_line in sorted(changes(path).items())]
+  return [rng.choice(changes_of_line) for changes_of_line in rng.sample(by_line, count)]
 
 
 def tried(change: Change) -> Found:
@@ -176,32 +176,32 @@ def tried(change: Change) -> Found:
   return Found(change, '', time.monotonic() - start)
 
 
-def table(found: list[Found]) -> str:
+def table(results: list[Found]) -> str:
   """Formats one row for each change, and a last line with the count."""
   rows = []
-  for f in found:
+  for f in results:
     line = f.change.path.read_text().split('\n')[f.change.line - 1]
     where = f'{f.change.path.relative_to(ROOT / "src")}:{f.change.line}'
     changed = line[: f.change.start] + f'[{f.change.old} -> {f.change.new}]' + line[f.change.end :]
     rows.append((where, changed.strip()[:90], f.test.split('::')[-1][:70] or 'NOT NOTICED', f'{f.seconds:.0f}'))
-  noticed = sum(bool(f.test) for f in found)
+  noticed = sum(bool(f.test) for f in results)
   return '\n'.join(
-    [columns(('line', 'change', 'noticed by', 'seconds'), rows), '', f'{noticed} of {len(found)} noticed']
+    [columns(('line', 'change', 'noticed by', 'seconds'), rows), '', f'{noticed} of {len(results)} noticed']
   )
 
 
 def main() -> None:
-  found = []
+  results = []
   for change in drawn(_COUNT.value, _SEED.value):
-    found.append(tried(change))
-    print(table(found[-1:]).splitlines()[2], flush=True)
-  text = table(found)
+    results.append(tried(change))
+    print(table(results[-1:]).splitlines()[2], flush=True)
+  text = table(results)
   print(f'\n{text}')
   if _OUT.value:
     files.write(Path(_OUT.value), f'{text}\n')
-  missed = [f for f in found if not f.test]
+  missed = [f for f in results if not f.test]
   if missed:
-    raise RunError(f'{len(missed)} of {len(found)} changes were not noticed')
+    raise RunError(f'{len(missed)} of {len(results)} changes were not noticed')
 
 
 if __name__ == '__main__':

@@ -143,12 +143,12 @@ class Ours:
       return {name: ('error', self.refusal) for name in self.names}
     case = self.case
     errors = unrolled.errors(self.curvature, self.loss, case.params, case.args, case.examples, case.state)
-    found: Verdicts = {}
+    verdicts: Verdicts = {}
     for block in self.curvature.blocks:
       worst = max(error for (name, _), error in errors.items() if name == block.name)
-      found |= {name: ('exact' if worst < TOLERANCE else 'wrong', f'{worst:.0e}') for name in block.params}
+      verdicts |= {name: ('exact' if worst < TOLERANCE else 'wrong', f'{worst:.0e}') for name in block.params}
     # A parameter without a block keeps its plain gradient.
-    return {name: found.get(name, ('silent', 'no block')) for name in self.names}
+    return {name: verdicts.get(name, ('silent', 'no block')) for name in self.names}
 
 
 # --- kfac-jax ------------------------------------------------------------------------------------------------------
@@ -194,8 +194,8 @@ class Theirs:
     The average turns a squared sum of gradients into the sum of their squares.
     """
     _, update = self.estimate(jnp.asarray(self.signs[0]))
-    found = [update(jnp.asarray(signs)) for signs in self.signs]
-    return jax.tree.map(lambda *x: sum(x) / len(x), *found)
+    updates = [update(jnp.asarray(signs)) for signs in self.signs]
+    return jax.tree.map(lambda *x: sum(x) / len(x), *updates)
 
   @functools.cached_property
   def diagonal(self) -> list[np.ndarray]:
@@ -208,24 +208,24 @@ class Theirs:
     return [sum(column) / len(self.signs) for column in zip(*squares, strict=True)]
 
   def verdicts(self) -> Verdicts:
-    found: Verdicts = {}
+    verdicts: Verdicts = {}
     for number, (block, indices) in enumerate(self.blocks):
       kind = type(block).__name__
       if isinstance(block, self.package.KroneckerFactored):
         error, why = self.kronecker(number)
         verdict = ('exact' if error < TOLERANCE else 'wrong', why)
-        found |= {self.ours.names[i]: verdict for i in indices}
+        verdicts |= {self.ours.names[i]: verdict for i in indices}
         continue
       for position, i in enumerate(indices):
         name = self.ours.names[i]
         if self.ours.kernel_of(name) is not None:
-          found[name] = ('silent', kind)
+          verdicts[name] = ('silent', kind)
           continue
         states = self.averaged if 'Naive' in kind else self.states
         diagonal = np.asarray(states[number].diagonal_factors[position].value, np.float64)
         error = min(unrolled.relative(diagonal, self.diagonal[i]), self.unit_error(name, diagonal))
-        found[name] = ('exact' if error < TOLERANCE else 'wrong', f'{kind} {error:.1e}')
-    return found
+        verdicts[name] = ('exact' if error < TOLERANCE else 'wrong', f'{kind} {error:.1e}')
+    return verdicts
 
   def unit_error(self, name: str, diagonal: np.ndarray) -> float:
     """Returns the relative error of a free parameter's diagonal against the reference, or inf without a block for it.
@@ -239,8 +239,8 @@ class Theirs:
         reference, block, _, each = self.reference_of(block)
         column = block.params.index(name)
         expected = unrolled.unit(reference, block, each)[:, column, column] / self.case.examples**2
-        found = np.asarray(block.operator.layouts[column].apply(jnp.asarray(diagonal))).reshape(-1)
-        return unrolled.relative(found, expected)
+        diagonal_read = np.asarray(block.operator.layouts[column].apply(jnp.asarray(diagonal))).reshape(-1)
+        return unrolled.relative(diagonal_read, expected)
     return np.inf
 
   def kronecker(self, number: int) -> tuple[float, str]:
@@ -249,11 +249,11 @@ class Theirs:
     state = self.states[number]
     kind = type(block).__name__
     names = [self.ours.names[i] for i in indices]
-    found = [(name, self.ours.kernel_of(name)) for name in names]
-    found = [(name, matrix) for name, matrix in found if matrix is not None]
-    if len(found) != 1 or found[0][1] is True:
+    kernels = [(name, self.ours.kernel_of(name)) for name in names]
+    kernels = [(name, matrix) for name, matrix in kernels if matrix is not None]
+    if len(kernels) != 1 or kernels[0][1] is True:
       return np.inf, f'{kind} for what is not one kernel'
-    (name, matrix), reference = found[0], self.ours.reference[0]
+    (name, matrix), reference = kernels[0], self.ours.reference[0]
     kernel = reference.names.index(name)
     order = [reference.names.index(p) for p in matrix.params[: len(matrix.operator.kernel.params)]]
     numbered = np.asarray(matrix.operator.kernel.apply(*(reference.ids[p] for p in order)))
@@ -318,12 +318,12 @@ def look_at(case: Case) -> tuple[Verdicts, Verdicts, int]:
   """Returns the verdicts on kronmesh and kfac-jax, and the number of frozen parameters, which neither includes."""
   ours = Ours(case)
   both = [ours.verdicts(), theirs(ours)]
-  return *({k: v for k, v in found.items() if k not in ours.frozen} for found in both), len(ours.frozen)
+  return *({k: v for k, v in side.items() if k not in ours.frozen} for side in both), len(ours.frozen)
 
 
 def row(name: str, ours: Verdicts, other: Verdicts, frozen: int) -> str:
   """Formats an architecture's line: the counts of each verdict for kronmesh and kfac-jax, and the reasons."""
-  counts = [str(sum(verdict == v for verdict, _ in found.values())) for found in (ours, other) for v in VERDICTS]
+  counts = [str(sum(verdict == v for verdict, _ in side.values())) for side in (ours, other) for v in VERDICTS]
   refused = [f'kronmesh: {why}' for verdict, why in ours.values() if verdict in ('wrong', 'error')]
   words = [why for verdict, why in other.values() if verdict in ('wrong', 'error')]
   words = list(dict.fromkeys(refused + words))

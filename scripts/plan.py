@@ -71,30 +71,30 @@ def main(config: Any, workdir: str) -> None:
     options = forecast.candidates(config, count, images)
     if not options:
       raise ConfigError(f'config.data.batch_size={config.data.batch_size} divides over no mesh of {count} devices')
-    found = forecast.forecast(config, options[-1])  # the mesh that takes the least memory
-    best = forecast.suggestion(config, count, limit, images, found)
-    suggested, found = best or (None, found)
+    planned = forecast.forecast(config, options[-1])  # the mesh that takes the least memory
+    best = forecast.suggestion(config, count, limit, images, planned)
+    suggested, planned = best or (None, planned)
   else:
-    found = forecast.forecast(config, mesh or 'data=1')
-  lines = forecast.advice(found, config, limit)
+    planned = forecast.forecast(config, mesh or 'data=1')
+  lines = forecast.advice(planned, config, limit)
   if _JSON.value:
-    print(jsonfile.dumps(numbers(found, suggested, lines), indent=1))
+    print(jsonfile.dumps(numbers(planned, suggested, lines), indent=1))
   else:
-    print(report(config, found, suggested, lines, limit))
+    print(report(config, planned, suggested, lines, limit))
 
 
-def numbers(found: forecast.Forecast, suggested: str | None, lines: list[str]) -> dict[str, Any]:
+def numbers(planned: forecast.Forecast, suggested: str | None, lines: list[str]) -> dict[str, Any]:
   programs = {
     name: {**p._asdict(), 'memory': p.memory, 'gathers': [g._asdict() for g in p.gathers]}
-    for name, p in found.programs.items()
+    for name, p in planned.programs.items()
   }
-  return {**found._asdict(), 'programs': programs, 'memory': found.memory, 'suggested': suggested, 'advice': lines}
+  return {**planned._asdict(), 'programs': programs, 'memory': planned.memory, 'suggested': suggested, 'advice': lines}
 
 
-def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: list[str], limit: int) -> str:
-  mesh = ' x '.join(f'{axis} {n}' for axis, n in found.mesh.items())
+def report(config: Any, planned: forecast.Forecast, suggested: str | None, lines: list[str], limit: int) -> str:
+  mesh = ' x '.join(f'{axis} {n}' for axis, n in planned.mesh.items())
   gib = lambda n: f'{n / 2**30:.2f}'  # noqa: E731
-  inverses = {name: p for name, p in found.programs.items() if name.startswith('inverses')}
+  inverses = {name: p for name, p in planned.programs.items() if name.startswith('inverses')}
   rows = [
     [
       name,
@@ -104,7 +104,7 @@ def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: 
       gib(p.results),
       f'{p.flops / 1e9:.4g}{"+" if p.loops else ""}',
     ]
-    for name, p in found.programs.items()
+    for name, p in planned.programs.items()
     if name not in inverses
   ]
   if inverses:
@@ -114,29 +114,29 @@ def report(config: Any, found: forecast.Forecast, suggested: str | None, lines: 
     sizes = [gib(n) for n in (most.memory, most.held, most.temporaries, most.results)]
     rows.append([names, *sizes, f'{work / 1e9:.4g}'])
   traffic: dict[tuple[str, str], list[int]] = {}
-  for name, p in found.programs.items():
+  for name, p in planned.programs.items():
     for what, (count, size) in p.collectives.items():
       counted = traffic.setdefault(('inverses' if name in inverses else name, what), [0, 0])
       counted[0], counted[1] = counted[0] + count, counted[1] + size
   moved = [[name, what, count, f'{size / 2**20:.2f}'] for (name, what), (count, size) in sorted(traffic.items())]
   causes: dict[tuple[str, str], list[int]] = {}
-  for p in found.programs.values():
+  for p in planned.programs.values():
     for g in p.gathers:
       counted = causes.setdefault((g.axes, g.cause), [0, 0])
       counted[0], counted[1] = counted[0] + g.count, counted[1] + g.bytes * g.count
   gathered = [[axes, count, f'{size / 2**20:.2f}', cause] for (axes, cause), (count, size) in sorted(causes.items())]
   parts = [
     f'{config.model.name} on {config.data.name}, {config.optimizer}, batch {config.data.batch_size}: {mesh}, compiled in '
-    f'{found.seconds:.0f} s',
-    f'the busiest program takes {gib(found.memory)} GiB a device, of which the state has {gib(found.state)} and a batch '
-    f'{gib(found.batch)}',
+    f'{planned.seconds:.0f} s',
+    f'the busiest program takes {gib(planned.memory)} GiB a device, of which the state has {gib(planned.state)} '
+    f'and a batch {gib(planned.batch)}',
     columns(['program, on each device', 'GiB', 'held', 'temporary', 'results', 'Gflop'], rows)
-    + ('\n+: loops are counted once' if any(p.loops for p in found.programs.values()) else ''),
+    + ('\n+: loops are counted once' if any(p.loops for p in planned.programs.values()) else ''),
     columns(['program', 'collective', 'count', 'MiB'], moved) if moved else 'nothing is communicated',
     columns(['gathers along', 'count', 'MiB', 'why'], gathered) if gathered else 'nothing is gathered',
   ]  # fmt: skip
-  if found.notes:
-    parts.append('what does not divide\n' + '\n'.join(f'  {note}' for note in found.notes))
+  if planned.notes:
+    parts.append('what does not divide\n' + '\n'.join(f'  {note}' for note in planned.notes))
   if suggested is not None:
     parts.append(f'best mesh: --config.mesh={suggested}')
   elif _DEVICES.value and not _MESH.value:

@@ -129,15 +129,15 @@ def moved(programs: dict[str, Any]) -> int:
 
 def rows_of(plans: Found, runs: Found) -> list[list[Any]]:
   rows = []
-  for size, found in plans.items():
-    first = next((n for n in found if n >= 4 and 'why' not in found[n]), None)
-    for shards, measured in found.items():
+  for size, by_shards in plans.items():
+    first = next((n for n in by_shards if n >= 4 and 'why' not in by_shards[n]), None)
+    for shards, measured in by_shards.items():
       if 'why' in measured:
         rows.append([size, shards, *['-'] * 7, measured['why'][:90]])
         continue
       fall = ''
       if first and shards > first:
-        fall = f'{temporaries(found[first]) / temporaries(measured) / (shards / first):.2f}'
+        fall = f'{temporaries(by_shards[first]) / temporaries(measured) / (shards / first):.2f}'
       step, run = measured['programs']['gradient'], runs[size][shards]
       gathers = [g for g in step['gathers'] if 'space' in g['axes']]
       rows.append([
@@ -155,8 +155,8 @@ def frames_of(size: str) -> int:
 def plot(plans: Found, runs: Found, path: Path) -> None:
   """Plots memory and work per device, and the measured time of a frame, against the number of strips."""
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
-  for size, found in plans.items():
-    there = {n: measured for n, measured in found.items() if 'why' not in measured}
+  for size, by_shards in plans.items():
+    there = {n: measured for n, measured in by_shards.items() if 'why' not in measured}
     left.loglog(list(there), [measured['memory'] / 2**30 for measured in there.values()], 'o-', label=size)
     work = [measured['programs']['gradient']['flops'] / frames_of(size) / 1e12 for measured in there.values()]
     middle.loglog(list(there), work, 'o-', label=size)
@@ -167,7 +167,7 @@ def plot(plans: Found, runs: Found, path: Path) -> None:
   left.set(xlabel='strips', ylabel='GiB a device', title='memory of a training step, planned')
   middle.set(xlabel='strips', ylabel='Tflop a frame and device', title='work, planned')
   right.set(xlabel='strips', ylabel='seconds a frame', title=f'measured: {jax.devices()[0].device_kind}')
-  counts = sorted({n for found in plans.values() for n in found})
+  counts = sorted({n for by_shards in plans.values() for n in by_shards})
   for axes in (left, middle, right):
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.minorticks_off()
@@ -210,7 +210,7 @@ def main(config: Any, workdir: str) -> None:
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     (out / f'{_MODEL.value}.txt').write_text(text + '\n')
-    slim = {size: {n: _slim(measured) for n, measured in found.items()} for size, found in plans.items()}
+    slim = {size: {n: _slim(measured) for n, measured in by_shards.items()} for size, by_shards in plans.items()}
     (out / f'{_MODEL.value}.json').write_text(
       jsonfile.dumps({'device': device._asdict(), 'plans': slim, 'runs': runs}, indent=1) + '\n'
     )

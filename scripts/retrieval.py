@@ -69,12 +69,12 @@ def matched(entry: retrieval.Entry, rows: list[tuple[int, int]]) -> int:
 def topics(embedding: retrieval.Embedding, folder: Path, truth: dict) -> np.ndarray:
   """Returns the mean of three shots' vectors for each motion, as unit vectors: (motions, d)."""
   entries, _ = retrieval.library(folder, embedding, folder.parent / 'library', 2.0, say=lambda _: None)
-  found = [[] for _ in MOTIONS]
+  by_motion = [[] for _ in MOTIONS]
   for entry in entries:
-    found[truth[entry.film][matched(entry, truth[entry.film])][1]].append(entry.vector)
-  if min(map(len, found)) < EXAMPLES:
+    by_motion[truth[entry.film][matched(entry, truth[entry.film])][1]].append(entry.vector)
+  if min(map(len, by_motion)) < EXAMPLES:
     raise ConfigError(f'a motion has fewer than {EXAMPLES} examples')
-  return retrieval.unit(np.stack([np.mean(vectors[:EXAMPLES], 0) for vectors in found]))
+  return retrieval.unit(np.stack([np.mean(vectors[:EXAMPLES], 0) for vectors in by_motion]))
 
 
 def search(embedding: retrieval.Embedding, workdir: Path, truth: dict, examples: dict) -> tuple[dict, tuple]:
@@ -83,9 +83,9 @@ def search(embedding: retrieval.Embedding, workdir: Path, truth: dict, examples:
   hits = [0, 0, 0]
   for film, rows in truth.items():
     true = [first for first, _ in rows[1:]]
-    found = [round(e.begins * RATE) for e in entries if e.film == film and e.begins]
-    recall, _ = trec.boundaries(found, true)
-    hits = [hits[0] + recall * len(true), hits[1] + len(true), hits[2] + len(found)]
+    cuts = [round(e.begins * RATE) for e in entries if e.film == film and e.begins]
+    recall, _ = trec.boundaries(cuts, true)
+    hits = [hits[0] + recall * len(true), hits[1] + len(true), hits[2] + len(cuts)]
   queries = topics(embedding, workdir / 'examples', examples)
   cosines, rows = retrieval.nearest(np.stack([e.vector for e in entries]), queries, len(entries))
   scores: dict[str, dict[str, float]] = {}
@@ -131,11 +131,11 @@ def measure() -> None:
   rng = np.random.default_rng(1)
   runs, cuts, tags = [], None, []
   for tag, embedding in (('network', retrieval.network(RUN.value)), ('colours', retrieval.layout())):
-    scores, found = search(embedding, workdir, truth, examples)
+    scores, matches = search(embedding, workdir, truth, examples)
     trec.write_run(workdir / f'{tag}.run', scores, tag)
     runs.append(trec.read_run(workdir / f'{tag}.run'))
     tags.append(tag)
-    cuts = cuts or (found, embedding.rate)
+    cuts = cuts or (matches, embedding.rate)
   chance = {t: {d: float(rng.random()) for d in of} for t, of in scores.items()}
   trec.write_run(workdir / 'chance.run', chance, 'chance')
   runs.append(trec.read_run(workdir / 'chance.run'))

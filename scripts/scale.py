@@ -54,12 +54,12 @@ def deals(blocks: Any) -> list[list[Any]]:
       for devices in COUNTS:
         deal = kron.Deal(devices, local_inverses and devices > 1, split)
         layout = kron.lay_out(blocks, deal)
-        found, least = kron.load(layout, deal), kron.least(blocks, deal)
+        loaded, least = kron.load(layout, deal), kron.least(blocks, deal)
         sizes = sorted(s.n for s in layout.stacks.values() if s.row_sharded)
         sent = sum(_travels(s) for s in layout.stacks.values())
         rows.append([
-          name, 'yes' if split else 'no', devices, found.work / 1e9, found.work / least.work, found.memory * 4 / 2**20,
-          found.memory / least.memory, sent / numbers, ' '.join(map(str, sizes)) or '-',
+          name, 'yes' if split else 'no', devices, loaded.work / 1e9, loaded.work / least.work, loaded.memory * 4 / 2**20,
+          loaded.memory / least.memory, sent / numbers, ' '.join(map(str, sizes)) or '-',
         ])  # fmt: skip
   return rows
 
@@ -114,8 +114,8 @@ def total(programs: list[dict[str, Any]]) -> dict[str, Any]:
   """Sums the numbers of programs that one step runs one after another."""
   result = {k: sum(p[k] for p in programs) for k in programs[0] if k != 'collectives'}
   collectives: dict[str, list[int]] = {}
-  for found in (p['collectives'] for p in programs):
-    for kind, (count, size) in found.items():
+  for per_program in (p['collectives'] for p in programs):
+    for kind, (count, size) in per_program.items():
       before = collectives.get(kind, [0, 0])
       collectives[kind] = [before[0] + count, before[1] + size]
   return {**result, 'collectives': collectives}
@@ -143,9 +143,9 @@ def main(argv: list[str]) -> None:
       sizes.append([step, key, repeats[0][0][step][key], repeats[0][1][step][key], ratios[1]])
   meshes = {mesh: in_a_process(8, mesh) for mesh in MESHES}
   traffic = []
-  for mesh, found in meshes.items():
+  for mesh, row in meshes.items():
     for step in ('plain', 'refresh'):
-      for name, (count, size) in found[step]['collectives'].items():
+      for name, (count, size) in row[step]['collectives'].items():
         traffic.append([mesh, step, name, count, size])
   text = '\n\n'.join([
     'ResNet-50: the busiest device at a refresh (work in 10^9 n^3, padding counted), its factors and inverses (MiB in\n'

@@ -72,8 +72,8 @@ def scored(row: dict[str, Any], config: Any) -> dict[str, Any]:
   """Adds `steps`, the steps to the config's current target, to a logged trial; None if it was not reached."""
   task = make_task(config)
   rows = [{'step': step, f'eval_{task.target}': value} for step, value in row['curve']]
-  found = first_at(config.target, task, rows)
-  return {**row, 'steps': found['step'] if found else None}
+  reached = first_at(config.target, task, rows)
+  return {**row, 'steps': reached['step'] if reached else None}
 
 
 def logged_trials(log: Path, mark: str) -> dict[str, dict[str, Any]]:

@@ -44,11 +44,11 @@ def trained(held_out: tuple[int, ...], seed: int, shuffled: bool) -> dict[str, f
   return {k: row[f'eval_{k}'] for k in SCORES}
 
 
-def table(found: list[dict[str, Any]]) -> str:
-  sets = sorted({tuple(f['held_out']) for f in found})
+def table(results: list[dict[str, Any]]) -> str:
+  sets = sorted({tuple(f['held_out']) for f in results})
 
   def means(shuffled: bool, score: str) -> np.ndarray:
-    of = lambda held_out: [f[score] for f in found if (tuple(f['held_out']), f['shuffled']) == (held_out, shuffled)]  # noqa: E731
+    of = lambda held_out: [f[score] for f in results if (tuple(f['held_out']), f['shuffled']) == (held_out, shuffled)]  # noqa: E731
     return np.array([np.mean(of(held_out)) for held_out in sets])
 
   rows = []
@@ -59,18 +59,18 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def measure() -> None:
-  found = []
+  results = []
   for held_out in HELD_OUT:
     for seed in range(SEEDS.value):
       for shuffled in (False, True):
-        found.append({'held_out': held_out, 'seed': seed, 'shuffled': shuffled, **trained(held_out, seed, shuffled)})
-        print(found[-1], file=sys.stderr)
-  print(table(found))
+        results.append({'held_out': held_out, 'seed': seed, 'shuffled': shuffled, **trained(held_out, seed, shuffled)})
+        print(results[-1], file=sys.stderr)
+  print(table(results))
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  files.write(out / 'zero_shot.json', jsonfile.dumps(found, indent=1) + '\n')
+  files.write(out / 'zero_shot.json', jsonfile.dumps(results, indent=1) + '\n')
   about = f'{len(HELD_OUT)} sets of 3 classes, {SEEDS.value} seeds; chance 33.3 of 3'
-  files.write(out / 'zero_shot.txt', f'{about}\n\n{table(found)}\n')
+  files.write(out / 'zero_shot.txt', f'{about}\n\n{table(results)}\n')
 
 
 if __name__ == '__main__':

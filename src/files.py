@@ -52,11 +52,11 @@ def read(path: str | Path, most: int) -> bytes:
     ValueError: the file is larger, or it is a device, a pipe or the like, which may never begin or end.
   """
   with open(os.open(path, os.O_RDONLY | _NO_WAIT), 'rb') as file:
-    found = os.fstat(file.fileno())
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
       raise ValueError('it is not a regular file')
-    if found.st_size > most:
-      raise ValueError(f'it has {found.st_size:,} bytes, more than {most:,}')
+    if status.st_size > most:
+      raise ValueError(f'it has {status.st_size:,} bytes, more than {most:,}')
     return file.read(most)
 
 
@@ -145,10 +145,10 @@ def sync_tree(folder: str | Path) -> None:
 
 def first_odd(path: str | Path) -> tuple[Path, str] | None:
   """Returns the first path, at or below `path`, that is neither a file nor a folder, and what it is; or None."""
-  found = [os.fspath(path)] if os.path.lexists(path) else []
+  paths = [os.fspath(path)] if os.path.lexists(path) else []
   for where, folders, names in os.walk(path):
-    found += (os.path.join(where, name) for name in (*folders, *names))
-  for one in found:
+    paths += (os.path.join(where, name) for name in (*folders, *names))
+  for one in paths:
     mode = os.lstat(one).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
       return Path(one), 'a link' if stat.S_ISLNK(mode) else 'no file'

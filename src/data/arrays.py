@@ -63,16 +63,16 @@ def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
   remedy = 'write it by np.savez(image=, label=), and name its folder by --config.data.source'
   try:
     check_regular(path)
-    found = np.load(path)
-    if isinstance(found, np.ndarray):
+    loaded = np.load(path)
+    if isinstance(loaded, np.ndarray):
       raise DataError(f'{where} holds one array, as np.save writes it; {remedy}')
-    with found:
-      lacking = {'image', 'label'} - set(found.files)
+    with loaded:
+      lacking = {'image', 'label'} - set(loaded.files)
       if lacking:
-        raise DataError(f'{where} has the arrays {listed(found.files)}, and not {listed(sorted(lacking))}; {remedy}')
+        raise DataError(f'{where} has the arrays {listed(loaded.files)}, and not {listed(sorted(lacking))}; {remedy}')
       for name in ('image', 'label'):
         _check_member(path, name, where)
-      return found['image'], found['label']
+      return loaded['image'], loaded['label']
   except DataError:
     raise
   except OSError as error:

@@ -67,5 +67,5 @@ def strip(encoded: Sequence[bytes], crop: Crop, size: tuple[int, int], rows: Row
     part = rows_of(encoded, (crop.top + first, crop.top + last))[:, crop.left : crop.left + crop.width]
     box = (0, low * scale - first, crop.width, min(high * scale, crop.height) - first)
     pieces.append(np.asarray(Image.fromarray(part).resize((width, high - low), Image.Resampling.BILINEAR, box)))
-  found = np.concatenate(pieces)[rows[0] - start : rows[1] - start]
-  return found[:, ::-1] if crop.mirrored else found
+  rows_of_strip = np.concatenate(pieces)[rows[0] - start : rows[1] - start]
+  return rows_of_strip[:, ::-1] if crop.mirrored else rows_of_strip

@@ -207,13 +207,13 @@ def _check_idx(folder: Path) -> None:
 
 def idx_entries(folder: Path) -> list[tuple[str, Path]] | None:
   """Returns the name and path of each of the four IDX files, gzipped or not, or None unless all exist."""
-  found = []
+  arrays_read = []
   for name in (name for pair in _IDX.values() for name in pair):
     path = next((p for p in (folder / (name + '.gz'), folder / name) if p.is_file()), None)
     if path is None:
       return None
-    found.append((name, path))
-  return found
+    arrays_read.append((name, path))
+  return arrays_read
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -223,19 +223,19 @@ def read_idx(path: Path) -> np.ndarray:
     DataError: the file is not an IDX file of bytes, is shorter than its header says, or does not fit in memory.
   """
   packed = path.with_name(path.name + '.gz')
-  found = packed if packed.is_file() else path
-  check_regular(found)
+  source_file = packed if packed.is_file() else path
+  check_regular(source_file)
   try:
-    with gzip.open(found) if found == packed else found.open('rb') as file:
+    with gzip.open(source_file) if source_file == packed else source_file.open('rb') as file:
       head = file.read(4)
       if head[:3] != b'\0\0\x08' or len(head) < 4:
-        raise DataError(f'{shown(found)} is not an IDX file of bytes')
+        raise DataError(f'{shown(source_file)} is not an IDX file of bytes')
       shape = struct.unpack(f'>{head[3]}I', file.read(4 * head[3]))
       count = math.prod(shape)
-      check_size(count, found.stat().st_size, f'{shown(found)}, of shape {shape},')
+      check_size(count, source_file.stat().st_size, f'{shown(source_file)}, of shape {shape},')
       values = file.read(count)
   except (OSError, EOFError, struct.error, zlib.error) as error:
-    raise DataError(f'{shown(found)} cannot be read: {getattr(error, "strerror", None) or error}') from error
+    raise DataError(f'{shown(source_file)} cannot be read: {getattr(error, "strerror", None) or error}') from error
   if len(values) < count:
-    raise DataError(f'{shown(found)} is cut off: it has {len(values)} of the {count} bytes that its header says')
+    raise DataError(f'{shown(source_file)} is cut off: it has {len(values)} of the {count} bytes that its header says')
   return np.frombuffer(values, np.uint8).reshape(shape)

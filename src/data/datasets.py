@@ -152,9 +152,9 @@ def record_source(name: str, split: str, *, folder: str = '') -> Records | Image
       picture, or its labels are not numbers.
   """
   if name == 'image_folder':
-    found = ImageFolder(folder, split)
-    tell_left_out(f'{name}/{split}', found.left_out, len(found), data_dir() / 'left_out')
-    return found
+    images = ImageFolder(folder, split)
+    tell_left_out(f'{name}/{split}', images.left_out, len(images), data_dir() / 'left_out')
+    return images
   where = data_dir(folder)
   check_features(where / name)
   try:

@@ -87,9 +87,9 @@ def load_directed(
   """
   builder = from_idx(DirectedMotion, 'directed_motion', source, data_dir(folder))
   records = builder.as_data_source(split=split)
-  found = records.__getitems__(range(len(records)))
+  clips = records.__getitems__(range(len(records)))
   queries, labels, others = [], [], []
-  for i, clip in enumerate(found):
+  for i, clip in enumerate(clips):
     rng = np.random.default_rng((2, split == 'test', i))
     ways = rng.permutation(2)  # if one class is a kind of the other, no noun fits only the latter
     nouns = [over[clip['classes'][k]] & ~over[clip['classes'][1 - k]] for k in ways]
@@ -100,5 +100,5 @@ def load_directed(
     queries.append(rng.choice(fits[chosen]))
     labels.append(clip['motions'][ways[chosen]])
     others.append(clip['motions'][ways[1 - chosen]])
-  images = np.stack([clip['image'] for clip in found]).astype(np.float32) / 255
+  images = np.stack([clip['image'] for clip in clips]).astype(np.float32) / 255
   return Directed(images, *(np.array(x, np.int32) for x in (labels, queries, others)))

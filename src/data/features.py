@@ -21,10 +21,10 @@ def check_features(folder: Path) -> None:
   """
   for path in sorted(folder.rglob('features.json')) if folder.is_dir() else ():
     try:
-      found = json.loads(read_file(path, _MOST))
+      description = json.loads(read_file(path, _MOST))
     except ValueError as error:
       raise DataError(f'{path} cannot be read: {error}') from error
-    strange = next((name for name in _classes_named(found) if not name.startswith(_OWN)), None)
+    strange = next((name for name in _classes_named(description) if not name.startswith(_OWN)), None)
     if strange is not None:
       raise DataError(
         f'{path} names {strange!r}, code that is not of TFDS and would be run; prepare the set with features of TFDS alone'

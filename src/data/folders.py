@@ -60,27 +60,27 @@ def files_below(root: Path, endings: Sequence[str]) -> Files:
   Raises:
     DataError: a folder cannot be read.
   """
-  found = Files([], [])
-  _visit(root, endings, (), found)
-  return found
+  files = Files([], [])
+  _visit(root, endings, (), files)
+  return files
 
 
-def _visit(folder: Path, endings: Sequence[str], above: tuple[str, ...], found: Files) -> None:
+def _visit(folder: Path, endings: Sequence[str], above: tuple[str, ...], files: Files) -> None:
   real = os.path.realpath(folder)
   if real in above:
-    found.left_out.append(LeftOut(folder, 'links that lead round in a circle'))
+    files.left_out.append(LeftOut(folder, 'links that lead round in a circle'))
     return
   for path in _listed(folder):
     if path.is_dir():
-      _visit(path, endings, (*above, real), found)
+      _visit(path, endings, (*above, real), files)
     elif not path.exists():
-      found.left_out.append(LeftOut(path, 'broken links'))
+      files.left_out.append(LeftOut(path, 'broken links'))
     elif not path.is_file():
-      found.left_out.append(LeftOut(path, 'no regular files'))
+      files.left_out.append(LeftOut(path, 'no regular files'))
     elif path.suffix.lower() in endings:
-      found.used.append(path)
+      files.used.append(path)
     else:
-      found.left_out.append(LeftOut(path, path.suffix.lower() or 'files without an ending'))
+      files.left_out.append(LeftOut(path, path.suffix.lower() or 'files without an ending'))
 
 
 def loose_files(folder: Path, why: str) -> list[LeftOut]:

@@ -46,14 +46,14 @@ class Found(NamedTuple):
 
 def video_folder(root: Path) -> Found:
   """Any videos, as `root/split/class/*.mp4`, with any folders below a class."""
-  found = Found([], loose_files(root, 'in no folder of a split'))
+  layout = Found([], loose_files(root, 'in no folder of a split'))
   for split in subfolders(root):
-    found.left_out.extend(loose_files(split, 'in no folder of a class'))
+    layout.left_out.extend(loose_files(split, 'in no folder of a class'))
     for label in subfolders(split):
       files = files_below(label, ENDINGS)
-      found.entries.extend(Entry(path, split.name, class_name(label)) for path in files.used)
-      found.left_out.extend(files.left_out)
-  return found
+      layout.entries.extend(Entry(path, split.name, class_name(label)) for path in files.used)
+      layout.left_out.extend(files.left_out)
+  return layout
 
 
 def ucf101(root: Path, fold: int = 1) -> Found:
@@ -76,23 +76,23 @@ def kinetics(root: Path) -> Found:
   Files are named by id, start and end: `-3B32lodo2M_000059_000069.mp4`; one id may have several spans. The test split
   may be called `val` or `validate`. Rows of the csv whose video could not be downloaded are left out, as is usual.
   """
-  found = Found([], [])
+  layout = Found([], [])
   for split, names in (('train', ('train',)), ('test', ('val', 'validate', 'test'))):
     folder = next((root / n for n in names if (root / n).is_dir()), None)
     if folder is None:
       continue
     for label in subfolders(folder):
       files = files_below(label, ENDINGS)
-      found.entries.extend(Entry(p, split, class_name(label).replace('_', ' ')) for p in files.used)
-      found.left_out.extend(files.left_out)
+      layout.entries.extend(Entry(p, split, class_name(label).replace('_', ' ')) for p in files.used)
+      layout.left_out.extend(files.left_out)
     table = next(
       (p for n in names for p in (root / f'{n}.csv', root / 'annotations' / f'{n}.csv') if p.is_file()), None
     )
     if table is not None:
       entries = _of_table(table, folder, split)
-      found.entries.extend(entries.entries)
-      found.left_out.extend(entries.left_out)
-  return found
+      layout.entries.extend(entries.entries)
+      layout.left_out.extend(entries.left_out)
+  return layout
 
 
 def _of_table(table: Path, folder: Path, split: str) -> Found:
@@ -126,8 +126,8 @@ def _of_table(table: Path, folder: Path, split: str) -> Found:
 
 def _of_name(stem: str) -> tuple[str | int, ...]:
   """Returns (id, start, end) from the name of a file, or the name alone."""
-  found = re.fullmatch(r'(.+)_(\d+)_(\d+)', stem)
-  return (found[1], int(found[2]), int(found[3])) if found else (stem,)
+  match = re.fullmatch(r'(.+)_(\d+)_(\d+)', stem)
+  return (match[1], int(match[2]), int(match[3])) if match else (stem,)
 
 
 def _span(row: dict[str, str]) -> tuple[int, ...]:
@@ -169,14 +169,14 @@ def _annotation(path: Path) -> dict[str, tuple[tuple[float, float], ...]]:
   """Reads the spans of each film, in frames, from a temporal annotation of UCF-Crime; -1 stands for none."""
   spans = {}
   for number, line in read_lines(path):
-    found = re.fullmatch(r'(.+?)\s+([A-Za-z]\S*)((?:\s+-?\d+(?:\.\d+)?)+)', line.strip())
-    bounds = [float(x) for x in found[3].split()] if found else []
-    if not found or len(bounds) % 2:
+    match = re.fullmatch(r'(.+?)\s+([A-Za-z]\S*)((?:\s+-?\d+(?:\.\d+)?)+)', line.strip())
+    bounds = [float(x) for x in match[3].split()] if match else []
+    if not match or len(bounds) % 2:
       raise LayoutError(
         f'{shown(path)}, line {number}: {line.strip()[:60]!r} is not a name, a class and pairs of frames, such as '
         '"Abuse028_x264.mp4  Abuse  165  240  -1  -1"'
       )
-    spans[found[1]] = tuple((a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a >= 0)
+    spans[match[1]] = tuple((a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a >= 0)
   return spans
 
 
@@ -203,11 +203,11 @@ def ccd(root: Path) -> Found:
   notes = _one_of(root, 'Crash-1500.txt', 'videos/Crash-1500.txt', 'annotations/Crash-1500.txt')
   spans = {}
   for line in _lines(notes):
-    found = re.match(r'(\w+),\s*\[([01,\s]*)\]', line)
-    if not found:
+    match = re.match(r'(\w+),\s*\[([01,\s]*)\]', line)
+    if not match:
       raise LayoutError(f'{notes}: {line[:40]!r} is not like "000001,[0, 1, ...],..."')
-    marks = [int(x) for x in found[2].replace(' ', '').split(',') if x]
-    spans[found[1]] = ((float(marks.index(1)), float(len(marks))),) if 1 in marks else ()
+    marks = [int(x) for x in match[2].replace(' ', '').split(',') if x]
+    spans[match[1]] = ((float(marks.index(1)), float(len(marks))),) if 1 in marks else ()
   entries = []
   for folder, label in (('Normal', 'normal'), ('Crash-1500', 'accident')):
     for i, path in enumerate(_videos(_one_of(root, f'videos/{folder}', folder))):
@@ -237,21 +237,21 @@ def look(name: str, root: str | Path) -> Found:
     raise LayoutError(f'{name!r} is not a layout of videos; choose from {", ".join(LAYOUTS)}')
   if not str(root) or not Path(root).is_dir():
     raise LayoutError(f'{name}: no folder {shown(root)!r}; name your copy by --config.data.source')
-  found = LAYOUTS[name](Path(root))
-  if not found.entries:
+  layout = LAYOUTS[name](Path(root))
+  if not layout.entries:
     words = LAYOUTS[name].__doc__.split('\n')[0]
     raise LayoutError(f'{name}: no videos in {shown(root)}; what is looked for: {words}')
-  twice = [e for e, count in collections.Counter((e.split, e.path) for e in found.entries).items() if count > 1]
+  twice = [e for e, count in collections.Counter((e.split, e.path) for e in layout.entries).items() if count > 1]
   if twice:
     raise LayoutError(f'{name}: {shown(twice[0][1])} is in the split {twice[0][0]} twice; leave one out')
-  known = {e.label for e in found.entries if e.split == 'train'}
-  for split in sorted({e.split for e in found.entries} - {'train'}) if known else ():
-    labels = {e.label for e in found.entries if e.split == split}
+  known = {e.label for e in layout.entries if e.split == 'train'}
+  for split in sorted({e.split for e in layout.entries} - {'train'}) if known else ():
+    labels = {e.label for e in layout.entries if e.split == split}
     if labels - known:
       raise LayoutError(f'{name}: the split {split} has the class {listed(sorted(labels - known))}, which train lacks')
     if known - labels:
       logging.warning('%s: the split %s has no video of the class %s', name, split, listed(sorted(known - labels)))
-  return found
+  return layout
 
 
 def find(name: str, root: str | Path) -> list[Entry]:

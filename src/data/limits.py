@@ -67,10 +67,10 @@ def check_size(needed: int, stored: int, what: str) -> None:
 
 def free_memory() -> int | None:
   """Returns the number of bytes that this process may still take; None if the system does not say."""
-  found = []
+  amounts = []
   try:
     lines = Path('/proc/meminfo').read_text().splitlines()
-    found += [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable')]
+    amounts += [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable')]
   except OSError:
     return None
   for limit, used in (
@@ -79,10 +79,10 @@ def free_memory() -> int | None:
   ):
     try:
       most, now = (Path('/sys/fs/cgroup', name).read_text().strip() for name in (limit, used))
-      found += [int(most) - int(now)] if most.isdigit() else []
+      amounts += [int(most) - int(now)] if most.isdigit() else []
     except OSError:
       continue
-  return min(found, default=None)
+  return min(amounts, default=None)
 
 
 def in_words(n: float) -> str:

@@ -78,9 +78,9 @@ def partitioned(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int = 1) -> 
   row, column = part[target][order], np.concatenate([np.arange(n) for n in lengths])
 
   def by_part(values: np.ndarray) -> np.ndarray:
-    found = np.zeros((parts, lengths.max()), values.dtype)
-    found[row, column] = values[order]
-    return found
+    table = np.zeros((parts, lengths.max()), values.dtype)
+    table[row, column] = values[order]
+    return table
 
   whole = lambda x: x.astype(np.int32)  # noqa: E731
   links = (whole(at), whole(place[target]), whole(relation), whole(many[group.reshape(-1)]))

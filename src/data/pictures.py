@@ -129,7 +129,7 @@ def _narrow(grey: np.ndarray, tags: Any, hidden: int | None) -> np.ndarray:
       'a grey picture reaches %d of %d and becomes almost black; multiply 12 bits that are stored in 16 by 16 first'
     )
     logging.log_first_n(logging.WARNING, words, 1, reached, most)
-  found = (grey.astype(np.uint32) * 255 + most // 2) // most
+  grey8 = (grey.astype(np.uint32) * 255 + most // 2) // most
   if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-    found = 255 - found
-  return np.where(grey == hidden, BACKGROUND, found).astype(np.uint8) if hidden is not None else found.astype(np.uint8)
+    grey8 = 255 - grey8
+  return np.where(grey == hidden, BACKGROUND, grey8).astype(np.uint8) if hidden is not None else grey8.astype(np.uint8)

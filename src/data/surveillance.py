@@ -82,7 +82,7 @@ def cut_out(film: UInt8[np.ndarray, 't h w']) -> list[Sprite]:
   from scipy import ndimage
 
   background = np.median(film[::5], axis=0)
-  found = []
+  clips = []
   for frame in film[::5]:
     apart = np.abs(frame - background) > 30
     labels, _ = ndimage.label(ndimage.binary_closing(apart))
@@ -91,10 +91,10 @@ def cut_out(film: UInt8[np.ndarray, 't h w']) -> list[Sprite]:
       inside = top > 1 and left > 1 and bottom < HEIGHT - 1 and right < WIDTH - 1
       if inside and 12 <= bottom - top <= 24 and 4 <= right - left <= (bottom - top) * 0.6:
         cover = ndimage.gaussian_filter((labels[place] == number).astype(float), 0.4)
-        found.append(Sprite(frame[place].astype(float), np.clip(1.3 * cover, 0, 1)))
-  if not found:
+        clips.append(Sprite(frame[place].astype(float), np.clip(1.3 * cover, 0, 1)))
+  if not clips:
     raise DataError('no people were found in the film to cut out')
-  return found
+  return clips
 
 
 def injected(frames: Float[np.ndarray, 't h w'], kind: str, walkers: list[Sprite], rng: np.random.Generator) -> Scene:

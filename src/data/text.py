@@ -20,7 +20,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
   Raises:
     DataError: the file cannot be read, or a line is not UTF-8.
   """
-  found = []
+  lines = []
   for number, line in enumerate(_bytes(path).split(b'\n'), 1):
     try:
       text = line.removesuffix(b'\r').decode()
@@ -31,8 +31,8 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
       ) from error
     text = text.removeprefix('\ufeff')
     if text.strip():
-      found.append((number, text))
-  return found
+      lines.append((number, text))
+  return lines
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:

@@ -151,17 +151,19 @@ def read_triples(path: Path) -> list[tuple[str, str, str]]:
   """
   if path.suffix == '.nt':
     return _n_triples(path)
-  found = []
+  triples = []
   for number, line in read_lines(path):
     parts = tuple(part.strip(' \r') for part in line.split('\t'))
     if len(parts) != 3 or not all(parts):
       raise DataError(
         f'{shown(path)}, line {number}: {line[:80]!r} is not a triple: source, relation, target with tabs between'
       )
-    if not found and parts[0].lower() in _HEADS[0] and parts[1].lower() in _HEADS[1] and parts[2].lower() in _HEADS[2]:
+    if (
+      not triples and parts[0].lower() in _HEADS[0] and parts[1].lower() in _HEADS[1] and parts[2].lower() in _HEADS[2]
+    ):
       raise DataError(f'{shown(path)}, line {number}: {line[:80]!r} is a header, no triple; remove it')
-    found.append(parts)
-  return found
+    triples.append(parts)
+  return triples
 
 
 def _n_triples(path: Path) -> list[tuple[str, str, str]]:
@@ -173,7 +175,7 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
   for number, line in read_lines(path):  # raises an error that names the line if one is not UTF-8
     if len(line) > _LONGEST:
       raise DataError(f'{shown(path)}, line {number}: has {len(line):,} characters, more than {_LONGEST:,}')
-  found: list[tuple[str, str, str]] = []
+  triples: list[tuple[str, str, str]] = []
 
   labels: dict[Any, str] = {}  # rdflib makes up a name for every blank node; the label is its name in the file
 
@@ -189,7 +191,7 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
 
   class Sink(NTGraphSink):  # keeps the file's order, and triples that are there twice
     def triple(self, s, p, o):
-      found.append((name(s), name(p), name(o)))
+      triples.append((name(s), name(p), name(o)))
 
   try:
     with path.open('rb') as file:
@@ -197,9 +199,9 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
       W3CNTriplesParser(Sink(rdflib.Graph()), bnode_context=Labels()).parse(file)
   except Exception as error:
     raise DataError(
-      f'{shown(path)}, after {len(found)} triples: {(str(error).splitlines() or [""])[0][:150]}'
+      f'{shown(path)}, after {len(triples)} triples: {(str(error).splitlines() or [""])[0][:150]}'
     ) from error
-  return found
+  return triples
 
 
 def queries(graph: KnowledgeGraph, split: str) -> Queries:
@@ -219,13 +221,13 @@ def queries(graph: KnowledgeGraph, split: str) -> Queries:
 
 
 def _file_of(where: Path, split: str) -> Path:
-  found = [where / (split + end) for end in _FILES if (where / (split + end)).is_file()]
-  if len(found) != 1:
-    what = 'several' if found else 'none'
+  paths = [where / (split + end) for end in _FILES if (where / (split + end)).is_file()]
+  if len(paths) != 1:
+    what = 'several' if paths else 'none'
     raise DataError(
       f'{shown(where)}: of {", ".join(split + end for end in _FILES)} one must be there, and there are {what}'
     )
-  return found[0]
+  return paths[0]
 
 
 def _fetched(name: str, where: Path) -> Path:

@@ -292,10 +292,10 @@ def _way(frame: Any) -> _Way:
   """Reads the display matrix beside the stream, to the nearest quarter of a turn; it may also mirror."""
   from av.sidedata.sidedata import Type
 
-  found = frame.side_data.get(Type.DISPLAYMATRIX)
-  if found is None:
+  matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+  if matrix is None:
     return _Way()
-  (a, b, _), (c, d, _) = np.frombuffer(bytes(found), np.int32).reshape(3, 3)[:2].tolist()
+  (a, b, _), (c, d, _) = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2].tolist()
   sign = lambda x: -1 if x < 0 else 1  # noqa: E731
   # A stored pixel at column x and row y is shown at column a x + c y and row b x + d y.
   return _Way(False, sign(d), sign(a)) if abs(a) >= abs(b) else _Way(True, sign(b), sign(c))

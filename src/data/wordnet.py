@@ -79,13 +79,13 @@ def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int
   Raises:
     DataError: there is no such noun or sense.
   """
-  found = []
+  read = []
   for noun, sense in wanted:
     there = nouns.senses.get(noun.lower().replace(' ', '_'), ())
     if not 0 < sense <= len(there):
       raise DataError(f'wordnet: {noun!r} has {len(there)} senses, and number {sense} is wanted')
-    found.append(there[sense - 1])
-  return np.array(found)
+    read.append(there[sense - 1])
+  return np.array(read)
 
 
 def above(nouns: Nouns, nodes: Int[np.ndarray, ' n']) -> tuple[Int[np.ndarray, ' m'], Int[np.ndarray, 'k 3']]:

@@ -90,8 +90,8 @@ class Backward(NamedTuple):
     probes, leaves, names = make_probes(plan, params, basis, due), list(params.values()), tuple(params)
 
     def run(leaves, probes, factors=None):
-      outputs, found = evaluate(program, plan.taps._replace(factors=factors), [*leaves, *data], probes)
-      return (outputs[0], [mark[0] for mark in found]), (outputs[1:], [mark[1:] for mark in found])
+      outputs, marks = evaluate(program, plan.taps._replace(factors=factors), [*leaves, *data], probes)
+      return (outputs[0], [mark[0] for mark in marks]), (outputs[1:], [mark[1:] for mark in marks])
 
     (loss, outputs), pull, (aux, extras) = jax.vjp(run, leaves, probes, has_aux=True)
     observed = [Observed.of(mark, z, extra) for mark, z, extra in zip(marks, outputs, extras, strict=True)]

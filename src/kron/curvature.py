@@ -179,8 +179,8 @@ class Curvature:
     data = jax.tree.leaves(args)
 
     def run(leaves, offsets=None):
-      outputs, found = evaluate(program, NOTHING, [*leaves, *data], {}, offsets=offsets)
-      return outputs[0], found
+      outputs, marks = evaluate(program, NOTHING, [*leaves, *data], {}, offsets=offsets)
+      return outputs[0], marks
 
     def loss(params):
       value = self.loss_fn(params, *args)
@@ -189,7 +189,9 @@ class Curvature:
     if not marks:
       return make_products(loss, params, None)
     leaves = jax.tree.leaves(params)
-    observed = [Observed.of(mark, found[0], found[1:]) for mark, found in zip(marks, run(leaves)[1], strict=True)]
+    observed = [
+      Observed.of(mark, operands[0], operands[1:]) for mark, operands in zip(marks, run(leaves)[1], strict=True)
+    ]
     numbers = self._numbers(observed, params, args, averaged=untracked(reduced_behind(program, marks)))
     read = [o.prepared() for o in observed]
 
@@ -294,9 +296,9 @@ class Curvature:
     shards = self._options.shards.fitted(lengths)
     shards.check(lengths)
     from_loss = self.fisher == 'empirical'
-    found = find_sites(program, len(names), from_loss, lengths)
-    check_marks(found.marks, self._options.examples is not None)
-    plan = plan_blocks(program, found, names, sizes, self._options._replace(shards=shards), from_loss, lengths)
+    survey = find_sites(program, len(names), from_loss, lengths)
+    check_marks(survey.marks, self._options.examples is not None)
+    plan = plan_blocks(program, survey, names, sizes, self._options._replace(shards=shards), from_loss, lengths)
     plan = plan._replace(aux_tree=jax.tree.structure(shapes[1]) if self.has_aux else None)
     return program, plan, marks
 

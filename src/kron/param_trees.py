@@ -84,8 +84,8 @@ def match(tree: Any, parameters: Parameters) -> Matched:
   paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)
   leaves, treedef = jax.tree.flatten(tree)
   if _is_flat(leaves, parameters):
-    found = _cut(leaves[0], dict(zip(parameters.names, parameters.shapes, strict=True)))
-    return Matched(found, treedef, parameters.names, leaves[0])
+    leaf_by_name = _cut(leaves[0], dict(zip(parameters.names, parameters.shapes, strict=True)))
+    return Matched(leaf_by_name, treedef, parameters.names, leaves[0])
   names = _names([path for path, _ in paths])
   shapes = [None if is_masked(x) else jnp.shape(x) for _, x in paths]
   names, shapes = _translated(names, shapes, parameters)

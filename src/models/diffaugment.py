@@ -36,9 +36,9 @@ def translation(x: Images, key: PRNGKeyArray) -> Images:
   rows, columns = jnp.arange(h) + move[0], jnp.arange(w) + move[1]
   inside = lambda at, n: (at >= 0) & (at < n)  # noqa: E731
   there = inside(rows, h)[:, :, None, None] & inside(columns, w)[:, None, :, None]
-  found = jnp.take_along_axis(x, jnp.clip(rows, 0, h - 1)[:, :, None, None], 1)
-  found = jnp.take_along_axis(found, jnp.clip(columns, 0, w - 1)[:, None, :, None], 2)
-  return jnp.where(there, found, 0)
+  moved = jnp.take_along_axis(x, jnp.clip(rows, 0, h - 1)[:, :, None, None], 1)
+  moved = jnp.take_along_axis(moved, jnp.clip(columns, 0, w - 1)[:, None, :, None], 2)
+  return jnp.where(there, moved, 0)
 
 
 def cutout(x: Images, key: PRNGKeyArray) -> Images:

@@ -87,9 +87,9 @@ class SelfAttention(nn.Module):
     halved = lambda y: nn.max_pool(y, (2, 2), (2, 2)).reshape(b, -1, y.shape[-1])  # noqa: E731
     key, value = halved(one(small, 'key')), halved(one(wide, 'value'))
     weights = jax.nn.softmax(accurate(query @ jnp.swapaxes(key, 1, 2)))
-    found = (weights.astype(self.dtype) @ value).reshape(b, h, w, wide)
-    found = normalised(_conv(c, 1, self.dtype, 'out', 'in', 'mid'), found, train)
-    return x + self.param('gain', nn.initializers.zeros_init(), ()).astype(self.dtype) * found
+    attended = (weights.astype(self.dtype) @ value).reshape(b, h, w, wide)
+    attended = normalised(_conv(c, 1, self.dtype, 'out', 'in', 'mid'), attended, train)
+    return x + self.param('gain', nn.initializers.zeros_init(), ()).astype(self.dtype) * attended
 
 
 class ConditionalNorm(nn.Module):

@@ -92,12 +92,12 @@ class Audit(tuple[Collective, ...]):
 
   def summary(self) -> dict[str, tuple[int, int]]:
     """Returns a map such as 'all-gather over data' -> (executions, bytes), as golden tables hold it."""
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for c in self:
       name = f'{c.kind} over {c.axes}'
-      count, size = found.get(name, (0, 0))
-      found[name] = count + c.count, size + c.total
-    return dict(sorted(found.items()))
+      count, size = totals.get(name, (0, 0))
+      totals[name] = count + c.count, size + c.total
+    return dict(sorted(totals.items()))
 
   def __str__(self) -> str:
     if not self:
@@ -194,34 +194,34 @@ def _axes(devices: list[int], mesh: Mesh) -> str:
 
 def _axes_of_pairs(attributes: str, mesh: Mesh) -> str:
   pairs = re.search(r'source_target_pairs=\{(.*?)\}\}?[,\s]', attributes + ' ')
-  found: list[str] = []
+  axes: list[str] = []
   for a, b in re.findall(r'\{(\d+),(\d+)\}', '{' + pairs[1] + '}}') if pairs else ():
     for name in _axes([int(a), int(b)], mesh).split(','):
       name = name.partition('/')[0]
-      if name not in found:
-        found.append(name)
-  found = [name for name in found if name != 'none'] or ['none']
-  return ','.join(name for name in (*mesh.axis_names, 'none') if name in found)
+      if name not in axes:
+        axes.append(name)
+  axes = [name for name in axes if name != 'none'] or ['none']
+  return ','.join(name for name in (*mesh.axis_names, 'none') if name in axes)
 
 
-def assert_no_gather(found: Audit, larger_than: int = 0, axis: str | None = None) -> None:
+def assert_no_gather(audit: Audit, larger_than: int = 0, axis: str | None = None) -> None:
   """Checks that no all-gather along an axis moves more than `larger_than` bytes in one execution.
 
   Raises:
     AuditError: a gather is larger; the message names each with its bytes and source line.
   """
-  bad = [c for c in found.select('all-gather', axis) if c.bytes > larger_than]
+  bad = [c for c in audit.select('all-gather', axis) if c.bytes > larger_than]
   if bad:
     raise AuditError(f'{len(bad)} gathers of more than {larger_than} bytes: ' + '; '.join(map(str, bad)))
 
 
-def assert_bytes(found: Audit, at_most: int, kind: str | None = None, axis: str | None = None) -> None:
+def assert_bytes(audit: Audit, at_most: int, kind: str | None = None, axis: str | None = None) -> None:
   """Checks that the collectives of a kind along an axis move at most `at_most` bytes in all, in loops of known length.
 
   Raises:
     AuditError: they move more, or a loop's length is unknown; the message names each with its bytes and source line.
   """
-  chosen = found.select(kind, axis)
+  chosen = audit.select(kind, axis)
   total = chosen.bytes()
   unknown = [c for c in chosen if not c.exact]
   if total > at_most or unknown:

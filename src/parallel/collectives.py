@@ -83,16 +83,16 @@ def all_reduce_tree(
 
 def buckets(leaves: Sequence[Any], bucket_bytes: int) -> list[list[int]]:
   """Groups the indices of arrays that travel together: arrays of one type, in order, until a group reaches the size."""
-  found: dict[Any, list[list[int]]] = {}
+  by_dtype: dict[Any, list[list[int]]] = {}
   filled: dict[Any, int] = {}
   for i, leaf in enumerate(leaves):
-    buckets = found.setdefault(leaf.dtype, [])
+    buckets = by_dtype.setdefault(leaf.dtype, [])
     if not buckets or filled[leaf.dtype] >= bucket_bytes:
       buckets.append([])
       filled[leaf.dtype] = 0
     buckets[-1].append(i)
     filled[leaf.dtype] += leaf.size * leaf.dtype.itemsize
-  return [bucket for bucket_list in found.values() for bucket in bucket_list]
+  return [bucket for bucket_list in by_dtype.values() for bucket in bucket_list]
 
 
 # --- for flat vectors whose length is a multiple of the number of devices

@@ -67,15 +67,15 @@ def parse(text: str) -> Program:
       current = computations.setdefault(header[2], [])
       entry = header[2] if header[1] else entry
     elif current is not None:
-      found = re.match(r'\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$', line)
-      if found:
-        current.append(Instruction(found[2], _arrays(found[1]), found[3], _source(found[3], tables)))
+      match = re.match(r'\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$', line)
+      if match:
+        current.append(Instruction(match[2], _arrays(match[1]), match[3], _source(match[3], tables)))
   return Program(computations, entry)
 
 
 def _arrays(text: str) -> tuple[Typed, ...]:
-  found = re.findall(r'([a-z]\w*)\[([\d,]*)\]', text)
-  return tuple(Typed(dtype, tuple(int(n) for n in dims.split(',') if n)) for dtype, dims in found)
+  shapes = re.findall(r'([a-z]\w*)\[([\d,]*)\]', text)
+  return tuple(Typed(dtype, tuple(int(n) for n in dims.split(',') if n)) for dtype, dims in shapes)
 
 
 def _called(attributes: str) -> list[str]:

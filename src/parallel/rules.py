@@ -123,14 +123,14 @@ def shard_blocks(shardings: Any, axis: str = 'model') -> dict[str, dict[str, int
   A factor gets as many blocks as its kernel has shards. G is divided if the last axis (columns) is sharded over the
   mesh axis, A if another axis (rows) is. Parameters with one axis get no blocks.
   """
-  found: dict[str, dict[str, int]] = {}
+  sizes: dict[str, dict[str, int]] = {}
   for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]:
     *rows, columns = sharding.spec or (None,)
     size = sharding.mesh.shape.get(axis, 1)
     side = 'G' if columns == axis else 'A' if axis in rows else None
     if side and size > 1 and rows:
-      found[jax.tree_util.keystr(path, simple=True, separator='/')] = {side: size}
-  return found
+      sizes[jax.tree_util.keystr(path, simple=True, separator='/')] = {side: size}
+  return sizes
 
 
 def state_shardings(state: Any, shardings: Any, mesh: Mesh, placement: Placement | None = None) -> Any:

@@ -25,7 +25,7 @@ def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
   Raises:
     MeshError: the mesh has such an axis, but the batch has no images, or they have fewer rows than there are devices.
   """
-  found: Strips = {}
+  strips: Strips = {}
   for axis, dim in zip(STRIPS, (len(shape) - 3, len(shape) - 2), strict=True):
     if mesh.shape.get(axis, 1) == 1:
       continue
@@ -35,8 +35,8 @@ def image_strips(mesh: Mesh, shape: Sequence[int]) -> Strips:
       raise MeshError(
         f'{axis}={mesh.shape[axis]}: images of {tuple(shape[-3:-1])} have fewer rows than that; make it smaller'
       )
-    found[dim] = strip(mesh, axis, shape[dim])
-  return found
+    strips[dim] = strip(mesh, axis, shape[dim])
+  return strips
 
 
 def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
@@ -58,13 +58,13 @@ def layer_strips(shardings: Any, shapes: Any, mesh: Mesh) -> Any:
     spread = bool(sharding.spec) and sharding.spec[0] == 'pipe'
     return {0: Strip('pipe', stages, x.shape[0])} if spread else None
 
-  found = jax.tree.map(one, shardings, shapes)
-  if not jax.tree.leaves(found):
+  by_leaf = jax.tree.map(one, shardings, shapes)
+  if not jax.tree.leaves(by_leaf):
     raise MeshError(
       f'pipe={stages} divides the layers of a model that has them in a loop; this one has none that divide: set '
       f'model.stacked=True, and layers to a multiple of {stages}'
     )
-  return found
+  return by_leaf
 
 
 def image_sharding(mesh: Mesh, batch_size: int, strips: Strips, ndim: int, name: str = 'batch_size') -> NamedSharding:
@@ -83,7 +83,7 @@ def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) ->
   """Returns, by axis, which image rows this process's devices hold, in order; -1 stands for padding."""
   slices = sharding.addressable_devices_indices_map(padded_shape(shape, strips)).values()
   whole = lambda s, n: (s.start or 0, n if s.stop is None else s.stop)  # noqa: E731
-  found = {}
+  padded = {}
   for dim, axis_strips in strips.items():
     runs = {whole(index[dim], axis_strips.shards * axis_strips.rows) for index in slices}
     low, high = min(a for a, _ in runs), max(b for _, b in runs)
@@ -91,8 +91,8 @@ def local_rows(sharding: NamedSharding, shape: Sequence[int], strips: Strips) ->
       raise MeshError(
         f'mesh {dict(sharding.mesh.shape)}: a process needs rows from several places; write {axis_strips.axis} last'
       )
-    found[dim] = axis_strips.places[low:high]
-  return found
+    padded[dim] = axis_strips.places[low:high]
+  return padded
 
 
 def cut(image: np.ndarray, rows: dict[int, Int[np.ndarray, ' rows']]) -> np.ndarray:

@@ -15,12 +15,12 @@ from .ops import Op, Program, Ref
 
 def observation_marks(program: Program) -> list[Op]:
   """Returns the observation marks of a program in order, including those in bodies."""
-  found = []
+  marks = []
   for op in program.ops:
-    found += [op] if op.name == observe_p.name else []
+    marks += [op] if op.name == observe_p.name else []
     for body in op.bodies:
-      found += observation_marks(body)
-  return found
+      marks += observation_marks(body)
+  return marks
 
 
 def draws_from(program: Program, key: Ref) -> bool:
@@ -56,13 +56,13 @@ def _shaped(values: Sequence[Any]) -> list[Any]:
 
 def batch_axes(op: Op) -> tuple[str, ...]:
   """Returns the mesh axes that split the observations of a shard_map: those of its operands' leading axes."""
-  found: list[str] = []
+  axes: list[str] = []
   for spec in op.params['in_specs']:
     first = spec[0] if len(spec) else None
     for axis in first if isinstance(first, tuple) else (first,):
-      if axis is not None and axis not in found:
-        found.append(axis)
-  return tuple(found)
+      if axis is not None and axis not in axes:
+        axes.append(axis)
+  return tuple(axes)
 
 
 def manual_axes(op: Op) -> frozenset[str]:

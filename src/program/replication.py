@@ -18,20 +18,20 @@ _REDUCTIONS = ('psum', 'psum2', 'psum_invariant', 'pmax', 'pmin', 'pmean', 'all_
 
 def differing(op: Op) -> dict[int, Axes]:
   """Returns the axes along which each value of a shard_map's body may differ, by the value's index."""
-  found: dict[int, Axes] = {}
+  axes_of: dict[int, Axes] = {}
   (body,) = op.bodies
-  _visit(body, [_axes_of(spec) for spec in op.params['in_specs']], found)
-  return found
+  _visit(body, [_axes_of(spec) for spec in op.params['in_specs']], axes_of)
+  return axes_of
 
 
 def reduced_behind(program: Program, marks: Sequence[Op]) -> Axes:
   """Returns the mesh axes over which a program reduces values that depend on marked outputs."""
-  after, found = {v.index for mark in marks for v in mark.outputs}, _SAME
+  after, reduced = {v.index for mark in marks for v in mark.outputs}, _SAME
   for op in program.ops:
     if any(v.index in after for v in op.inputs if isinstance(v, Ref)):
       after |= {v.index for v in op.outputs}
-      found |= _reductions(op)
-  return found
+      reduced |= _reductions(op)
+  return reduced
 
 
 def _reductions(op: Op) -> Axes:
@@ -51,36 +51,36 @@ def _axes_of(spec: Any) -> Axes:
   return frozenset(axis for part in parts for axis in part if isinstance(axis, str))
 
 
-def _visit(program: Program, inputs: Sequence[Axes], found: dict[int, Axes]) -> list[Axes]:
+def _visit(program: Program, inputs: Sequence[Axes], axes_of: dict[int, Axes]) -> list[Axes]:
   """Notes the axes of one program's values and returns those of its outputs."""
   for v, axes in zip(program.inputs, inputs, strict=True):
-    found[v.index] = found.get(v.index, _SAME) | axes
+    axes_of[v.index] = axes_of.get(v.index, _SAME) | axes
   for op in program.ops:
-    results = _results(op, [_of(v, found) for v in op.inputs], found)
+    results = _results(op, [_of(v, axes_of) for v in op.inputs], axes_of)
     for v, axes in zip(op.outputs, results, strict=True):
-      found[v.index] = found.get(v.index, _SAME) | axes
-  return [_of(v, found) for v in program.outputs]
+      axes_of[v.index] = axes_of.get(v.index, _SAME) | axes
+  return [_of(v, axes_of) for v in program.outputs]
 
 
-def _of(value: Any, found: Mapping[int, Axes]) -> Axes:
-  return found.get(value.index, _SAME) if isinstance(value, Ref) else _SAME
+def _of(value: Any, axes_of: Mapping[int, Axes]) -> Axes:
+  return axes_of.get(value.index, _SAME) if isinstance(value, Ref) else _SAME
 
 
-def _results(op: Op, inputs: list[Axes], found: dict[int, Axes]) -> list[Axes]:
+def _results(op: Op, inputs: list[Axes], axes_of: dict[int, Axes]) -> list[Axes]:
   union = _SAME.union(*inputs)
   if op.region == 'scan':
     consts, carried = scan_split(op)
     while True:
-      results = _visit(op.bodies[0], inputs, found)
+      results = _visit(op.bodies[0], inputs, axes_of)
       met = [a | b for a, b in zip(inputs[consts : consts + carried], results[:carried], strict=True)]
       if met == inputs[consts : consts + carried]:
         return results
       inputs = [*inputs[:consts], *met, *inputs[consts + carried :]]
   if op.region == 'cond':
-    branches = [_visit(body, inputs[1:], found) for body in op.bodies]
+    branches = [_visit(body, inputs[1:], axes_of) for body in op.bodies]
     return [inputs[0].union(*kinds) for kinds in zip(*branches, strict=True)]
   if op.bodies and len(op.bodies[0].inputs) == len(inputs):
-    return _visit(op.bodies[0], inputs, found)
+    return _visit(op.bodies[0], inputs, axes_of)
   reduced_axes = _named(op)
   if op.name in _REDUCTIONS and op.params.get('axis_index_groups') is None:
     return (

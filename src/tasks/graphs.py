@@ -48,8 +48,10 @@ def settings(config: Any, parts: int) -> dict[str, Any]:
   nouns = data.read_nouns(config.data.graph_source)
   nodes, links = data.above(nouns, data.synsets(nouns))
   links = data.both_directions(links, 2)
-  found: dict[str, Any] = {'graph': _in_parts(config, len(nodes), links, 4, 1)}
-  return found if config.model.name == 'directed_video' else {**found, 'nodes': tuple(range(len(data.GARMENTS)))}
+  constants: dict[str, Any] = {'graph': _in_parts(config, len(nodes), links, 4, 1)}
+  return (
+    constants if config.model.name == 'directed_video' else {**constants, 'nodes': tuple(range(len(data.GARMENTS)))}
+  )
 
 
 def _in_parts(config: Any, nodes: int, links: Int[np.ndarray, 'n 3'], relations: int, parts: int) -> models.Graph:
@@ -90,8 +92,8 @@ def ranks(logits: Float[Array, 'b nodes'], label: Int[Array, ' b'], known: Int[A
   other = jnp.where((known >= 0) & (known != label[:, None]), known, logits.shape[1])  # out of range, hence dropped
   rows = jnp.arange(len(logits))[:, None]
   against = logits.at[rows, other].set(-jnp.inf, mode='drop')
-  found = 1 + (against > score).sum(1) + ((against == score).sum(1) - 1) / 2
-  return jnp.where(jnp.isnan(logits).any(1), logits.shape[1], found)
+  ranks = 1 + (against > score).sum(1) + ((against == score).sum(1) - 1) / 2
+  return jnp.where(jnp.isnan(logits).any(1), logits.shape[1], ranks)
 
 
 def zero_shot(model: nn.Module, config: Any) -> Callable:
@@ -124,9 +126,9 @@ def zero_shot_scores(means: dict[str, float]) -> dict[str, float]:
   harmonic: the harmonic mean of these two (Xian et al. 2018, arXiv:1707.00600, eq. 15).
   """
   share = means.pop('share_seen')
-  found = {k: v / max(share if k in ('loss', 'seen') else 1 - share, 1e-9) for k, v in means.items()}
-  total = found['seen'] + found['unseen']
-  return {**found, 'harmonic': 2 * found['seen'] * found['unseen'] / total if total else 0.0}
+  metrics = {k: v / max(share if k in ('loss', 'seen') else 1 - share, 1e-9) for k, v in means.items()}
+  total = metrics['seen'] + metrics['unseen']
+  return {**metrics, 'harmonic': 2 * metrics['seen'] * metrics['unseen'] / total if total else 0.0}
 
 
 def directed(model: nn.Module, config: Any) -> Callable:

@@ -159,7 +159,7 @@ class Saver:
     if not self.config.keep_best:
       return False
     self.finish()  # the metric of a running save is not there yet
-    known = [sign * found['target'] for s in self.checkpoints.all_steps() if (found := self.checkpoints.metrics(s))]
+    known = [sign * metrics['target'] for s in self.checkpoints.all_steps() if (metrics := self.checkpoints.metrics(s))]
     return sign * metric < min(known, default=math.inf)
 
   def finish(self) -> None:
@@ -176,17 +176,17 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
   """
   unreadable: dict[int, str] = {}
   for step in sorted(checkpoints.all_steps(), reverse=True):
-    found, why = None, 'another process could not read it'
+    restored, why = None, 'another process could not read it'
     try:
-      found = _restored(run, checkpoints, step)
+      restored = _restored(run, checkpoints, step)
     except ConfigError:
       raise
     except Exception as error:
       if processes.several() and processes.is_lost(error):
         raise
       why = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
-    if not processes.any_of(found is None):
-      return found._replace(unreadable=unreadable)
+    if not processes.any_of(restored is None):
+      return restored._replace(unreadable=unreadable)
     unreadable[step] = why
   if unreadable:
     newest, why = next(iter(unreadable.items()))
@@ -247,22 +247,22 @@ def _read(run: Run, checkpoints: ocp.CheckpointManager, step: int, values: list[
     jax.eval_shape(lambda: _logical(run, run.init(0))),
   )
   arguments = ocp.checkpoint_utils.construct_restore_args(like)
-  found = checkpoints.restore(
+  restored = checkpoints.restore(
     step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(like, restore_args=arguments))
   ).state
-  if [int(x) for x in jax.device_get(_fingerprints(found))] != values:
+  if [int(x) for x in jax.device_get(_fingerprints(restored))] != values:
     raise ValueError('its values are not those that were saved')
   like = jax.eval_shape(lambda: run.init(0)).opt_state
 
-  def physical(found: TrainState) -> TrainState:
+  def physical(state: TrainState) -> TrainState:
     graphs = {k: v for k, v in run.init(0).model_state.items() if k == constants.COLLECTION}
-    return found._replace(
-      key=jax.random.wrap_key_data(found.key),
-      model_state={**found.model_state, **graphs},
-      opt_state=kron.from_logical(found.opt_state, like),
+    return state._replace(
+      key=jax.random.wrap_key_data(state.key),
+      model_state={**state.model_state, **graphs},
+      opt_state=kron.from_logical(state.opt_state, like),
     )
 
-  return jax.jit(physical, out_shardings=run.shardings)(found)
+  return jax.jit(physical, out_shardings=run.shardings)(restored)
 
 
 def set_aside(checkpoints: ocp.CheckpointManager, steps: Any) -> None:
@@ -328,14 +328,14 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
     items = ocp.args.Composite(variables=ocp.args.PyTreeRestore(restore_args=arguments), about=ocp.args.JsonRestore())
     try:
-      found = reader.restore(folder, args=items)
-      values, known = _digests(found['variables']), found['about']['values']
+      items_read = reader.restore(folder, args=items)
+      values, known = _digests(items_read['variables']), items_read['about']['values']
     except Exception as error:
       raise ConfigError(f'{folder} cannot be read as an export: {" ".join(str(error).split())[:200]}') from error
   wrong = next((name for name in {**values, **known} if values.get(name) != known.get(name)), None)
   if wrong is not None:
     raise ConfigError(f'{folder}: the values of {wrong!r} are not those that were exported; export the run again')
-  return found['variables'], found['about']
+  return items_read['variables'], items_read['about']
 
 
 def _digests(variables: Any) -> dict[str, int]:

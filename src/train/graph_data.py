@@ -22,8 +22,8 @@ def kinds(config: Any) -> Bool[np.ndarray, 'classes nodes']:
   """Returns whether each class of Fashion-MNIST is, or is a kind of, each node of the graph above the classes."""
   nouns = data.read_nouns(config.data.graph_source)
   nodes, links = data.above(nouns, data.synsets(nouns))
-  found = np.eye(len(nodes), dtype=bool)
+  related = np.eye(len(nodes), dtype=bool)
   for _ in nodes:  # follows paths of any length
     for source, _, target in links:
-      found[:, target] |= found[:, source]
-  return found[: len(data.GARMENTS)]
+      related[:, target] |= related[:, source]
+  return related[: len(data.GARMENTS)]

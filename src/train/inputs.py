@@ -233,14 +233,14 @@ def _records(config: Any, load: bool) -> Source:
   like = {'inputs': ((settings.image_size, settings.image_size, 3), np.float32), 'label': ((), np.int32)}
   if not load:
     return Source(like, _nothing, _nothing, 1)
-  found = {s: data.record_source(settings.name, s, folder=settings.folder) for s in ('train', settings.eval_split)}
-  source, split = found['train'], found[settings.eval_split]
+  sources = {s: data.record_source(settings.name, s, folder=settings.folder) for s in ('train', settings.eval_split)}
+  source, split = sources['train'], sources[settings.eval_split]
   split = First(split, settings.eval_examples) if settings.eval_examples else split
   if not source.labelled and config.task == 'classify':
     raise ConfigError(f"{settings.name} has no feature 'label', which config.task='classify' needs")
   _check_classes(source.classes, config)
   classes = config.model.get('classes', 0)
-  for name, examples in found.items() if classes else ():
+  for name, examples in sources.items() if classes else ():
     data.check_labels(examples[0]['label'], classes, f'{settings.name}/{name}, example 0')
   images = functools.partial(data.record_batches, size=settings.image_size, classes=classes)
   train, held_out = f'{settings.name}/train', f'{settings.name}/{settings.eval_split}'
@@ -250,7 +250,7 @@ def _records(config: Any, load: bool) -> Source:
     lambda seed, shard, _: images(source, settings.batch_size, seed=seed, train=True, name=train, shard=shard),
     lambda shard, _: images(split, size, seed=0, train=False, name=held_out, shard=shard),
     8,
-    known_by=_of_examples(found),
+    known_by=_of_examples(sources),
   )
 
 
@@ -350,18 +350,18 @@ def _links(config: Any) -> Source:
 
 def _of_arrays(splits: dict[str, Any]) -> dict[str, Any]:
   """Returns, for each split, the shape of its inputs and a digest of at most a million values of each array."""
-  found = {}
+  arrays_read = {}
   for name, arrays in splits.items():
     digest = hashlib.sha256()
     for x in map(np.asarray, arrays):
       digest.update(f'{x.shape} {x.dtype}'.encode() + x.reshape(-1)[:: 1 + x.size // 2**20].tobytes())
-    found[f'{name}: shape'], found[f'{name}: contents'] = list(arrays[0].shape), digest.hexdigest()[:16]
-  return found
+    arrays_read[f'{name}: shape'], arrays_read[f'{name}: contents'] = list(arrays[0].shape), digest.hexdigest()[:16]
+  return arrays_read
 
 
 def _of_examples(splits: dict[str, Any]) -> dict[str, Any]:
   """Returns, for each split, the number of its examples and a digest of sixteen of them."""
-  found = {}
+  shapes = {}
   for name, source in splits.items():
     digest, size = hashlib.sha256(), len(source)
     digest.update(repr(getattr(source, 'names', '')).encode())  # names of classes, which give the labels their numbers
@@ -369,8 +369,8 @@ def _of_examples(splits: dict[str, Any]) -> dict[str, Any]:
       for key, value in sorted(source[index].items()):
         digest.update(f'{key} {value if not isinstance(value, np.ndarray | bytes) else ""}'.encode())
         digest.update(value if isinstance(value, bytes) else np.asarray(value).tobytes())
-    found[f'{name}: examples'], found[f'{name}: contents'] = size, digest.hexdigest()[:16]
-  return found
+    shapes[f'{name}: examples'], shapes[f'{name}: contents'] = size, digest.hexdigest()[:16]
+  return shapes
 
 
 def _nothing(*_: Any) -> Any:

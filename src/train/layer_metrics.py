@@ -94,22 +94,22 @@ def layer_rows(
   """
   names = kron.param_names(run.shardings.params)
   both = zip(names, row['gradient_norms'], jax.device_get(updates), strict=True)
-  found = {name: {'gradient_norm': float(g), 'update_norm': float(u)} for name, g, u in both}
+  by_layer = {name: {'gradient_norm': float(g), 'update_norm': float(u)} for name, g, u in both}
   if health is None:
-    return found
+    return by_layer
   intervals = _intervals(run, state, int(row['step']))
   for block, factors in jax.device_get(health(state)).items():
     for factor, of_block in factors.items():
       numbers = {'damping': of_block.damping, 'condition': of_block.condition, 'largest': of_block.largest}
-      found[block] |= {f'{k}_{factor}': float(np.max(v)) for k, v in numbers.items()}
-    found[block]['refresh_interval'] = float(intervals[block])
-  return found
+      by_layer[block] |= {f'{k}_{factor}': float(np.max(v)) for k, v in numbers.items()}
+    by_layer[block]['refresh_interval'] = float(intervals[block])
+  return by_layer
 
 
 def _intervals(run: Run, state: TrainState, step: int) -> dict[str, float]:
   names = [b.name for b in run.curvature.blocks]
   if run.config.optimizer == 'stale_kfac':
-    found = jax.device_get(kron.intervals(state.opt_state, run.curvature))
-    return {name: min(int(x) for x in found[name].values()) for name in names}
+    intervals = jax.device_get(kron.intervals(state.opt_state, run.curvature))
+    return {name: min(int(x) for x in intervals[name].values()) for name in names}
   every = kron.growing(run.config[run.config.optimizer].inverses_every)(step)
   return dict.fromkeys(names, every)

@@ -117,9 +117,9 @@ def whole_step(
   """Takes all moves of a step, with an update after each. A step that is not sound changes nothing."""
   key, finite = jax.random.fold_in(state.key, state.step), jnp.isfinite(batch['inputs']).all()
   if plan.game is None:
-    found, mixture = _mixed_gradient(plan, state, batch, key, statistics, refresh)
-    new = _moved(plan, state._replace(mixed=mixture), plan.players[ONLY], found)
-    metrics, grads, total = found.metrics, found.grads, found.metrics['loss']
+    gradient, mixture = _mixed_gradient(plan, state, batch, key, statistics, refresh)
+    new = _moved(plan, state._replace(mixed=mixture), plan.players[ONLY], gradient)
+    metrics, grads, total = gradient.metrics, gradient.grads, gradient.metrics['loss']
   else:
     new, metrics, grads = _play(plan, state, batch, key, statistics, refresh)
     total = plan.game.total(metrics)
@@ -131,25 +131,25 @@ def whole_step(
 def gradient(plan: Plan, state: TrainState, batch: Batch, statistics: bool) -> tuple[TrainState, Any, Metrics]:
   """Returns the state with everything changed but its update, the only player's gradient, and metrics."""
   key, finite = jax.random.fold_in(state.key, state.step), jnp.isfinite(batch['inputs']).all()
-  found, mixture = _mixed_gradient(plan, state, batch, key, statistics, False)
-  judged, metrics = _judged(plan, state, found.metrics, found.grads, found.metrics['loss'], finite)
+  gradient, mixture = _mixed_gradient(plan, state, batch, key, statistics, False)
+  judged, metrics = _judged(plan, state, gradient.metrics, gradient.grads, gradient.metrics['loss'], finite)
   keep = functools.partial(guard.chosen, judged.apply)
   opt_state = state.opt_state
   if statistics:
-    opt_state = keep(plan.inverse_schedule.take(opt_state, found.extra['stats']), opt_state)
+    opt_state = keep(plan.inverse_schedule.take(opt_state, gradient.extra['stats']), opt_state)
   state = state._replace(
-    model_state=keep(found.model_state, state.model_state),
+    model_state=keep(gradient.model_state, state.model_state),
     mixed=keep(mixture, state.mixed),
     opt_state=opt_state,
     guard=judged,
   )
-  return state, found.grads, metrics
+  return state, gradient.grads, metrics
 
 
 def _update(plan: Plan, state: TrainState, grads: Any) -> tuple[TrainState, Metrics]:
   """Applies the only player's update, if the last gradient is sound."""
-  found = Gradient({}, state.model_state, grads, {'phase': 'plain'})
-  new = _averaged(plan, _moved(plan, state, plan.players[ONLY], found), state)
+  gradient = Gradient({}, state.model_state, grads, {'phase': 'plain'})
+  new = _averaged(plan, _moved(plan, state, plan.players[ONLY], gradient), state)
   new = guard.chosen(state.guard.apply, new, state)
   return _ended(new), _health(plan, new.opt_state)
 
@@ -170,8 +170,8 @@ def _mixed_gradient(
 
   def numbered(model_state: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, tuple]:
     number, part = part
-    found = one(model_state, part, jax.random.fold_in(key, number))
-    return found.model_state, (found.metrics, found.grads, found.extra.get('stats'))
+    gradient = one(model_state, part, jax.random.fold_in(key, number))
+    return gradient.model_state, (gradient.metrics, gradient.grads, gradient.extra.get('stats'))
 
   parts = microbatches.divide(batch, config.microbatches, plan.batch_sharding)
   added = microbatches.add_up(numbered, state.model_state, parts, config.microbatches)
@@ -194,15 +194,15 @@ def _play(
     context, full = game.deal(name, state.params, state.model_state, batch_part, draw, mark)
     first = name not in grads  # factors are renewed only at a player's first move
     move = Move(plan.players[name], context, full, other, statistics and first, refresh and first)
-    found = _gradient(plan, state, move)
+    gradient = _gradient(plan, state, move)
     more = game.added(name, state.params, state.model_state, full)
     if more is not None:
-      summed = jax.tree.map(jnp.add, found.grads, more)
+      summed = jax.tree.map(jnp.add, gradient.grads, more)
       lying = part(plan.shardings.params, name)
-      found = found._replace(grads=jax.lax.with_sharding_constraint(summed, lying))
-    state = _moved(plan, state, plan.players[name], found)
-    grads[name] = found.grads
-    metrics |= found.metrics
+      gradient = gradient._replace(grads=jax.lax.with_sharding_constraint(summed, lying))
+    state = _moved(plan, state, plan.players[name], gradient)
+    grads[name] = gradient.grads
+    metrics |= gradient.metrics
   return state, metrics, {name: grads[name] for name in game.names}
 
 
@@ -229,13 +229,13 @@ def _gradient(plan: Plan, state: TrainState, move: Move) -> Gradient:
   return Gradient(metrics, model_state, grads, extra)
 
 
-def _moved(plan: Plan, state: TrainState, player: Player, found: Gradient) -> TrainState:
+def _moved(plan: Plan, state: TrainState, player: Player, gradient: Gradient) -> TrainState:
   """Returns the state after a player's update."""
   params, opt_state = part(state.params, player.name), part(state.opt_state, player.name)
-  updates, opt_state = player.tx.update(found.grads, opt_state, params, **found.extra)
+  updates, opt_state = player.tx.update(gradient.grads, opt_state, params, **gradient.extra)
   return state._replace(
     params=with_part(state.params, player.name, optax.apply_updates(params, updates)),
-    model_state=with_part(state.model_state, player.name, found.model_state),
+    model_state=with_part(state.model_state, player.name, gradient.model_state),
     opt_state=with_part(state.opt_state, player.name, opt_state),
   )
 
@@ -292,5 +292,5 @@ def _health(plan: Plan, opt_state: Any) -> Metrics:
     'learning_rate',
     'momentum',
   )
-  found = {name: optax.tree_utils.tree_get(opt_state, name) for name in names}
-  return {name: value for name, value in found.items() if value is not None}
+  numbers = {name: optax.tree_utils.tree_get(opt_state, name) for name in names}
+  return {name: value for name, value in numbers.items() if value is not None}

@@ -177,6 +177,6 @@ def _entries(layout: Arrangement, param: int, shapes: Sequence[tuple[int, ...]])
       np.arange(1, math.prod(shapes[p]) + 1, dtype=np.int32).reshape(shapes[p]) * (p == param) for p in layout.params
     ]
     there = np.asarray(layout.apply(*(jnp.asarray(n) for n in numbers))).reshape(-1)
-  found = np.zeros(math.prod(shapes[param]) + 1, int)
-  found[there] = 1
-  return found[1:]
+  counts = np.zeros(math.prod(shapes[param]) + 1, int)
+  counts[there] = 1
+  return counts[1:]

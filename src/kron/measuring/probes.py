@@ -91,7 +91,7 @@ def where_due(due: Mapping[str, Array], statistics: Callable[[], BlockSums]) -> 
   return computed._replace(products=products)
 
 
-def cotangent(probe: Probe, found: Sequence[BlockSums]) -> Probe:
+def cotangent(probe: Probe, block_sums: Sequence[BlockSums]) -> Probe:
   """Returns the probe's cotangent, which sums each statistic over `found` in the type and shape of the probe."""
 
   def total(zeros: Mapping[str, Array], parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
@@ -102,4 +102,6 @@ def cotangent(probe: Probe, found: Sequence[BlockSums]) -> Probe:
     return sums
 
   rest = jax.tree.map(jnp.zeros_like, (probe.basis, probe.due))
-  return Probe(total(probe.products, [f.products for f in found]), total(probe.uses, [f.uses for f in found]), *rest)
+  return Probe(
+    total(probe.products, [f.products for f in block_sums]), total(probe.uses, [f.uses for f in block_sums]), *rest
+  )

@@ -114,9 +114,9 @@ class Shards(NamedTuple):
     each = jax.vmap(statistics)
     if by_device and self.placement is not None:
       each = self.placement.over_shards(each, self.count)
-    found = each(*parts)
-    products = found.products if self.lead else {k: s[0] for k, s in found.products.items()}
-    return BlockSums(products, {k: s.sum(0) for k, s in found.uses.items()})
+    sums = each(*parts)
+    products = sums.products if self.lead else {k: s[0] for k, s in sums.products.items()}
+    return BlockSums(products, {k: s.sum(0) for k, s in sums.uses.items()})
 
   def of_all(self, sums: BlockSums) -> BlockSums:
     """Divides the whole batch's statistics evenly over the shards; those of gradients are scaled by `subsample` too."""

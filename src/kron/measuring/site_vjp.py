@@ -58,12 +58,12 @@ class Taps(NamedTuple):
   factors: Mapping[int, Array] | None = None
 
   def inside(self, program: Program) -> list[Tap]:
-    found = []
+    taps = []
     for op in program.ops:
-      found += self.taps.get(op.outputs[0].index, ()) if op.outputs else ()
+      taps += self.taps.get(op.outputs[0].index, ()) if op.outputs else ()
       for body in op.bodies:
-        found += self.inside(body)
-    return found
+        taps += self.inside(body)
+    return taps
 
 
 class Known(NamedTuple):
@@ -95,11 +95,11 @@ def site_vjp(op: Op, here: Sequence[Tap], values: list[Any], probes: Probes, kno
   def backward(residuals, dy):
     pull, values, probes, known = residuals
     slopes = with_floats([None] * len(values), pull(dy)[0], values)
-    found: dict[str, list[BlockSums]] = {}
+    block_sums: dict[str, list[BlockSums]] = {}
     for tap, c in zip(here, known, strict=True):
       statistics = _typed_statistics(op, tap, values, _of_all_devices(tap, dy), c, probes[tap.block])
-      found.setdefault(tap.block, []).append(_once(tap, statistics))
-    sums = {name: cotangent(probe, found[name]) for name, probe in probes.items()}
+      block_sums.setdefault(tap.block, []).append(_once(tap, statistics))
+    sums = {name: cotangent(probe, block_sums[name]) for name, probe in probes.items()}
     return slopes, sums, jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(forward, backward)
@@ -129,8 +129,8 @@ def copied(tap: Tap, values: list[Any], probes: Probes, known: Known) -> Array:
     def statistics(dy, known, probe):
       return where_due(probe.due, lambda: _of_all(tap, _of_copies(tap, dy, known, probe.basis or None)))
 
-    found = automatic(statistics, _specs(tap, probe))(_of_all_devices(tap, dy), known, probe)
-    return dy, cotangent(probe, [_once(tap, found)]), jax.tree.map(jnp.zeros_like, known)
+    sums = automatic(statistics, _specs(tap, probe))(_of_all_devices(tap, dy), known, probe)
+    return dy, cotangent(probe, [_once(tap, sums)]), jax.tree.map(jnp.zeros_like, known)
 
   twin.defvjp(lambda value, probe, known: (value, (probe, known)), backward)
   value = values[tap.site.position]

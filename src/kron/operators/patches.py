@@ -56,10 +56,10 @@ def _correlations(x: Inexact[Array, 'b *space c'], window: Sequence[int], dtype:
   return lax.conv_general_dilated(x, x, (1,) * k, reach, dimension_numbers=names, preferred_element_type=dtype)
 
 
-def _toeplitz(found: Float[Array, 'c c *d'], window: Sequence[int]) -> Float[Array, 'i i']:
+def _toeplitz(correlations: Float[Array, 'c c *d'], window: Sequence[int]) -> Float[Array, 'i i']:
   """Lays out the blocks of all pairs of taps from the blocks of their distances."""
-  c, taps = found.shape[0], list(itertools.product(*map(range, window)))
-  flat = found.reshape(c, c, -1)  # l, k, d: x[q]_k x[q + d]_l
+  c, taps = correlations.shape[0], list(itertools.product(*map(range, window)))
+  flat = correlations.reshape(c, c, -1)  # l, k, d: x[q]_k x[q + d]_l
   lengths = [window[0], *(2 * w - 1 for w in window[1:])]
   index = np.zeros((len(taps),) * 2, int)
   for (m, i), (n, j) in itertools.product(enumerate(taps), repeat=2):

@@ -107,8 +107,8 @@ class Unitwise(NamedTuple):
       return jnp.einsum('ski,skj->sij', rows, rows)
 
     # Go unit by unit, because all products at once, before the sum, would take as much memory as k kernels.
-    found = jax.lax.map(of_unit, jnp.moveaxis(g, 2, 0))
-    return jnp.moveaxis(found, 0, 1).reshape(-1, self.rows, self.rows)
+    matrices = jax.lax.map(of_unit, jnp.moveaxis(g, 2, 0))
+    return jnp.moveaxis(matrices, 0, 1).reshape(-1, self.rows, self.rows)
 
   def _laid_out(self, entries: Float[Array, 's i o']) -> Float[Array, 'm 1 1']:
     return jnp.swapaxes(entries, 1, 2).reshape(-1, 1, 1)

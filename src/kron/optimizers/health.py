@@ -67,10 +67,10 @@ def health(
     largest, more, inverse = (read(numbers, block, factor) for numbers in (of_factors, added, of_inverses))
     return Health(largest, more, (largest + more) * inverse)
 
-  found: dict[str, dict[str, Health]] = {}
+  report: dict[str, dict[str, Health]] = {}
   for block, factor in layout.places:
-    found.setdefault(block, {})[factor] = one(block, factor)
-  return found
+    report.setdefault(block, {})[factor] = one(block, factor)
+  return report
 
 
 def _largest(stack: Stack, x: Float[Array, '*m r n']) -> Float[Array, '*m']:

@@ -143,7 +143,7 @@ def scale_by_curvature(
     if strength is None:
       strength = damping(state.count) if callable(damping) else damping
     g = jax.tree.map(accurate, updates)
-    found = conjugate_gradients(
+    solution = conjugate_gradients(
       lambda v: add(getattr(products, matrix)(v), strength, v),
       g,
       x0=jax.tree.map(lambda x: warm_start * x, state.solution),
@@ -151,17 +151,17 @@ def scale_by_curvature(
       max_iterations=max_iterations,
       tolerance=tolerance,
     )
-    finite = jnp.isfinite(dot(found.x, found.x))
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), found.x, state.solution)
+    finite = jnp.isfinite(dot(solution.x, solution.x))
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), solution.x, state.solution)
     state = ScaleByCurvatureState(
       optax.safe_increment(state.count),
       kept,
-      found.iterations,
-      found.residual.astype(jnp.float32),
-      found.negative,
+      solution.iterations,
+      solution.residual.astype(jnp.float32),
+      solution.negative,
       inner_state,
     )
-    return jax.tree.map(lambda x, u: x.astype(u.dtype), found.x, updates), state
+    return jax.tree.map(lambda x, u: x.astype(u.dtype), solution.x, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -321,10 +321,10 @@ def factors(state: Any) -> dict[str, dict[str, Float[Array, 'slots n n']]]:
 def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
   """Returns the only state of a kind inside an optax state."""
   is_state = lambda x: isinstance(x, kind)  # noqa: E731
-  found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
-  if len(found) != 1:
-    raise CurvatureError(f'the optimiser state holds {len(found)} of {kind.__name__}; expected one')
-  return found[0]
+  states = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+  if len(states) != 1:
+    raise CurvatureError(f'the optimiser state holds {len(states)} of {kind.__name__}; expected one')
+  return states[0]
 
 
 def replace_state(state: Any, new: ScaleByKfacState) -> Any:

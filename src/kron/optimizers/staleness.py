@@ -205,8 +205,8 @@ def _on_slots(values: Array, layout: Layout, names: list) -> dict[str, Array]:
 
 def due(state: Any, curvature: Curvature) -> dict[str, dict[str, Bool[Array, '']]]:
   """Tells which factors the next update will take, by block and factor, for `value_and_grad(..., statistics=)`."""
-  found = find_state(state, ScaleByStaleKfacState)
-  flags = _due(found.staleness, found.kfac.count, curvature)
+  stale = find_state(state, ScaleByStaleKfacState)
+  flags = _due(stale.staleness, stale.kfac.count, curvature)
   return _nested(flags, curvature)
 
 

@@ -38,22 +38,22 @@ def find_sites(program: Program, n_params: int, from_loss: bool, examples: tuple
   examples: the lengths of the axes that count examples, where they are known.
   """
   walk = Walk(Survey({}, {}, {}, set(), [], {}, {}, {}, {}, set()), {}, from_loss=from_loss, examples=examples)
-  _note_readers(program, walk.found)
+  _note_readers(program, walk.survey)
   kinds = [Weight.of(i, v.shape) if i < n_params else INPUT for i, v in enumerate(program.inputs)]
-  walk.found.regularisers.update(walk.params(_visit(program, kinds, walk)[0]))
-  return walk.found
+  walk.survey.regularisers.update(walk.params(_visit(program, kinds, walk)[0]))
+  return walk.survey
 
 
-def _note_readers(program: Program, found: Survey) -> None:
-  found.consts.update(program.consts)
+def _note_readers(program: Program, survey: Survey) -> None:
+  survey.consts.update(program.consts)
   for op in (*program.ops, None):
     for v in program.outputs if op is None else op.inputs:
       if isinstance(v, Ref):
-        found.readers.setdefault(v.index, []).append(op)
+        survey.readers.setdefault(v.index, []).append(op)
   for op in program.ops:
-    found.makers.update((v.index, op) for v in op.outputs)
+    survey.makers.update((v.index, op) for v in op.outputs)
     for body in op.bodies:
-      _note_readers(body, found)
+      _note_readers(body, survey)
 
 
 def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
@@ -62,7 +62,7 @@ def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
   walk.kinds.update({v.index: kind for v, kind in zip(program.inputs, inputs, strict=True)})
   for op in program.ops:
     if op.name == observe_p.name:
-      walk.found.marks.append((op, walk.depth, walk.times))
+      walk.survey.marks.append((op, walk.depth, walk.times))
       kind = weight_rules.settle(op.inputs[0], walk)
       if isinstance(kind, Weight):  # no data met these outputs: every example has a copy
         weight_rules.free(op, 0, kind, walk)
@@ -70,12 +70,12 @@ def _visit(program: Program, inputs: list[Any], walk: Walk) -> list[Any]:
         walk.refuse(kind.params, f'{kind.op.name} (a computed weight), then observed', op)
       _refuse_what_moves(op, walk)
       walk.kinds[op.outputs[0].index] = DATA if walk.params(kind) else kind
-      walk.found.behind.add(op.outputs[0].index)
+      walk.survey.behind.add(op.outputs[0].index)
       continue
     results = weight_rules.straight_through(op, walk) or _region(op, walk) or weight_rules.results(op, walk)
     walk.kinds.update({v.index: kind for v, kind in zip(op.outputs, results, strict=True)})
     if has_mark(op) or any(walk.is_behind(v) for v in op.inputs):
-      walk.found.behind.update(v.index for v in op.outputs)
+      walk.survey.behind.update(v.index for v in op.outputs)
   return [weight_rules.settle(v, walk) for v in program.outputs]
 
 
@@ -155,19 +155,19 @@ def _hand_on_constants(op: Op, walk: Walk) -> None:
     for v, inner, spec in zip(op.inputs[offset:last], body.inputs, specs[offset:last], strict=False):
       if any(spec):
         continue
-      known = walk.found.consts.get(v.index) if isinstance(v, Ref) else v
+      known = walk.survey.consts.get(v.index) if isinstance(v, Ref) else v
       known = constant(v, walk) if known is None else known
       if known is not None:
-        walk.found.consts[inner.index] = known
+        walk.survey.consts[inner.index] = known
 
 
 def _refuse_unstacked(walk: Walk) -> None:
   """Refuses parameters that are split over the mesh by layers and used outside of the loop over these layers."""
-  for sites in walk.found.sites.values():
+  for sites in walk.survey.sites.values():
     for site in sites:
       if site.spread is not None and not site.weight.stack:
         reason = f'shard_map (split over {site.spread!r}, and not by layers of a loop)'
-        walk.refuse(walk.found.owners(site.weight), reason, site.op)
+        walk.refuse(walk.survey.owners(site.weight), reason, site.op)
 
 
 def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:
@@ -183,26 +183,26 @@ def _scan(op: Op, inputs: list[Any], walk: Walk) -> list[Any]:
       inputs[i] = inputs[i].sliced_by_loop(walk.depth)
   inner = walk._replace(depth=walk.depth + 1, times=walk.times * op.params['length'])
   while True:
-    results = _visit(body, inputs, inner._replace(found=(trial := walk.found.copy())))
+    results = _visit(body, inputs, inner._replace(survey=(trial := walk.survey.copy())))
     carried = inputs[n_consts : n_consts + n_carry]
     met = [
-      a if isinstance(a, Weight) else _join([a, b], op, inner._replace(found=trial))
+      a if isinstance(a, Weight) else _join([a, b], op, inner._replace(survey=trial))
       for a, b in zip(carried, results, strict=False)
     ]
     if met == carried:
       break
     inputs[n_consts : n_consts + n_carry] = met
-  _replace(walk.found, trial)
+  _replace(walk.survey, trial)
   return [*carried, *(Derived(walk.params(k), op) if isinstance(k, Weight) else k for k in results[n_carry:])]
 
 
-def _replace(found: Survey, other: Survey) -> None:
+def _replace(survey: Survey, other: Survey) -> None:
   """Replaces the findings of a survey with those of another that began as its copy."""
-  for mine, theirs in ((found.sites, other.sites), (found.chains, other.chains), (found.refusals, other.refusals)):
+  for mine, theirs in ((survey.sites, other.sites), (survey.chains, other.chains), (survey.refusals, other.refusals)):
     mine.clear()
     mine.update(theirs)
-  found.regularisers.update(other.regularisers)
-  found.marks[:] = other.marks
+  survey.regularisers.update(other.regularisers)
+  survey.marks[:] = other.marks
 
 
 def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
@@ -210,7 +210,7 @@ def _join(kinds: list[Any], op: Op, walk: Walk) -> Any:
   params = frozenset().union(*(walk.params(k) for k in kinds))
   if DATA in kinds:
     if not op.outputs[0].shape:
-      walk.found.regularisers.update(params)
+      walk.survey.regularisers.update(params)
     walk.refuse(params, f'{op.name} (beside data)', op)
     return DATA
   if params:

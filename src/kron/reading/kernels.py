@@ -45,12 +45,12 @@ def meet(op: Op, kinds: list[Any], weights: list[int], walk: Walk) -> list[Any] 
 
 def _lifted(op: Op, i: int, weight: Weight, walk: Walk) -> list[Any] | None:
   """Makes a weight of a kernel times a constant (such as a derivative's direction), which examples meet later."""
-  found = [operator.recognise(op, i, weight) for operator in LINEAR[:2]]
-  linear = next((f for f in found if f is not None), None)
+  operators = [operator.recognise(op, i, weight) for operator in LINEAR[:2]]
+  linear = next((f for f in operators if f is not None), None)
   if linear is None or weight.chained or weight.params[0] < 0:
     return None
   number = -op.outputs[0].index
-  walk.found.lifted[number] = walk.site('lifted', op, i, weight, linear)
+  walk.survey.lifted[number] = walk.site('lifted', op, i, weight, linear)
   return [Weight.of(number, op.outputs[0].shape)]
 
 

@@ -8,7 +8,7 @@ from ...program import Op, Program, Ref, has_mark, observe_p, scan_split
 from .sites import Site, Survey
 
 
-def reaching(program: Program, found: Survey, from_loss: bool, through_kernels: bool = False) -> set[int]:
+def reaching(program: Program, survey: Survey, from_loss: bool, through_kernels: bool = False) -> set[int]:
   """Returns the keys (first outputs) of the operations from which a gradient flows into the curvature.
 
   from_loss: whether the gradient starts from the loss (the empirical Fisher) or from the observed outputs.
@@ -16,39 +16,39 @@ def reaching(program: Program, found: Survey, from_loss: bool, through_kernels: 
     of a kernel is treated as a constant.
   """
   keys: set[int] = set()
-  sites = {} if through_kernels else found.sites
-  _trace_back(program, found._replace(sites=sites), program.outputs[:1] if from_loss else (), not from_loss, keys)
+  sites = {} if through_kernels else survey.sites
+  _trace_back(program, survey._replace(sites=sites), program.outputs[:1] if from_loss else (), not from_loss, keys)
   return keys
 
 
-def _trace_back(program: Program, found: Survey, outputs: Iterable, from_marks: bool, keys: set[int]) -> set[int]:
+def _trace_back(program: Program, survey: Survey, outputs: Iterable, from_marks: bool, keys: set[int]) -> set[int]:
   """Adds the keys of one program and returns the values in it that matter."""
   live = {v.index for v in outputs if isinstance(v, Ref)}
   for op in reversed(program.ops):
     observed = from_marks and has_mark(op)
     if op.name != 'stop_gradient' and (observed or any(v.index in live for v in op.outputs)):
       keys.add(op.outputs[0].index)
-      live |= {v.index for v in _sources(op, found, live, from_marks, keys) if isinstance(v, Ref)}
+      live |= {v.index for v in _sources(op, survey, live, from_marks, keys) if isinstance(v, Ref)}
   return live
 
 
-def _sources(op: Op, found: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
+def _sources(op: Op, survey: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
   """Returns the operands of a live operation that matter."""
   if op.bodies:
-    return _sources_of_region(op, found, live, from_marks, keys)
+    return _sources_of_region(op, survey, live, from_marks, keys)
   if op.name == observe_p.name:
     return list(op.inputs[:1])
-  kernels = {site.position for site in found.sites.get(op.outputs[0].index, ())}
+  kernels = {site.position for site in survey.sites.get(op.outputs[0].index, ())}
   return [v for i, v in enumerate(op.inputs) if i not in kernels]
 
 
-def _sources_of_region(op: Op, found: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
+def _sources_of_region(op: Op, survey: Survey, live: set[int], from_marks: bool, keys: set[int]) -> list:
   wanted = [v.index in live for v in op.outputs]
   if op.region == 'scan':
     (body,) = op.bodies
     n_consts, n_carry = scan_split(op)
     while True:
-      inner = _trace_back(body, found, [v for v, w in zip(body.outputs, wanted, strict=True) if w], from_marks, keys)
+      inner = _trace_back(body, survey, [v for v, w in zip(body.outputs, wanted, strict=True) if w], from_marks, keys)
       carried = [v.index in inner for v in body.inputs[n_consts : n_consts + n_carry]]
       now = [a or b for a, b in zip(wanted[:n_carry], carried, strict=True)] + wanted[n_carry:]
       if now == wanted:
@@ -59,14 +59,14 @@ def _sources_of_region(op: Op, found: Survey, live: set[int], from_marks: bool, 
     operands = op.inputs[1:] if op.region == 'cond' else op.inputs
     inner, pairs = set(), []
     for body in op.bodies:
-      inner |= _trace_back(body, found, [v for v, w in zip(body.outputs, wanted, strict=True) if w], from_marks, keys)
+      inner |= _trace_back(body, survey, [v for v, w in zip(body.outputs, wanted, strict=True) if w], from_marks, keys)
       pairs += zip(body.inputs, operands, strict=True)
-  free = {site.position for site in found.sites.get(op.outputs[0].index, ())}
+  free = {site.position for site in survey.sites.get(op.outputs[0].index, ())}
   taken = {id(op.inputs[i]) for i in free}
   return [outer for v, outer in pairs if v.index in inner and id(outer) not in taken]
 
 
-def biases(program: Program, found: Survey, keys: set[int]) -> dict[int, tuple[Site, tuple[int, ...]]]:
+def biases(program: Program, survey: Survey, keys: set[int]) -> dict[int, tuple[Site, tuple[int, ...]]]:
   """Maps the key of each linear site or scale to the shift that is added to its result.
 
   The shift is added directly or after casts and transposes. The map also gives the axes of the sum that are the
@@ -75,21 +75,21 @@ def biases(program: Program, found: Survey, keys: set[int]) -> dict[int, tuple[S
   result: dict[int, tuple[Site, tuple[int, ...]]] = {}
   for op in program.ops:
     for body in op.bodies:
-      result |= biases(body, found, keys)
-    for site in found.sites.get(op.outputs[0].index, ()) if op.outputs else ():
+      result |= biases(body, survey, keys)
+    for site in survey.sites.get(op.outputs[0].index, ()) if op.outputs else ():
       scale = site.kind == 'entrywise' and (op.name == 'mul' or (op.name == 'div' and site.position == 0))
       if site.kind == 'linear' or scale:
-        shift, axes = _shift_after(site, found)
+        shift, axes = _shift_after(site, survey)
         if shift is not None and {site.key, shift.key} <= keys:
           result[site.key] = shift, axes
   return result
 
 
-def _shift_after(site: Site, found: Survey) -> tuple[Site | None, tuple[int, ...]]:
+def _shift_after(site: Site, survey: Survey) -> tuple[Site | None, tuple[int, ...]]:
   """Returns the shift added to a site's result, if nothing else reads the result, and the axes of its features."""
   value, axes = site.op.outputs[0], tuple(site.features)
   while True:
-    following = found.readers.get(value.index, [])
+    following = survey.readers.get(value.index, [])
     if len(following) != 1 or following[0] is None:
       return None, axes
     (op,) = following
@@ -98,7 +98,7 @@ def _shift_after(site: Site, found: Survey) -> tuple[Site | None, tuple[int, ...
     elif op.name == 'reshape' and _trailing(value.shape, op.outputs[0].shape, axes):
       axes = tuple(a + len(op.outputs[0].shape) - len(value.shape) for a in axes)
     elif op.name not in ('convert_element_type', 'copy', 'copy_p', 'reduce_precision'):
-      shifts = [s for s in found.sites.get(op.outputs[0].index, ()) if s.kind == 'entrywise'] if op.outputs else []
+      shifts = [s for s in survey.sites.get(op.outputs[0].index, ()) if s.kind == 'entrywise'] if op.outputs else []
       joins = len(shifts) == 1 and op.outputs[0].shape == value.shape and _runs_along(shifts[0], axes, site)
       return (shifts[0] if joins else None), axes
     value = op.outputs[0]

@@ -19,7 +19,7 @@ def summed_over(value: Ref, axis: int, walk: Walk, origin: Ref | None = None) ->
   The value is followed through all operations before it meets data. origin: the value where the search began.
   """
   origin = origin or value
-  for op in walk.found.readers.get(value.index, ()):
+  for op in walk.survey.readers.get(value.index, ()):
     if op is None:
       continue
     sides = [side for side, v in enumerate(op.inputs) if isinstance(v, Ref) and v.index == value.index]
@@ -37,9 +37,9 @@ def summed_over(value: Ref, axis: int, walk: Walk, origin: Ref | None = None) ->
 
 def _without_data(value: Any, walk: Walk, origin: Ref) -> bool:
   """Returns whether a value depends on `origin` and the program's constants alone."""
-  if not isinstance(value, Ref) or value == origin or value.index in walk.found.consts:
+  if not isinstance(value, Ref) or value == origin or value.index in walk.survey.consts:
     return True
-  op = walk.found.makers.get(value.index)
+  op = walk.survey.makers.get(value.index)
   return op is not None and all(_without_data(v, walk, origin) for v in op.inputs)
 
 
@@ -67,5 +67,5 @@ def picks_once(op: Op, places: list[Any], shape: tuple[int, ...]) -> bool:
   with jax.ensure_compile_time_eval():
     numbers = jnp.arange(1, math.prod(shape) + 1, dtype=jnp.int32).reshape(shape)
     like = lambda v: v.astype(numbers.dtype) if op.name == 'pad' else v  # noqa: E731
-    found = np.asarray(bind(op, numbers, *map(like, places))[0]).reshape(-1)
-  return bool((found > 0).all()) and len(np.unique(found)) == len(found)
+    positions = np.asarray(bind(op, numbers, *map(like, places))[0]).reshape(-1)
+  return bool((positions > 0).all()) and len(np.unique(positions)) == len(positions)

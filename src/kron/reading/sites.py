@@ -127,7 +127,7 @@ class Walk(NamedTuple):
   differs: the axes of shard_maps along which a value may differ between devices, by the value's index.
   """
 
-  found: Survey
+  survey: Survey
   kinds: dict[int, Any]
   depth: int = 0
   times: int = 1
@@ -143,25 +143,25 @@ class Walk(NamedTuple):
     return self.kinds.get(value.index) if isinstance(value, Ref) else None
 
   def is_behind(self, value: Any) -> bool:
-    return isinstance(value, Ref) and value.index in self.found.behind
+    return isinstance(value, Ref) and value.index in self.survey.behind
 
   def params(self, kind: Any) -> frozenset[int]:
     """Returns all parameters that took part in a value."""
     if isinstance(kind, Weight):
-      owners = self.found.owners(kind)
-      return frozenset(owners).union(kind.met, *(self.found.owners(w) for w in kind.gains))
+      owners = self.survey.owners(kind)
+      return frozenset(owners).union(kind.met, *(self.survey.owners(w) for w in kind.gains))
     return kind.params if isinstance(kind, Derived) else frozenset()
 
   def refuse(self, params: Iterable[int], reason: str, op: Op, before_marks: bool = False) -> None:
     for param in params:
       refusal = Refusal(op.outputs[0].index, reason, source_line(op), before_marks)
-      self.found.refusals.setdefault(param, []).append(refusal)
+      self.survey.refusals.setdefault(param, []).append(refusal)
 
   def site(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> Site:
     loops = tuple(d in weight.levels for d in range(self.depth))
     if weight.params[0] < 0:
-      loops = (*self.found.lifted[weight.params[0]].loops, *loops)[: self.depth]
-    spread = next((self.spread[p] for p in self.found.owners(weight) if p in self.spread), None)
+      loops = (*self.survey.lifted[weight.params[0]].loops, *loops)[: self.depth]
+    spread = next((self.spread[p] for p in self.survey.owners(weight) if p in self.spread), None)
     places = self.places - {spread}
     differs = self.differs.get(op.outputs[0].index, frozenset())
     where = (self.times, self.sharded, places, spread, self.unchecked, differs)
@@ -169,7 +169,7 @@ class Walk(NamedTuple):
 
   def add(self, kind: str, op: Op, position: int, weight: Weight, linear: Linear | None = None) -> None:
     site = self.site(kind, op, position, weight, linear)
-    self.found.sites.setdefault(site.key, []).append(site)
+    self.survey.sites.setdefault(site.key, []).append(site)
 
   def read_once(self, value: Any) -> bool:
-    return len(self.found.readers[value.index]) <= 1
+    return len(self.survey.readers[value.index]) <= 1

@@ -23,10 +23,10 @@ def constant(value: Any, walk: Walk) -> Any:
   """Returns the number or array that the program itself gives this value, or None."""
   if not isinstance(value, Ref):
     return np.asarray(value)
-  if value.index in walk.found.consts:
-    known = walk.found.consts[value.index]
+  if value.index in walk.survey.consts:
+    known = walk.survey.consts[value.index]
     return np.asarray(known) if is_known(known) and not differentiable(value) else None
-  op = walk.found.makers.get(value.index)
+  op = walk.survey.makers.get(value.index)
   if op is None or differentiable(value) or op.region is not None or len(op.outputs) > 1 or op.name == 'axis_index':
     return None
   if op.name in ('pvary', 'pcast'):
@@ -37,9 +37,9 @@ def constant(value: Any, walk: Walk) -> Any:
 
 def closed_over(value: Any, walk: Walk) -> bool:
   """Returns whether a constant depends on an array that the program holds, which may be part of the batch."""
-  if not isinstance(value, Ref) or value.index in walk.found.consts:
+  if not isinstance(value, Ref) or value.index in walk.survey.consts:
     return isinstance(value, Ref)
-  op = walk.found.makers.get(value.index)
+  op = walk.survey.makers.get(value.index)
   return op is None or any(closed_over(v, walk) for v in op.inputs)
 
 
@@ -57,7 +57,7 @@ def holds_mark(program: Program) -> bool:
 def is_zero(value: Any, walk: Walk) -> bool:
   if not isinstance(value, Ref):
     return not np.any(value)
-  op = walk.found.makers.get(value.index)
+  op = walk.survey.makers.get(value.index)
   return op is not None and op.name in (*CASTS, 'broadcast_in_dim') and is_zero(op.inputs[0], walk)
 
 
@@ -66,7 +66,7 @@ def varying_axes(value: Any, walk: Walk) -> set[int]:
   if not isinstance(value, Ref):
     return set()
   long = {a for a, size in enumerate(value.shape) if size != 1}
-  op = walk.found.makers.get(value.index)
+  op = walk.survey.makers.get(value.index)
   if op is None or not long:
     return long
   if op.name == 'broadcast_in_dim':
@@ -85,9 +85,9 @@ def is_one_hot(value: Any, axes: tuple[int, ...], walk: Walk) -> bool:
   if len(axes) != 1 or not isinstance(value, Ref):
     return False
   (axis,) = axes
-  op = walk.found.makers.get(value.index)
+  op = walk.survey.makers.get(value.index)
   while op is not None and op.name in CASTS:
-    op = walk.found.makers.get(op.inputs[0].index)
+    op = walk.survey.makers.get(op.inputs[0].index)
   if op is None or op.name != 'eq':
     return False
   counts = [_counts(v, axis, walk) for v in op.inputs]
@@ -97,7 +97,7 @@ def is_one_hot(value: Any, axes: tuple[int, ...], walk: Walk) -> bool:
 
 def _counts(value: Any, axis: int, walk: Walk) -> bool:
   """Returns whether a value counts 0, 1, 2... along an axis."""
-  op = walk.found.makers.get(value.index) if isinstance(value, Ref) else None
+  op = walk.survey.makers.get(value.index) if isinstance(value, Ref) else None
   if op is None:
     return False
   if op.name == 'iota':

@@ -38,9 +38,9 @@ def results(op: Op, walk: Walk) -> list[Any]:
     return [DATA]
   weights = [i for i, kind in enumerate(kinds) if isinstance(kind, Weight)]
   for rule in (_moved, _joined, _entrywise, kernels.meet) if weights else ():
-    found = rule(op, kinds, weights, walk)
-    if found is not None:
-      return found
+    weight = rule(op, kinds, weights, walk)
+    if weight is not None:
+      return weight
   settled = [settle(v, walk) for v in op.inputs]
   if settled != kinds:
     return results(op, walk)  # one of two weights was an activation, which the other meets here
@@ -101,12 +101,12 @@ def _met(op: Op, kinds: list[Any], walk: Walk) -> Any:
     # A weighted L2 term, or one that compares with old parameters. If it were an output, its mark would refuse it.
     return Derived(params, step)
   if op.name in ('add', 'sub', 'add_any') and scalar:  # the loss plus an L2 term, unless it goes into an output
-    walk.found.regularisers.update(params)
+    walk.survey.regularisers.update(params)
     if walk.from_loss and not walk.depth:
       return DATA
   if op.name in ('add', 'sub', 'add_any') and _beside_losses(op, kinds, walk):
     # The term is added to the losses of single examples before their mean. If it reached a mark, that would refuse it.
-    walk.found.regularisers.update(params)
+    walk.survey.regularisers.update(params)
     walk.refuse(params, op.name, op, before_marks=True)
     return DATA
   for kind in kinds:
@@ -130,10 +130,10 @@ def settle(value: Any, walk: Walk, whole: bool = False) -> Any:
   kind = walk.kind(value)
   if not isinstance(kind, Weight) or kind.meeting is None or (whole and kind.covers(value.shape)):
     return kind
-  op = walk.found.makers[kind.meeting]
+  op = walk.survey.makers[kind.meeting]
   if kind.spread:
     walk.refuse(walk.params(kind), f'{op.name} (with data that is repeated later)', op)
-  elif not any(site.weight.params == kind.params for site in walk.found.sites.get(kind.meeting, ())):
+  elif not any(site.weight.params == kind.params for site in walk.survey.sites.get(kind.meeting, ())):
     position = next(i for i, v in enumerate(op.inputs) if getattr(walk.kind(v), 'params', None) == kind.params)
     _add_entrywise(op, position, walk.kind(op.inputs[position]), walk)
   walk.kinds[value.index] = DATA
@@ -308,7 +308,7 @@ def _chained(op: Op, out: list[Weight], operands: dict, walk: Walk) -> list[Weig
   for v, weight in zip(op.outputs, out, strict=True):
     if weight.chained:
       kernel = operands[weight.params]
-      walk.found.chains[v.index] = {g.params: kernel for g in weight.gains} | operands
+      walk.survey.chains[v.index] = {g.params: kernel for g in weight.gains} | operands
   return out
 
 
@@ -335,13 +335,13 @@ def _masks(op: Op, i: int, walk: Walk) -> bool:
   if op.name != 'mul':
     return False
   value = op.inputs[1 - i]
-  if isinstance(value, Ref) and value.index in walk.found.consts:
-    known = walk.found.consts[value.index]
+  if isinstance(value, Ref) and value.index in walk.survey.consts:
+    known = walk.survey.consts[value.index]
     return is_known(known) and bool(np.isin(known, (0, 1)).all())
-  while isinstance(value, Ref) and value.index in walk.found.makers:
+  while isinstance(value, Ref) and value.index in walk.survey.makers:
     if value.dtype == jnp.bool_:
       return True
-    maker = walk.found.makers[value.index]
+    maker = walk.survey.makers[value.index]
     if maker.name not in (*CASTS, 'broadcast_in_dim', 'reshape'):
       return False
     value = maker.inputs[0]

@@ -250,10 +250,10 @@ class Stacked(Mapping[str, Array]):
 
   def by_block(self) -> dict[str, dict[str, Array]]:
     """Returns the arrays of each factor, by the names of its block and of the factor, without padding."""
-    found: dict[str, dict[str, Array]] = {}
+    factors: dict[str, dict[str, Array]] = {}
     for block, factor in self.layout.places:
-      found.setdefault(block, {})[factor] = self.layout.read(self.arrays, block, factor)
-    return found
+      factors.setdefault(block, {})[factor] = self.layout.read(self.arrays, block, factor)
+    return factors
 
   def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], Any]:
     names = tuple(sorted(self.arrays))

@@ -70,7 +70,7 @@ def ring(
 
   @jax.checkpoint
   def turn(state, q, k, v, owner):
-    best, total, found = state
+    best, total, weighted = state
     logits = _logits(q, k)
     sees = jnp.arange(strip.rows) < counts[owner]
     if mask is not None:
@@ -81,8 +81,8 @@ def ring(
     weights = jnp.exp(logits - safe[..., None])
     shrunk = jnp.exp(best - safe)
     total = total * shrunk + weights.sum(-1)
-    added = jnp.einsum('...hqk,...khd->...qhd', weights.astype(v.dtype), v).astype(found.dtype)
-    return new, total, found * _beside(shrunk) + added
+    added = jnp.einsum('...hqk,...khd->...qhd', weights.astype(v.dtype), v).astype(weighted.dtype)
+    return new, total, weighted * _beside(shrunk) + added
 
   best = jnp.full(_logits(q, k[..., :1, :, :]).shape[:-1], -jnp.inf, jnp.promote_types(q.dtype, jnp.float32))
   state = (best, jnp.zeros_like(best), jnp.zeros(v.shape, best.dtype))
@@ -92,9 +92,9 @@ def ring(
     state = turn(state, q, k, v, (here + i) % n)
     if i + 1 < n:
       k, v = (lax.ppermute(x, strip.axis, [((j + 1) % n, j) for j in range(n)]) for x in (k, v))
-  _, total, found = state
+  _, total, weighted = state
   total = jnp.where(total > 0, total, 1)
-  return (found / _beside(total)).astype(v.dtype)
+  return (weighted / _beside(total)).astype(v.dtype)
 
 
 def _beside(x: Float[Array, '*b h q']) -> Float[Array, '*b q h 1']:

@@ -20,21 +20,21 @@ def _flat(
   program: Program, strips: list[Strips], run: Run, lives: Sequence[Array | None] = ()
 ) -> tuple[Callable, list[Strips]]:
   """Returns a function of arrays, and a list that every call of the function fills with its results' strips."""
-  found: list[Strips] = []
+  layouts: list[Strips] = []
   lives = lives or [None] * len(strips)
 
   def body(*xs):
     results = [on_device(v) for v in run(program, [Value(*v) for v in zip(xs, strips, lives, strict=True)])]
-    found[:] = [v.strips for v in results]
+    layouts[:] = [v.strips for v in results]
     return [v.x for v in results]
 
-  return body, found
+  return body, layouts
 
 
 def remat(op: Op, values: list[Value], run: Run) -> list[Value]:
-  body, found = _flat(op.bodies[0], [v.strips for v in values], run, [v.live for v in values])
+  body, layouts = _flat(op.bodies[0], [v.strips for v in values], run, [v.live for v in values])
   xs = rematerialise(op, body)(*[v.x for v in values])
-  return [Value(x, s) for x, s in zip(xs, found, strict=True)]
+  return [Value(x, s) for x, s in zip(xs, layouts, strict=True)]
 
 
 def scan(op: Op, values: list[Value], run: Run) -> list[Value]:
@@ -62,20 +62,20 @@ def loop(op: Op, values: list[Value], run: Run, length: int) -> list[Value]:
   sliced = [v.strips[1:] for v in values[whole:]]
   carry = list(values[n_consts:whole])
   while True:
-    body, found = _flat(program, [*fixed, *(v.strips for v in carry), *sliced], run, [v.live for v in values])
+    body, layouts = _flat(program, [*fixed, *(v.strips for v in carry), *sliced], run, [v.live for v in values])
     jax.eval_shape(body, *[v.x for v in (*values[:n_consts], *carry)], *[v.x[0] for v in values[whole:]])
     wanted = [
       common([v, v._replace(strips=s)], op) if len(s) == len(v.strips) else s
-      for v, s in zip(carry, found[:n_carry], strict=True)
+      for v, s in zip(carry, layouts[:n_carry], strict=True)
     ]
     if wanted == [v.strips for v in carry]:
       break
     carry = [Value(laid(v, s), s) for v, s in zip(carry, wanted, strict=True)]
-  ends = list(found)
+  ends = list(layouts)
 
   def step(carry, xs):
     ys = body(*[v.x for v in values[:n_consts]], *carry, *xs)
-    laid_out = [laid(Value(y, s), v.strips) for y, s, v in zip(ys[:n_carry], found[:n_carry], begun, strict=True)]
+    laid_out = [laid(Value(y, s), v.strips) for y, s, v in zip(ys[:n_carry], layouts[:n_carry], begun, strict=True)]
     return [vary(y, varying(v.x)) for y, v in zip(laid_out, begun, strict=True)], ys[n_carry:]
 
   begun = carry
@@ -101,13 +101,15 @@ def cond(op: Op, values: list[Value], run: Run) -> list[Value]:
   shapes = [jax.eval_shape(body, *xs) for body, _ in bodies]
   together = [
     common([Value(x, s) for x, s in zip(same, layout, strict=True)], op)
-    for same, layout in zip(zip(*shapes, strict=True), zip(*(found for _, found in bodies), strict=True), strict=True)
+    for same, layout in zip(
+      zip(*shapes, strict=True), zip(*(layouts for _, layouts in bodies), strict=True), strict=True
+    )
   ]
 
-  def branch(body, found):
+  def branch(body, layouts):
     def run_it(*xs):
       ys = body(*xs)
-      return [laid(Value(y, s), t) for y, s, t in zip(ys, found, together, strict=True)]
+      return [laid(Value(y, s), t) for y, s, t in zip(ys, layouts, together, strict=True)]
 
     return run_it
 
@@ -120,7 +122,7 @@ def custom(op: Op, values: list[Value], run: Run) -> list[Value]:
   if op.name != 'custom_jvp_call':
     refuse(op, 'its backward pass (jax.custom_vjp) is a program of its own; write it with jax.custom_jvp')
   strips = [v.strips for v in values]
-  body, found = _flat(op.bodies[0], strips, run)
+  body, layouts = _flat(op.bodies[0], strips, run)
 
   @jax.custom_jvp
   def own(*xs):
@@ -135,14 +137,14 @@ def custom(op: Op, values: list[Value], run: Run) -> list[Value]:
     given = [*primals, *(t for t, m in zip(tangents, moving, strict=True) if m)]
     results = both(*given)
     n = len(op.outputs)
-    found[:] = lie[:n]  # JAX calls the rule instead of the function where it differentiates at once
+    layouts[:] = lie[:n]  # JAX calls the rule instead of the function where it differentiates at once
     ys, rest = results[:n], iter(zip(results[n:], lie[n:], strict=True))
     slopes = []
     for y, s, has in zip(ys, lie[:n], live, strict=True):
       slopes.append(laid(Value(*next(rest)), s) if has else jax.numpy.zeros_like(y))
     return ys, [vary(t, varying(y)) for t, y in zip(slopes, ys, strict=True)]
 
-  return [Value(x, s) for x, s in zip(own(*[v.x for v in values]), found, strict=True)]
+  return [Value(x, s) for x, s in zip(own(*[v.x for v in values]), layouts, strict=True)]
 
 
 RULES = {'remat': remat, 'scan': scan, 'cond': cond, 'custom': custom}

@@ -66,8 +66,8 @@ def partition(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
     lying |= {i: {} for i, c in program.consts.items() if not is_known(c)}  # constants of an enclosing function
     env.update(_in_strips(program.ops[:inside], wanted, env, lying, mesh))
     for op in program.ops[inside:]:
-      found = bind(op, *[read(env, v) for v in op.inputs])
-      env.update({v.index: x for v, x in zip(op.outputs, found, strict=True)})
+      produced = bind(op, *[read(env, v) for v in op.inputs])
+      env.update({v.index: x for v, x in zip(op.outputs, produced, strict=True)})
     return jax.tree.unflatten(jax.tree.structure(results), [read(env, v) for v in program.outputs])
 
   return run
@@ -76,11 +76,11 @@ def partition(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
 def _per_leaf(strips: Any, args: Any) -> list[dict[int, Strip]]:
   """Returns the strips along the axes of each array."""
   is_leaf = lambda s: s is None or (isinstance(s, dict) and all(isinstance(k, int) for k in s) and bool(s))  # noqa: E731
-  found: list[dict[int, Strip]] = []
+  layouts: list[dict[int, Strip]] = []
   jax.tree.map(
-    lambda s, tree: found.extend([s or {}] * len(jax.tree.leaves(tree))), tuple(strips), tuple(args), is_leaf=is_leaf
+    lambda s, tree: layouts.extend([s or {}] * len(jax.tree.leaves(tree))), tuple(strips), tuple(args), is_leaf=is_leaf
   )
-  return found
+  return layouts
 
 
 def _true(x: Any, strips: dict[int, Strip]) -> jax.ShapeDtypeStruct:
@@ -103,9 +103,9 @@ def _inside(ops: Sequence[Op]) -> int:
 
 def _wanted(ops: Sequence[Op], outputs: Sequence[Any], made: set[int]) -> list[Ref]:
   """Returns the values made inside that are read outside."""
-  found = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in made}
-  found.update({v.index: v for v in outputs if isinstance(v, Ref) and v.index in made})
-  return list(found.values())
+  inputs = {v.index: v for op in ops for v in op.inputs if isinstance(v, Ref) and v.index in made}
+  inputs.update({v.index: v for v in outputs if isinstance(v, Ref) and v.index in made})
+  return list(inputs.values())
 
 
 def _in_strips(
@@ -142,18 +142,18 @@ def _in_strips(
   arrays = jax.shard_map(local, mesh=_mesh(mesh), in_specs=(in_specs,), out_specs=out_specs, axis_names=axes)(
     [env[i] for i in given]
   )
-  found: dict[int, Any] = {}
+  values: dict[int, Any] = {}
   outside = iter(zip(arrays, lies, strict=True))
   for i, v in results.items():
     if isinstance(v, Known):
-      found[i] = v.traced()
+      values[i] = v.traced()
       continue
     x, strips = next(outside)
     for dim, s in enumerate(strips):
       if s is not None and not s.even:
         x = jax.lax.slice_in_dim(x, 0, s.size, axis=dim)
-    found[i] = x
-  return found
+    values[i] = x
+  return values
 
 
 def _packed(value: Value) -> Any:

@@ -27,9 +27,9 @@ def dot_general(op: Op, inputs: list[Any]) -> list[Value]:
     matrix = number(inputs[other]) if len(contracted[k]) == 1 else None
     strip = values[k].strips[contracted[k][0]] if matrix is not None else None
     if strip is not None and matrix.ndim == 2:
-      found = _banded(op, values[k], k, strip, matrix)
-      if found is not None:
-        return [found]
+      banded = _banded(op, values[k], k, strip, matrix)
+      if banded is not None:
+        return [banded]
   xs = [v.x for v in values]
   names: list[str] = []
   for dims in zip(*contracted, strict=True):

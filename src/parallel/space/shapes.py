@@ -98,7 +98,7 @@ def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], 
 
   Axes of length 1 go with those before them.
   """
-  found: list[tuple[list[int], list[int]]] = []
+  groups: list[tuple[list[int], list[int]]] = []
   i = j = 0
   while i < len(old) or j < len(new):
     olds, news = [i] if i < len(old) else [], [j] if j < len(new) else []
@@ -111,8 +111,8 @@ def groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], 
       else:
         b, j = b * new[j], j + 1
         news.append(j - 1)
-    found.append((olds, news))
-  return found
+    groups.append((olds, news))
+  return groups
 
 
 RULES = {

@@ -45,8 +45,8 @@ def run_ops(ops: Sequence[Op], env: dict[int, Any]) -> None:
   for op in ops:
     inputs = [read(env, v) for v in op.inputs]
     with at(op), context(op):
-      found = results(op, inputs)
-    env.update({v.index: result for v, result in zip(op.outputs, found, strict=True)})
+      outputs = results(op, inputs)
+    env.update({v.index: result for v, result in zip(op.outputs, outputs, strict=True)})
 
 
 def results(op: Op, inputs: list[Any]) -> list[Any]:
@@ -76,14 +76,14 @@ def _results(op: Op, inputs: list[Any]) -> list[Any]:
       return BODIES[op.region](op, [on_device(v) for v in inputs], run)
     return [whole(x) for x in anywhere(op, [on_device(v).x for v in inputs])]
   if op.region in BODIES:
-    found = BODIES[op.region](op, [on_device(v) for v in inputs], run)
+    outputs = BODIES[op.region](op, [on_device(v) for v in inputs], run)
   else:
     rule = RULES.get(op.name) or RULES.get(op.params.get('name', ''))
-    found = None if rule is None else rule(op, inputs)
-  if found is None:
+    outputs = None if rule is None else rule(op, inputs)
+  if outputs is None:
     lies = ', '.join(f'axis {dim} of {v.shape} over {s.axis!r}' for v in values for dim, s in v.dims)
     refuse(op, f'there is no rule for it where {lies}')
-  return found
+  return outputs
 
 
 def _constant(op: Op) -> bool:

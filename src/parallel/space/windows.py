@@ -72,5 +72,5 @@ def least_rows(window: Window, strip: Strip) -> int:
 def moved_rows(window: Window, strip: Strip) -> int:
   """Returns the number of rows that travel."""
   wanted = need(window, strip)
-  found = journeys(strip, wanted.first, wanted.counts)
-  return int(np.sum([j.length * len(j.receivers) for j in found if j.shift], initial=0))
+  needed = journeys(strip, wanted.first, wanted.counts)
+  return int(np.sum([j.length * len(j.receivers) for j in needed if j.shift], initial=0))

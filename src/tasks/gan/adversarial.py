@@ -183,10 +183,10 @@ def _evaluate(
   made = generate(state, key, batch['label'])
   variables = {'params': state.params['discriminator'], **state.model_state['discriminator']}
   real, fake = (net.apply(variables, images, batch['label'], train=False) for images in (batch['inputs'], made))
-  found = {'loss': nn.relu(1 - real) + nn.relu(1 + fake), 'real': real, 'made': fake}
+  metrics = {'loss': nn.relu(1 - real) + nn.relu(1 + fake), 'real': real, 'made': fake}
   if judge is not None:
-    found['agreement'] = judge.logits(made).argmax(-1) == batch['label']
-  return {**{k: masked.mean(v, batch) for k, v in found.items()}, 'examples': batch['mask'].sum()}
+    metrics['agreement'] = judge.logits(made).argmax(-1) == batch['label']
+  return {**{k: masked.mean(v, batch) for k, v in metrics.items()}, 'examples': batch['mask'].sum()}
 
 
 def _both_losses(

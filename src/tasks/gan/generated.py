@@ -65,9 +65,9 @@ def standing(net: models.Generator, variables: dict[str, Any], passes: int = 48)
     return net.apply({'params': params, **state}, noise, label, train=True, mutable=list(state))[1], None
 
   keys = jax.random.split(jax.random.key(_MADE), passes)
-  found = jax.jit(lambda state: jax.lax.scan(again, state, keys)[0])(state)
-  found['batch_stats'] = jax.tree.map(lambda x: x / (1 - MOMENTUM**passes), found['batch_stats'])
-  return {'params': params, **found}
+  state_after = jax.jit(lambda state: jax.lax.scan(again, state, keys)[0])(state)
+  state_after['batch_stats'] = jax.tree.map(lambda x: x / (1 - MOMENTUM**passes), state_after['batch_stats'])
+  return {'params': params, **state_after}
 
 
 def images(
@@ -86,7 +86,7 @@ def images(
   """
   classes = generator.config.model.classes
   label = np.arange(count) % classes if label is None else label
-  found = []
+  pictures = []
   for first in range(0, count, batch):
     wanted = label[first : first + batch]
     padded = np.resize(wanted, batch)  # one shape needs only one program
@@ -103,16 +103,16 @@ def images(
       sure = np.where(better, chances, sure)
       if (sure >= keep).all():
         break
-    found.append(best[: len(wanted)])
-  return data.Arrays(np.concatenate(found), np.asarray(label, np.int32))
+    pictures.append(best[: len(wanted)])
+  return data.Arrays(np.concatenate(pictures), np.asarray(label, np.int32))
 
 
 def sheet(generator: Generator) -> UInt8[np.ndarray, 'H W']:
   """Makes a sheet with a row of samples for each class."""
   classes = generator.config.model.classes
   made = images(generator, classes * classes, 1, label=np.arange(classes).repeat(classes))
-  found = (255 * grid(made.inputs, classes)).round().astype(np.uint8)
-  return found[..., 0] if found.shape[-1] == 1 else found
+  pixels = (255 * grid(made.inputs, classes)).round().astype(np.uint8)
+  return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
 def fill(config: Any, mesh: Mesh, shape: tuple[int, ...], strips: parallel.Strips) -> Callable | None:

@@ -84,11 +84,11 @@ def anticipation(label: Labels, score: Scores, recall: float, rate: float, after
   highest = np.sort(score[accident].max(1))[::-1]
   threshold = float(highest[int(np.ceil(recall * len(highest))) - 1])
   alarm = score >= threshold
-  found = alarm & accident[:, None]
-  seconds = after - alarm[found.any(1)].argmax(1) / rate
+  caught = alarm & accident[:, None]
+  seconds = after - alarm[caught.any(1)].argmax(1) / rate
   quiet = alarm[~accident]
   hours = quiet.size / rate / 3600
-  return Anticipation(threshold, float(found.any(1)[accident].mean()), float(seconds.mean()), _episodes(quiet) / hours)
+  return Anticipation(threshold, float(caught.any(1)[accident].mean()), float(seconds.mean()), _episodes(quiet) / hours)
 
 
 def _episodes(alarm: Bool[np.ndarray, 's t']) -> int:
@@ -98,10 +98,10 @@ def _episodes(alarm: Bool[np.ndarray, 's t']) -> int:
 
 def difference(measure, label: Labels, ours: Scores, theirs: Scores, draws: int = 500) -> tuple[float, float]:
   """Returns the 95 % interval of measure(ours) - measure(theirs), by a paired bootstrap over the scenes."""
-  rng, found = np.random.default_rng(0), []
-  while len(found) < draws:
+  rng, scores = np.random.default_rng(0), []
+  while len(scores) < draws:
     rows = rng.integers(0, len(label), len(label))
     if 0 < label[rows].any(1).mean() < 1:
-      found.append(measure(label[rows], ours[rows]) - measure(label[rows], theirs[rows]))
-  low, high = np.quantile(found, [0.025, 0.975])
+      scores.append(measure(label[rows], ours[rows]) - measure(label[rows], theirs[rows]))
+  low, high = np.quantile(scores, [0.025, 0.975])
   return float(low), float(high)

@@ -61,8 +61,8 @@ class Entry(NamedTuple):
 def layout() -> Embedding:
   """Returns an embedding without a network: the colours of a grid over the middle frame, less their mean."""
 
-  def of(found: list[Pixels]) -> Vectors:
-    small = [np.asarray(Image.fromarray(c[len(c) // 2]).resize((_GRID, _GRID), Image.Resampling.BOX)) for c in found]
+  def of(pixels: list[Pixels]) -> Vectors:
+    small = [np.asarray(Image.fromarray(c[len(c) // 2]).resize((_GRID, _GRID), Image.Resampling.BOX)) for c in pixels]
     vectors = np.stack(small).reshape(len(small), -1).astype(np.float32)
     return unit(vectors - vectors.mean(1, keepdims=True))
 
@@ -91,8 +91,8 @@ def network(run: str | Path) -> Embedding:
 
   features = jax.jit(functools.partial(before_logits, task.model, variables))
 
-  def of(found: list[Pixels]) -> Vectors:
-    return unit(np.concatenate([np.asarray(features(input_of(clip)[None])) for clip in found]))
+  def of(pixels: list[Pixels]) -> Vectors:
+    return unit(np.concatenate([np.asarray(features(input_of(clip)[None])) for clip in pixels]))
 
   layered = config.data.name in data.LAYOUTS
   settings = (config.data.every, config.data.rate, config.data.short_side) if layered else (1, 10.0, 128)
@@ -134,7 +134,7 @@ def library(
     ConfigError: no file of the folder can be decoded.
   """
   kept.mkdir(parents=True, exist_ok=True)
-  found, skipped = [], []
+  entries, skipped = [], []
   paths, others = data.files_below(videos, video.ENDINGS)
   for path in paths:
     stat = path.stat()
@@ -149,13 +149,13 @@ def library(
         skipped.append(str(error))
         continue
       files.write(record, jsonfile.dumps(rows))
-    found += [_entry(str(path.relative_to(videos)), row) for row in rows]
+    entries += [_entry(str(path.relative_to(videos)), row) for row in rows]
   skipped += [f'{data.shown(other.path)}: no film ({other.why})' for other in others]
-  if not found:
+  if not entries:
     first = f'; the first: {skipped[0]}' if skipped else ''
     count = len(paths) + len(others)
     raise ConfigError(f'{data.shown(videos)}: no file of {count} is a video that can be decoded{first}')
-  return found, skipped
+  return entries, skipped
 
 
 def read_record(path: Path) -> list[dict[str, Any]] | None:

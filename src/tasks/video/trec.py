@@ -35,7 +35,7 @@ Judgements = dict[str, dict[str, Judgement]]  # topic -> document -> judgement
 
 def read_run(path: str | Path) -> Run:
   """Reads a run; raises ConfigError with the number of a line that is wrong."""
-  found: dict[str, dict[str, float]] = {}
+  runs: dict[str, dict[str, float]] = {}
   for number, fields in _lines(path):
     if len(fields) != 6:
       raise ConfigError(f'{path}, line {number}: not `topic Q0 document rank score tag`')
@@ -46,10 +46,10 @@ def read_run(path: str | Path) -> Run:
       value = math.nan
     if value != value:
       raise ConfigError(f'{path}, line {number}: the score {score!r} is not a number, such as 0.93')
-    if document in found.setdefault(topic, {}):
+    if document in runs.setdefault(topic, {}):
       raise ConfigError(f'{path}, line {number}: {document} is in the run of topic {topic} twice')
-    found[topic][document] = value
-  return {topic: ranked(scores) for topic, scores in found.items()}
+    runs[topic][document] = value
+  return {topic: ranked(scores) for topic, scores in runs.items()}
 
 
 def contradicted(path: str | Path) -> list[str]:
@@ -57,12 +57,12 @@ def contradicted(path: str | Path) -> list[str]:
 
   The file is nevertheless read as scores.
   """
-  found: dict[str, list[tuple[float, float]]] = {}
+  ranked: dict[str, list[tuple[float, float]]] = {}
   for _, (topic, _, _, rank, score, _) in _lines(path):
     if re.fullmatch(r'\d+', rank):
-      found.setdefault(topic, []).append((float(rank), float(score)))
+      ranked.setdefault(topic, []).append((float(rank), float(score)))
   odd = []
-  for topic, pairs in found.items():
+  for topic, pairs in ranked.items():
     scores = [score for _, score in sorted(pairs)]
     if len(scores) > 2 and scores[0] < scores[-1] and all(a <= b for a, b in itertools.pairwise(scores)):
       odd.append(topic)
@@ -85,7 +85,7 @@ def write_run(path: str | Path, scores: Mapping[str, Mapping[str, float]], tag: 
 
 def read_judgements(path: str | Path) -> Judgements:
   """Reads judgements; raises ConfigError with the number of a line that is wrong."""
-  found: Judgements = {}
+  judgements: Judgements = {}
   first = 0  # fields of the first line
   for number, fields in _lines(path):
     first = first or len(fields)
@@ -101,20 +101,20 @@ def read_judgements(path: str | Path) -> Judgements:
       judgement = Judgement(stratum[0] if stratum else '1', int(relevance))
     except ValueError as error:
       raise ConfigError(f'{path}, line {number}: the relevance {relevance!r} is not a whole number') from error
-    if document in found.setdefault(topic, {}):
+    if document in judgements.setdefault(topic, {}):
       raise ConfigError(f'{path}, line {number}: {document} is judged for topic {topic} twice')
-    found[topic][document] = judgement
-  return found
+    judgements[topic][document] = judgement
+  return judgements
 
 
 def _lines(path: str | Path) -> list[tuple[int, list[str]]]:
   try:
-    found = data.read_lines(path)
+    lines = data.read_lines(path)
   except data.DataError as error:
     raise ConfigError(str(error)) from error
-  if not found:
+  if not lines:
     raise ConfigError(f'{path} is empty')
-  return [(number, re.split(r'[ \t]+', line.strip(' \t'))) for number, line in found]  # other spaces are part of a name
+  return [(number, re.split(r'[ \t]+', line.strip(' \t'))) for number, line in lines]  # other spaces are part of a name
 
 
 def token(name: str) -> str:
@@ -129,11 +129,11 @@ def token(name: str) -> str:
 def average_precision(documents: Sequence[str], judged: Mapping[str, Judgement]) -> float:
   """Returns the mean precision at the ranks of relevant documents; it is 0 for those not in the run."""
   relevant = sum(j.relevance > 0 for j in judged.values())
-  found, total = 0, 0.0
+  hits, total = 0, 0.0
   for rank, document in enumerate(documents, 1):
     if document in judged and judged[document].relevance > 0:
-      found += 1
-      total += found / rank
+      hits += 1
+      total += hits / rank
   return total / relevant if relevant else 0.0
 
 
@@ -177,15 +177,15 @@ def score(run: Run, judgements: Judgements) -> dict[str, dict[str, float]]:
   }
 
 
-def boundaries(found: Sequence[int], true: Sequence[int], within: int = 1) -> tuple[float, float]:
+def boundaries(predicted: Sequence[int], true: Sequence[int], within: int = 1) -> tuple[float, float]:
   """Returns (recall, precision) of cuts, each matched once to a true cut at most `within` frames away."""
   left, hits = sorted(true), 0
-  for cut in sorted(found):
+  for cut in sorted(predicted):
     near = next((t for t in left if abs(t - cut) <= within), None)
     if near is not None:
       left.remove(near)
       hits += 1
-  return hits / len(true) if true else 1.0, hits / len(found) if found else 1.0
+  return hits / len(true) if true else 1.0, hits / len(predicted) if predicted else 1.0
 
 
 def mean(values: Mapping[str, Mapping[str, float]], name: str) -> float:

@@ -83,15 +83,15 @@ def forecast(config: Any, mesh: str) -> Forecast:
   with _listening(said):
     run = build(config, load=False)
   state, batch = abstract(run)
-  found: dict[str, Compiled] = {}
+  compiled: dict[str, Compiled] = {}
   with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # each program is compiled while the next is traced
     waiting = {}
     for name, (fn, args) in programs_of(run, state, batch).items():
       waiting[name] = pool.submit(lambda low: low.compile(), fn.lower(*args))
     for name, program in waiting.items():
-      found[name] = _compiled(name, program.result(), run, state, batch)
+      compiled[name] = _compiled(name, program.result(), run, state, batch)
   notes = [*_uneven(run), *dict.fromkeys(said)]
-  return Forecast(dict(run.mesh.shape), found, held(state), held(batch), notes, time.perf_counter() - start)
+  return Forecast(dict(run.mesh.shape), compiled, held(state), held(batch), notes, time.perf_counter() - start)
 
 
 class _listening:
@@ -166,25 +166,25 @@ def _divisors(size: int, near: int) -> str:
   return f'{below} or {above}'
 
 
-def advice(found: Forecast, config: Any, limit: int) -> list[str]:
+def advice(estimate: Forecast, config: Any, limit: int) -> list[str]:
   """Returns what to change so that a device's memory, `limit` bytes, suffices."""
-  if found.memory <= limit:
+  if estimate.memory <= limit:
     return []
-  over = found.memory / limit
-  result = [f'{found.memory / 2**30:.1f} GiB a device where {limit / 2**30:.0f} are allowed:']
-  temporaries = max(p.temporaries for p in found.programs.values())
+  over = estimate.memory / limit
+  result = [f'{estimate.memory / 2**30:.1f} GiB a device where {limit / 2**30:.0f} are allowed:']
+  temporaries = max(p.temporaries for p in estimate.programs.values())
   if config.model.get('keep', 'blocks') == 'all':
     result.append('  activations are all kept: --config.model.keep=blocks computes them again')
-  if config.data.batch_size > _size(found.mesh, 'data', 'fsdp') * config.microbatches:
+  if config.data.batch_size > _size(estimate.mesh, 'data', 'fsdp') * config.microbatches:
     parts = config.microbatches * 2 ** math.ceil(math.log2(over))
     result.append(f'  a batch in parts: --config.microbatches={parts} divides what activations take')
-  if temporaries > found.state:
+  if temporaries > estimate.state:
     result.append(
       f'  activations take most ({temporaries / 2**30:.1f} GiB): --mesh with {math.ceil(over)} times the space (or data)'
     )
   else:
     result.append(
-      f'  the state takes most ({found.state / 2**30:.1f} GiB): --mesh with fsdp, and --config.placement.inverses=owners'
+      f'  the state takes most ({estimate.state / 2**30:.1f} GiB): --mesh with fsdp, and --config.placement.inverses=owners'
     )
   return result
 
@@ -198,7 +198,7 @@ def candidates(config: Any, devices: int, images: bool) -> list[str]:
 
   They divide the batch first, then parameters, then images. The sizes are powers of two, or what remains.
   """
-  found = []
+  sentences = []
   powers = [2**k for k in range(devices.bit_length()) if devices % 2**k == 0]
   for space in powers if images else [1]:
     for fsdp in powers:
@@ -206,8 +206,8 @@ def candidates(config: Any, devices: int, images: bool) -> list[str]:
       if rest or not data or config.data.batch_size % (data * fsdp) or fsdp > 64:
         continue
       sizes = {'data': data, 'fsdp': fsdp, 'space': space}
-      found.append(','.join(f'{a}={n}' for a, n in sizes.items() if n > 1) or 'data=1')
-  return found
+      sentences.append(','.join(f'{a}={n}' for a, n in sizes.items() if n > 1) or 'data=1')
+  return sentences
 
 
 def suggestion(config: Any, devices: int, limit: int, images: bool, base: Forecast) -> tuple[str, Forecast] | None:
@@ -226,9 +226,9 @@ def suggestion(config: Any, devices: int, limit: int, images: bool, base: Foreca
     )
     if guess > 1.1 * limit:
       continue
-    found = base if sizes == base.mesh else forecast(config, mesh)
-    if found.memory <= limit:
-      return mesh, found
+    candidate = base if sizes == base.mesh else forecast(config, mesh)
+    if candidate.memory <= limit:
+      return mesh, candidate
     tried += 1
     if tried == 4:
       return None

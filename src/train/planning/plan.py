@@ -44,8 +44,8 @@ def plan(run: Run, workdir: Path) -> str:
 def step_flops(run: Run, state: Any, batch: Any) -> float:
   """Returns the flops of a step without statistics or refresh, on all devices together; 0 if XLA does not say."""
   name, extra = ('step', (False, False)) if run.inverse_schedule is None else ('gradient', (False,))
-  found = run.programs[name].lower(state, batch, *extra).cost_analysis() or {}
-  return found.get('flops', 0.0) * run.config.microbatches  # the loop over microbatches is counted once
+  cost = run.programs[name].lower(state, batch, *extra).cost_analysis() or {}
+  return cost.get('flops', 0.0) * run.config.microbatches  # the loop over microbatches is counted once
 
 
 def _bytes(tree: Any) -> int:

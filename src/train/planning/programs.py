@@ -54,7 +54,7 @@ def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, 
 
   These are the seconds to trace and compile, flops and bytes as XLA counts them, and the bytes held while it runs.
   """
-  found = {}
+  lowered = {}
   for name, (fn, args) in programs.items():
     jax.clear_caches()
     start = time.perf_counter()
@@ -64,10 +64,10 @@ def compile_all(programs: Programs, state: TrainState, batch: Any) -> dict[str, 
     # All that a run holds meanwhile, including gradients that another program made.
     resident = held(state) + held(batch) + (held(state.params) if name.startswith(('update', 'inverses')) else 0)
     grown = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    found[name] = {
+    lowered[name] = {
       'seconds': seconds,
       'memory': resident + memory.temp_size_in_bytes + grown,
       'flops': cost.get('flops', 0.0),
       'bytes': cost.get('bytes accessed', 0.0),
     }
-  return found
+  return lowered

@@ -43,7 +43,7 @@ def chart(
     log_x: whether the x axis may be logarithmic, if its range is wide enough.
   """
   finite = lambda points: [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b)]  # noqa: E731
-  kept = {name: found for name, points in series.items() if (found := _thinned(finite(points)))}
+  kept = {name: thinned for name, points in series.items() if (thinned := _thinned(finite(points)))}
   if not kept:
     return Markup('')
   xs = [a for points in kept.values() for a, _ in points]

@@ -62,18 +62,18 @@ def _config(workdir: Path) -> dict[str, Any]:
     ConfigError: the folder has no config.
   """
   try:
-    found = jsonfile.read(workdir / 'config.json')
-    if not isinstance(found, dict):
+    config = jsonfile.read(workdir / 'config.json')
+    if not isinstance(config, dict):
       raise ValueError('no config')
   except (OSError, ValueError) as error:
     raise ConfigError(f'{workdir} holds no run: config.json cannot be read') from error
   usual = as_json(defaults())
   for key in ('optimizer', 'mesh', 'seed', 'steps', 'target', 'data', 'model'):
-    if key not in found or (type(found[key]) is not type(usual[key]) and not _both_numbers(found[key], usual[key])):
-      found[key] = usual[key]
-  found['data'] = {'name': '', 'batch_size': 0, **found['data']}
-  found['model'] = {'name': '', **found['model']}
-  return found
+    if key not in config or (type(config[key]) is not type(usual[key]) and not _both_numbers(config[key], usual[key])):
+      config[key] = usual[key]
+  config['data'] = {'name': '', 'batch_size': 0, **config['data']}
+  config['model'] = {'name': '', **config['model']}
+  return config
 
 
 def _both_numbers(a: Any, b: Any) -> bool:
@@ -83,10 +83,10 @@ def _both_numbers(a: Any, b: Any) -> bool:
 def _about(workdir: Path) -> dict[str, Any]:
   """Reads what `about.json` says of where a run was trained; {} if it cannot be read."""
   try:
-    found = jsonfile.read(workdir / 'about.json')
+    about = jsonfile.read(workdir / 'about.json')
   except (OSError, ValueError):
     return {}
-  plain = {k: v for k, v in found.items() if isinstance(v, str | int | float)} if isinstance(found, dict) else {}
+  plain = {k: v for k, v in about.items() if isinstance(v, str | int | float)} if isinstance(about, dict) else {}
   if not isinstance(plain.get('target_metric', ''), str) or not isinstance(plain.get('parameters', 0), int | float):
     return {}
   return plain
@@ -120,12 +120,12 @@ def _some(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _layers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """Returns the valid rows of numbers by layer."""
-  found = []
+  parts = []
   for row in rows:
     layers = row.get('layers')
     if isinstance(layers, dict) and all(isinstance(numbers, dict) for numbers in layers.values()):
-      found.append({'step': row['step'], 'layers': dict(zip(layers, _numbers(list(layers.values())), strict=True))})
-  return found
+      parts.append({'step': row['step'], 'layers': dict(zip(layers, _numbers(list(layers.values())), strict=True))})
+  return parts
 
 
 def _status(config: dict[str, Any], rows: list, events: list) -> dict[str, str]:
@@ -166,7 +166,7 @@ def _cards(config: dict, about: dict, rows: list, scores: list, times: list) -> 
 
 
 def _learning(config: dict, about: dict, rows: list, scores: list, times: list) -> list[Any]:
-  of = lambda found, key: [(row['step'], row[key]) for row in found if key in row]  # noqa: E731
+  of = lambda rows_given, key: [(row['step'], row[key]) for row in rows_given if key in row]  # noqa: E731
   metric = about.get('target_metric')
   names = list(dict.fromkeys(k for row in scores for k in row if k.startswith('eval_')))
   charts = [chart('loss', {'training': of(rows, 'loss'), 'evaluation': of(scores, 'eval_loss')})]
@@ -187,8 +187,8 @@ def _learning(config: dict, about: dict, rows: list, scores: list, times: list) 
 
 def _samples(workdir: Path) -> list[dict[str, str]]:
   """Returns the first, the middle and the last picture as data URLs, which the page contains."""
-  found = [f for f in (workdir / 'samples').glob('*.png') if f.stem.isascii() and f.stem.isdigit() and f.is_file()]
-  files = sorted(f for f in found if f.stat().st_size <= _LARGEST)
+  pictures = [f for f in (workdir / 'samples').glob('*.png') if f.stem.isascii() and f.stem.isdigit() and f.is_file()]
+  files = sorted(f for f in pictures if f.stat().st_size <= _LARGEST)
   chosen = dict.fromkeys((files[0], files[len(files) // 2], files[-1])) if files else ()
   data = lambda f: f'data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}'  # noqa: E731
   return [{'step': f'{int(f.stem):,}', 'data': data(f)} for f in chosen]

@@ -201,12 +201,12 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
 
 def _config_file(argv: list[str]) -> str:
   """Returns the file that --config=FILE or --config FILE names, without the preset."""
-  found = _DEFAULT_CONFIG
+  config_path = _DEFAULT_CONFIG
   for word, following in zip(argv, [*argv[1:], ''], strict=True):
     name, equals, value = word.lstrip('-').partition('=')
     if word.startswith('-') and name == 'config':
-      found = value if equals else following
-  file, dot, _ = found.partition('.py:')
+      config_path = value if equals else following
+  file, dot, _ = config_path.partition('.py:')
   return file + dot.rstrip(':')
 
 

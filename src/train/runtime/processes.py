@@ -166,10 +166,10 @@ def _take_leave(key: str) -> None:
 
 def _difference(key: str) -> str:
   """Describes the first difference between the processes' values, or returns '' if there is none."""
-  found = [jsonfile.loads(_read(f'{key}/{number}')) for number in range(jax.process_count())]
-  for number, values in enumerate(found):
-    for name in sorted(found[0].keys() | values.keys()):
-      ours, theirs = found[0].get(name), values.get(name)
+  answers = [jsonfile.loads(_read(f'{key}/{number}')) for number in range(jax.process_count())]
+  for number, values in enumerate(answers):
+    for name in sorted(answers[0].keys() | values.keys()):
+      ours, theirs = answers[0].get(name), values.get(name)
       if ours != theirs:
         return (
           f'process {number} has {name}={theirs!r} where process 0 has {ours!r}; start all processes with the same '

@@ -25,12 +25,12 @@ class Profile:
   """
 
   def __init__(self, steps: str | None, folder: Path, count: int):
-    found = re.fullmatch(r'(\d+):(\d+)', steps or '0:0')
-    if found is None or int(found[1]) > int(found[2]):
+    match = re.fullmatch(r'(\d+):(\d+)', steps or '0:0')
+    if match is None or int(match[1]) > int(match[2]):
       raise ConfigError(f'--profile={steps} must be FIRST:LAST, two steps: --profile=10:15')
-    if steps and int(found[1]) >= count:
+    if steps and int(match[1]) >= count:
       raise ConfigError(f'--profile={steps}: the run has {count} steps, which are counted from 0')
-    self.first, self.last = (int(found[1]), int(found[2])) if steps else (-1, -1)
+    self.first, self.last = (int(match[1]), int(match[2])) if steps else (-1, -1)
     self.folder, self.running = folder, False
 
   def before(self, step: int, state: Any) -> None:

@@ -256,10 +256,10 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns a config's values, keyed by 'section.key'."""
-  found: dict[str, Any] = {}
+  flattened: dict[str, Any] = {}
   for key, value in config.items():
-    found |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return found
+    flattened |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return flattened
 
 
 @contextlib.contextmanager

@@ -55,11 +55,11 @@ def _values(text: str) -> list[str]:
   """Splits a text at the commas outside brackets, and expands first..last into whole numbers."""
   if any(text.count(a) != text.count(b) for a, b in ('()', '[]')):
     raise ConfigError(f'--sweep: a bracket of {text!r} is open')
-  found = [v.strip() for v in re.split(r',(?![^(\[]*[)\]])', text)]
-  if '' in found:
+  values = [v.strip() for v in re.split(r',(?![^(\[]*[)\]])', text)]
+  if '' in values:
     raise ConfigError(f'--sweep: {text!r} has an empty value; take a comma away')
   result: list[str] = []
-  for value in found:
+  for value in values:
     ends = re.fullmatch(r'(-?\d+)\.\.(-?\d+)', value)
     if ends is None:
       result.append(value)
@@ -126,13 +126,13 @@ def apply(config: Any, overrides: Overrides) -> Any:
 
 def differences(config: Any, fresh: Any) -> Overrides:
   """Returns the values of a config that differ from those of another config with the same keys."""
-  found: Overrides = {}
+  changed: Overrides = {}
   for key, value in config.items():
     if isinstance(value, ConfigDict):
-      found |= {f'{key}.{k}': v for k, v in differences(value, fresh[key]).items()}
+      changed |= {f'{key}.{k}': v for k, v in differences(value, fresh[key]).items()}
     elif key not in fresh or value != fresh[key] or type(value) is not type(fresh[key]):
-      found[key] = value
-  return found
+      changed[key] = value
+  return changed
 
 
 def check_different(among: Sequence[Overrides], config: Any) -> None:

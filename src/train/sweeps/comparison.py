@@ -83,24 +83,24 @@ def write_comparison(workdir: Path, config: Any, members: Sequence[Member], know
   """
   _, metric, lower, *_ = TASKS[config.task]
   known = Known() if known is None else known
-  found = [known.outcome(member, config) for member in members]
+  outcomes = [known.outcome(member, config) for member in members]
   order = lambda o: (o.best is None, (1 if lower else -1) * (o.best or 0))  # noqa: E731
-  found.sort(key=order)
+  outcomes.sort(key=order)
   keys = list(dict.fromkeys(k for m in members for k in m.overrides))
   keys = [k for k in keys if len({repr(m.overrides.get(k)) for m in members}) > 1] or keys
   head = [*keys, 'state', f'best {metric}', f'last {metric}', f'steps to {config.target:g}', 'examples/s']
-  rows = [_row(o, keys) for o in found]
+  rows = [_row(o, keys) for o in outcomes]
   text = columns(head, rows)
-  over_seeds = _over_seeds(found, keys, metric, lower) if 'seed' in keys and len(keys) > 1 else ''
-  failed = [f'{o.member.name}: {o.member.words}' for o in found if o.member.state == 'failed']
+  over_seeds = _over_seeds(outcomes, keys, metric, lower) if 'seed' in keys and len(keys) > 1 else ''
+  failed = [f'{o.member.name}: {o.member.words}' for o in outcomes if o.member.state == 'failed']
   text = '\n\n'.join(filter(None, [text, over_seeds, '\n'.join(failed)]))
   files.write(workdir / 'table.txt', text + '\n')
   states = collections.Counter(m.state for m in members)
-  best = found[0] if found and found[0].best is not None else None
+  best = outcomes[0] if outcomes and outcomes[0].best is not None else None
   cards = [('members', str(len(members))), *((s, str(n)) for s, n in states.items())]
   if best is not None:
     cards += [(f'best {metric}: {best.member.name}', f'{best.best:.4g}')]
-  lines = {o.member.name: o for o in found if o.curve}
+  lines = {o.member.name: o for o in outcomes if o.curve}
   target = config.target or None
   many = len(lines) > 8
   charts = [
@@ -108,7 +108,7 @@ def write_comparison(workdir: Path, config: Any, members: Sequence[Member], know
     chart(
       metric, {n: [(t, v) for _, t, v in o.curve] for n, o in lines.items()}, x='seconds', target=target, faint=many
     ),
-    *_by_setting(found, keys, metric),
+    *_by_setting(outcomes, keys, metric),
   ]
   page = render(
     'sweep.html',
@@ -118,7 +118,7 @@ def write_comparison(workdir: Path, config: Any, members: Sequence[Member], know
     charts=[c for c in charts if c],
     head=['member', *head],
     rows=[
-      {'cells': [o.member.name, *row], 'link': _link(workdir, o.member)} for o, row in zip(found, rows, strict=True)
+      {'cells': [o.member.name, *row], 'link': _link(workdir, o.member)} for o, row in zip(outcomes, rows, strict=True)
     ],
   )
   files.write(workdir / 'sweep.html', page)
@@ -137,18 +137,18 @@ def _link(workdir: Path, member: Member) -> str:
   return os.path.relpath(report, workdir) if report.exists() else ''
 
 
-def _groups(found: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str, ...], list[float]]:
+def _groups(outcomes: Sequence[Outcome], keys: Sequence[str]) -> dict[tuple[str, ...], list[float]]:
   """Groups the best values by the settings of these keys."""
   groups: dict[tuple[str, ...], list[float]] = {}
-  for o in found:
+  for o in outcomes:
     if o.best is not None:
       groups.setdefault(tuple(str(o.member.overrides.get(k, '')) for k in keys), []).append(o.best)
   return groups
 
 
-def _over_seeds(found: Sequence[Outcome], keys: Sequence[str], metric: str, lower: bool) -> str:
+def _over_seeds(outcomes: Sequence[Outcome], keys: Sequence[str], metric: str, lower: bool) -> str:
   others = [k for k in keys if k != 'seed']
-  groups = _groups(found, others)
+  groups = _groups(outcomes, others)
   order = sorted(groups, key=lambda g: (1 if lower else -1) * statistics.median(groups[g]))
   rows = [
     [*g, str(len(v)), f'{statistics.median(v):.4g}', f'{min(v):.4g} to {max(v):.4g}']
@@ -157,13 +157,13 @@ def _over_seeds(found: Sequence[Outcome], keys: Sequence[str], metric: str, lowe
   return columns([*others, 'seeds', f'median best {metric}', 'range'], rows)
 
 
-def _by_setting(found: Sequence[Outcome], keys: Sequence[str], metric: str) -> list[Any]:
+def _by_setting(outcomes: Sequence[Outcome], keys: Sequence[str], metric: str) -> list[Any]:
   """Draws a chart for each numeric setting: the median of the best values over all other settings."""
   charts = []
   for key in keys:
-    numbers = {o.member.overrides.get(key) for o in found}
+    numbers = {o.member.overrides.get(key) for o in outcomes}
     if key == 'seed' or len(numbers) < 3 or not all(isinstance(n, int | float) for n in numbers):
       continue
-    points = sorted((float(k), statistics.median(v)) for (k,), v in _groups(found, [key]).items())
+    points = sorted((float(k), statistics.median(v)) for (k,), v in _groups(outcomes, [key]).items())
     charts.append(chart(f'best {metric}', {key: points}, x=key, log_x=True))
   return charts

@@ -38,14 +38,17 @@ _SLURM = flags.DEFINE_list('slurm', [], "submitit's parameters: partition=gpu,gp
 def members_of(config: Any, workdir: Path) -> list[Member]:
   """Returns the members that --sweep names, or else those of the config file's `sweep()`."""
   if _SWEEP.value is not None:
-    found = parse_sweep(_SWEEP.value, config)
+    combinations = parse_sweep(_SWEEP.value, config)
   else:
     sweep_of_config = config_functions().get('sweep')
     if sweep_of_config is None:
       raise ConfigError(f'{config_path()} has no sweep(); write --sweep=seed=0..4')
-    found = [resolved(overrides, config) for overrides in yielded(sweep_of_config)]
-  check_different(found, config)
-  return [Member(name, o, str(workdir / 'members' / name)) for name, o in zip(names_of(found), found, strict=True)]
+    combinations = [resolved(overrides, config) for overrides in yielded(sweep_of_config)]
+  check_different(combinations, config)
+  return [
+    Member(name, o, str(workdir / 'members' / name))
+    for name, o in zip(names_of(combinations), combinations, strict=True)
+  ]
 
 
 def yielded(sweep: Callable[[], Any]) -> list[Overrides]:
@@ -54,18 +57,20 @@ def yielded(sweep: Callable[[], Any]) -> list[Overrides]:
   Raises:
     ConfigError: it yields nothing, or something other than overrides.
   """
-  found = sweep()
-  if isinstance(found, dict) or not isinstance(found, Iterable):
-    raise ConfigError(f'sweep() of {config_path()} returns {type(found).__name__}; let it yield a dict for each member')
-  found = list(found)
+  entries = sweep()
+  if isinstance(entries, dict) or not isinstance(entries, Iterable):
+    raise ConfigError(
+      f'sweep() of {config_path()} returns {type(entries).__name__}; let it yield a dict for each member'
+    )
+  entries = list(entries)
   odd = next(
-    (entry for entry in found if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry)), None
+    (entry for entry in entries if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry)), None
   )
   if odd is not None:
     raise ConfigError(f'sweep() of {config_path()} yields {odd!r}, not a dict of settings by their keys')
-  if not found:
+  if not entries:
     raise ConfigError(f'sweep() of {config_path()} yields nothing')
-  return found
+  return entries
 
 
 def command(member: Member, config: Any) -> list[str]:
@@ -123,9 +128,9 @@ class Sweep:
     if not self.path.exists():
       return {}
     try:
-      found = jsonfile.read(self.path)
-      if all({'name', 'state', 'overrides'} <= m.keys() for m in found['members']):
-        return found
+      stored = jsonfile.read(self.path)
+      if all({'name', 'state', 'overrides'} <= m.keys() for m in stored['members']):
+        return stored
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
       pass
     print(f'{self.path} cannot be read: all members are started again, and go on from what they have', file=sys.stderr)
