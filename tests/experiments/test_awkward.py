@@ -54,6 +54,7 @@ def test_configs_on_the_command_line(tmp_path, name):
   assert words in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr and not (tmp_path / 'out').exists()
 
 
+@pytest.mark.long
 def test_help_is_help():
   done = commands.run('experiments/train.py', '--help')
   assert '--workdir' in done.stdout and 'error' not in done.stderr

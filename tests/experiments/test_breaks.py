@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 # Lost
 
 
+@pytest.mark.long
 def test_an_export_knows_its_step(tmp_path, monkeypatch):
   config = small('sgd', steps=3)
   train(config, tmp_path, quiet=True)

@@ -87,6 +87,7 @@ def test_too_many_in_a_row_end_the_run_and_those_apart_do_not(tmp_path):
     train(config, tmp_path / 'row', quiet=True, run=poisoned(run, [1, 2, 3], np.nan))
 
 
+@pytest.mark.long
 def test_a_rollback_returns_to_the_checkpoint_and_goes_on_with_later_data(tmp_path):
   config = config_of(not_finite='rollback')
   config.checkpoint_every = 3
@@ -118,6 +119,7 @@ def test_a_rollback_that_leads_nowhere_ends(tmp_path):
     train(config, tmp_path, quiet=True, run=poisoned(build(config), range(2, 99), np.nan))
 
 
+@pytest.mark.long
 def test_a_spike_is_found_and_its_layer_named(tmp_path):
   config = config_of(spike='skip', steps=30)
   config.sgd.learning_rate = 1e-4

@@ -76,7 +76,7 @@ def one_device():
   return five_steps('data=1', jax.devices()[:1])
 
 
-@pytest.mark.brief('data=4,model=2')
+@pytest.mark.long
 @pytest.mark.parametrize('mesh', ['data=8', 'data=4,model=2', 'data=2,model=4', 'data=4,fsdp=2'])
 def test_eight_devices_equal_one(mesh, one_device):
   for a, b in zip(five_steps(mesh, jax.devices()), one_device, strict=True):
@@ -128,7 +128,7 @@ def test_blocks_of_a_config(tmp_path):
   assert '2 blocks of' in (tmp_path / 'coverage.txt').read_text()
 
 
-@pytest.mark.brief('sgd', 'adam')
+@pytest.mark.brief('sgd')
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_every_optimiser_trains_on_the_mesh(tmp_path, optimizer):
   rows = train(small(optimizer, steps=9), tmp_path, quiet=True)

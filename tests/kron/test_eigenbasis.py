@@ -285,6 +285,7 @@ def test_adam_in_the_eigenbasis_equals_adam_on_rotated_gradients(x64):
       close(matrices(updates)[name], u['A'][0] @ expected[name] @ u['G'][0].T, 1e-4)
 
 
+@pytest.mark.long
 def test_adam_in_the_eigenbasis_is_adam_where_there_is_no_block():
   params, (x, y) = dense_params() | {'other': jnp.arange(1.0, 4.0)}, data()
 

@@ -68,7 +68,7 @@ def test_intervals_of_one_change_nothing():
     jax.tree.map(lambda s, t: close(s, t, 1e-12), (a, state_a), (b, state_b))
 
 
-@pytest.mark.brief('4-2')
+@pytest.mark.long
 @pytest.mark.parametrize('every, statistics_every', [(1, 1), (3, 1), (4, 2), (8, 8), (32, 5)])
 def test_what_is_due_is_new_and_the_rest_is_old(every, statistics_every):
   """Against the inverse of all at once, slot by slot; over one interval and a half."""

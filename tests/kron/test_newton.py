@@ -269,6 +269,7 @@ def test_negative_curvature_ends_the_solution():
   assert flat.negative and (flat.x['x'] == params['x']).all()  # the gradient itself
 
 
+@pytest.mark.long
 def test_a_warm_start_begins_at_the_last_solution():
   _, params, args, curvature = make()
   tx = kron.natural_gradient(1.0, damping=1e-2, max_iterations=100, tolerance=1e-8, warm_start=1.0)

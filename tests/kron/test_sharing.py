@@ -110,6 +110,7 @@ def test_reduce_is_refused_where_it_means_nothing():
     kron.curvature(loss, params, tokens(), fisher='exact', sharing='both')
 
 
+@pytest.mark.long
 def test_a_tied_embedding_keeps_a_diagonal_for_its_vocabulary():
   params = normals({'embedding': (11, 4), 'mix': (4, 4)})
   x = tokens()

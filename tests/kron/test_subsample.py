@@ -51,7 +51,7 @@ def loss_fn(params, x, y, mask):
 CHOICES = [(s, a) for s in ('expand', 'reduce') for a in ('kronecker', 'unit', 'diagonal')]
 
 
-@pytest.mark.brief('2-reduce-unit')
+@pytest.mark.long
 @pytest.mark.parametrize(
   'shards, sharing, approximation', [(1, *CHOICES[0]), (3, *CHOICES[0]), *((2, *c) for c in CHOICES)]
 )

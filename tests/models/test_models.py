@@ -70,7 +70,7 @@ def test_the_tables_place_every_parameter(name):
   assert size / 2 <= local < 0.6 * size and size - SIZES[name] < 1e-3 * size
 
 
-@pytest.mark.brief('imagenet-False')
+@pytest.mark.long
 @pytest.mark.parametrize(
   'stem, bottleneck', [('small', False), ('small', True), ('patches', False), ('imagenet', False), ('imagenet', True)]
 )

@@ -203,6 +203,7 @@ def test_over_sharded_parameters_gradients_are_gathered_once(model, spec):
   assert plain.sent() <= sgd.sent() + gradients * (shards - 1) / shards + 64 * len(params)
 
 
+@pytest.mark.long
 def test_no_activation_is_gathered():
   """Tensor parallelism in pairs of columns and rows: all-reduces, and gathers of gradients alone."""
   c = case('transformer', 'data=4,model=2')

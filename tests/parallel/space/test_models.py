@@ -64,6 +64,7 @@ def test_strips_equal_the_whole_in_f64(x64, name, spec):
   assert max(apart(five_steps(of(name, spec, jnp.float64)), on_one_device(name, jnp.float64)).values()) <= 1e-10
 
 
+@pytest.mark.long('convnet')
 @pytest.mark.parametrize('name', IN_FLOAT32)
 def test_no_activation_is_gathered(name):
   """Along the strips nothing is gathered but factors and their inverses, when they are renewed."""

@@ -97,6 +97,7 @@ def agrees(window, size, shards, groups, dtype, tolerance):
   assert max(errors(fn, x, w, mesh_of(shards)).values()) <= tolerance
 
 
+@pytest.mark.long
 @given(windows, st.integers(1, 24), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2, 4]))
 @settings(max_examples=2, deadline=None, derandomize=True)
 def test_any_convolution(window, size, shards, groups):
