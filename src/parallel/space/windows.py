@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .halo import Strip, journeys
+from .halo import Strip
 
 
 class Window(NamedTuple):
@@ -54,23 +54,3 @@ def need(window: Window, strip: Strip) -> Need:
   last = (starts + (out.counts - 1) * window.stride + window.extent - 1) // window.base
   counts = np.where(out.counts, np.maximum(last - first + 1, 0), 0)
   return Need(out, tuple(first.tolist()), tuple(counts.tolist()), tuple(phases.tolist()), span)
-
-
-def least_rows(window: Window, strip: Strip) -> int:
-  """Returns the number of rows of other devices that all devices together read; no exchange can receive fewer."""
-  wanted = need(window, strip)
-  total = 0
-  for i in range(strip.shards):
-    places = range(*wanted.out.bounds[i : i + 2])
-    touched = {p * window.stride - window.low + k * window.dilation for p in places for k in range(window.size)}
-    rows = {t // window.base for t in touched if t % window.base == 0}
-    rows_of_device = range(*strip.bounds[i : i + 2])
-    total += sum(0 <= r < strip.size and r not in rows_of_device for r in rows)
-  return total
-
-
-def moved_rows(window: Window, strip: Strip) -> int:
-  """Returns the number of rows that travel."""
-  wanted = need(window, strip)
-  needed = journeys(strip, wanted.first, wanted.counts)
-  return int(np.sum([j.length * len(j.receivers) for j in needed if j.shift], initial=0))

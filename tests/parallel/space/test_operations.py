@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kronmesh import parallel
-from kronmesh.parallel.space.windows import Window, least_rows, moved_rows, need
+from kronmesh.parallel.space.halo import journeys
+from kronmesh.parallel.space.windows import Window, need
 from tests.draws import normal
 from tests.parallel.space.operations import OPERATIONS, case, conv, errors
 
@@ -60,6 +61,26 @@ windows = st.builds(
   base=st.integers(1, 3),
   dilation=st.integers(1, 3),
 )
+
+
+def least_rows(window, strip):
+  """Returns the number of rows of other devices that all devices together read; no exchange can receive fewer."""
+  wanted = need(window, strip)
+  total = 0
+  for i in range(strip.shards):
+    places = range(*wanted.out.bounds[i : i + 2])
+    touched = {p * window.stride - window.low + k * window.dilation for p in places for k in range(window.size)}
+    rows = {t // window.base for t in touched if t % window.base == 0}
+    rows_of_device = range(*strip.bounds[i : i + 2])
+    total += sum(0 <= r < strip.size and r not in rows_of_device for r in rows)
+  return total
+
+
+def moved_rows(window, strip):
+  """Returns the number of rows that travel."""
+  wanted = need(window, strip)
+  needed = journeys(strip, wanted.first, wanted.counts)
+  return sum(int(j.length) * len(j.receivers) for j in needed if j.shift)
 
 
 @given(windows, st.integers(1, 40), st.integers(1, 8))
