@@ -39,7 +39,6 @@ _COUNT = flags.DEFINE_integer('count', 30, 'How many lines.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Which lines, and how they are changed.')
 _OUT = flags.DEFINE_string('out', None, 'A .txt file for the table.')
 
-_COPIED = ('src', 'tests', 'scripts', 'experiments', 'docs', 'README.md', 'pyproject.toml', 'setup.cfg', 'CHANGELOG.md')
 _COMPARE = {
   ast.Eq: ('==', '!='),
   ast.NotEq: ('!=', '=='),
@@ -153,13 +152,10 @@ def tried(change: Change) -> Found:
   start = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder) / 'repository'
-    copy.mkdir()
-    for name in _COPIED:
-      source = ROOT / name
-      if source.is_dir():
-        shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
-      else:
-        shutil.copy(source, copy / name)
+    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split('\0')[:-1]:
+      (copy / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(ROOT / name, copy / name)
     target = copy / change.path.relative_to(ROOT)
     target.write_text(change.applied(target.read_text()))
     (Path(folder) / 'path').mkdir()

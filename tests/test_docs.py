@@ -3,6 +3,7 @@
 import doctest
 import functools
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
@@ -15,6 +16,7 @@ import optax
 import pytest
 
 import kronmesh
+from experiments.configs import digits
 from kronmesh import data, kron, models, parallel
 from tests.draws import integers, normal
 
@@ -33,6 +35,16 @@ def modules():
 def test_docstrings_run():
   results = [doctest.testmod(module) for module in modules()]
   assert sum(r.attempted for r in results) > 5 and not any(r.failed for r in results)
+
+
+def test_a_number_in_brackets_after_a_setting_is_its_default():
+  defaults = {name: p.default for name, p in inspect.signature(kron.curvature).parameters.items()}
+  defaults |= digits.get_config().to_dict()
+  pages = [path.read_text() for path in (ROOT / 'docs').rglob('*.md')]
+  named = [match for page in pages for match in re.findall(r'`(\w+)` \(([\d.,]+)\)', page)]
+  assert 'max_factor' in dict(named)
+  for name, number in named:
+    assert float(number.replace(',', '')) == defaults[name], name
 
 
 @pytest.mark.brief('1')

@@ -58,10 +58,23 @@ SHAPES = st.lists(
 )
 
 
-@pytest.mark.long
-@settings(deadline=None, max_examples=25)
-@given(SHAPES, st.sampled_from([1, 2, 4, 5, 6]), st.booleans(), st.booleans())
+DEALS = (SHAPES, st.sampled_from([1, 2, 4, 5, 6]), st.booleans(), st.booleans())
+
+
+@settings(deadline=None, max_examples=3, derandomize=True)
+@given(*DEALS)
 def test_every_matrix_has_one_place(shapes, owners, local, row_sharded):
+  check_places(shapes, owners, local, row_sharded)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=50)
+@given(*DEALS)
+def test_every_matrix_has_one_place_in_many_deals(shapes, owners, local, row_sharded):
+  check_places(shapes, owners, local, row_sharded)
+
+
+def check_places(shapes, owners, local, row_sharded):
   items = blocks_of(shapes)
   layout = kron.lay_out(items, kron.Deal(owners, local and owners > 1, row_sharded))
   seen = {name: set() for name in layout.stacks}

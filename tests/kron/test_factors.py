@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kronmesh import kron
+from kronmesh.kron.operators.factor import gram as gram_of
+from kronmesh.kron.operators.factor import multiply, rotate, split
 from tests.draws import normal
 from tests.kron.reference import close, gram, input_rows
 
@@ -342,3 +344,22 @@ def test_blocks_that_cannot_be_are_one_line(blocks, words):
   loss = lambda p, x: kron.observe.gaussian(x @ p['w']).mean()  # noqa: E731
   with pytest.raises(kron.CurvatureError, match=words):
     kron.curvature(loss, {'w': normal(3, 2)}, normal(4, 3), blocks=blocks)
+
+
+@pytest.mark.parametrize('size, largest', [(5, 5), (5, 1), (5, 2), (6, 3)])
+def test_a_factor_in_diagonal_blocks_is_that_of_its_dense_matrix(size, largest):
+  """The gram matrix, the product with an inverse, and the rotation into a basis, with two slots."""
+  factor = split(2, size, largest)
+  rows, v = normal(2, 7, size), normal(2, size, 3, seed=1)
+  blocks = np.asarray(gram_of(factor, rows))
+  assert blocks.shape == (factor.rows, factor.n, factor.n)
+  dense = np.zeros((2, factor.parts * factor.n, factor.parts * factor.n), np.float32)
+  for i, block in enumerate(blocks):
+    at = i % factor.parts * factor.n
+    dense[i // factor.parts, at : at + factor.n, at : at + factor.n] = block
+  dense = dense[:, :size, :size]
+  products = np.einsum('sri,srj->sij', rows, rows)
+  close(dense, np.where(dense != 0, products, 0), 1e-6)
+  assert largest < size or (dense != 0).all()
+  close(multiply(factor, jnp.asarray(blocks), v), np.einsum('sij,sjk->sik', dense, v), 1e-6)
+  close(rotate(factor, jnp.asarray(blocks), rows), np.einsum('sri,sij->srj', rows, dense), 1e-6)

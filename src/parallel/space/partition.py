@@ -93,7 +93,7 @@ def _true(x: Any, strips: dict[int, Strip]) -> jax.ShapeDtypeStruct:
         f'{s.size} of them no padding'
       )
     shape[dim] = s.size
-  return jax.ShapeDtypeStruct(tuple(shape), jax.numpy.result_type(x) if not hasattr(x, 'dtype') else x.dtype)
+  return jax.ShapeDtypeStruct(tuple(shape), jax.numpy.result_type(x))
 
 
 def _inside(ops: Sequence[Op]) -> int:

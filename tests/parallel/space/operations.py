@@ -86,7 +86,25 @@ def branch(x, w):
   return lax.cond(w.sum() > 1e6, lambda x: x * w, lambda x: jnp.maximum(x, 0.1) * w[0], x)
 
 
+def many(x, w):
+  """Most kinds of operations one after another, so that one compiled program tries them all."""
+  y = conv()(x, w)
+  y = (
+    nn.max_pool(y, (3, 3), (1, 1), 'SAME')
+    + nn.avg_pool(y, (2, 2), (1, 1), 'SAME')
+    - nn.max_pool(-y, (2, 2), (1, 1), 'SAME')
+  )
+  y = y * jax.nn.softmax(y, axis=1) + jnp.exp(-(y**2)).mean((1, 2), keepdims=True)
+  y = jnp.pad(y, ((0, 0), (2, 2), (1, 1), (0, 0)), mode='reflect')[:, 1:-3, 2:]
+  y = jnp.concatenate([y, jnp.roll(y, 1, axis=1), jnp.pad(y[:, :-1], ((0, 0), (0, 1), (0, 0), (0, 0)))], -1)[..., 1::3]
+  y = y + 0.5 * y[:, ::-1] + jnp.repeat(y, 2, axis=1)[:, ::2]
+  y = jnp.stack([*jnp.moveaxis(y, 2, 0)], 2)
+  y = (y.reshape(y.shape[0], -1, 4) @ w[0, 0]).reshape(y.shape)
+  return group_norm(conv((2, 2), dilation=(2, 1))(y, w), w[0, 0, 0])
+
+
 OPERATIONS = {
+  'many': Operation(many, (3, 3, 4, 4)),
   'conv': Operation(conv(), (3, 3, 4, 5)),
   'even kernel': Operation(conv(), (4, 2, 4, 5)),
   'strided': Operation(conv((2, 2)), (3, 3, 4, 5)),

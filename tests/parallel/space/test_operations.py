@@ -29,7 +29,7 @@ def fits(name, height):
   return height % operation.multiple == 0 and height >= operation.least
 
 
-@pytest.mark.brief('transposed')
+@pytest.mark.brief('many', 'transposed')
 @pytest.mark.parametrize('name', OPERATIONS)
 def test_strips_equal_the_whole(name):
   height = 19 if fits(name, 19) else 18
