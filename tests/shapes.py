@@ -1,6 +1,8 @@
 """Checks the shapes and types in signatures while tests run: `make test SHAPES=1`."""
 
-from beartype import BeartypeConf, beartype
+import numpy as np
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 
-# Numbers may be given as ints where a float is meant, as PEP 484 has it.
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+# An int may stand where a float is meant, as PEP 484 has it. The parameters of a traced operation may be NumPy's numbers.
+NUMBERS = BeartypeHintOverrides({int: int | np.integer, float: float | int | np.integer | np.floating})
+check = beartype(conf=BeartypeConf(hint_overrides=NUMBERS))
