@@ -41,7 +41,7 @@ from kronmesh.train.runtime.workdir import read_rows
 _KILLS = flags.DEFINE_integer('kills', 10, 'How many times.', lower_bound=1)
 _MESHES = flags.DEFINE_bool('meshes', False, 'Draw another mesh at every start.')
 _PROCESSES = flags.DEFINE_bool('processes', False, 'Draw runs of two processes too.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments, meshes and processes that are drawn.')
+_SEED = flags.DEFINE_integer('seed', 0, 'The seed by which moments, meshes and processes are drawn.')
 _OUT = flags.DEFINE_string('out', None, 'A .txt file for the result; default: in the work folder.')
 
 # Steps of a few milliseconds, with a save after every tenth step.
@@ -201,10 +201,9 @@ def _compare(whole: Path, parts: Path, steps: int, exact: bool) -> float:
   losses = [[(r['step'], r['loss']) for r in rows_of_run if 'loss' in r] for rows_of_run in rows]
   if [step for step, _ in losses[0]] != [step for step, _ in losses[1]] or len(losses[0]) != steps:
     raise RunError(f'steps differ: {len(losses[0])} and {len(losses[1])} of {steps}')
-  values = [{'losses': np.array([loss for _, loss in rows_of_run])} for rows_of_run in losses]
   values = [
-    losses_of_run | _leaves(load_export(f / 'export')[0])
-    for losses_of_run, f in zip(values, (whole, parts), strict=True)
+    {'losses': np.array([loss for _, loss in steps_of_run]), **_leaves(load_export(f / 'export')[0])}
+    for steps_of_run, f in zip(losses, (whole, parts), strict=True)
   ]
   if values[0].keys() != values[1].keys():
     raise RunError('the parameters of the final model are others')

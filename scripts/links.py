@@ -82,14 +82,14 @@ class Pykeen:
 
 
 def measured(preset: str, methods: dict[str, Any]) -> dict[str, Any]:
-  results_of = {}
+  by_method = {}
   for name, run in methods.items():
     tried = [{'setting': s, **run(preset, s, 0, 'valid')} for s in SETTINGS[name]]
     best = max(tried, key=lambda t: t['mrr'])['setting']
     tests = [run(preset, best, seed, 'test') for seed in range(1, SEEDS.value + 1)]
-    results_of[name] = {'setting': best, 'tried': tried, 'tests': tests}
+    by_method[name] = {'setting': best, 'tried': tried, 'tests': tests}
     print(f'{preset} {name}: {best}, MRR {np.mean([t["mrr"] for t in tests]):.3f}', file=sys.stderr)
-  return results_of
+  return by_method
 
 
 def measure() -> None:

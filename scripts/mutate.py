@@ -5,8 +5,6 @@ python scripts/mutate.py --count=30 --seed=0
 Each line is drawn with the same probability from those that compute or decide something, and one operator or number of
 it is changed in a copy of the repository. The tests of its package run first, then all others, until one fails. The
 table names the change and the test. The exit code is 3 if a change was not noticed.
-
-The results from one machine are in docs/mutations.txt.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ _COUNT = flags.DEFINE_integer('count', 30, 'How many lines.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Which lines, and how they are changed.')
 _OUT = flags.DEFINE_string('out', None, 'A .txt file for the table.')
 
-_COMPARE = {
+_CHANGED = {
   ast.Eq: ('==', '!='),
   ast.NotEq: ('!=', '=='),
   ast.Lt: ('<', '>='),
@@ -50,8 +48,6 @@ _COMPARE = {
   ast.NotIn: ('not in', 'in'),
   ast.Is: ('is', 'is not'),
   ast.IsNot: ('is not', 'is'),
-}
-_ARITHMETIC = {
   ast.Add: ('+', '-'),
   ast.Sub: ('-', '+'),
   ast.Mult: ('*', '/'),
@@ -99,7 +95,7 @@ def changes(path: Path) -> dict[int, list[Change]]:
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
-  """Yields the nodes below, except those of annotations, error messages and definitions of types."""
+  """Yields the nodes below, except those of annotations, decorators, error messages and imports."""
   if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
     return
   yield node
@@ -113,9 +109,9 @@ def _computing(node: ast.AST) -> Iterator[ast.AST]:
 
 def _of_node(path: Path, lines: list[str], node: ast.AST) -> Iterator[Change]:
   if isinstance(node, ast.Compare) and len(node.ops) == 1:
-    yield from _between(path, lines, node.left, node.comparators[0], *_COMPARE[type(node.ops[0])])
-  elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-    yield from _between(path, lines, node.left, node.right, *_ARITHMETIC[type(node.op)])
+    yield from _between(path, lines, node.left, node.comparators[0], *_CHANGED[type(node.ops[0])])
+  elif isinstance(node, ast.BinOp) and type(node.op) in _CHANGED:
+    yield from _between(path, lines, node.left, node.right, *_CHANGED[type(node.op)])
   elif isinstance(node, ast.BoolOp):
     old, new = ('and', 'or') if isinstance(node.op, ast.And) else ('or', 'and')
     yield from _between(path, lines, node.values[0], node.values[1], old, new)

@@ -86,13 +86,13 @@ def buckets(leaves: Sequence[Any], bucket_bytes: int) -> list[list[int]]:
   by_dtype: dict[Any, list[list[int]]] = {}
   filled: dict[Any, int] = {}
   for i, leaf in enumerate(leaves):
-    buckets = by_dtype.setdefault(leaf.dtype, [])
-    if not buckets or filled[leaf.dtype] >= bucket_bytes:
-      buckets.append([])
+    groups = by_dtype.setdefault(leaf.dtype, [])
+    if not groups or filled[leaf.dtype] >= bucket_bytes:
+      groups.append([])
       filled[leaf.dtype] = 0
-    buckets[-1].append(i)
+    groups[-1].append(i)
     filled[leaf.dtype] += leaf.size * leaf.dtype.itemsize
-  return [bucket for bucket_list in by_dtype.values() for bucket in bucket_list]
+  return [group for groups in by_dtype.values() for group in groups]
 
 
 # --- for flat vectors whose length is a multiple of the number of devices

@@ -102,11 +102,10 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 def _logical(run: Run, state: TrainState) -> TrainState:
   """Returns the state as a checkpoint holds it: factors by parameter, keys as numbers, and no graphs."""
-  collections_saved = {
-    k: v for k, v in state.model_state.items() if k != constants.COLLECTION
-  }  # graphs are constants of a mesh
+  # Graphs are constants of a mesh.
+  model_state = {name: values for name, values in state.model_state.items() if name != constants.COLLECTION}
   logical = kron.to_logical(state.opt_state)
-  return state._replace(key=jax.random.key_data(state.key), model_state=collections_saved, opt_state=logical)
+  return state._replace(key=jax.random.key_data(state.key), model_state=model_state, opt_state=logical)
 
 
 class Saver:
@@ -132,21 +131,19 @@ class Saver:
       scores: the scores of the evaluation, if there was one.
       at_once: whether the run ends here.
     """
-    new_config = self.config
-    if not new_config.keep_checkpoints:
+    config = self.config
+    if not config.keep_checkpoints:
       return
     sign = 1 if self.run.task.lower_is_better else -1
     metric = scores[self.run.task.target] if scores else math.nan
     metric = metric if math.isfinite(metric) else sign * math.inf  # no evaluation, or a non-finite one, ranks last
     minutes = (
-      processes.agree(monotonic() - self.saved > 60 * new_config.checkpoint_minutes)
-      if new_config.checkpoint_minutes
-      else False
+      processes.agree(monotonic() - self.saved > 60 * config.checkpoint_minutes) if config.checkpoint_minutes else False
     )
-    due = at_once or minutes or (new_config.checkpoint_every and step % new_config.checkpoint_every == 0)
+    due = at_once or minutes or (config.checkpoint_every and step % config.checkpoint_every == 0)
     if (due or self._is_best(sign, metric)) and step not in self.checkpoints.all_steps():
       logical = self.logical(state)
-      about = {'config': as_json(new_config), 'data': {'next_index': position}}
+      about = {'config': as_json(config), 'data': {'next_index': position}}
       about['x64'] = bool(jax.config.jax_enable_x64)
       about['values'] = [int(x) for x in jax.device_get(_fingerprints(logical))]
       about['check'] = _check(about)

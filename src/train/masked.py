@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 
 def mean(values: Num[Array, ' b'], batch: dict[str, Array]) -> Float[Array, '']:
-  """Returns the mean over the examples of the batch; those that fill up a last batch have mask 0 and do not count."""
+  """Returns the mean over the examples of the batch that count."""
   if 'mask' not in batch:
     return values.mean()
   return (values * batch['mask']).sum() / batch['mask'].sum()

@@ -54,8 +54,8 @@ def peak(settings: Any, config: Any) -> float:
   )
 
 
-def momentum(settings: Any, rate: optax.Schedule, peak: float) -> optax.ScalarOrSchedule:
+def momentum(settings: Any, rate: optax.Schedule, peak_rate: float) -> optax.ScalarOrSchedule:
   """Returns the momentum: constant, or with `momentum_follows_rate` in proportion to the learning rate (eq. 19)."""
   if not settings.get('momentum_follows_rate'):
     return settings.momentum
-  return lambda count: settings.momentum * rate(count) / peak
+  return lambda count: settings.momentum * rate(count) / peak_rate

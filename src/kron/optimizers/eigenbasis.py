@@ -100,8 +100,8 @@ def rotated_back(block: Block, v: Array, vectors: Vectors) -> Array:
 
 def basis(state: Any, curvature: Curvature) -> dict[str, Vectors]:
   """Reads the eigenvectors of all two-factor blocks from an optimiser state, for `value_and_grad(..., basis=)`."""
-  basis = find_state(state, Eigenbasis)
-  return {b.name: basis.of(b) for b in curvature.blocks if isinstance(b.operator, Kronecker)}
+  held = find_state(state, Eigenbasis)
+  return {b.name: held.of(b) for b in curvature.blocks if isinstance(b.operator, Kronecker)}
 
 
 def matrix_shape(block: Block) -> tuple[int, ...]:

@@ -45,19 +45,19 @@ class Averages(NamedTuple):
     Args:
       due, decay: one value for all matrices, or values by stack (owner, slot).
     """
-    by_stack = lambda x, stack: x[stack] if isinstance(x, dict) else x  # noqa: E731
+    by_stack = lambda x, name: x[name] if isinstance(x, dict) else x  # noqa: E731
     factors, weights, rejected = {}, {}, self.rejected_statistics
-    for stack, x in new.items():
-      kind = self.factors.layout.stacks[stack]
-      finite, wanted = kind.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, stack)
+    for name, x in new.items():
+      stack = self.factors.layout.stacks[name]
+      finite, wanted = stack.together(jnp.isfinite(x).all((-1, -2))), by_stack(due, name)
       take = finite & wanted
-      rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, stack), x.dtype), take.shape)
-      old = self.factors[stack]
+      rate = jnp.broadcast_to(jnp.asarray(by_stack(decay, name), x.dtype), take.shape)
+      old = self.factors[name]
       mixed = rate[..., None, None] * old + (1 - rate)[..., None, None] * x
-      factors[stack] = jnp.where(take[..., None, None], mixed, old)
-      weights[stack] = jnp.where(take, rate * self.weights[stack] + (1 - rate), self.weights[stack])
+      factors[name] = jnp.where(take[..., None, None], mixed, old)
+      weights[name] = jnp.where(take, rate * self.weights[name] + (1 - rate), self.weights[name])
       dropped = ~finite & wanted
-      rejected = rejected + (dropped[0] if kind.row_sharded else dropped).sum(dtype=jnp.int32)
+      rejected = rejected + (dropped[0] if stack.row_sharded else dropped).sum(dtype=jnp.int32)
     return Averages(self.factors.filled(factors), self.weights.filled(weights), rejected)
 
   def means(self) -> dict[str, Float[Array, 'o s r n']]:

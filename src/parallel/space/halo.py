@@ -92,17 +92,16 @@ def journeys(strip: Strip, first: Ints, counts: Ints) -> list[Journey]:
 
   No device sends rows that are outside of the array. Journeys with shift 0 stay on their device.
   """
-  bounds, journeys_of = strip.bounds, {}
+  bounds, by_shift = strip.bounds, {}
   for i in range(strip.shards):
     for j in range(strip.shards):
       low = max(first[i], bounds[j])
       high = min(first[i] + counts[i], bounds[j + 1])
       if high > low:
         key = (j - i, int(high - low))
-        journeys_of.setdefault(key, []).append((i, int(low - bounds[j]), int(low - first[i])))
+        by_shift.setdefault(key, []).append((i, int(low - bounds[j]), int(low - first[i])))
   return [
-    Journey(shift, length, *map(tuple, zip(*moves, strict=True)))
-    for (shift, length), moves in sorted(journeys_of.items())
+    Journey(shift, length, *map(tuple, zip(*moves, strict=True))) for (shift, length), moves in sorted(by_shift.items())
   ]
 
 

@@ -127,16 +127,16 @@ def beside(value: Value, strips: Strips, shape: Sequence[int]) -> Array:
 
 def common(values: Sequence[Value], op: Op) -> Strips:
   """Returns the strips that values of one shape share: on each axis those of the first value that has some."""
-  strips_of_all: list[Strip | None] = []
+  shared: list[Strip | None] = []
   for strips in zip(*(v.strips for v in values), strict=True):
     there = [s for s in strips if s is not None]
-    strips_of_all.append(there[0] if there else None)
+    shared.append(there[0] if there else None)
     if len({s.axis for s in there}) > 1:
       refuse(op, f'its operands lie along {" and ".join(sorted({s.axis for s in there}))}')
-  axes = [s.axis for s in strips_of_all if s is not None]
+  axes = [s.axis for s in shared if s is not None]
   if len(set(axes)) < len(axes):
     refuse(op, f'two axes of its result would lie along {max(set(axes), key=axes.count)}')
-  return tuple(strips_of_all)
+  return tuple(shared)
 
 
 def bound(op: Op, xs: Sequence[Operand]) -> list[Array]:
