@@ -9,10 +9,10 @@ STAMP := $(VENV)/installed
 .PHONY: train train-classifier test test-all lint constraints clean
 
 train: $(STAMP)
-	$(RUN) scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
+	$(VENV)/bin/kronmesh compare --config=digits --workdir=runs/digits
 
 train-classifier: $(STAMP)
-	$(RUN) scripts/compare.py --config=experiments/configs/digits_classifier.py --workdir=runs/digits_classifier
+	$(VENV)/bin/kronmesh compare --config=digits_classifier --workdir=runs/digits_classifier
 
 test: $(STAMP)
 	$(if $(SHAPES),KRONMESH_SHAPES=1) $(RUN) -m pytest -n 2 $(TESTS)

@@ -1,11 +1,8 @@
-"""One page for a run: curves, layers, events, devices, config. It needs nothing but a browser.
+"""Writes the page of a run; the same as `kronmesh report`."""
 
-python experiments/report.py --workdir=runs/mine
+import sys
 
-A run writes it when it ends, by itself or by a fault; this makes it anew at any time.
-"""
-
-from kronmesh.train.reporting.report import command
+from kronmesh.commands.main import run
 
 if __name__ == '__main__':
-  command()
+  run('report', sys.argv[1:])

@@ -1,12 +1,8 @@
-"""Trains one config: mesh, data, model, state, step, loop.
+"""Trains one config; the same as `kronmesh train`."""
 
-python experiments/train.py --config=experiments/configs/digits.py --config.optimizer=adam --workdir=runs/adam
+import sys
 
-Without --config it trains digits.py. A second call in the same folder goes on from the last checkpoint. --dry_run checks,
-plans and ends; --profile=10:15 traces these steps.
-"""
-
-from kronmesh.train.command import command
+from kronmesh.commands.main import run
 
 if __name__ == '__main__':
-  command()
+  run('train', sys.argv[1:])

@@ -1,7 +1,7 @@
 """Trains a network to raise alarms on scenes, and scores it frame by frame against a detector without learning.
 
-python scripts/alarms.py --config=experiments/configs/anomalies.py --workdir=runs/anomalies
-python scripts/alarms.py --config=experiments/configs/accidents.py --workdir=runs/accidents
+python scripts/alarms.py --config=anomalies --workdir=runs/anomalies
+python scripts/alarms.py --config=accidents --workdir=runs/accidents
 
 A network that the work folder already holds is not trained again. Scores are for the test scenes, which training and
 its evaluations have not seen. The score of a frame is the network's probability for the clip that ends there.

@@ -1,6 +1,6 @@
 """Measures how far a batch may grow before examples are wasted: a table and a plot of the examples to a target.
 
-python scripts/batches.py --config=experiments/configs/fashion_mnist_resnet.py:small --trials=4 --workdir=runs/batches
+python scripts/batches.py --config=fashion_mnist_resnet:small --trials=4 --workdir=runs/batches
 
 At every batch size, each optimiser gets the same number of trials with the same number of examples, and then runs with
 several seeds. All runs end at the target. A second call goes on where the first stopped.
@@ -22,13 +22,13 @@ import matplotlib
 from absl import flags
 
 from kronmesh import files
+from kronmesh.commands.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
 from kronmesh.train import jsonfile
 from kronmesh.train.build import check_target
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.optimizers import SECOND_ORDER
 from kronmesh.train.reporting.tables import columns
 from kronmesh.train.sweeps.variants import member
-from scripts.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

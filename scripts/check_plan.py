@@ -1,4 +1,4 @@
-"""Compares the memory that `scripts/plan.py` forecasts with that of real steps, for several configs.
+"""Compares the memory that `kronmesh plan` forecasts with that of real steps, for several configs.
 
   python scripts/check_plan.py --out=docs/plan
 

@@ -4,7 +4,7 @@ python scripts/find.py --videos=/my/films --example=/my/clip.mp4
 python scripts/find.py --videos=/my/films --example=/my/films/a.mp4 --at=12.5 --run=runs/moving --top=50
 
 Shots are compared by the features before the logits of a trained network of clips (--run: a work folder of
-experiments/train.py), or, without --run, by the colours of their middle frames. Files are cut into shots only once; the
+kronmesh train), or, without --run, by the colours of their middle frames. Files are cut into shots only once; the
 work folder keeps the results. Files that cannot be decoded are left out and listed.
 """
 

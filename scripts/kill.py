@@ -46,7 +46,7 @@ _OUT = flags.DEFINE_string('out', None, 'A .txt file for the result; default: in
 
 # Steps of a few milliseconds, with a save after every tenth step.
 _SETTINGS = (
-  '--config=experiments/configs/digits.py',
+  '--config=digits',
   '--config.model.widths=(64, 16)',
   '--config.data.batch_size=256',
   '--config.eval_every=100',

@@ -1,6 +1,6 @@
 """Measures what the training loop adds to the bare step: metrics, progress, event files and layer logs.
 
-python scripts/loop.py --config=experiments/configs/digits.py --config.devices=1 --config.mesh=data=1
+python scripts/loop.py --config=digits --config.devices=1 --config.mesh=data=1
 
 Steps and batches are timed inside the loop, and the rest of the time is the loop's. Emulated devices run a step while
 the host waits, so that a step hides none of the loop's work, as it would on an accelerator. So this is the most that

@@ -1,6 +1,6 @@
 """Measures the cost of second order against SGD and AdamW: step times, memory, compilation, and parts against floors.
 
-python scripts/overhead.py --config=experiments/configs/noise.py:small_resnet --out=docs/overhead/small_resnet
+python scripts/overhead.py --config=noise:small_resnet --out=docs/overhead/small_resnet
 
 All members run in one process, one step of each in turn, starting at a step where intervals no longer grow. Any config
 works. experiments/configs/noise.py has models on noise, including large ones for a GPU. --config.data.batch_size,

@@ -3,7 +3,7 @@
   python scripts/resolution.py --out=docs/resolution
   python scripts/resolution.py --model=small --shards=1,2,4 --out=runs/resolution
 
-Every size is compiled for every number of strips (`scripts/plan.py`, in a separate process). If a step fits on the
+Every size is compiled for every number of strips (`kronmesh plan`, in a separate process). If a step fits on the
 devices of this machine, it is run and timed. If not, the table says what is lacking. --model=small is the narrow model
 of experiments/configs/resolution.py.
 """
@@ -54,8 +54,8 @@ Found = dict[str, dict[int, dict[str, Any]]]  # by size and number of strips
 
 
 def planned(preset: str, shards: int) -> dict[str, Any]:
-  """Returns the forecast of `scripts/plan.py`, or the reason why there is none."""
-  command = [sys.executable, str(ROOT / 'scripts/plan.py'), f'--config=experiments/configs/resolution.py:{preset}']
+  """Returns the forecast of `kronmesh plan`, or the reason why there is none."""
+  command = [sys.executable, str(ROOT / 'experiments/plan.py'), f'--config=resolution:{preset}']
   done = subprocess.run([*command, f'--mesh=space={shards}', '--json'], capture_output=True, text=True, cwd=ROOT)
   if done.returncode:
     return {'why': done.stderr.strip().splitlines()[-1].removeprefix('error: ')}

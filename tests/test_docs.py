@@ -115,27 +115,32 @@ COMMANDS = [
   for path in [*GUIDES, ROOT / 'docs/sharding.md', ROOT / 'README.md']
   for block in re.findall(r'```\n(.*?)```', path.read_text(), re.DOTALL)
   for line in block.replace('\\\n', ' ').splitlines()
-  if re.match(r'(HOSTFILE=\w+ )?(\.venv/bin/python |python |scripts/launch|sbatch)', line)
+  if re.match(r'(HOSTFILE=\w+ )?(\.venv/bin/python |python |(\.venv/bin/)?kronmesh |scripts/launch|sbatch)', line)
 ]
 
 
 @pytest.mark.parametrize('page, line', COMMANDS)
 def test_commands_in_a_page_name_scripts_flags_and_keys_that_are_there(page, line):
+  from kronmesh.commands.main import COMMANDS
+  from kronmesh.train.settings.configfile import packaged, resolve
   from kronmesh.train.settings.overrides import parse_sweep, resolved
 
   words = shlex.split(line)
   scripts = [w for w in words if re.fullmatch(r'(experiments|scripts)/[\w/]+\.(py|sh|sbatch)', w)]
-  assert scripts and all((ROOT / s).exists() for s in scripts)
+  assert scripts or words[1] in (*COMMANDS, '--version')
+  assert all((ROOT / s).exists() for s in scripts)
   flags = dict(w[2:].split('=', 1) if '=' in w else (w[2:], '') for w in words if w.startswith('--') and w != '--nodes')
   flags.pop('nodes', None)
-  path = ROOT / flags.pop('config', 'experiments/configs/digits.py').partition(':')[0]
-  scope = {}
+  path = ROOT / resolve(flags.pop('config', 'digits')).partition(':')[0]
+  path, scope = path if path.exists() else packaged()['digits'], {}  # a file of the user's own
   exec(path.read_text(), scope)
   config = scope['get_config']()
   resolved({k.removeprefix('config.'): v for k, v in flags.items() if k.startswith('config.')}, config)
   if 'sweep' in flags:
     parse_sweep(flags['sweep'], config)
-  source = ''.join(p.read_text() for f in ('experiments', 'scripts', 'src/train') for p in (ROOT / f).rglob('*.py'))
+  source = ''.join(
+    p.read_text() for f in ('experiments', 'scripts', 'src/train', 'src/commands') for p in (ROOT / f).rglob('*.py')
+  )
   for name in (k for k in flags if not k.startswith('config.')):
     assert re.search(rf"DEFINE_\w+\(\s*'{name}'", source), f'{page}: --{name}'
 

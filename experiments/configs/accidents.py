@@ -1,7 +1,7 @@
 """Alarms from a dashcam: is there a collision in the next second and a half?
 
-  python experiments/train.py --config=experiments/configs/accidents.py
-  python scripts/alarms.py --config=experiments/configs/accidents.py --workdir=runs/accidents
+  kronmesh train --config=accidents
+  python scripts/alarms.py --config=accidents --workdir=runs/accidents
 
 A 3-D ResNet sees the last 0.7 seconds of rendered scenes, which are made on first use (src/data/dashcam.py).
 `scripts/alarms.py` trains it, and then scores every frame of the test scenes next to a baseline: the expansion of the

@@ -1,7 +1,7 @@
 """Alarms on a surveillance camera: does the last frame of a clip show what should not be there?
 
-  python experiments/train.py --config=experiments/configs/anomalies.py
-  python scripts/alarms.py --config=experiments/configs/anomalies.py --workdir=runs/anomalies
+  kronmesh train --config=anomalies
+  python scripts/alarms.py --config=anomalies --workdir=runs/anomalies
 
 A 3-D ResNet sees 0.7 seconds of a real film of pedestrians with injected anomalies (src/data/surveillance.py).
 `scripts/alarms.py` trains it, and then scores every frame of the test scenes next to a baseline: the difference of

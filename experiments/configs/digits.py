@@ -1,6 +1,6 @@
 """A deep autoencoder on scikit-learn's digits by K-FAC, on an emulated mesh of 4 x 2 devices.
 
-  python experiments/train.py --config=experiments/configs/digits.py
+  kronmesh train --config=digits
 
 `make train` runs this task: fit the training images. The target is the squared error, summed over the 64 pixels.
 
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   config.steps = 100
   config.eval_every = 2
   config.target = 0.6
-  # scripts/search.py chose these from 12 settings for each optimiser; see docs/results.md.
+  # kronmesh search chose these from 12 settings for each optimiser; see docs/results.md.
   config.kfac.update({'learning_rate': 0.3, 'damping': 0.001, 'momentum': 0.8})
   config.sgd.update({'learning_rate': 0.05, 'momentum': 0.8})
   config.adam.update({'learning_rate': 5e-3, 'b1': 0.8})
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """Yields the settings that scripts/search.py tries: twelve for each optimiser."""
+  """Yields the settings that kronmesh search tries: twelve for each optimiser."""
   yield from grid('kfac', damping=(0.001, 0.003, 0.01), learning_rate=(0.1, 0.3), momentum=(0.8, 0.9))
   yield from grid('sgd', momentum=(0.8, 0.9), learning_rate=(2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1))
   yield from grid('adam', b1=(0.8, 0.9), learning_rate=(1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2))

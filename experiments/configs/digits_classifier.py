@@ -1,6 +1,6 @@
 """A classifier of scikit-learn's digits by K-FAC, on an emulated mesh of 4 x 2 devices: `make train-classifier`.
 
-  python experiments/train.py --config=experiments/configs/digits_classifier.py
+  kronmesh train --config=digits_classifier
 
 The target is the accuracy on the 299 held-out images.
 
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   config.steps = 60
   config.eval_every = 1
   config.target = 0.95
-  # scripts/search.py chose these from 12 settings for each optimiser; see docs/results.md.
+  # kronmesh search chose these from 12 settings for each optimiser; see docs/results.md.
   config.kfac.update({'learning_rate': 0.3, 'damping': 0.01, 'momentum': 0.8})
   config.sgd.update({'learning_rate': 0.7, 'momentum': 0.9})
   config.adam.update({'learning_rate': 1e-2, 'b1': 0.8})
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """Yields the settings that scripts/search.py tries: twelve for each optimiser."""
+  """Yields the settings that kronmesh search tries: twelve for each optimiser."""
   yield from grid('kfac', damping=(0.01, 0.03, 0.1), learning_rate=(0.1, 0.3), momentum=(0.8, 0.9))
   yield from grid('sgd', momentum=(0.8, 0.9), learning_rate=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
   yield from grid('adam', b1=(0.8, 0.9), learning_rate=(3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2))

@@ -1,7 +1,7 @@
 """What does the shoe do? Clips of two garments, directed by a noun whose place in WordNet's graph is the second input.
 
-  python experiments/train.py --config=experiments/configs/directed_video.py
-  python experiments/train.py --config=experiments/configs/directed_video.py --config.data.graph_shuffled=True
+  kronmesh train --config=directed_video
+  kronmesh train --config=directed_video --config.data.graph_shuffled=True
 
 Two garments move, each in one of ten ways. One of them is a kind of what the given noun names ("boot", "shoe",
 "footwear"), and the network answers with its motion. An R-GCN over the nouns makes the noun's features; the network of

@@ -1,7 +1,7 @@
 """The deep autoencoder 784-1000-500-250-30 on Fashion-MNIST by K-FAC, batch 4,096.
 
-  python experiments/train.py --config=experiments/configs/fashion_mnist_autoencoder.py
-  python scripts/compare.py --config=experiments/configs/fashion_mnist_autoencoder.py:small --trials=4
+  kronmesh train --config=fashion_mnist_autoencoder
+  kronmesh compare --config=fashion_mnist_autoencoder:small --trials=4
 
 Presets behind a colon: `full` (meant for a GPU: on two cores a step takes a second), `small` (a narrower network,
 minutes on two cores), `whole` and `whole_small` (full batches of 60,000). Needs Debian's dataset-fashion-mnist, or its

@@ -1,8 +1,8 @@
 """Garments that nobody has made: a class-conditional BigGAN on Fashion-MNIST, with an optimiser for each player.
 
-  python experiments/train.py --config=experiments/configs/fashion_mnist_resnet.py:small --workdir=runs/judge
-  python experiments/train.py --config=experiments/configs/fashion_mnist_gan.py --config.gan.judge=runs/judge
-  python experiments/train.py --config=experiments/configs/fashion_mnist_gan.py --config.gan.generator=adam
+  kronmesh train --config=fashion_mnist_resnet:small --workdir=runs/judge
+  kronmesh train --config=fashion_mnist_gan --config.gan.judge=runs/judge
+  kronmesh train --config=fashion_mnist_gan --config.gan.generator=adam
 
 The players are the generator and the discriminator. The report shows samples, a row for each class. With a judge (a
 finished run of a classifier) the score is the agreement: the share of images to which the judge gives the class that
@@ -38,7 +38,7 @@ def get_config(preset: str = 'small') -> ConfigDict:
 
 
 def spaces() -> dict[str, dict[str, tuple[float, float]]]:
-  """Returns the ranges in which scripts/compare.py tries the same number of settings for each optimiser.
+  """Returns the ranges in which kronmesh compare tries the same number of settings for each optimiser.
 
   Two players need smaller rates than a classifier.
   """

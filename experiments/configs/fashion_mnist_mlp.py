@@ -1,7 +1,7 @@
 """A multilayer perceptron 784-256-128-10 on Fashion-MNIST by K-FAC: how far can the batch grow?
 
-  python experiments/train.py --config=experiments/configs/fashion_mnist_mlp.py
-  python scripts/batches.py --config=experiments/configs/fashion_mnist_mlp.py --trials=4
+  kronmesh train --config=fashion_mnist_mlp
+  python scripts/batches.py --config=fashion_mnist_mlp --trials=4
 
 The network is small enough to try many batch sizes on two cores. Needs Debian's dataset-fashion-mnist, or its IDX files
 in a folder named by --config.data.source.

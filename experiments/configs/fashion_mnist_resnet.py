@@ -1,7 +1,7 @@
 """A small ResNet on Fashion-MNIST by K-FAC, with batches from 256 to 16,384, data-parallel over all devices.
 
-  python experiments/train.py --config=experiments/configs/fashion_mnist_resnet.py
-  python scripts/batches.py --config=experiments/configs/fashion_mnist_resnet.py:small --trials=3
+  kronmesh train --config=fashion_mnist_resnet
+  python scripts/batches.py --config=fashion_mnist_resnet:small --trials=3
 
 Presets behind a colon: `full` (30 epochs of a ResNet-8; a GPU), `small` (half as wide, strided in its first layer,
 minutes on two cores), `large` (the full one at batch 8,192, with what SP-NGD adds for large batches). Needs Debian's

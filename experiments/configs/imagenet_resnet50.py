@@ -1,6 +1,6 @@
 """ResNet-50 on ImageNet by K-FAC, bf16, batch 4,096.
 
-  python experiments/train.py --config=experiments/configs/imagenet_resnet50.py --config.data.folder=/path/to/tfds
+  kronmesh train --config=imagenet_resnet50 --config.data.folder=/path/to/tfds
 
 Reads imagenet2012 as TFDS prepares it with file_format='array_record'.
 

@@ -1,8 +1,8 @@
 """Which links does a knowledge graph lack? ComplEx and DistMult on UMLS and Kinships, by K-FAC on all of their tables.
 
-  python experiments/train.py --config=experiments/configs/links.py
-  python experiments/train.py --config=experiments/configs/links.py:kinships_distmult --config.optimizer=adam
-  python experiments/train.py --config=experiments/configs/links.py:umls_rgcn
+  kronmesh train --config=links
+  kronmesh train --config=links:kinships_distmult --config.optimizer=adam
+  kronmesh train --config=links:umls_rgcn
 
 Presets behind a colon: `umls_complex`, `umls_distmult`, `kinships_complex`, `kinships_distmult`; `umls_rgcn`, where an
 R-GCN first passes messages along the training links. The data sets come in pykeen's wheel, which pip fetches once. To

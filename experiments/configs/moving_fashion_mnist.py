@@ -1,7 +1,7 @@
 """Which way does it move? Networks on clips of moving garments, in ten motions that no single frame tells apart.
 
-  python experiments/train.py --config=experiments/configs/moving_fashion_mnist.py
-  python scripts/compare.py --config=experiments/configs/moving_fashion_mnist.py --optimizers=kfac,adam,muon --trials=5
+  kronmesh train --config=moving_fashion_mnist
+  kronmesh compare --config=moving_fashion_mnist --optimizers=kfac,adam,muon --trials=5
 
 Presets behind a colon: `resnet3d`, `r2plus1d` (convolutions over space and over time), `transformer` (attention over
 space and over time), `streaming` (the same, but causal and with a window: it can follow a camera), `single_frame` (a

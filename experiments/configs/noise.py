@@ -1,7 +1,7 @@
 """Models on noise, to measure what their steps cost: nothing is learned.
 
-  python experiments/train.py --config=experiments/configs/noise.py:small_resnet --config.steps=20
-  python scripts/overhead.py --config=experiments/configs/noise.py:resnet50 --out=docs/overhead/resnet50
+  kronmesh train --config=noise:small_resnet --config.steps=20
+  python scripts/overhead.py --config=noise:resnet50 --out=docs/overhead/resnet50
 
 Presets behind a colon, the large ones for a GPU: `resnet50` (224x224, batch 256), `resnet3d` (a 3-D ResNet-18, 16
 frames of 112x112, batch 64), `vit_b` (ViT-B/16, batch 256), `video_b` (as wide, over time and space, 16 frames of

@@ -1,7 +1,7 @@
 """A physics-informed network for Poisson's equation on the unit square, by K-FAC.
 
-  python experiments/train.py --config=experiments/configs/poisson.py
-  python scripts/compare.py --config=experiments/configs/poisson.py --optimizers=kfac,adaptive_kfac,adam,muon --trials=4
+  kronmesh train --config=poisson
+  kronmesh compare --config=poisson --optimizers=kfac,adaptive_kfac,adam,muon --trials=4
 
 The target is the squared error of the solution on a grid, relative to the solution itself. It runs in seconds on two
 cores.

@@ -1,8 +1,8 @@
 """One video model from 112 pixels to 8K: R(2+1)D on clips of 16 frames of noise, to plan and measure its cost.
 
-  python experiments/train.py --config=experiments/configs/resolution.py:small_112
+  kronmesh train --config=resolution:small_112
   python scripts/resolution.py --out=docs/resolution
-  python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
+  kronmesh plan --config=resolution:8k --mesh=space=16
 
 Presets behind a colon: `112`, `hd` (1280x720), `4k` (3840x2160), `8k` (7680x4320): one clip a step, in bf16, with
 blocks computed again in the backward pass. `small_112` and so on are narrow and shallow networks on four frames in

@@ -1,7 +1,7 @@
 """A small decoder-only transformer on the text of Python's standard library, character by character, by K-FAC.
 
-  python experiments/train.py --config=experiments/configs/text_transformer.py
-  python scripts/compare.py --config=experiments/configs/text_transformer.py:small --trials=4
+  kronmesh train --config=text_transformer
+  kronmesh compare --config=text_transformer:small --trials=4
 
 Presets behind a colon: `full` (4 layers of 256; a GPU), `small` (2 layers of 64, minutes on two cores).
 

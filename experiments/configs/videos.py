@@ -1,7 +1,7 @@
 """R(2+1)D on your copy of a set of videos: UCF-101, Kinetics, UCF-Crime, DAD, CCD, or any folder/split/class/*.mp4.
 
-  python experiments/train.py --config=experiments/configs/videos.py --config.data.source=/my/videos --config.steps=500
-  python experiments/train.py --config=experiments/configs/videos.py:ucf101 --config.data.source=/my/ucf101 --dry_run
+  kronmesh train --config=videos --config.data.source=/my/videos --config.steps=500
+  kronmesh train --config=videos:ucf101 --config.data.source=/my/ucf101 --dry_run
 
 Presets behind a colon: `video_folder`, `ucf101`, `kinetics`, `ucf_crime`, `dad`, `ccd`; src/data/layouts.py describes
 how each must be laid out. `small` trains a small network on a video_folder, in minutes on two cores. On first use all

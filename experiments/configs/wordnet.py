@@ -1,7 +1,7 @@
 """What kind of thing is each of WordNet's 82,115 nouns? An R-GCN over all of them, partitioned over `data`.
 
-  python experiments/train.py --config=experiments/configs/wordnet.py
-  python experiments/train.py --config=experiments/configs/wordnet.py --config.mesh=data=8 --config.devices=8
+  kronmesh train --config=wordnet
+  kronmesh train --config=wordnet --config.mesh=data=8 --config.devices=8
 
 A link says what a synset is a kind or an instance of. 4,000 links are held out, and every step passes messages along
 all others. A partition of the graph sends only those nodes' features that other partitions read. Presets behind a

@@ -1,7 +1,7 @@
 """Garments that no training image shows, told apart by what they are kinds of in WordNet.
 
-  python experiments/train.py --config=experiments/configs/zero_shot.py
-  python experiments/train.py --config=experiments/configs/zero_shot.py --config.data.graph_shuffled=True
+  kronmesh train --config=zero_shot
+  kronmesh train --config=zero_shot --config.data.graph_shuffled=True
 
 The data set is Fashion-MNIST without the training images of two classes (`config.data.held_out`). A second input is the
 graph of everything that the ten classes are kinds of. An R-GCN makes a vector for every class, seen or not, and a

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains with several processes under Open MPI:
 #
-#   scripts/launch/mpirun.sh 4 --config=experiments/configs/digits.py --workdir=runs/four
-#   HOSTFILE=hosts scripts/launch/mpirun.sh 64 --config=experiments/configs/imagenet_resnet50.py --workdir=/shared/run
+#   scripts/launch/mpirun.sh 4 --config=digits --workdir=runs/four
+#   HOSTFILE=hosts scripts/launch/mpirun.sh 64 --config=imagenet_resnet50 --workdir=/shared/run
 #
 # The first argument counts processes, the others are experiments/train.py's. JAX finds the other processes by itself. All
 # need the same files and the same work folder. PYTHON names another interpreter than .venv's.

@@ -1,5 +1,9 @@
 """Data sets that TFDS prepares as array_record, and batches that depend on the seed alone. Nothing needs TensorFlow."""
 
+from ..extras import need
+
+need('train', 'tensorflow_datasets', 'grain', 'array_record', 'PIL', 'scipy')  # isort: split
+
 from .arrays import Arrays, check_labels, noise, some_of_each, write_arrays
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
 from .clips import clip_batches, prepared

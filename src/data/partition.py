@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from ..extras import load
 from .errors import DataError
 
 
@@ -90,10 +91,7 @@ def partitioned(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int = 1) -> 
 def _metis(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int) -> Int[np.ndarray, ' nodes']:
   if parts == 1:
     return np.zeros(nodes, np.int64)
-  try:
-    import pymetis
-  except ImportError as error:
-    raise DataError("graphs are divided by pymetis; pip install 'kronmesh[graphs]', or train on one device") from error
+  pymetis = load('graphs', 'pymetis')
   ends = triples[triples[:, 0] != triples[:, 2]][:, [0, 2]]
   ends = np.unique(np.concatenate([ends, ends[:, ::-1]]), axis=0)
   starts = np.concatenate([[0], np.cumsum(np.bincount(ends[:, 0], minlength=nodes))])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from .errors import DataError
+from ..extras import load
 
 
 class Shot(NamedTuple):
@@ -39,14 +39,10 @@ def shots(
     longest: seconds after which a shot is ended without a cut.
 
   Raises:
-    DataError: PySceneDetect is not installed.
+    MissingExtra: PySceneDetect is not installed.
   """
-  try:
-    from scenedetect.common import FrameTimecode
-    from scenedetect.detectors import AdaptiveDetector
-  except ImportError as error:
-    words = "install kronmesh's search extra: pip install 'kronmesh[search]'"
-    raise DataError(f'shots are found by PySceneDetect, which is missing; {words}') from error
+  FrameTimecode = load('video', 'scenedetect.common').FrameTimecode
+  AdaptiveDetector = load('video', 'scenedetect.detectors').AdaptiveDetector
   detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=max(1, round(shortest * rate)))
   limit = max(2, round(longest * rate))
   first, waiting = 0, []

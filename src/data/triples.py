@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
+from ..extras import load
 from .datasets import data_dir
 from .errors import DataError
 from .folders import shown
@@ -167,11 +168,7 @@ def read_triples(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _n_triples(path: Path) -> list[tuple[str, str, str]]:
-  try:
-    import rdflib
-    from rdflib.plugins.parsers.ntriples import NTGraphSink, W3CNTriplesParser
-  except ImportError as error:
-    raise DataError(f"{path}: N-Triples are read by rdflib; pip install 'kronmesh[graphs]'") from error
+  rdflib, ntriples = load('graphs', 'rdflib'), load('graphs', 'rdflib.plugins.parsers.ntriples')
   for number, line in read_lines(path):  # raises an error that names the line if one is not UTF-8
     if len(line) > _LONGEST:
       raise DataError(f'{shown(path)}, line {number}: has {len(line):,} characters, more than {_LONGEST:,}')
@@ -189,14 +186,14 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
       return labels[term]
     return term.n3() if isinstance(term, rdflib.Literal) else str(term)  # "1" differs from <1> and from a typed "1"
 
-  class Sink(NTGraphSink):  # keeps the file's order, and triples that are there twice
+  class Sink(ntriples.NTGraphSink):  # keeps the file's order, and triples that are there twice
     def triple(self, s, p, o):
       triples.append((name(s), name(p), name(o)))
 
   try:
     with path.open('rb') as file:
       file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
-      W3CNTriplesParser(Sink(rdflib.Graph()), bnode_context=Labels()).parse(file)
+      ntriples.W3CNTriplesParser(Sink(rdflib.Graph()), bnode_context=Labels()).parse(file)
   except Exception as error:
     raise DataError(
       f'{shown(path)}, after {len(triples)} triples: {(str(error).splitlines() or [""])[0][:150]}'

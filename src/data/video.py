@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from ..extras import load
 from .errors import DataError
 from .folders import shown
 from .limits import check_pixels, check_regular
@@ -115,7 +116,7 @@ class Film(NamedTuple):
 
     FFmpeg's own decoders of VP8 and VP9 drop transparency, so streams that have it get another decoder.
     """
-    import av
+    av = load('video', 'av')
 
     decoder = _CLEAR.get(self.stream.codec_context.name)
     if decoder is None or self.stream.metadata.get('alpha_mode') != '1':
@@ -201,7 +202,7 @@ def open_video(source: str | Path | bytes, name: str = '') -> Iterator[Film]:
   Raises:
     VideoError: the file does not exist, is not a video (empty, only sound), or is damaged.
   """
-  import av
+  av = load('video', 'av')
 
   name = name or (f'{len(source)} bytes' if isinstance(source, bytes) else shown(source))
   try:
@@ -290,7 +291,7 @@ class _Way(NamedTuple):
 
 def _way(frame: Any) -> _Way:
   """Reads the display matrix beside the stream, to the nearest quarter of a turn; it may also mirror."""
-  from av.sidedata.sidedata import Type
+  Type = load('video', 'av.sidedata.sidedata').Type
 
   matrix = frame.side_data.get(Type.DISPLAYMATRIX)
   if matrix is None:
@@ -324,7 +325,7 @@ def write_video(
     codec: FFmpeg's name of the codec.
     pixels: FFmpeg's name of the pixel format; formats with 420 lose the last row and column of odd sizes.
   """
-  import av
+  av = load('video', 'av')
 
   height, width = (s - s % 2 if '420' in pixels else s for s in frames[0].shape[:2])
   with av.open(str(path), 'w') as container:

@@ -1,5 +1,9 @@
 """Networks as flax.linen modules, which name logical axes and do not depend on meshes or optimisers."""
 
+from ..extras import need
+
+need('train', 'flax', 'einops')  # isort: split
+
 from .autoencoder import Autoencoder
 from .convnet import ConvNet
 from .diffaugment import POLICIES, augment

@@ -7,16 +7,18 @@ mesh. An axis that is absent from a mesh is simply not used.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from absl import logging
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..extras import load
 from .mesh import BATCH, MeshError, batch_axes, batch_shards
 from .placement import Placement, Stacked
+
+_LOG = logging.getLogger('kronmesh')
 
 Rules = Mapping[str, str | None]
 
@@ -47,7 +49,11 @@ def logical_axes(rules: Rules, mesh: Mesh) -> Iterator[None]:
   activation over `fsdp`, because in activations that mesh axis belongs to the batch.
   """
   known = [(name, axis) for name, axis in rules.items() if axis in mesh.shape and axis not in BATCH]
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules((('batch', batch_axes(mesh)), *known)):
+  linen = load('train', 'flax.linen')  # here, so that the package itself does without flax
+  with (
+    jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    linen.logical_axis_rules((('batch', batch_axes(mesh)), *known)),
+  ):
     yield
 
 
@@ -107,9 +113,7 @@ def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) ->
         raise MeshError(f'{where}: logical axis {name!r} has no rule; the table knows {", ".join(rules)}')
       axis = rules[name] if name is not None else None
       if axis in mesh.shape and size % mesh.shape[axis]:
-        logging.warning(
-          '%s: axis of length %d does not divide by %s=%d: replicated', where, size, axis, mesh.shape[axis]
-        )
+        _LOG.warning('%s: axis of length %d does not divide by %s=%d: replicated', where, size, axis, mesh.shape[axis])
         axis = None
       spec.append(axis if axis in mesh.shape and axis not in spec else None)
     return NamedSharding(mesh, PartitionSpec(*spec))

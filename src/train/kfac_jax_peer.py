@@ -1,4 +1,4 @@
-"""Runs kfac-jax's own optimiser on a config, so that `scripts/compare.py` can measure it beside ours.
+"""Runs kfac-jax's own optimiser on a config, so that `kronmesh compare` can measure it beside ours.
 
 kfac-jax is a separate package, which is not installed with this project. Its newest release, 0.0.8, does not run
 on jax >= 0.10. Its git repository does from babd853 on, with jax 0.12:

@@ -241,7 +241,7 @@ class Loop:
       Diverged: a fault ended the run, by its policy.
     """
     config, size = self.config, self.config.data.batch_size
-    title = f'{config.optimizer} on {config.data.name}'
+    title = f'{config.optimizer} on {config.data.name}, seed {config.seed}'
     with (
       Progress(title, config.steps, self.step, size, self.watchers.quiet) as bar,
       Preemption() as preemption,

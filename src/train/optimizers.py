@@ -13,7 +13,7 @@ from . import recipe, schedules
 from .errors import ConfigError
 from .players import Player
 
-# Optimisers that no package can run here. `scripts/compare.py` lists them, as it does `PEERS` that do not run.
+# Optimisers that no package can run here. `kronmesh compare` lists them, as it does `PEERS` that do not run.
 MISSING = {
   'shampoo': 'optax-shampoo 0.0.6, the only package on PyPI, calls jax.tree_map, which jax >= 0.4.26 lacks',
   'soap': 'no package on PyPI has it for JAX',

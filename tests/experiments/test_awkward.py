@@ -31,9 +31,9 @@ WRONG = {
   'a placeholder': (['--config=empty.py'], 'the config file empty.py has a placeholder without a value'),
   'returns nothing': (['--config=none.py', '--config.steps=1'], "get_config() of 'none.py' returns no ConfigDict"),
   'ends the program': (['--config=ends.py'], 'the config file ends.py ends the program'),
-  'is missing': (['--config=gone.py'], "no config file 'gone.py'; see experiments/configs"),
-  'is a folder': (['--config=folder'], "no config file 'folder'; see experiments/configs"),
-  'swallows a flag': (['--config', '--workdir=out'], "no config file '--workdir=out'; see experiments/configs"),
+  'is missing': (['--config=gone.py'], "no config file 'gone.py'; kronmesh configs lists all"),
+  'is a folder': (['--config=folder'], "no config file 'folder'; kronmesh configs lists all"),
+  'swallows a flag': (['--config', '--workdir=out'], "no config file '--workdir=out'; kronmesh configs lists all"),
   'steps=1e3': (
     ['--config=good.py', '--config.steps=1e3'],
     '--config.steps=1e3 must be a whole number, written in digits',

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from kronmesh import data
+from kronmesh.commands import compare
 from kronmesh.train import checkpoints, jsonfile
 from kronmesh.train import loop as trainer
 from kronmesh.train.build import build
@@ -26,7 +27,7 @@ from kronmesh.train.reporting.report import write_report
 from kronmesh.train.runtime import processes
 from kronmesh.train.runtime.watchdog import Mark, Watchdog, _who_hangs
 from kronmesh.train.runtime.workdir import claimed
-from scripts import compare, search
+from kronmesh.train.sweeps import trials as search
 from tests import commands
 from tests.experiments.small import built, losses, rows, small
 

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.configs import digits
-from kronmesh.train.command import main
+from kronmesh.commands.train import main
 from kronmesh.train.loop import train
 from kronmesh.train.runtime import launch
 from kronmesh.train.settings.ranges import RANGES

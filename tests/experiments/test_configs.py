@@ -43,7 +43,7 @@ def test_a_config_says_what_it_trains_its_command_and_what_was_measured(path):
   text = ast.get_docstring(ast.parse(path.read_text()))
   first, _, rest = text.partition('\n\n')
   assert first.endswith(('.', '?')) and '\n' not in first
-  assert f'python experiments/train.py --config=experiments/configs/{path.name}' in rest and '\nMeasured' in rest
+  assert f'kronmesh train --config={path.stem}' in rest and '\nMeasured' in rest
   for page in re.findall(r'docs/\w+\.md', text):
     assert (ROOT / page).exists()
 

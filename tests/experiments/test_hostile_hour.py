@@ -16,6 +16,7 @@ import pytest
 
 from experiments.configs import digits
 from kronmesh import data, files
+from kronmesh.commands import sweep as sweep_command
 from kronmesh.data.features import check_features
 from kronmesh.train import checkpoints
 from kronmesh.train.build import build
@@ -26,8 +27,8 @@ from kronmesh.train.reporting import writers
 from kronmesh.train.runtime import launch, processes
 from kronmesh.train.runtime.workdir import check_contents, check_free, claimed
 from kronmesh.train.sweeps import sweep
+from kronmesh.train.sweeps import trials as search
 from kronmesh.train.sweeps.comparison import Member
-from scripts import search
 from tests.experiments.small import small
 
 ROOT = Path(__file__).parents[2]
@@ -235,9 +236,9 @@ def test_a_folder_in_use_is_refused_before_processes_join(tmp_path):
 
 def test_a_sweep_that_is_told_to_stop_ends_as_a_run_does():
   with pytest.raises(Preempted):
-    sweep._interrupt(signal.SIGTERM, None)
+    sweep_command._interrupt(signal.SIGTERM, None)
   with pytest.raises(KeyboardInterrupt):
-    sweep._interrupt(signal.SIGINT, None)
+    sweep_command._interrupt(signal.SIGINT, None)
 
 
 def test_a_member_that_begins_while_the_sweep_is_told_to_stop_is_told_too(tmp_path, monkeypatch):
@@ -246,7 +247,7 @@ def test_a_member_that_begins_while_the_sweep_is_told_to_stop_is_told_too(tmp_pa
   members = [Member(f'seed={k}', {'seed': k}, str(tmp_path / f'members/seed={k}')) for k in range(2)]
   own = sweep.Sweep(config, tmp_path, members)
   sleeps = [sys.executable, '-c', 'import time; time.sleep(120)']
-  monkeypatch.setattr(sweep, 'command', lambda member, config: sleeps)
+  monkeypatch.setattr(sweep, 'member_command', lambda member, config: sleeps)
   begun = threading.Event()
 
   def mark(member, state, words=''):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from kronmesh import kron
+from kronmesh.commands.compare import summarise, warm_up, why_not
 from kronmesh.train import kfac_jax_peer
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.loop import train
 from kronmesh.train.optimizers import PEERS
 from kronmesh.train.sweeps.variants import member
-from scripts.compare import summarise, warm_up, why_not
 from tests.draws import normal, normals
 from tests.experiments.small import rows, small
 from tests.kron.reference import close
@@ -71,7 +71,7 @@ def test_where_there_is_none_the_package_is_named(monkeypatch, afresh):
 @pytest.mark.long
 def test_the_table_has_the_line_and_the_other_optimisers(tmp_path):
   (tmp_path / 'kfac_jax.py').write_text(BROKEN['at its import'])
-  command = [sys.executable, 'scripts/compare.py', '--optimizers=sgd,kfac_jax', '--seeds=1', '--config.steps=2']
+  command = [sys.executable, 'experiments/compare.py', '--optimizers=sgd,kfac_jax', '--seeds=1', '--config.steps=2']
   done = subprocess.run(
     [*command, f'--workdir={tmp_path / "run"}'],
     cwd=ROOT,
@@ -106,7 +106,9 @@ def test_it_trains_what_ours_trains(tmp_path, installed, monkeypatch):
   first = next(row for row in rows(tmp_path / 'sgd') if 'loss' in row)
   np.testing.assert_allclose(logged[0]['loss'], first['loss'], rtol=1e-5)
   assert logged[-1]['loss'] < logged[0]['loss'] and {'damping', 'learning_rate', 'momentum'} <= set(logged[0])
-  monkeypatch.setattr('scripts.compare._targets', lambda config: [config.target])  # else of the command's flags
+  monkeypatch.setattr(
+    'kronmesh.commands.compare._targets', lambda config: [config.target]
+  )  # else of the command's flags
   summary = summarise('kfac_jax', run, [found])
   assert summary['final'] == [found[-1]['eval_error']] and summary['ms_per_step'] > 0
   json.dumps(summary)

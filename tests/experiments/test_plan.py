@@ -1,4 +1,4 @@
-"""`scripts/plan.py`: what it says of a config on a mesh, and that real steps take it."""
+"""`experiments/plan.py`: what it says of a config on a mesh, and that real steps take it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ long = pytest.mark.long
 
 def plan(*flags):
   """What the command prints, and its exit code."""
-  done = commands.run('scripts/plan.py', *flags)
+  done = commands.run('experiments/plan.py', *flags)
   return done.stdout + done.stderr, done.returncode
 
 

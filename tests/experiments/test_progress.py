@@ -22,12 +22,16 @@ def test_lines_where_there_is_no_terminal(capsys):
     bar.update(5, {'loss': 1.5, 'accuracy': 0.5, 'clip': 1.0}, None)
     bar.note({'accuracy': 0.25})
     bar.printed = 0.0
-    bar.update(7, {'loss': 1.5, 'accuracy': 0.5}, 6.0)
+    bar.update(6, {'loss': 1.5, 'accuracy': 0.5}, 0.1)  # a step that compiles
+    bar.update(7, {'loss': 1.5, 'accuracy': 0.5}, 8.0)
+    bar.printed = 0.0
+    bar.update(8, {'loss': 1.5, 'accuracy': 0.5}, 8.0)
     bar.update(10, {'loss': 1.25, 'accuracy': 0.5}, 8.0)
   assert capsys.readouterr().out.splitlines() == [
-    'run: step 5/10 loss 1.5 accuracy 0.5',
-    'run: step 7/10 loss 1.5 accuracy 0.5, 6 examples/s, 2 s left',
-    'run: step 10/10 loss 1.25 accuracy 0.5, 8 examples/s, 0 s left',
+    'run: step 5/10, training loss 1.5, accuracy 0.5',
+    'run: step 6/10, training loss 1.5, accuracy 0.5; evaluation accuracy 0.25',
+    'run: step 8/10, training loss 1.5, accuracy 0.5; evaluation accuracy 0.25; 8 examples/s, about 1 s left',
+    'run: step 10/10, training loss 1.25, accuracy 0.5; evaluation accuracy 0.25; 8 examples/s',
   ]
   with Progress('run', 10, 0, 4, quiet=True) as bar:
     bar.update(10, {'loss': 1.0}, None)

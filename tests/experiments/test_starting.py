@@ -130,7 +130,7 @@ def test_a_stream_that_is_lost_is_told_once(tmp_path, capfd):
 @pytest.mark.parametrize('command', [
   ['experiments/train.py', '--workdir='], ['experiments/train.py', '--workdir=  '],
   ['experiments/train.py', '--workdir=gs://bucket/run'], ['experiments/sweep.py', '--workdir=s3://bucket/run'],
-  ['scripts/compare.py', '--workdir=file:///tmp/run'],
+  ['experiments/compare.py', '--workdir=file:///tmp/run'],
   ['scripts/find.py', '--videos=.', '--example=x', '--workdir=gs://bucket/run'],
 ])  # fmt: skip
 def test_folders_that_are_none(tmp_path, command):

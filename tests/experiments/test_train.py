@@ -357,7 +357,7 @@ def wait_until(condition, seconds):
 
 @pytest.mark.long
 def test_compare_writes_its_table_and_pictures(tmp_path):
-  args = ['scripts/compare.py', '--config=experiments/configs/digits.py', f'--workdir={tmp_path}', '--seeds=2']
+  args = ['experiments/compare.py', '--config=experiments/configs/digits.py', f'--workdir={tmp_path}', '--seeds=2']
   args += ['--config.model.widths=(16,8)', '--config.steps=20', '--config.target=9.0', '--optimizers=kfac,adam']
   done = command(*args)
   assert done.returncode == 0, done.stderr
@@ -374,7 +374,13 @@ def test_compare_writes_its_table_and_pictures(tmp_path):
 def test_compare_tunes_every_member_alike_and_batches_plots(tmp_path):
   small = ['--config=experiments/configs/poisson.py', '--config.model.hidden=(8,)', '--config.target=0.9', '--trials=2']
   small += ['--seeds=1', '--config.data.batch_size=64', '--optimizers=kfac,adam:steps=6,soap', '--targets=0.8']
-  args = ['scripts/compare.py', *small, '--config.steps=4', '--config.eval_every=2', f'--workdir={tmp_path}/compare']
+  args = [
+    'experiments/compare.py',
+    *small,
+    '--config.steps=4',
+    '--config.eval_every=2',
+    f'--workdir={tmp_path}/compare',
+  ]
   done = command(*args)
   assert done.returncode == 0, done.stderr
   assert 'soap: not run: ' in done.stdout and 'steps to error 0.8' in done.stdout

@@ -19,6 +19,7 @@ from PIL import Image
 from ... import data, files
 from ...data import clips, video
 from ...data.shots import Shot, shots
+from ...extras import load
 from ...train import jsonfile
 from ...train.checkpoints import load_export
 from ...train.errors import ConfigError
@@ -197,12 +198,9 @@ def nearest(vectors: Vectors, query: Vectors, top: int) -> tuple[Float[np.ndarra
   The search by faiss is exact, or uses HNSW if there are many vectors.
 
   Raises:
-    ConfigError: faiss is not installed.
+    MissingExtra: faiss is not installed.
   """
-  try:
-    import faiss
-  except ImportError as error:
-    raise ConfigError("faiss is missing; install kronmesh's search extra: pip install 'kronmesh[search]'") from error
+  faiss = load('video', 'faiss')
   faiss.omp_set_num_threads(min(4, os.cpu_count() or 1))
   kind = 'Flat' if len(vectors) < _MANY else 'HNSW32'
   index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)

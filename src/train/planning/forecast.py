@@ -1,7 +1,7 @@
 """Forecasts of what a config takes on a mesh that is not at hand: memory, flops and traffic of each device.
 
 They come from compilation alone. Programs are compiled for emulated CPU devices, and XLA partitions them as it does for
-other devices. `scripts/plan.py` says what differs: bfloat16 is float32 there, and fusions differ.
+other devices. `kronmesh plan` says what differs: bfloat16 is float32 there, and fusions differ.
 """
 
 from __future__ import annotations

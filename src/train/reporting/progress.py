@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from types import TracebackType
 
 from tqdm import tqdm
 
+_LEAST = 3  # rates that must be known before the time left is estimated: the first ones include compilation
+_BAR = '{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}'
+_SHOWN = ('loss', 'error', 'accuracy')
+
 
 class Progress:
-  """A display of the last step's loss and accuracy, the examples per second and the time left."""
+  """A display of the training metrics, the latest evaluation, the examples per second and the time left.
+
+  The time left follows from the median rate so far, so that a step that compiles does not change it.
+  """
 
   def __init__(self, title: str, steps: int, start: int, batch_size: int, quiet: bool = False):
     self.title, self.steps, self.batch_size, self.quiet = title, steps, batch_size, quiet
     self.done, self.notes, self.printed = start, '', 0.0
+    self.rates: list[float] = []
     live = sys.stderr.isatty() and not quiet
-    self.bar = tqdm(total=steps, initial=start, desc=title, unit='step', dynamic_ncols=True) if live else None
+    self.bar = tqdm(total=steps, initial=start, desc=title, dynamic_ncols=True, bar_format=_BAR) if live else None
 
   def __enter__(self) -> Progress:
     return self
@@ -32,20 +41,31 @@ class Progress:
 
     Args:
       done: the number of steps done.
-      metrics: the metrics of the last step.
-      rate: examples per second without compilation, once that is known.
+      metrics: the metrics of the last step's batch.
+      rate: examples per second since the last call, if known.
     """
-    shown = ' '.join(f'{k} {v:.4g}' for k, v in metrics.items() if k in ('loss', 'error', 'accuracy'))
-    pace = f', {rate:,.0f} examples/s' if rate else ''
+    self.rates += [rate] if rate else []
+    words = f'{_named("training", metrics)}{self.notes}{self._pace(done)}'
     if self.bar is not None:
       self.bar.update(done - self.done)
-      self.bar.set_postfix_str(f'{shown}{pace}{self.notes}')
+      self.bar.set_postfix_str(words)
     elif not self.quiet and (time.perf_counter() - self.printed > 5 or done == self.steps):
-      left = f', {(self.steps - done) * self.batch_size / rate:.0f} s left' if rate else ''
-      print(f'{self.title}: step {done}/{self.steps} {shown}{pace}{left}', flush=True)
+      print(f'{self.title}: step {done}/{self.steps}, {words}', flush=True)
       self.printed = time.perf_counter()
     self.done = done
 
   def note(self, scores: dict[str, float]) -> None:
     """Shows these scores, from the latest evaluation, from now on."""
-    self.notes = ', eval ' + ' '.join(f'{k} {v:.4g}' for k, v in scores.items())
+    self.notes = f'; {_named("evaluation", scores)}'
+
+  def _pace(self, done: int) -> str:
+    if len(self.rates) < _LEAST:
+      return ''
+    rate = statistics.median(self.rates)
+    left = (self.steps - done) * self.batch_size / rate
+    return f'; {rate:,.0f} examples/s' + (f', about {left:.0f} s left' if done < self.steps else '')
+
+
+def _named(kind: str, metrics: dict[str, float]) -> str:
+  """Names metrics by the data that they were computed on: 'training loss 0.5, accuracy 0.9'."""
+  return f'{kind} ' + ', '.join(f'{k} {v:.4g}' for k, v in metrics.items() if k in _SHOWN or kind == 'evaluation')

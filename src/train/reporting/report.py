@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-
 from ... import files
 from .. import jsonfile
-from ..errors import FAILED, MISTAKE, ConfigError
+from ..errors import ConfigError
 from ..runtime.workdir import as_json, read_rows
 from ..settings.defaults import defaults
 from .charts import chart, render, short
@@ -226,22 +223,3 @@ def _layer_table(layers: list) -> dict[str, Any]:
   cells = lambda numbers: [short(numbers[k]) if k in numbers else '' for k in keys]  # noqa: E731
   rows = [[name, *cells(numbers)] for name, numbers in last['layers'].items()]
   return {'step': f'{last["step"]:,}', 'head': ['layer', *(k.replace('_', ' ') for k in keys)], 'rows': rows}
-
-
-def main(argv: list[str], workdir: str) -> None:
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f'{argv[1]!r} is not a flag; write --workdir=...')
-    print(write_report(Path(workdir)))
-  except ConfigError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(MISTAKE)
-  except OSError as error:
-    print(f'error: {workdir}: {error.strerror}', file=sys.stderr)
-    sys.exit(FAILED)
-
-
-def command() -> None:
-  """Writes the page of the run that the command line names."""
-  folder = flags.DEFINE_string('workdir', 'runs/train', 'The folder of a run.')
-  app.run(lambda argv: main(argv, folder.value))

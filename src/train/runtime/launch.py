@@ -31,7 +31,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ..errors import AGAIN, FAILED, INTERRUPTED, MISTAKE, STOPPED, ConfigError, Preempted, RunError
-from . import processes, terminal
+from ..settings import configfile
+from . import helppage, processes, terminal
 
 
 def _home_cache() -> str:
@@ -48,7 +49,7 @@ _CACHE = flags.DEFINE_string('compilation_cache', _home_cache(), "Folder for com
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of an error that would be one line.')
 _PATIENCE = 2.0  # seconds for threads to end after an error
 _ROOT = Path(__file__).resolve().parents[3]  # the repository's root, if the package lies in a repository
-_DEFAULT_CONFIG = str(_ROOT / 'experiments' / 'configs' / 'digits.py')
+_DEFAULT = 'digits'  # the packaged config without --config
 
 
 def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train') -> None:
@@ -57,7 +58,7 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
   Exit codes: 0 done; 2 the user made a mistake; 3 the run failed and can be resumed; 4 another process stopped; 75 the
   run was told to stop and has saved (run it again); 130 interrupted. With --debug, errors keep their traceback.
   """
-  if Path(_DEFAULT_CONFIG).is_file() and str(_ROOT) not in sys.path:
+  if (_ROOT / 'experiments' / 'configs').is_dir() and str(_ROOT) not in sys.path:
     sys.path.append(str(_ROOT))  # a user's config may import one of experiments/configs
   settings = define(default_workdir)
   logging.set_verbosity(logging.WARNING)
@@ -66,7 +67,7 @@ def launch(main: Callable[[Any, str], None], default_workdir: str = 'runs/train'
   threading.excepthook = _tell_of_thread
   terminal.keep_running_without()
   try:
-    app.run(guarded(lambda argv: run(main, settings, argv)), flags_parser=parse)
+    app.run(guarded(lambda argv: run(main, settings, argv)), flags_parser=parser_with_help(main))
   except KeyboardInterrupt:
     sys.exit(INTERRUPTED)
 
@@ -83,7 +84,7 @@ def command(work: Callable[[], None], example: str) -> None:
   logging.set_verbosity(logging.ERROR)
   terminal.keep_running_without()
   try:
-    app.run(guarded(main), flags_parser=parse)
+    app.run(guarded(main), flags_parser=parser_with_help(work))
   except KeyboardInterrupt:
     sys.exit(INTERRUPTED)
 
@@ -116,9 +117,9 @@ class Settings(NamedTuple):
 
 def define(default_workdir: str, values: flags.FlagValues = flags.FLAGS) -> Settings:
   config = config_flags.DEFINE_config_file(
-    'config', _DEFAULT_CONFIG, 'The config file; --config.x=y overrides x.', flag_values=values
+    'config', None, f'A packaged config by its name, or a file; without it, {_DEFAULT}.', flag_values=values
   )
-  workdir = define_folder('workdir', default_workdir, 'Folder for metrics, checkpoints and pictures.', values)
+  workdir = define_folder('workdir', default_workdir, 'The folder of the run.', values)
   return Settings(values, config, workdir)
 
 
@@ -142,7 +143,7 @@ def run(main: Callable[[Any, str], None], settings: Settings, argv: list[str]) -
   name = config_flags.get_config_filename(settings.values['config'])
   file, dot, _ = name.partition('.py:')
   if not Path(file + dot.rstrip(':')).is_file():
-    raise ConfigError(f'no config file {name!r}; see experiments/configs')
+    raise ConfigError(configfile.unknown(name))
   try:
     config = settings.config.value
   except (OSError, flags.Error) as error:  # an unreadable file raises only when its config is first used
@@ -184,12 +185,26 @@ def use_devices(config: Any) -> None:
     jax.config.update('jax_cpu_enable_async_dispatch', False)  # programs in flight could block each other's collectives
 
 
+def parser_with_help(main: Callable[..., None]) -> Callable[[list[str]], list[str]]:
+  """Returns a parser of flags that answers --help with the docstring of the module that defines `main`."""
+
+  def parser(argv: list[str]) -> list[str]:
+    if any(word in helppage.HELP for word in argv[1:]):
+      print(helppage.page(sys.modules[main.__module__].__doc__ or ''))
+      sys.exit(0)
+    return parse(argv)
+
+  return parser
+
+
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Parses the flags, where --config may be the name of a packaged config. A mistake ends the program with one line."""
   try:
     # Editors put a byte order mark before the first word of a flag file.
     words = values.read_flags_from_files(argv, force_gnu=False)
     marked = [word for word in words if not word.startswith(('\ufeff#', '\ufeff//'))]
-    return values([word.removeprefix('\ufeff') for word in marked])
+    words = [word.removeprefix('\ufeff') for word in marked]
+    return values(_with_path(words) if 'config' in values else words)
   except SystemExit as error:
     files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
     if str(Path(_config_file(argv)).absolute()) in {str(Path(file).absolute()) for file in files}:
@@ -199,9 +214,25 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     _fail(ConfigError(_flag_message(error, argv)), MISTAKE, error)
 
 
+def _with_path(words: list[str]) -> list[str]:
+  """Replaces the name of a packaged config by its path, in --config=NAME and in --config NAME; adds the default.
+
+  The flag itself has no default, because ml_collections would read one, with all --config.x, while it is defined.
+  """
+  replaced = list(words)
+  for i, word in enumerate(words):
+    name, equals, value = word.partition('=')
+    if name in ('--config', '-config') and equals:
+      replaced[i] = f'{name}={configfile.resolve(value)}'
+    elif name in ('--config', '-config') and i + 1 < len(words):
+      replaced[i + 1] = configfile.resolve(words[i + 1])
+  named = any(word.partition('=')[0] in ('--config', '-config') for word in words)
+  return replaced if named else [replaced[0], f'--config={configfile.resolve(_DEFAULT)}', *replaced[1:]]
+
+
 def _config_file(argv: list[str]) -> str:
   """Returns the file that --config=FILE or --config FILE names, without the preset."""
-  config_path = _DEFAULT_CONFIG
+  config_path = configfile.resolve(_DEFAULT)
   for word, following in zip(argv, [*argv[1:], ''], strict=True):
     name, equals, value = word.lstrip('-').partition('=')
     if word.startswith('-') and name == 'config':
@@ -244,7 +275,7 @@ def _known_mistake(text: str, file: str) -> str | None:
   if 'is defined twice' in text and 'config' in text:
     return '--config is given twice; write it once'
   if (failed or "'NoneType'" in text) and not Path(file).is_file():
-    return f'no config file {file!r}; see experiments/configs'
+    return configfile.unknown(file)
   if failed:
     return f'the config file {file} cannot be loaded; is its name one of a Python file?'
   if "'NoneType'" in text:
@@ -262,6 +293,7 @@ def _say_once() -> None:
 def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   """Wraps `run` so that every error becomes one line and an exit code."""
   from ...data import DataError
+  from ...extras import MissingExtra
   from ...kron import CurvatureError
   from ...parallel import MeshError
 
@@ -269,7 +301,7 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     _say_once()
     try:
       run(argv)
-    except (ConfigError, MeshError, DataError, CurvatureError) as error:
+    except (ConfigError, MeshError, DataError, CurvatureError, MissingExtra) as error:
       _fail(error, MISTAKE)
     except Preempted as error:
       _fail(error, AGAIN)

@@ -21,13 +21,10 @@ _PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 def is_command() -> bool:
   """Checks whether this process runs one of our commands rather than a program that imports us."""
   main = getattr(sys.modules['__main__'], '__file__', None)
-  trainer = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-  root = os.path.dirname(os.path.dirname(trainer))
-  return main is not None and os.path.dirname(os.path.realpath(main)) in [
-    trainer,
-    f'{root}/experiments',
-    f'{root}/scripts',
-  ]
+  package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+  root = os.path.dirname(package)
+  folders = [package, f'{root}/experiments', f'{root}/scripts']
+  return main is not None and os.path.dirname(os.path.realpath(main)) in folders
 
 
 def patience() -> float:

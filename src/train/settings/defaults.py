@@ -122,7 +122,7 @@ def defaults() -> ConfigDict:
   # Here the learning rate multiplies the step that the quadratic model chooses.
   config.adaptive_kfac = ConfigDict({**rate, **factors, 'learning_rate': 1.0, 'schedule': 'constant', 'damping': 1.0})
   config.adaptive_kfac.update({'damping_every': 5, 'damping_rate': 0.95, 'smallest_damping': 1e-8, 'kl_clip': 0.0})
-  # kfac-jax's optimiser, which scripts/compare.py runs where it is installed, in adaptive mode and with kfac-jax's
+  # kfac-jax's optimiser, which kronmesh compare runs where it is installed, in adaptive mode and with kfac-jax's
   # defaults except for the damping. burn_in_steps: how often statistics are taken before the first step.
   config.kfac_jax = ConfigDict({'damping': 1.0, 'damping_every': 5, 'damping_rate': 0.9, 'smallest_damping': 1e-8})
   config.kfac_jax.update({'decay': 0.95, 'statistics_every': 1, 'inverses_every': 5, 'burn_in_steps': 10})
@@ -137,7 +137,7 @@ def defaults() -> ConfigDict:
 
 
 def spaces() -> dict[str, dict[str, Sequence[float]]]:
-  """Returns the ranges from which `scripts/compare.py --trials` draws each optimiser's settings.
+  """Returns the ranges from which `kronmesh compare --trials` draws each optimiser's settings.
 
   Each range is (lowest, highest), on a logarithmic scale. Every optimiser has two free numbers; momentum m is tried as
   1 - m. The `spaces()` of a config file take precedence.

@@ -1,4 +1,4 @@
-"""A command that trains a config with several settings, on this machine or on Slurm, and compares the runs."""
+"""Sweeps: the members of one, and their training by processes of this machine or by jobs of Slurm."""
 
 from __future__ import annotations
 
@@ -15,30 +15,22 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.launch import launch, launch_flags  # isort: skip  (sets the environment before JAX loads)
-
-from absl import flags
+from ..runtime.launch import launch_flags  # isort: skip  (sets the environment before JAX loads)
 
 from ... import files
 from .. import jsonfile
-from ..errors import AGAIN, ConfigError, Preempted, RunError
-from ..runtime.starting import STOP, WITH_PARENT
-from ..runtime.workdir import as_json, claimed, storage_errors
+from ..errors import AGAIN, ConfigError
+from ..runtime.starting import WITH_PARENT
+from ..runtime.workdir import as_json
 from ..settings.configfile import config_functions, config_path, fresh_config
 from ..settings.overrides import Overrides, check_different, differences, flags_of, names_of, parse_sweep, resolved
 from .comparison import Known, Member, write_comparison
 
-_SWEEP = flags.DEFINE_string('sweep', None, "key=value,value;key=first..last; else the config's own sweep().")
-_WORKERS = flags.DEFINE_integer('workers', 1, 'Members that train at the same time here.', lower_bound=1)
-_GPUS = flags.DEFINE_list('gpus', [], 'CUDA devices, one for each worker: --gpus=0,1,2,3.')
-_CLUSTER = flags.DEFINE_enum('cluster', '', ['', 'slurm', 'local'], "Through submitit; '': own processes.")
-_SLURM = flags.DEFINE_list('slurm', [], "submitit's parameters: partition=gpu,gpus_per_node=1,timeout_min=600.")
 
-
-def members_of(config: Any, workdir: Path) -> list[Member]:
-  """Returns the members that --sweep names, or else those of the config file's `sweep()`."""
-  if _SWEEP.value is not None:
-    combinations = parse_sweep(_SWEEP.value, config)
+def members_of(config: Any, workdir: Path, sweep: str | None) -> list[Member]:
+  """Returns the members that the value of --sweep names, or, without one, those of the config file's `sweep()`."""
+  if sweep is not None:
+    combinations = parse_sweep(sweep, config)
   else:
     sweep_of_config = config_functions().get('sweep')
     if sweep_of_config is None:
@@ -73,10 +65,10 @@ def yielded(sweep: Callable[[], Any]) -> list[Overrides]:
   return entries
 
 
-def command(member: Member, config: Any) -> list[str]:
+def member_command(member: Member, config: Any) -> list[str]:
   """Returns the command that trains a member with the sweep's config and the member's settings."""
   return [
-    sys.executable, '-P', '-m', 'kronmesh.train', f'--config={config_path()}',
+    sys.executable, '-P', '-m', 'kronmesh', 'train', f'--config={config_path()}',
     *flags_of(differences(config, fresh_config())), *flags_of(member.overrides), f'--workdir={member.workdir}',
     *launch_flags(),
   ]  # fmt: skip
@@ -199,7 +191,7 @@ def run_here(sweep: Sweep, workers: int, gpus: list[str]) -> None:
       if not stopping.is_set():
         sweep.mark(member, 'runs')
         environment = {} if gpu is None else {'CUDA_VISIBLE_DEVICES': gpu}
-        code = Job(command(member, sweep.config), str(sweep.log(member)))(started, **environment)
+        code = Job(member_command(member, sweep.config), str(sweep.log(member)))(started, **environment)
         sweep.ended(member, code)
     finally:
       free.put(gpu)
@@ -235,7 +227,7 @@ def run_on_cluster(sweep: Sweep, cluster: str, parameters: list[str]) -> None:
     raise ConfigError(f'--cluster={cluster}: {" ".join(str(error).split())[:300]}') from error
   waiting = sweep.waiting()
   with executor.batch():
-    jobs = [executor.submit(Job(command(m, sweep.config), str(sweep.log(m)))) for m in waiting]
+    jobs = [executor.submit(Job(member_command(m, sweep.config), str(sweep.log(m)))) for m in waiting]
   by_job = {id(job): member for job, member in zip(jobs, waiting, strict=True)}
   for member in waiting:
     sweep.mark(member, 'runs')
@@ -261,37 +253,3 @@ def other_data(members: Sequence[Member]) -> str:
     if changed is not None:
       return f'{member.name} was trained on other data than {first}: {changed} is another'
   return ''
-
-
-def _interrupt(number: int, frame: Any) -> None:
-  if number == signal.SIGINT:
-    raise KeyboardInterrupt
-  raise Preempted('told to stop: members save; the same command goes on')
-
-
-def main(config: Any, workdir: str) -> None:
-  for number in (*STOP, signal.SIGINT):  # so that members are told to save
-    if signal.getsignal(number) != signal.SIG_IGN:
-      signal.signal(number, _interrupt)
-  path = Path(workdir).absolute()
-  members = members_of(config, path)
-  if _GPUS.value and len(_GPUS.value) < _WORKERS.value:
-    raise ConfigError(f'--gpus={",".join(_GPUS.value)} is fewer than --workers={_WORKERS.value}')
-  with claimed(path), storage_errors(path):
-    sweep = Sweep(config, path, members)
-    if sweep.waiting() and _CLUSTER.value:
-      run_on_cluster(sweep, _CLUSTER.value, _SLURM.value)
-    elif sweep.waiting():
-      run_here(sweep, _WORKERS.value, _GPUS.value)
-    print(f'\n{sweep.finish()}\n\ncompared in {path / "sweep.html"}')
-  other = other_data([m for m in sweep.members.values() if m.state == 'done'])
-  if other:
-    raise RunError(f'{other}; remove the folders of those that are to be trained again')
-  failed = [m for m in sweep.members.values() if m.state == 'failed']
-  if failed:
-    raise RunError(f'{len(failed)} of {len(members)} members failed, first {failed[0].name}: {failed[0].words}')
-
-
-def command_line() -> None:
-  """Trains the members that the command line names."""
-  launch(main, default_workdir='runs/sweep')

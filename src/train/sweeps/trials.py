@@ -1,10 +1,4 @@
-"""Tries the settings that a config's `sweep()` yields, equally many per optimiser, and prints the best of each.
-
-python scripts/search.py --config=experiments/configs/digits.py --workdir=runs/search
-
-The best setting has the fewest steps to the target, and among equals the best final value. The seed is one that
-scripts/compare.py does not use. A second call goes on where the first stopped.
-"""
+"""Trials: short runs of a config with several settings, logged so that a later call goes on where one stopped."""
 
 from __future__ import annotations
 
@@ -18,22 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ... import files, parallel
+from .. import jsonfile
+from ..build import build
+from ..errors import ConfigError, Diverged, Preempted, Stopped
+from ..inputs import known_by
+from ..loop import train
+from ..registry import make_task
+from ..task import first_at
 
-from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
-
-from kronmesh import files, parallel
-from kronmesh.train import jsonfile
-from kronmesh.train.build import build, check_target
-from kronmesh.train.errors import ConfigError, Diverged, Preempted, Stopped
-from kronmesh.train.inputs import known_by
-from kronmesh.train.loop import train
-from kronmesh.train.registry import make_task
-from kronmesh.train.runtime.workdir import storage_errors
-from kronmesh.train.settings.configfile import config_functions, config_path
-from kronmesh.train.task import first_at
-
-SEED = 1000  # of all trials; scripts/compare.py uses others
+SEED = 1000  # of all trials; `kronmesh compare` uses others
 
 Trial = dict[str, Any]
 
@@ -132,28 +120,3 @@ def rank(score: dict[str, Any], lower_is_better: bool) -> tuple[float, float]:
   if score['final'] is None:
     return steps, float('inf')
   return steps, score['final'] if lower_is_better else -score['final']
-
-
-def main(config: Any, workdir: str) -> None:
-  sweep = config_functions().get('sweep')
-  if sweep is None:
-    raise ConfigError(f'{config_path()} has no sweep(): a function that yields overrides')
-  trials = list(sweep())
-  check_trials(trials)
-  check_target(config)
-  log = Path(workdir) / 'trials.jsonl'
-  with storage_errors(log.parent):
-    done = try_all(config, trials, log, SEED)
-
-  lower = make_task(config).lower_is_better
-  print(f'\nbest of {len(trials)} trials, {config.steps} steps, target {config.target:g}:')
-  for optimizer in dict.fromkeys(trial['optimizer'] for trial in trials):
-    scores = [score for score in done if score['trial']['optimizer'] == optimizer]
-    best = min(scores, key=lambda score: rank(score, lower))
-    words = ' '.join(f'--config.{k}={v}' for k, v in best['trial'].items())
-    print(f'  {words}   (steps {best["steps"]}, final {best["final"]})')
-  print(f'all trials: {log}')
-
-
-if __name__ == '__main__':
-  launch(main, default_workdir='runs/search')

@@ -1,7 +1,7 @@
 """Forecasts the memory, flops and traffic of each device for a config on any machine, from compilation alone.
 
-  python scripts/plan.py --config=experiments/configs/resolution.py:8k --mesh=space=16
-  python scripts/plan.py --config=experiments/configs/noise.py:vit_b --devices=64 --memory=80
+  kronmesh plan --config=resolution:8k --mesh=space=16
+  kronmesh plan --config=noise:vit_b --devices=64 --memory=80
 
 Without --mesh it uses the config's mesh. With --devices it searches for the best mesh with that number of devices: the
 one that communicates least, among those that fit into the devices' memory. Nothing runs and no data are read. Up to 512
@@ -12,25 +12,21 @@ less. --json prints the numbers.
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from kronmesh.train.runtime import xla  # isort: skip  (sets XLA's flags before JAX loads)
+from ..train.runtime import xla  # isort: skip  (sets XLA's flags before JAX loads)
 
 xla.for_plans()
 
-from kronmesh.train.runtime.launch import launch  # isort: skip
+from ..train.runtime.launch import launch  # isort: skip
 
 import jax
 from absl import flags
 
-from kronmesh.train import jsonfile
-from kronmesh.train.errors import ConfigError
-from kronmesh.train.planning import forecast
-from kronmesh.train.reporting.tables import columns
+from ..train import jsonfile
+from ..train.errors import ConfigError
+from ..train.planning import forecast
+from ..train.reporting.tables import columns
 
 _MESH = flags.DEFINE_string('mesh', '', "The mesh, 'data=4,space=64'; the config's own if empty.")
 _DEVICES = flags.DEFINE_integer(
@@ -145,5 +141,6 @@ def report(config: Any, planned: forecast.Forecast, suggested: str | None, lines
   return '\n\n'.join(parts)
 
 
-if __name__ == '__main__':
+def command() -> None:
+  """Plans the config that the command line names."""
   launch(main)

@@ -1,6 +1,6 @@
 """Writes the table of docs/coverage.md: kron's blocks for every architecture of tests/kron/gallery.py.
 
-python scripts/coverage.py --out=docs/coverage.md
+python scripts/coverage_page.py --out=docs/coverage.md
 
 A row has the blocks by operator, the share of parameters with a block, and the largest error of the factors against the
 reference that unrolls the program (tests/kron/unrolled.py). If kron refuses the program, the row shows the reason.

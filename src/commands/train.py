@@ -1,19 +1,27 @@
-"""The command that trains one config: `python experiments/train.py`, or `python -m kronmesh.train`."""
+"""Trains one config: mesh, data, model, state, step, loop.
+
+  kronmesh train --config=digits --workdir=runs/digits
+  kronmesh train --config=digits --config.optimizer=adam --config.adam.learning_rate=3e-3 --workdir=runs/adam
+  kronmesh train --config=my_config.py --dry_run
+
+Without --config it trains digits. A second call with the same --workdir goes on from the last checkpoint. The folder
+gets a page about the run (report.html), metrics, checkpoints and the trained model.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from .runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from ..train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 from absl import flags
 
-from .build import build
-from .loop import train
-from .optimizers import SECOND_ORDER
-from .planning.plan import plan
-from .runtime import processes
+from ..train.build import build
+from ..train.loop import train
+from ..train.optimizers import SECOND_ORDER
+from ..train.planning.plan import plan
+from ..train.runtime import processes
 
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Check the config, print what would run, and end. Nothing is written.')
 _PROFILE = flags.DEFINE_string('profile', None, 'FIRST:LAST, the steps that are traced into the folder `profile`.')

@@ -1,8 +1,8 @@
 """Runs one config with several optimisers and seeds, and writes a table, a JSON file and pictures.
 
-python scripts/compare.py --config=experiments/configs/digits.py --workdir=runs/digits
-python scripts/compare.py --config=experiments/configs/poisson.py --optimizers=kfac,adam,muon --trials=6
-python scripts/compare.py --config=experiments/configs/digits.py --optimizers=kfac,kfac:inverses_every=10,stale_kfac
+  kronmesh compare --config=digits --workdir=runs/digits
+  kronmesh compare --config=poisson --optimizers=kfac,adam,muon --trials=6
+  kronmesh compare --config=digits --optimizers=kfac,kfac:inverses_every=10,stale_kfac
 
 With --trials each optimiser's settings are chosen first, with the same number of runs for each. A second call goes on
 where the first stopped.
@@ -16,35 +16,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from kronmesh.train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
+from ..train.runtime.launch import launch  # isort: skip  (sets the environment before JAX loads)
 
 import jax
-import matplotlib
 import numpy as np
 from absl import flags
 from scipy.stats import qmc
 
-from kronmesh import files
-from kronmesh.train import jsonfile, kfac_jax_peer
-from kronmesh.train.build import Run, build, check_target
-from kronmesh.train.checkpoints import load_export
-from kronmesh.train.errors import ConfigError, Diverged
-from kronmesh.train.loop import arrived, train
-from kronmesh.train.optimizers import MISSING, PEERS, SECOND_ORDER
-from kronmesh.train.registry import make_task
-from kronmesh.train.reporting.tables import columns
-from kronmesh.train.runtime.workdir import evaluations, read_rows
-from kronmesh.train.settings import defaults
-from kronmesh.train.settings.configfile import config_functions, config_path
-from kronmesh.train.steps import phase
-from kronmesh.train.sweeps.variants import member
-from kronmesh.train.task import Task, first_at
-from scripts.search import SEED, rank, try_all
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from .. import files
+from ..train import jsonfile, kfac_jax_peer
+from ..train.build import Run, build, check_target
+from ..train.checkpoints import load_export
+from ..train.errors import ConfigError, Diverged
+from ..train.loop import arrived, train
+from ..train.optimizers import MISSING, PEERS, SECOND_ORDER
+from ..train.registry import make_task
+from ..train.reporting.tables import columns
+from ..train.runtime.workdir import evaluations, read_rows
+from ..train.settings import defaults
+from ..train.settings.configfile import config_functions, config_path, short_name
+from ..train.steps import phase
+from ..train.sweeps.trials import SEED, rank, try_all
+from ..train.sweeps.variants import member
+from ..train.task import first_at
+from .pictures import picture_curves, picture_reconstructions
 
 OPTIMIZERS_FLAG = flags.DEFINE_list(
   'optimizers',
@@ -88,7 +83,7 @@ def compare(config: Any, workdir: Path, members: list[str], seeds: int, trials: 
     if config.task == 'reconstruct' and curves[0]:
       pictures['image'], pictures[name] = reconstruct(run, folders[0])
   if pictures:
-    _picture_reconstructions(pictures, workdir / 'reconstructions.png')
+    picture_reconstructions(pictures, workdir / 'reconstructions.png')
   return summaries
 
 
@@ -196,16 +191,19 @@ def _spread(values: list[float | None], form: str) -> str:
 def table(summaries: list[dict[str, Any]], target: str, metric: str) -> str:
   """Formats one row for each optimiser, with medians (and ranges) over the seeds.
 
-  The third column is the first optimiser's steps as a share of the row's. '>' marks a target not reached in the budget.
+  The third column has the first optimiser's steps as a percentage of the row's. '>' marks a target not reached in the
+  budget. Errors are those of the evaluation set.
   """
   of = lambda s, field: [row and row[field] for row in s['targets'][target]]  # noqa: E731
   first = median(of(summaries[0], 'step'))
-  share_of = f'{summaries[0]["optimizer"]} needs'
+  share_of = f"{summaries[0]['optimizer']}'s steps are"
+  metric = f'evaluation {metric}'
   head = ('optimiser', f'steps to {metric} {target}', share_of, 'seconds', 'examples', f'final {metric}', 'ms a step')
   rows = []
   for s in summaries:
     steps = median(of(s, 'step'))
-    share = '-' if not first else ('' if steps else '< ') + f'{first / (steps or s["budget"]):.2f} of it'
+    share = '' if steps else 'less than '
+    share = f'{share}{first / (steps or s["budget"]):.0%} of these' if first and s is not summaries[0] else '-'
     rows.append((
       s['optimizer'],
       _spread(of(s, 'step'), 'g') if steps else f'> {s["budget"]}',
@@ -216,46 +214,6 @@ def table(summaries: list[dict[str, Any]], target: str, metric: str) -> str:
       '-' if s['ms_per_step'] is None else f'{s["ms_per_step"]:.1f}',
     ))  # fmt: skip
   return columns(head, rows)
-
-
-def _picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, path: Path) -> None:
-  figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained', sharey=True)
-  for i, s in enumerate(summaries):
-    for j, curve in enumerate(s['curves']):
-      steps, seconds, values = np.asarray(curve).T
-      for axis, x in zip(axes, (steps, seconds), strict=True):
-        axis.plot(x, values, color=f'C{i}', alpha=0.8, linewidth=1.3, label=s['optimizer'] if j == 0 else None)
-  for axis, label in zip(axes, ('step', 'seconds of training on this machine'), strict=True):
-    axis.axhline(config.target, color='black', linewidth=0.8, linestyle=':')
-    axis.set_xlabel(label)
-    if task.lower_is_better:
-      axis.set_yscale('log')
-    else:
-      axis.set_ylim(bottom=config.target - 0.15)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel(f'{task.target} ({config.data.eval_split})')
-  axes[0].annotate('target', (0, config.target), xytext=(2, 3), textcoords='offset points', fontsize=8)
-  axes[0].legend(frameon=False)
-  figure.suptitle(f'{config.model.name} on {config.data.name}, batch {config.data.batch_size}, mesh {config.mesh}')
-  with files.replacing(path) as file:
-    figure.savefig(file, dpi=130)
-  plt.close(figure)
-
-
-def _picture_reconstructions(pictures: dict[str, np.ndarray], path: Path) -> None:
-  """Draws one row of images for each name."""
-  n = len(next(iter(pictures.values())))
-  size = (n * 0.8, len(pictures) * 0.85)
-  figure, axes = plt.subplots(len(pictures), n, figsize=size, layout='constrained', squeeze=False)
-  for row, (name, images) in zip(axes, pictures.items(), strict=True):
-    row[0].set_ylabel(name)
-    for axis, image in zip(row, images, strict=True):
-      axis.imshow(image, cmap='gray_r', vmin=0, vmax=1)
-      axis.set_xticks([])
-      axis.set_yticks([])
-  with files.replacing(path) as file:
-    figure.savefig(file, dpi=130)
-  plt.close(figure)
 
 
 def main(config: Any, workdir: str) -> None:
@@ -283,7 +241,7 @@ def main(config: Any, workdir: str) -> None:
     folder / 'compare.json',
     jsonfile.dumps({'config': json.loads(config.to_json()), 'results': summaries}, indent=1) + '\n',
   )
-  _picture_curves(summaries, config, task, folder / 'curves.png')
+  picture_curves(summaries, config, task, folder / 'curves.png')
   first = folder / names[0] / 'seed0'
   print(f'\n{text}\n')
   print(
@@ -299,10 +257,11 @@ def main(config: Any, workdir: str) -> None:
   print(f'metrics, checkpoints   {first}')
   if names[0].partition(':')[0] in SECOND_ORDER:
     print(f'what K-FAC covers      {first / "coverage.txt"}')
-  path = config_path()
-  print('next: make train, make train-classifier, or one run with one thing changed:')
-  print(f'  .venv/bin/python experiments/train.py --config={path} --config.kfac.damping=0.03 --workdir=runs/damping')
+  command = f'kronmesh train --config={short_name(config_path())}'
+  print('next, one run with one setting changed:')
+  print(f'  {command} --config.kfac.damping=0.03 --workdir=runs/damping')
 
 
-if __name__ == '__main__':
+def command() -> None:
+  """Compares optimisers on the config that the command line names."""
   launch(main, default_workdir='runs/compare')

@@ -1,0 +1,1 @@
+"""The subcommands of `kronmesh`, one module each; `main` finds them by name."""

@@ -1,5 +1,0 @@
-"""`python -m kronmesh.train`."""
-
-from .command import command
-
-command()
