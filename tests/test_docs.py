@@ -101,6 +101,35 @@ def test_files_named_in_a_page_are_there(page):
     assert (ROOT / name).exists(), f'{page} names {name}'
 
 
+# What the code of a page leaves behind, by page.
+LEFT = {
+  'index.md': lambda names: names['loss'] < 1.2,
+  'explain/factors.md': lambda names: jnp.allclose(
+    optax.apply_updates(names['w'], names['updates']), jnp.array([[1.0, -1.0], [1.0, 1.0]]), atol=2e-3
+  ),
+  'explain/sites.md': lambda names: str(names['curvature']) in (ROOT / 'docs/explain/sites.md').read_text(),
+  'guides/mesh.md': lambda names: names['loss'] < 0.9 and names['mesh'].size == 8,
+  'guides/recipes.md': lambda names: names['losses'][-1] < 0.8 * names['losses'][0] and names['accumulated_loss'] < 0.9,
+}
+
+
+@pytest.mark.brief('explain/factors.md', 'explain/sites.md', 'index.md')
+@pytest.mark.parametrize('page', LEFT)
+def test_the_code_of_a_page_runs(page):
+  text = (ROOT / 'docs' / page).read_text()
+  names = {}
+  for code in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+    exec(code.replace("jax.config.update('jax_num_cpu_devices', 4)", '').replace('data=4', 'data=8'), names)
+  assert LEFT[page](names)
+
+
+def test_the_start_page_agrees_with_the_readme():
+  """Both say how to install, and name the same comparison."""
+  pages = [(ROOT / name).read_text() for name in ('README.md', 'docs/index.md')]
+  for words in ("pip install 'kronmesh[train]'", 'kronmesh train --config=digits'):
+    assert all(words in page for page in pages)
+
+
 @pytest.mark.long
 def test_the_guide_to_an_own_loop_trains():
   (code,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/guides/own_loop.md').read_text(), re.DOTALL)
