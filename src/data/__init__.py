@@ -7,7 +7,7 @@ need('train', 'tensorflow_datasets', 'grain', 'array_record', 'PIL', 'scipy')  #
 from .arrays import Arrays, check_labels, noise, some_of_each, write_arrays
 from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
 from .clips import clip_batches, prepared
-from .datasets import IN_MEMORY, data_dir, load_arrays, record_source
+from .datasets import IN_MEMORY, data_dir, example_shape, load_arrays, record_source
 from .directed import Directed, load_directed
 from .errors import DataError
 from .folders import files_below, shown
@@ -48,6 +48,7 @@ __all__ = [
   'check_size',
   'clip_batches',
   'data_dir',
+  'example_shape',
   'files_below',
   'free_memory',
   'in_words',

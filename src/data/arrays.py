@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from jaxtyping import Shaped
 
 from .errors import DataError
 from .folders import listed, shown
@@ -17,19 +18,20 @@ from .limits import check_regular, check_size
 
 
 class Arrays(NamedTuple):
-  """A split that fits in memory; its batches use the same field names.
+  """Holds a split that fits in memory; its batches use the same field names.
 
-  inputs: images as float32 in [0, 1], (n, h, w, c); clips, (n, t, h, w, c); or what a task takes instead: tokens
-    (n, length), points (n, d), queries of links (n, 2).
-  label: (n,).
+  Attributes:
+    inputs: images as float32 in [0, 1], (n, h, w, c); clips, (n, t, h, w, c); or what a task takes instead: tokens
+      (n, length), points (n, d), queries of links (n, 2).
+    label: (n,): classes as int32, numbered from 0, or what a task takes instead.
   """
 
-  inputs: np.ndarray
-  label: np.ndarray
+  inputs: Shaped[np.ndarray, ' n *example']
+  label: Shaped[np.ndarray, ' n']
 
 
 def write_arrays(arrays: Arrays, path: str | Path) -> None:
-  """Writes arrays to a file that the data set 'arrays' reads."""
+  """Writes `arrays` to the file `path` (.npz), which the data set 'arrays' reads; missing folders are made."""
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   np.savez(path, image=arrays.inputs, label=arrays.label)
 
@@ -97,6 +99,24 @@ def _check_member(path: Path, name: str, where: str) -> None:
   check_size(needed, stored, f"{where}: the array '{name}' of shape {shape}")
 
 
+def stored_shape(path: Path) -> tuple[int, ...]:
+  """Returns the shape of the examples that `read_arrays` would return, from the file's header.
+
+  Raises:
+    DataError: there is no such file, or it holds something else.
+  """
+  where = f'arrays: {shown(path)}'
+  try:
+    check_regular(path)
+    with zipfile.ZipFile(path) as packed, packed.open('image.npy') as file:
+      version = np.lib.format.read_magic(file)
+      read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+      shape = read(file)[0]
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    raise DataError(f"{where} has no array 'image' ({error}); write it by np.savez(image=, label=)") from error
+  return (*shape[1:], 1) if len(shape) == 3 else shape[1:]
+
+
 def _whole(label: np.ndarray, where: str) -> np.ndarray:
   if label.dtype.kind not in 'iub' and not (label.dtype.kind == 'f' and (label == np.round(label)).all()):
     raise DataError(f'{where} has labels of type {label.dtype}, such as {label[0]!r}; number the classes from 0')
@@ -133,7 +153,16 @@ def _pixels(image: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_labels(labels: Any, classes: int, where: str) -> None:
-  """Raises DataError unless all labels are in 0 ... classes - 1; its one line names the first label that is not."""
+  """Checks that all labels are in 0 ... `classes` - 1.
+
+  Args:
+    labels: the labels, (n,), or one label.
+    classes: the number of classes.
+    where: words for the place of the labels, which begin the error's message.
+
+  Raises:
+    DataError: a label is none of the classes; its one line names the first such label and says what to change.
+  """
   labels = np.atleast_1d(np.asarray(labels))
   wrong = np.flatnonzero((labels < 0) | (labels >= classes))
   if not len(wrong):
@@ -150,7 +179,12 @@ def check_labels(labels: Any, classes: int, where: str) -> None:
 
 
 def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
-  """Draws `count` examples, spread evenly over the classes, by the seed. They keep the order of the set.
+  """Returns `count` examples, drawn evenly from all classes. They keep the order of the set.
+
+  Args:
+    arrays: the split to draw from, an `Arrays` or another named tuple of arrays with a field `label`.
+    count: the number of examples. If it does not divide by the number of classes, the first classes get one more.
+    seed: the seed of the draw.
 
   Raises:
     DataError: `count` is smaller than the number of classes, or a class has too few examples.
@@ -170,9 +204,16 @@ def some_of_each(arrays: Arrays, count: int, seed: int) -> Arrays:
 
 
 def noise(shape: Sequence[int], classes: int, count: int, tokens: bool = False) -> Arrays:
-  """Returns random examples with nothing to learn, for measurements.
+  """Returns random examples with nothing to learn, for measurements; they are the same at every call.
 
-  Inputs are numbers in [0, 1) or, for `tokens`, integers below `classes`.
+  Args:
+    shape: the shape of an example.
+    classes: the number of classes, from which the labels are drawn.
+    count: the number of examples.
+    tokens: whether inputs are integers below `classes`; else they are numbers in [0, 1).
+
+  Returns:
+    An `Arrays` with inputs (count, *shape) and labels (count,).
   """
   rng, size = np.random.default_rng(0), (count, *shape)
   values = rng.integers(0, classes, size, np.int32) if tokens else rng.random(size, np.float32)

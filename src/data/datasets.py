@@ -11,20 +11,40 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from . import builders
-from .arrays import Arrays, read_arrays
+from .arrays import Arrays, read_arrays, stored_shape
 from .errors import DataError
 from .features import check_features
 from .folders import tell_left_out
 from .image_folder import ImageFolder
 from .made import MADE
-from .moving import MovingFashionMnist
+from .moving import FRAMES, SIDE, MovingFashionMnist
 
 IN_MEMORY = ('digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays', *MADE)
+"""Lists the data sets that `load_arrays` loads."""
 _BRIGHTEST = {'digits': 16, 'fashion_mnist': 255, 'moving_fashion_mnist': 255}
+
+
+_SHAPES = {'digits': (8, 8, 1), 'fashion_mnist': (28, 28, 1), 'moving_fashion_mnist': (FRAMES, SIDE, SIDE, 1)}
+
+
+def example_shape(name: str, source: str = '') -> tuple[int, ...] | None:
+  """Returns the shape of a set's examples without reading or preparing the set; None if it follows from the data.
+
+  Args:
+    name: as for `load_arrays`.
+    source: for 'arrays', the folder with train.npz, of which the header alone is read.
+
+  Raises:
+    DataError: there is no such file.
+  """
+  return stored_shape(Path(source or '.') / 'train.npz') if name == 'arrays' else _SHAPES.get(name)
 
 
 def data_dir(folder: str = '') -> Path:
   """Returns the folder of prepared data sets: `folder`, else $KRONMESH_DATA, else ~/.cache/kronmesh.
+
+  Args:
+    folder: a folder on this machine; '' for the default.
 
   Raises:
     DataError: the folder is an address and not on this machine, or this user has no home folder.
@@ -43,17 +63,21 @@ def data_dir(folder: str = '') -> Path:
 
 
 def load_arrays(name: str, split: str, *, folder: str = '', source: str = '') -> Arrays:
-  """Loads a small data set as arrays.
+  """Loads a small data set as arrays; a set that is not prepared yet is prepared first.
 
   Args:
-    name: 'digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays' or one of `made.MADE`.
+    name: 'digits', 'fashion_mnist', 'moving_fashion_mnist', 'arrays' or a name of `MADE`.
     split: 'train' or 'test'.
     folder: where prepared data is kept; see `data_dir`.
     source: for the two sets of Fashion-MNIST, the folder with the IDX files; Debian's dataset-fashion-mnist by default.
       For 'arrays', the folder with train.npz and test.npz, of `image` in [0, 1] and `label` (see `write_arrays`).
 
+  Returns:
+    An `Arrays`: images (n, h, w, c) or clips (n, t, h, w, c) as float32 in [0, 1], with classes (n,); for 'arrays' and
+    the sets of `MADE`, what they hold. The arrays of prepared sets cannot be written to.
+
   Raises:
-    DataError: the name or split is unknown, or source files are missing.
+    DataError: the name or split is unknown, or source files are missing or cannot be read.
   """
   if name not in IN_MEMORY:
     raise DataError(f'data set {name!r} is unknown or does not fit in memory; choose from {", ".join(IN_MEMORY)}')
@@ -146,6 +170,15 @@ def _image_feature(features: Any, name: str) -> str:
 
 def record_source(name: str, split: str, *, folder: str = '') -> Records | ImageFolder:
   """Returns a prepared TFDS array_record data set, or 'image_folder', as a random-access source of examples.
+
+  Args:
+    name: the name of the set in TFDS, or 'image_folder'.
+    split: the split, such as 'train'.
+    folder: where prepared data is kept, see `data_dir`; for 'image_folder', the folder of `ImageFolder`.
+
+  Returns:
+    A sequence of examples {'image': an encoded picture or an array of bytes, 'label'}. Its attribute `classes` is the
+    number of classes, or 0 if the set does not say; `labelled` says whether it has labels (if not, every label is 0).
 
   Raises:
     DataError: the set is not prepared in the folder, or only as tfrecord files, which need TensorFlow. Or it has no

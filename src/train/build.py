@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from .. import kron, parallel
 from . import constants, gradient_allreduce, guard, kfac_jax_peer, loss_scale, memory, mixing, recipe
 from .errors import ConfigError
+from .fitting import fit
 from .inputs import Data, make_data
 from .optimizers import SECOND_ORDER, make_inverse_schedule, make_optimizer
 from .players import ONLY, Game, Player, joined, part
@@ -27,11 +29,29 @@ from .task import Task
 
 
 def build(config: Any, load: bool = True) -> Run:
-  """Makes mesh, data, model, shardings and compiled functions; any mistake in the config raises its error here.
+  """Builds a run from a config: mesh, data, model, shardings and compiled functions.
 
-  load: False if nothing is to run; data that the shapes do not depend on are then not read.
+  Any mistake in the config raises its error here.
+
+  Args:
+    config: a config, such as `defaults()` returns.
+    load: False if nothing is to run; data that the shapes do not depend on are then not read.
+
+  Returns:
+    A `Run`, a named tuple. `init` makes the state from a seed. `train_batches` takes the seed and the number of the
+    first batch, and returns endless batches; `eval_batches` returns those of one pass over the evaluation set. `step`
+    takes (state, batch, the step's number) and returns (state, metrics); `evaluate` takes (state, batch) and returns
+    metrics. `curvatures` has the `kron.Curvature` of each network with a second-order optimiser, by name, `mesh` the
+    mesh, and `shardings` the state's shardings.
+
+  Raises:
+    ConfigError: a setting is unknown, out of range, or does not go together with another one.
+    parallel.MeshError: the mesh, or the batch on it, does not fit the devices.
+    data.DataError: the data are missing or cannot be used.
+    kron.CurvatureError: K-FAC cannot treat the network or its loss.
   """
   check_whole(config)
+  fit(config)
   check_ranges(config)
   if config.optimizer == kfac_jax_peer.NAME:
     return kfac_jax_peer.build(config, load)
@@ -181,7 +201,7 @@ def _player(
     section = player_config[player_config.optimizer]
     settings = {
       'fisher': section.fisher,
-      'subsample': section.subsample,
+      'subsample': _whole_subsample(section.subsample, seen, networks.placement),
       'placement': None if by_shard else networks.placement,
     }
     if config.placement.blocks:
@@ -189,6 +209,19 @@ def _player(
     curvature = kron.curvature(loss, params, context, seen, has_aux=True, **settings)
   tx = make_optimizer(player_config, curvature, networks.placement, inside=game is not None)
   return Player(name, player_config, loss, curvature, tx)
+
+
+def _whole_subsample(subsample: float, seen: Any, placement: kron.Placement | kron.Local) -> float:
+  """Returns the share nearest to `subsample` that is a whole number of a shard's examples, and warns if it differs."""
+  if subsample == 1 or not isinstance(seen, dict) or 'inputs' not in seen:
+    return subsample
+  examples = seen['inputs'].shape[0]
+  each = examples // max(1, placement.shards(examples))
+  kept = max(1, round(subsample * each))
+  if abs(kept - subsample * each) > 1e-6:
+    words = 'config.kfac.subsample=%g of the %d examples of a shard is not a whole number; %d are taken'
+    logging.warning(words, subsample, each, kept)
+  return kept / each
 
 
 def _init(

@@ -163,7 +163,7 @@ def _source(config: Any, load: bool) -> Source:
   if name in (*data.OF_PYKEEN, 'triples', 'wordnet'):
     return _links(config)
   if name in (*data.IN_MEMORY, *data.SCENES, 'directed_motion'):
-    return _in_memory(config)
+    return _in_memory(config, load)
   return _records(config, load)
 
 
@@ -270,8 +270,11 @@ def _noise(config: Any) -> Source:
   )
 
 
-def _in_memory(config: Any) -> Source:
+def _in_memory(config: Any, load: bool) -> Source:
   settings = config.data
+  shape = None if load else data.example_shape(settings.name, settings.source)
+  if shape is not None:
+    return Source({'inputs': (shape, np.float32), 'label': ((), np.int32)}, _nothing, _nothing, 1)
   with processes.chief_first():
     arrays, split = (_arrays(config, s) for s in ('train', settings.eval_split))
   _check_alike(arrays, split, config)

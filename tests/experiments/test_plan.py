@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.configs import noise, resolution
@@ -65,6 +66,34 @@ def test_the_best_mesh_is_the_least_divided_that_fits():
   text, code = plan(*base, '--memory=0.001')
   assert code == 0 and 'no mesh of 8 devices with 0 GiB was found' in text
   assert 'GiB a device where 0 are allowed' in text and 'times the space' in text
+
+
+def test_a_search_skips_what_cannot_be_and_reads_no_data(tmp_path):
+  flags = ('--config=digits', '--config.model.widths=(16, 8)', '--config.optimizer=adam')
+  text, code = plan(*flags, '--config.data.batch_size=3', '--devices=16', f'--config.data.folder={tmp_path}/none')
+  assert code == 2 and len(text.splitlines()) == 1 and 'divides over no mesh of 16 devices' in text, text
+  text, code = plan(*flags, '--config.data.batch_size=4', '--devices=4', f'--config.data.folder={tmp_path}/none')
+  assert code == 0 and 'best mesh: --config.mesh=data=4' in text, text
+  assert not (tmp_path / 'none').exists() and max(map(len, text.splitlines())) <= 124
+
+
+@pytest.mark.long
+def test_meshes_that_cannot_be_are_listed(tmp_path):
+  text, code = plan(
+    '--config=noise:small_resnet', '--config.data.batch_size=4', '--config.data.shape=(6,6,3)', '--devices=8'
+  )
+  assert code == 0 and 'skipped\n' in text and 'fewer rows than that' in text, text
+
+
+def test_shapes_are_known_without_the_data(tmp_path):
+  from kronmesh import data
+
+  for shape, expected in (((5, 4, 4), (4, 4, 1)), ((5, 4, 4, 3), (4, 4, 3)), ((5, 7), (7,))):
+    np.savez(tmp_path / 'train.npz', image=np.zeros(shape, np.float32), label=np.zeros(5, np.int32))
+    assert data.example_shape('arrays', str(tmp_path)) == expected
+  assert data.example_shape('digits') == data.load_arrays('digits', 'test').inputs.shape[1:]
+  with pytest.raises(data.DataError, match="no array 'image'"):
+    data.example_shape('arrays', str(tmp_path / 'nowhere'))
 
 
 def test_candidates_divide_the_batch():

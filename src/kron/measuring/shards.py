@@ -67,13 +67,13 @@ class Shards(NamedTuple):
   def fits(self, length: int) -> bool:
     """Checks whether an axis of this length divides into such parts."""
     kept = length / self.count * self.subsample
-    return length % self.count == 0 and kept == int(kept) >= 1
+    return length % self.count == 0 and abs(kept - round(kept)) < 1e-6 and round(kept) >= 1
 
   def cut(self, x: Array, axis: int) -> Array:
     """Cuts (..., b, ...) into (shards, ..., kept, ...)."""
     x = x if self.placement is None else self.placement.place(x, axis, False)
     shape = (*x.shape[:axis], self.count, x.shape[axis] // self.count, *x.shape[axis + 1 :])
-    kept = int(shape[axis + 1] * self.subsample)
+    kept = round(shape[axis + 1] * self.subsample)
     x = jax.lax.slice_in_dim(x.reshape(shape), 0, kept, axis=axis + 1)
     x = jnp.moveaxis(x, axis, 0)
     return x if self.placement is None else self.placement.place(x, 0, True)

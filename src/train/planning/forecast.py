@@ -6,6 +6,7 @@ other devices. `kronmesh plan` says what differs: bfloat16 is float32 there, and
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -15,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-from absl import logging
 
 from ... import kron, parallel
 from ..build import Run, build
+from ..errors import ConfigError
 from .programs import abstract, held, programs_of
 
 
@@ -102,10 +103,10 @@ class _listening:
 
   def __enter__(self) -> None:
     self.filter = lambda record: self.said.append(record.getMessage()) or False
-    logging.get_absl_handler().addFilter(self.filter)
+    logging.getLogger('kronmesh').addFilter(self.filter)
 
   def __exit__(self, *_: Any) -> None:
-    logging.get_absl_handler().removeFilter(self.filter)
+    logging.getLogger('kronmesh').removeFilter(self.filter)
 
 
 def _compiled(name: str, program: Any, run: Run, state: Any, batch: Any) -> Compiled:
@@ -193,6 +194,67 @@ def _size(mesh: dict[str, int], *axes: str) -> int:
   return math.prod(mesh.get(a, 1) for a in axes)
 
 
+class Search(NamedTuple):
+  """The search for a mesh. planned: the forecast to show. best: the mesh that fits, if one was found.
+
+  skipped: meshes that cannot be, with the reason.
+  """
+
+  planned: Forecast
+  best: str | None
+  skipped: dict[str, str]
+
+
+def search(config: Any, devices: int, limit: int, images: bool) -> Search:
+  """Finds the mesh of `devices` devices that communicates least among those whose programs fit into `limit` bytes.
+
+  The forecast of the mesh that takes the least memory is the base, from which the memory of the others is scaled, so
+  that only those that may fit are compiled. The search ends after four of these that do not fit.
+
+  Raises:
+    ConfigError: no mesh of so many devices can be.
+  """
+  options, skipped, base = candidates(config, devices, images), {}, None
+  for mesh in reversed(options):
+    base = _possible(config, mesh, skipped)
+    if base is not None:
+      break
+  if base is None:
+    last = next(reversed(skipped.items()), None)
+    why = f'; of {len(skipped)} tried, {last[0]} fails because {last[1]}' if last else ''
+    words = f'config.data.batch_size={config.data.batch_size} divides over no mesh of {devices} devices'
+    raise ConfigError(f'{words} that this model can use; change it, or --devices{why}')
+  tried = 0
+  for mesh in options:
+    if mesh in skipped or _guess(base, parallel.parse_mesh(mesh, devices)) > 1.1 * limit:
+      continue
+    candidate = base if parallel.parse_mesh(mesh, devices) == base.mesh else _possible(config, mesh, skipped)
+    if candidate is None:
+      continue
+    if candidate.memory <= limit:
+      return Search(candidate, mesh, skipped)
+    tried += 1
+    if tried == 4:
+      break
+  return Search(base, None, skipped)
+
+
+def _possible(config: Any, mesh: str, skipped: dict[str, str]) -> Forecast | None:
+  """Returns the forecast for a mesh, or None, with the reason in `skipped`, if the config cannot run on it."""
+  try:
+    return forecast(config, mesh)
+  except (ConfigError, parallel.MeshError, parallel.PartitionError, kron.CurvatureError) as error:
+    skipped[mesh] = str(error)
+    return None
+
+
+def _guess(base: Forecast, sizes: dict[str, int]) -> float:
+  """Scales the memory of a device from one mesh to another."""
+  axes = ('data', 'fsdp', 'space', 'columns')
+  temporaries = max(p.temporaries + p.results for p in base.programs.values()) * _size(base.mesh, *axes)
+  return temporaries / _size(sizes, *axes) + base.state * _size(base.mesh, 'fsdp') / _size(sizes, 'fsdp')
+
+
 def candidates(config: Any, devices: int, images: bool) -> list[str]:
   """Returns meshes of `devices` devices, beginning with the one that communicates least.
 
@@ -208,28 +270,3 @@ def candidates(config: Any, devices: int, images: bool) -> list[str]:
       sizes = {'data': data, 'fsdp': fsdp, 'space': space}
       sentences.append(','.join(f'{a}={n}' for a, n in sizes.items() if n > 1) or 'data=1')
   return sentences
-
-
-def suggestion(config: Any, devices: int, limit: int, images: bool, base: Forecast) -> tuple[str, Forecast] | None:
-  """Returns the first of the candidates whose programs fit, and its forecast; None if none does in four tries.
-
-  The memory of activations and the state is scaled from `base`, so that only what may fit is compiled.
-  """
-  temporaries = max(p.temporaries + p.results for p in base.programs.values()) * _size(
-    base.mesh, 'data', 'fsdp', 'space', 'columns'
-  )
-  tried = 0
-  for mesh in candidates(config, devices, images):
-    sizes = parallel.parse_mesh(mesh, devices)
-    guess = temporaries / _size(sizes, 'data', 'fsdp', 'space') + base.state * _size(base.mesh, 'fsdp') / _size(
-      sizes, 'fsdp'
-    )
-    if guess > 1.1 * limit:
-      continue
-    candidate = base if sizes == base.mesh else forecast(config, mesh)
-    if candidate.memory <= limit:
-      return mesh, candidate
-    tried += 1
-    if tried == 4:
-      return None
-  return None
