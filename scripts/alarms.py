@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from kronmesh import data, files
+from kronmesh.commands.palette import OTHERS
 from kronmesh.data import dashcam
 from kronmesh.tasks.video import alarms, baselines
 from kronmesh.train import jsonfile
@@ -102,13 +103,14 @@ def picture(scenes: data.Scenes, scores: dict[str, np.ndarray], first: int, path
       axis.set_yticks([])
       axis.set_title(f'{t / scenes.rate:.1f} s', fontsize=7, pad=2)
     row[0].set_ylabel(scenes.kinds[scenes.kind[scene]].replace('_', '\n'), fontsize=8)
-    for name, score in scores.items():
-      row[-1].plot(time / scenes.rate, score[scene] / score.max(), label=name, linewidth=1.2)
+    for colour, (name, score) in zip(OTHERS, scores.items(), strict=False):
+      row[-1].plot(time / scenes.rate, score[scene] / score.max(), label=name, color=colour, linewidth=1.2)
     row[-1].fill_between(
       time / scenes.rate, scenes.label[scene, first:], step='mid', color='grey', alpha=0.25, linewidth=0
     )
     row[-1].set_ylim(0, 1.05)
-    row[-1].set_yticks([])
+    row[-1].set_yticks([0, 1])
+    row[-1].set_ylabel('score / maximum', fontsize=7)
     row[-1].tick_params(labelsize=7)
   axes[0, -1].legend(frameon=False, fontsize=7)
   axes[-1, -1].set_xlabel('seconds; grey: an alarm is right', fontsize=8)

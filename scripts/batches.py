@@ -23,6 +23,7 @@ from absl import flags
 
 from kronmesh import files
 from kronmesh.commands.compare import OPTIMIZERS_FLAG, SEEDS, TRIALS, compare, median
+from kronmesh.commands.palette import colours
 from kronmesh.train import jsonfile
 from kronmesh.train.build import check_target
 from kronmesh.train.errors import ConfigError
@@ -79,12 +80,13 @@ def table(examples_by_name: dict[str, dict[int, float | None]]) -> str:
 
 def picture(examples_by_name: dict[str, dict[int, float | None]], title: str, path: Path) -> None:
   """Plots the examples to the target over the batch, on logarithmic scales, with a dotted limit for each optimiser."""
-  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-  for i, (name, of) in enumerate(examples_by_name.items()):
+  figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+  colour_of = colours(list(examples_by_name))
+  for name, of in examples_by_name.items():
     known = {b: n for b, n in of.items() if n is not None}
-    axes.plot(list(known), list(known.values()), marker='o', color=f'C{i}', label=name)
+    axes.plot(list(known), list(known.values()), marker='o', color=colour_of[name], label=name)
     if of[min(of)] is not None:
-      axes.axhline(_ALLOWED * of[min(of)], color=f'C{i}', linestyle=':', linewidth=0.9)
+      axes.axhline(_ALLOWED * of[min(of)], color=colour_of[name], linestyle=':', linewidth=0.9)
   reached = any(n is not None for of in examples_by_name.values() for n in of.values())
   title = title if reached else f'{title}: not reached'
   scale = 'log' if reached else 'linear'  # without points a logarithmic scale fails
@@ -93,6 +95,7 @@ def picture(examples_by_name: dict[str, dict[int, float | None]], title: str, pa
   axes.xaxis.set_minor_locator(NullLocator())
   axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
   axes.grid(alpha=0.3)
+  axes.plot([], [], color='grey', linestyle=':', label=f'{_ALLOWED} x the examples of the smallest batch')
   axes.legend(frameon=False)
   with files.replacing(path) as file:
     figure.savefig(file, dpi=130, format='png')

@@ -36,6 +36,8 @@ OUT = flags.DEFINE_string('out', 'runs/gan_scores', 'Folder for scores.json, sco
 COUNT = flags.DEFINE_integer('count', 10000, 'How many images are made.', lower_bound=100)
 STEPS = flags.DEFINE_integer('steps', 600, 'Of the classifiers of CAS.', lower_bound=1)
 
+_WIDTH = 800  # pixels at least of the picture of samples
+
 
 def measure() -> None:
   generator, judge = generated.read_generator(RUN.value), read_judge(JUDGE.value)
@@ -66,7 +68,9 @@ def measure() -> None:
   files.write(out / 'scores.json', jsonfile.dumps({**results, 'device': jax.devices()[0].device_kind}, indent=1) + '\n')
   files.write(out / 'scores.txt', f'{COUNT.value} images after {generator.step} steps\n\n{table}\n')
   with files.replacing(out / 'samples.png') as file:
-    Image.fromarray(generated.sheet(generator)).save(file, 'PNG')
+    sheet = Image.fromarray(generated.sheet(generator))
+    scale = -(-_WIDTH // sheet.width)
+    sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.NEAREST).save(file, 'PNG')
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ import matplotlib
 from absl import flags
 
 from experiments.configs import resolution
+from kronmesh.commands.palette import OTHERS
 from kronmesh.train import jsonfile
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
@@ -35,6 +36,7 @@ from kronmesh.train.runtime.machine import machine
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogFormatter, NullLocator
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATED = 8  # the most CPU devices on which steps are run
@@ -155,13 +157,16 @@ def frames_of(size: str) -> int:
 def plot(plans: Found, runs: Found, path: Path) -> None:
   """Plots memory and work per device, and the measured time of a frame, against the number of strips."""
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
+  colour_of = dict(zip(plans, OTHERS, strict=False))
   for size, by_shards in plans.items():
+    style = {'marker': 'o', 'color': colour_of[size], 'label': size}
     there = {n: measured for n, measured in by_shards.items() if 'why' not in measured}
-    left.loglog(list(there), [measured['memory'] / 2**30 for measured in there.values()], 'o-', label=size)
+    left.loglog(list(there), [measured['memory'] / 2**30 for measured in there.values()], **style)
     work = [measured['programs']['gradient']['flops'] / frames_of(size) / 1e12 for measured in there.values()]
-    middle.loglog(list(there), work, 'o-', label=size)
+    middle.loglog(list(there), work, **style)
     times = {n: r['seconds'] / frames_of(size) for n, r in runs[size].items() if 'seconds' in r}
-    right.loglog(list(times), list(times.values()), 'o-', label=size)
+    if times:
+      right.loglog(list(times), list(times.values()), **style)
   left.axhline(80, color='grey', linewidth=0.8)
   left.annotate('80 GiB', (1, 80), (0, 3), textcoords='offset points', color='grey', fontsize=8)
   left.set(xlabel='strips', ylabel='GiB a device', title='memory of a training step, planned')
@@ -170,8 +175,11 @@ def plot(plans: Found, runs: Found, path: Path) -> None:
   counts = sorted({n for by_shards in plans.values() for n in by_shards})
   for axes in (left, middle, right):
     axes.set_xticks(counts, [str(n) for n in counts])
-    axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+      axes.legend(frameon=False)
   figure.savefig(path, dpi=110)
 
 

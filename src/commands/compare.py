@@ -30,7 +30,7 @@ from ..train.checkpoints import load_export
 from ..train.errors import ConfigError, Diverged
 from ..train.loop import arrived, train
 from ..train.optimizers import MISSING, PEERS, SECOND_ORDER
-from ..train.registry import make_task
+from ..train.registry import TASKS, make_task
 from ..train.reporting.tables import columns
 from ..train.runtime.workdir import evaluations, read_rows
 from ..train.settings import defaults
@@ -170,7 +170,8 @@ def _targets(config: Any) -> list[float]:
     more = [float(t) for t in _TARGETS.value]
   except ValueError as error:
     raise ConfigError(f'--targets={",".join(_TARGETS.value)} must be numbers') from error
-  return list(dict.fromkeys([config.target, *more]))
+  lower = TASKS[config.task].lower_is_better
+  return sorted({config.target, *more}, reverse=lower)  # the easiest first
 
 
 def median(values: list[float | None]) -> float | None:

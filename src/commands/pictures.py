@@ -9,19 +9,30 @@ import matplotlib
 import numpy as np
 
 from .. import files
+from ..train.registry import Entry
 from ..train.task import Task
+from .palette import colours
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 
-def picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, path: Path) -> None:
+def picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task | Entry, path: Path) -> None:
+  """Draws the target's metric over steps and over seconds, with a line for each seed."""
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained', sharey=True)
-  for i, s in enumerate(summaries):
+  colour_of = colours([s['optimizer'] for s in summaries])
+  for s in summaries:
     for j, curve in enumerate(s['curves']):
       steps, seconds, values = np.asarray(curve).T
       for axis, x in zip(axes, (steps, seconds), strict=True):
-        axis.plot(x, values, color=f'C{i}', alpha=0.8, linewidth=1.3, label=s['optimizer'] if j == 0 else None)
+        axis.plot(
+          x,
+          values,
+          color=colour_of[s['optimizer']],
+          alpha=0.85,
+          linewidth=1.4,
+          label=s['optimizer'] if j == 0 else None,
+        )
   for axis, label in zip(axes, ('step', 'seconds of training on this machine'), strict=True):
     axis.axhline(config.target, color='black', linewidth=0.8, linestyle=':')
     axis.set_xlabel(label)
@@ -30,7 +41,7 @@ def picture_curves(summaries: list[dict[str, Any]], config: Any, task: Task, pat
     else:
       axis.set_ylim(bottom=config.target - 0.15)
     axis.grid(alpha=0.3)
-  axes[0].set_ylabel(f'{task.target} ({config.data.eval_split})')
+  axes[0].set_ylabel(f'evaluation {task.target} (split {config.data.eval_split!r})')
   axes[0].annotate('target', (0, config.target), xytext=(2, 3), textcoords='offset points', fontsize=8)
   axes[0].legend(frameon=False)
   figure.suptitle(f'{config.model.name} on {config.data.name}, batch {config.data.batch_size}, mesh {config.mesh}')

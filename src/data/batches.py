@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import logging
+from jaxtyping import Shaped
 
 from .arrays import Arrays, check_labels
 from .errors import DataError
@@ -26,7 +27,8 @@ def array_batches(
 ) -> grain.MapDataset:
   """Returns batches of a data set in memory, cut by indexing a whole batch at once.
 
-  Every epoch is a new permutation. Batches continue across its end, so all have the same size.
+  Every epoch is a new permutation. Batches continue across its end, so all have the same size. Batch i depends on the
+  seed and i alone.
 
   Args:
     arrays: the split.
@@ -34,6 +36,9 @@ def array_batches(
     seed: seed of order and augmentation.
     augment: (images, generator) -> images, applied to the global batch.
     shard: (index, count) of this process's part of every batch.
+
+  Returns:
+    A data set whose items are dicts with the fields of `arrays`, each an array of this process's examples.
   """
   n = len(arrays.label)
 
@@ -53,9 +58,16 @@ def array_batches(
 
 
 def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> grain.MapDataset:
-  """Returns the batches of one pass in the set's order.
+  """Returns the batches of one pass in the set's order. The last batch is filled up with its last example.
 
-  The last batch is filled up; `mask` is 1 for examples and 0 for what fills it.
+  Args:
+    arrays: the split.
+    batch_size: size of the global batch.
+    shard: (index, count) of this process's part of every batch.
+
+  Returns:
+    A data set whose items are dicts with the fields of `arrays`, each an array of this process's examples, and `mask`,
+    which is 1 for examples and 0 for what fills the last batch.
   """
   n = len(arrays.label)
 
@@ -69,9 +81,17 @@ def ordered_batches(arrays: Arrays, batch_size: int, *, shard: tuple[int, int] =
 
 
 def stream(batches: grain.MapDataset, start: int = 0, threads: int = 1) -> Iterator[Batch]:
-  """Iterates over batches from number `start` on, made ahead of their use by `threads` threads.
+  """Returns an iterator over batches, which threads make ahead of their use.
 
-  As many batches wait in memory. (grain's default is 500, which here would be 500 whole batches.)
+  As many batches as threads wait in memory.
+
+  Args:
+    batches: a data set of batches, such as `array_batches` returns.
+    start: the number of the first batch; a run that resumes at step i continues with batch i.
+    threads: the number of threads that make batches.
+
+  Raises:
+    DataError: a batch cannot be made from its data.
   """
   iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))
   iterator.set_state({'next_index': start})
@@ -86,8 +106,18 @@ def _with_plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
     raise type(error)(str(error).partition('\n')[0]) from error
 
 
-def shift_and_flip(images: np.ndarray, rng: np.random.Generator, *, pixels: int = 2) -> np.ndarray:
-  """Moves each image, or clip (n, t, h, w, c), by up to `pixels` along both axes and mirrors half of them at random."""
+def shift_and_flip(
+  images: Shaped[np.ndarray, ' n *image'], rng: np.random.Generator, *, pixels: int = 2
+) -> Shaped[np.ndarray, ' n *image']:
+  """Returns images of which each is moved by up to `pixels` along both axes, and half are mirrored, at random.
+
+  The gap is filled with zeros. All frames of a clip change in the same way.
+
+  Args:
+    images: images, (n, h, w, c), or clips, (n, t, h, w, c).
+    rng: the generator of the random changes.
+    pixels: the farthest move, in pixels.
+  """
   if images.ndim == 5:  # frames become channels, so that all get the same change
     n, t, h, w, c = images.shape
     changed = shift_and_flip(np.moveaxis(images, 1, 3).reshape(n, h, w, t * c), rng, pixels=pixels)
@@ -114,9 +144,24 @@ def record_batches(
   """Returns batches of encoded images, each decoded, cropped to `size` and normalised.
 
   Training crops a random part (8 to 100 % of the area) and mirrors half of the images, without end. Evaluation takes
-  the centre, in one pass with a `mask` as in `ordered_batches`.
+  the centre, in one pass with a `mask` as in `ordered_batches`. The next record replaces one that cannot be read.
 
-  classes: number of classes; a label that is none of them raises DataError with the set's `name`. 0 skips the check.
+  Args:
+    source: examples {'image': an encoded picture or an array of bytes, 'label'}, such as `record_source` returns.
+    batch_size: size of the global batch.
+    seed: seed of order and augmentation.
+    size: height and width of the images in the batch, in pixels.
+    train: whether to take random crops in a new order every epoch; else the centre, in the set's order.
+    classes: number of classes; 0 skips the check of labels.
+    name: the name of the set, for messages.
+    shard: (index, count) of this process's part of every batch.
+
+  Returns:
+    A data set whose items are dicts of `inputs`, (b, size, size, 3) as float32, `label`, (b,), and in evaluation
+    `mask`, (b,). The mean and deviation of each colour over ImageNet become 0 and 1.
+
+  Raises:
+    DataError: when a batch is made, a label is none of the classes, or too many records cannot be read.
   """
   crop = _random_crop(size) if train else None
   readable = Labelled(Readable(source, _decode), classes, name)

@@ -101,10 +101,16 @@ def prepared(
   """Returns the builder of a set in the folder, after preparing it from the user's copy in `source` if need be.
 
   Args:
-    layout: one of `layouts.LAYOUTS`.
+    layout: one of `LAYOUTS`.
+    source: the folder with the user's copy of the videos. It may be gone once the set is prepared.
+    folder: where prepared data is kept, see `data_dir`.
     rate: number of frames kept per second.
     short_side: short side of the kept frames, in pixels.
     bands: number of pictures in which each frame is kept, so that a host decodes only the bands of its rows.
+
+  Returns:
+    The builder. Its examples have 'frames' (JPEG pictures), 'label', 'spans' (the start and end, in seconds, of what
+    the label names, where the set says so) and 'name'.
 
   Raises:
     DataError: the source has another layout, or the prepared set was made from another source.
@@ -161,7 +167,7 @@ def clip_batches(
 ) -> grain.MapDataset:
   """Returns batches of clips {'inputs': (b, frames, height, width, 3), 'label': (b,)}.
 
-  They are to videos what `batches.record_batches` is to images.
+  They are to videos what `record_batches` is to images. Pixels x from 0 to 255 become (x / 255 - 0.45) / 0.225.
 
   Args:
     source: examples with 'frames' (JPEG) and 'label'.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from .builders import FASHION_MNIST_DEBIAN, FashionMnistIdx, from_idx, read_idx
 from .datasets import data_dir
@@ -20,10 +20,13 @@ _COUNT = {'train': 12000, 'test': 2000}
 
 
 class Directed(NamedTuple):
-  """Clips of two garments, each with a question about one of them.
+  """Holds clips of two garments, each with a question about the motion of one of them.
 
-  inputs: the clips. query: the node of a noun of which one garment is a kind. label: that garment's motion. other: the
-  motion of the other garment.
+  Attributes:
+    inputs: the clips, as float32 in [0, 1].
+    label: the motion of the garment that is asked for.
+    query: the node of a noun of which that garment is a kind.
+    other: the motion of the other garment.
   """
 
   inputs: Float[np.ndarray, 'n t h w 1']
@@ -68,19 +71,23 @@ class DirectedMotion(tfds.core.GeneratorBasedBuilder):
 
 def load_directed(
   split: str,
-  over: Int[np.ndarray, 'classes nodes'],
+  over: Bool[np.ndarray, 'classes nodes'],
   unasked: tuple[int, ...] = (),
   *,
   folder: str = '',
   source: str = '',
 ) -> Directed:
-  """Loads a split, each clip with a noun that fits one of its garments and not the other.
+  """Loads a split of 'directed_motion', each clip with a noun that fits one of its garments and not the other.
 
   Args:
     split: 'train' or 'test'.
     over: whether each class is a kind of each node.
     unasked: nodes whose nouns training does not use.
-    folder, source: see `load_arrays`.
+    folder: where prepared data is kept; see `data_dir`.
+    source: the folder with Fashion-MNIST's IDX files; Debian's dataset-fashion-mnist by default.
+
+  Returns:
+    A `Directed` with clips (n, 8, 16, 32, 1).
 
   Raises:
     DataError: there are no images, or no noun is left for a clip.

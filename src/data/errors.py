@@ -2,4 +2,4 @@
 
 
 class DataError(ValueError):
-  """The error for data that are missing or cannot be used; one line says what, where, and what to change."""
+  """Reports data that are missing or cannot be used; one line says what, where, and what to change."""

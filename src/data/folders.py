@@ -57,6 +57,10 @@ def files_below(root: Path, endings: Sequence[str]) -> Files:
     root: the folder.
     endings: endings of the files that are data, in lower case, with their dots.
 
+  Returns:
+    A named tuple of `used`, the paths of the data in the order of their names, and `left_out`, the others, each with
+    its `path` and the reason, `why`. Files of systems and tools are in neither.
+
   Raises:
     DataError: a folder cannot be read.
   """
@@ -123,7 +127,7 @@ def tell_left_out(name: str, left_out: Sequence[LeftOut], used: int, kept: Path)
 
 
 def shown(path: str | Path) -> str:
-  """Returns a path as one line of text; bytes that are not UTF-8 and characters that do not print are escaped."""
+  """Returns `path` as one line of text; bytes that are not UTF-8 and characters that do not print are escaped."""
   raw = os.fsencode(path).decode('utf-8', 'backslashreplace')
   plain = lambda c: c.isprintable() or unicodedata.category(c) == 'Zs'  # a space of any width  # noqa: E731
   return ''.join(c if plain(c) else c.encode('unicode_escape').decode() for c in raw)

@@ -14,10 +14,17 @@ from .pictures import ENDINGS
 
 
 class ImageFolder:
-  """Pictures in `folder/split/class/*.jpg`, or in any folders below a class; they stay encoded.
+  """Reads pictures in `folder/split/class/*.jpg`, or in any folders below a class, as a sequence of examples.
+
+  An example is {'image': the encoded picture, 'label': the number of its class}.
+
+  Args:
+    folder: the folder with the splits.
+    split: the name of the split's folder.
 
   Attributes:
-    names: names of the classes: train's folders in order. They number the labels of every split.
+    names: names of the classes: train's folders in order, or the split's own if there is no train. They number the
+      labels of every split.
     classes: number of classes.
     files: (path, label) of every picture.
     left_out: the files that are not pictures.
@@ -63,7 +70,7 @@ class ImageFolder:
     self.files = [(path, number[name]) for name in self.names for path in by_class.get(name, ())]
 
   def name_of(self, index: int) -> str:
-    """Returns the path of a picture, for messages."""
+    """Returns the path of the picture at `index`, for messages."""
     return shown(self.files[index][0])
 
   def __len__(self) -> int:

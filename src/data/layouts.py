@@ -224,6 +224,11 @@ LAYOUTS: dict[str, Callable[[Path], Found]] = {
   'dad': dad,
   'ccd': ccd,
 }
+"""Maps the name of each layout of videos to the function that finds the videos in a folder.
+
+Each function takes the folder and returns a named tuple of `entries` (path, split, label, spans, and whether the
+spans are in frames, not seconds) and `left_out` (the files that are not used, with the reason).
+"""
 
 
 def look(name: str, root: str | Path) -> Found:

@@ -47,12 +47,15 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def check_size(needed: int, stored: int, what: str) -> None:
-  """Raises DataError if an array needs more memory than is free, or far more than its file can hold.
+  """Checks that an array fits in the free memory, and is not far larger than its file can hold.
 
   Args:
     needed: bytes in memory.
     stored: bytes in the file.
     what: words for the array, for the message.
+
+  Raises:
+    DataError: it needs more memory than is free; or more than 2^30 bytes, and more than 250 times those of its file.
   """
   if needed > _LARGE and needed > _MOST_PACKED * stored:
     raise DataError(
@@ -86,7 +89,7 @@ def free_memory() -> int | None:
 
 
 def in_words(n: float) -> str:
-  """Returns a number of bytes as text, with a unit."""
+  """Returns a number `n` of bytes as text, with a unit, such as '1.5 GB'."""
   for unit in ('B', 'KB', 'MB', 'GB'):
     if n < 1000:
       return f'{n:.3g} {unit}'

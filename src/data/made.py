@@ -42,3 +42,8 @@ def poisson_points(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 MADE = {'python_text': python_text, 'poisson': poisson_points}
+"""Maps the name of each set that needs no extra files to a function of the split, which returns (inputs, labels).
+
+'python_text' has windows of ASCII from Python's standard library, (n, 65). 'poisson' has points of the unit square,
+(n, 2), and the values there of the solution of a boundary-value problem.
+"""

@@ -15,13 +15,20 @@ from .errors import DataError
 
 
 class Parts(NamedTuple):
-  """A graph in parts, as arrays; `models.Graph` is made from them.
+  """Holds a graph in parts, as arrays; `models.Graph` is made from them.
 
-  nodes: the node at each place of a part, -1 where there is none. part, place: those of each node.
-  shared: places of a part's nodes that other parts read, filled up with its first place.
-  source: of a link, a place in its part or, behind those, one among all that is shared, part after part.
-  target: a place in the link's part. relation: its relation.
-  count: number of links of that relation that the target has; 0 where there is no link.
+  There are p parts, with n places each for nodes.
+
+  Attributes:
+    nodes: the node at each place of a part, -1 where there is none.
+    part: the part of each node.
+    place: the place of each node in its part.
+    shared: the places of a part's nodes that other parts read, filled up with place 0.
+    source: the source of each link: a place in the link's part or, from n on, one among all shared places, part after
+      part.
+    target: the target of each link, a place in its part.
+    relation: the relation of each link.
+    count: the number of links of that relation that the target has; 0 where there is no link.
   """
 
   nodes: Int[np.ndarray, 'p n']
@@ -35,15 +42,26 @@ class Parts(NamedTuple):
 
 
 def both_directions(triples: Int[np.ndarray, 'n 3'], relations: int) -> Int[np.ndarray, '2n 3']:
-  """Adds every link in reverse, as a relation of its own behind the others.
+  """Returns all links and, behind them, every link in reverse, as a relation of its own behind the others.
 
   Messages go along the result, and queries ask for it (Lacroix et al. 2018, arXiv:1806.07297, section 2).
+
+  Args:
+    triples: the links (source, relation, target), as numbers.
+    relations: the number of relations; the reverse of relation r gets the number r + relations.
   """
   return np.concatenate([triples, triples[:, ::-1] + np.array([0, relations, 0], triples.dtype)])
 
 
 def partitioned(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int = 1) -> Parts:
-  """Divides a graph into `parts` parts.
+  """Returns a graph divided into parts of nearly equal sizes with few links between them.
+
+  METIS makes the parts (Karypis and Kumar 1998). A link is in the part of its target.
+
+  Args:
+    nodes: the number of nodes.
+    triples: the links (source, relation, target), as numbers.
+    parts: the number of parts, such as that of the shards of a batch.
 
   Raises:
     DataError: there are fewer nodes than parts, or a triple has a node that does not exist.
@@ -100,6 +118,12 @@ def _metis(nodes: int, triples: Int[np.ndarray, 'n 3'], parts: int) -> Int[np.nd
 
 
 def permuted(triples: Int[np.ndarray, 'n 3'], nodes: int, seed: int) -> Int[np.ndarray, 'n 3']:
-  """Exchanges the names of a graph's nodes at random, so that what a model learns of it says nothing of them."""
+  """Returns a graph whose nodes have exchanged their names at random, so that it says nothing about them (a control).
+
+  Args:
+    triples: the links (source, relation, target), as numbers.
+    nodes: the number of nodes.
+    seed: the seed of the exchange.
+  """
   order = np.random.default_rng(seed).permutation(nodes).astype(triples.dtype)
   return np.stack([order[triples[:, 0]], triples[:, 1], order[triples[:, 2]]], 1)

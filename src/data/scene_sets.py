@@ -12,16 +12,20 @@ from .scenes import SPLITS, Scenes, read
 from .surveillance import VTEST_DEBIAN, Surveillance
 
 SCENES = {'dashcam': Dashcam, 'surveillance': Surveillance}
+"""Maps the name of each set of scenes to its builder; `load_scenes` loads them."""
 
 
 def load_scenes(name: str, split: str, *, folder: str = '', source: str = '') -> Scenes:
-  """Loads a split of a set of scenes.
+  """Loads a split of a set of scenes; a set that is not prepared yet is prepared first.
 
   Args:
     name: 'dashcam' or 'surveillance'.
     split: 'train', 'validation' or 'test'.
-    folder: where prepared data is kept; see `datasets.data_dir`.
+    folder: where prepared data is kept; see `data_dir`.
     source: for 'surveillance', the film vtest.avi; by default that of Debian's opencv-doc.
+
+  Returns:
+    A `Scenes`.
 
   Raises:
     DataError: the name or split is unknown, or the film is missing or is another one.

@@ -26,7 +26,15 @@ class Scene(NamedTuple):
 
 
 class Scenes(NamedTuple):
-  """A split of scenes. `kinds` names the values of `kind`; `rate` is in frames a second."""
+  """Holds a split of scenes: short grey films of one length, with a label for every frame.
+
+  Attributes:
+    frames: the brightness of every pixel.
+    label: 1 for a frame at which an alarm is right, 0 for one at which it is false.
+    kind: the kind of each scene, a number.
+    kinds: the names of the values of `kind`.
+    rate: frames in a second.
+  """
 
   frames: UInt8[np.ndarray, 's t h w']
   label: UInt8[np.ndarray, 's t']
@@ -75,7 +83,11 @@ def read(builder: SceneBuilder, split: str) -> Scenes:
 
 
 def shrunken(scenes: Scenes, short_side: int) -> Scenes:
-  """Shrinks scenes until the shorter side has `short_side` pixels, each the mean of a square of old ones.
+  """Returns scenes whose shorter side has `short_side` pixels, each the mean of a square of old ones.
+
+  Args:
+    scenes: the scenes to shrink.
+    short_side: the new length of the shorter side, in pixels.
 
   Raises:
     DataError: the sides do not divide.
@@ -139,6 +151,11 @@ def windows(scenes: Scenes, frames: int, every: int = 1, *, balanced: bool = Fal
     every: step between them, in frames of the scene.
     balanced: whether clips of the rarer label are repeated until there are as many as of the other. If not, clips are
       in the order of scenes and of time in them.
+
+  Returns:
+    An `Arrays` with clips (n, frames, h, w, 4), which are cut when they are indexed, and labels (n,). The four channels
+    are brightness (mean 0 and deviation about 1 in each clip), four times its change since the frame before, a pixel's
+    distance from the middle column, and its row (both from -1 to 1).
 
   Raises:
     DataError: scenes are shorter than a clip.

@@ -11,7 +11,7 @@ from .limits import read_file
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
-  """Returns the number, from 1, and the text of every line that is not blank.
+  """Returns the number, from 1, and the text of every line of the file `path` that is not blank.
 
   Only a line feed ends a line, with or without a carriage return before it: other characters that Unicode calls line
   ends (U+2028, U+0085) may stand in a name. A byte order mark is dropped at the start of any line, because files that
@@ -36,10 +36,11 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-  """Returns the rows of a CSV file with a header, each as text by column.
+  """Returns the rows of the CSV file `path`, which has a header, each as text by column.
 
   Raises:
-    DataError: the file cannot be read, is not UTF-8, or has a row with more or fewer fields than the header.
+    DataError: the file cannot be read, is empty, is not UTF-8, is not a CSV file, has a column twice, or has a row with
+      more or fewer fields than the header.
   """
   try:
     head, *rows = csv.reader([f'{text}\n' for _, text in read_lines(path)], strict=True, skipinitialspace=True)

@@ -26,6 +26,7 @@ from .partition import both_directions
 from .text import read_lines
 
 SPLITS = ('train', 'valid', 'test')
+"""Lists the splits of a knowledge graph."""
 _FILES = ('.txt', '.tsv', '.nt')
 _LONGEST = 65_536  # characters of a line of N-Triples: rdflib's time grows with their square
 # Names of columns, by which a header is recognised.
@@ -36,14 +37,18 @@ _HEADS = (
 )
 PYKEEN = 'pykeen==1.11.1'  # its wheel contains these sets; nothing of it is installed
 OF_PYKEEN = ('umls', 'kinships', 'nations')
+"""Lists the knowledge graphs that `load_triples` takes from the wheel of pykeen."""
 
 Triples = Int[np.ndarray, 'n 3']
 
 
 class KnowledgeGraph(NamedTuple):
-  """A knowledge graph.
+  """Holds a knowledge graph.
 
-  entities, relations: their names in order. splits: triples (source, relation, target) as numbers, by split.
+  Attributes:
+    entities: the names of the entities, in the order of their numbers.
+    relations: the names of the relations, in the order of their numbers.
+    splits: triples (source, relation, target) as numbers, by split.
   """
 
   entities: tuple[str, ...]
@@ -52,11 +57,13 @@ class KnowledgeGraph(NamedTuple):
 
 
 class Queries(NamedTuple):
-  """Links with one end left out.
+  """Holds links with one end left out.
 
-  inputs: (entity, relation); relations from `len(relations)` on are those of links read from target to source.
-  label: the other end.
-  known: all ends that are known to be right, in any split, filled up with -1.
+  Attributes:
+    inputs: (entity, relation) of each query; relations from `len(relations)` on are those of links read from target to
+      source.
+    label: the other end.
+    known: all ends that are known to be right, in any split, filled up with -1.
   """
 
   inputs: Int[np.ndarray, 'n 2']
@@ -71,6 +78,9 @@ def load_triples(name: str, *, folder: str = '', source: str = '') -> KnowledgeG
     name: 'umls', 'kinships' or 'nations' (fetched once, from pykeen's wheel, by pip), or 'triples'.
     folder: where prepared data is kept; see `data_dir`.
     source: the folder with `train.txt` and so on, for 'triples', and for the others if they are not to be fetched.
+
+  Returns:
+    A `KnowledgeGraph`; names are numbered in the order of the alphabet.
 
   Raises:
     DataError: there is no such set or file, a line is not a triple, a triple is there twice, or another split has a
@@ -145,10 +155,13 @@ def _looks(name: str) -> str:
 
 
 def read_triples(path: Path) -> list[tuple[str, str, str]]:
-  """Reads the triples of a file, as names.
+  """Reads the triples (source, relation, target) of a file, as names, in the order of the file.
+
+  Args:
+    path: a file with three names between tabs on every line (`.txt`, `.tsv`), or N-Triples (`.nt`).
 
   Raises:
-    DataError: a line is not a triple.
+    DataError: a line is not a triple, or the file cannot be read.
   """
   if path.suffix == '.nt':
     return _n_triples(path)
@@ -202,7 +215,15 @@ def _n_triples(path: Path) -> list[tuple[str, str, str]]:
 
 
 def queries(graph: KnowledgeGraph, split: str) -> Queries:
-  """Makes both queries of every link of a split: (source, r) -> target, and (target, r + relations) -> source."""
+  """Makes both queries of every link of a split: (source, r) -> target, and (target, r + relations) -> source.
+
+  Args:
+    graph: the graph.
+    split: 'train', 'valid' or 'test'.
+
+  Returns:
+    A `Queries` with two queries for each link: first all links from source to target, then all in reverse.
+  """
   both = {name: both_directions(triples, len(graph.relations)) for name, triples in graph.splits.items()}
   everything = np.concatenate(list(both.values()))
   key = everything[:, 0].astype(np.int64) * 2 * len(graph.relations) + everything[:, 1]

@@ -46,13 +46,15 @@ ENDINGS = (
 
 
 class VideoError(DataError):
-  """The error for a file that is not a video or cannot be decoded; one line names it."""
+  """Reports a file that is not a video or cannot be decoded; one line names it."""
 
 
 class Video(NamedTuple):
-  """Frames of a video.
+  """Holds the frames of a video.
 
-  frames: (time, height, width, 3), RGB. rate: frames in a second.
+  Attributes:
+    frames: (time, height, width, 3), RGB.
+    rate: frames in a second.
   """
 
   frames: UInt8[np.ndarray, 't h w 3']
@@ -243,8 +245,11 @@ def read_video(
     longest: seconds to read, from the start.
     name: name for messages, if the source is not a path.
 
+  Returns:
+    A `Video`: the frames, turned as the file says, and their rate.
+
   Raises:
-    VideoError: as `open_video` raises it, or the file is shorter than it says.
+    VideoError: the file does not exist, is not a video (empty, only sound), is damaged, or is shorter than it says.
   """
   with open_video(source, name) as film:
     frames = list(film.frames(rate=rate, short_side=short_side, longest=longest))
@@ -315,12 +320,18 @@ def _size(frame: Any, stretch: float, short_side: int, name: str) -> tuple[int, 
 
 
 def write_video(
-  path: str | Path, frames: Sequence[np.ndarray], rate: float, *, codec: str = 'mpeg4', pixels: str = 'yuv420p'
+  path: str | Path,
+  frames: Sequence[UInt8[np.ndarray, 'h w 3']],
+  rate: float,
+  *,
+  codec: str = 'mpeg4',
+  pixels: str = 'yuv420p',
 ) -> None:
-  """Writes frames (h, w, 3) of RGB bytes to a video file.
+  """Writes frames of RGB bytes to a video file.
 
   Args:
     path: the file; its ending says what kind of file it is.
+    frames: the frames, (h, w, 3) each, of the size of the first.
     rate: frames in a second.
     codec: FFmpeg's name of the codec.
     pixels: FFmpeg's name of the pixel format; formats with 420 lose the last row and column of odd sizes.

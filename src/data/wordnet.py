@@ -14,11 +14,11 @@ from .triples import SPLITS, KnowledgeGraph
 
 WORDNET_DEBIAN = '/usr/share/wordnet'
 _POINTERS = {'@': 'kind of', '@i': 'instance of'}
-# Fashion-MNIST's classes in their order: a noun, and the number of its sense.
 GARMENTS = (
   ('t-shirt', 1), ('trouser', 1), ('pullover', 1), ('dress', 1), ('coat', 1),
   ('sandal', 1), ('shirt', 1), ('sneaker', 1), ('bag', 4), ('boot', 1),
 )  # fmt: skip
+"""Lists Fashion-MNIST's classes in their order: for each a noun of WordNet, and the number of its sense."""
 
 
 class Nouns(NamedTuple):
@@ -35,7 +35,12 @@ class Nouns(NamedTuple):
 def read_nouns(source: str = '') -> Nouns:
   """Reads all noun synsets of WordNet 3.0: 82,115, with 84,427 links to those that they are kinds or instances of.
 
-  source: a folder with `data.noun` and `index.noun`; Debian's wordnet-base by default.
+  Args:
+    source: a folder with `data.noun` and `index.noun`; Debian's wordnet-base by default.
+
+  Returns:
+    A named tuple of `names` (the first noun and the offset of each synset), `links` ((synset, relation, its hypernym),
+    (n, 3)) and `senses` (the synsets of each noun, by the noun).
 
   Raises:
     DataError: the files do not exist, or are not as they should be.
@@ -76,6 +81,10 @@ def _lines(path: Path) -> list[str]:
 def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int[np.ndarray, ' n']:
   """Returns the synsets of nouns, each given with the number of its sense, from 1.
 
+  Args:
+    nouns: from `read_nouns`.
+    wanted: (noun, number of the sense), for each; the nouns of Fashion-MNIST's classes by default.
+
   Raises:
     DataError: there is no such noun or sense.
   """
@@ -89,9 +98,15 @@ def synsets(nouns: Nouns, wanted: tuple[tuple[str, int], ...] = GARMENTS) -> Int
 
 
 def above(nouns: Nouns, nodes: Int[np.ndarray, ' n']) -> tuple[Int[np.ndarray, ' m'], Int[np.ndarray, 'k 3']]:
-  """Returns all synsets that the nodes are kinds of, the nodes first, and the links between them.
+  """Returns all synsets that some nodes are kinds of, and the links between them.
 
-  The links give synsets by their places in the first result.
+  Args:
+    nouns: from `read_nouns`.
+    nodes: the synsets to start from.
+
+  Returns:
+    The synsets, the nodes first, each once; and the links between them, (synset, relation, its hypernym), which give
+    synsets by their places in the first result.
   """
   over: dict[int, list[int]] = {}
   for source, _, target in nouns.links.tolist():
@@ -105,9 +120,16 @@ def above(nouns: Nouns, nodes: Int[np.ndarray, ' n']) -> tuple[Int[np.ndarray, '
 
 
 def noun_graph(source: str = '', held_out: int = 2000) -> KnowledgeGraph:
-  """Returns the graph of all nouns, with `held_out` links in valid and as many in test.
+  """Returns the graph of all nouns of WordNet, with `held_out` links in valid and as many in test.
 
   Only links whose synsets have other links are held out, so that no synset is left without one.
+
+  Args:
+    source: the folder with WordNet's files, as in `read_nouns`.
+    held_out: the number of links in each of valid and test.
+
+  Raises:
+    DataError: the files do not exist, or are not as they should be.
   """
   nouns = read_nouns(source)
   rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..program import Op, Program, has_mark, observation_marks, reduced_behind, trace, untracked, varying
 from .backward import Backward
@@ -21,8 +21,9 @@ from .measuring.evaluate import NOTHING, evaluate
 from .measuring.fishers import exact, random_key
 from .measuring.observations import Number, Observed, check_marks, largest, positive, shares
 from .measuring.shards import WHOLE, Shards
+from .measuring.sums import warn_of_sum
 from .operators.masks import check_used
-from .param_trees import Parameters, param_names
+from .param_trees import Parameters, check_arrays, param_names
 from .placing import Placement
 from .products import Outputs, Products, information_product, make_products, rank_one_product
 from .reading.find_sites import find_sites
@@ -80,16 +81,17 @@ def curvature(
       as 4 blocks along its diagonal, for a layer whose columns are sharded over 4 devices; for sharded rows, give 'A'.
       `parallel.shard_blocks` makes this argument. The blocks are a different approximation: by default factors are
       whole on any mesh.
+    subsample: the fraction of each shard's examples, counted from the first, from which statistics are taken.
     placement: the optimiser's placement. It says into how many shards the batch is divided, and where the statistics of
       each shard are computed. Statistics then lead with an axis of shards, which `kfac(..., placement=)` adds up at the
       owners of the factors.
-    subsample: the fraction of each shard's examples, counted from the first, from which statistics are taken.
 
   Returns:
     A `Curvature`; print it to see which parameters are covered.
 
   Raises:
-    CurvatureError: a use is not understood and has no fallback; a parameter is unused; the likelihood is not marked.
+    CurvatureError: a use is not understood and has no fallback; a parameter is unused; the likelihood is not marked; a
+      choice is unknown, or is made for a pattern that matches no parameter.
   """
   _known(fisher)
   everywhere = lambda choice: {'*': choice} if isinstance(choice, str) else dict(choice or {})  # noqa: E731
@@ -111,13 +113,33 @@ def curvature(
 
 
 class Curvature:
-  """The block structure of a loss's curvature. It is immutable; `curvature` makes it."""
+  """Holds the block structure of a loss's curvature. It is immutable; `curvature` makes it.
+
+  Args:
+    loss_fn: the loss, as given to `curvature`.
+    params: the parameters, a pytree of arrays or ShapeDtypeStructs.
+    args: the other arguments of the loss.
+    options: the choices that `curvature` takes as keywords.
+
+  Attributes:
+    loss_fn: the loss.
+    fisher: 'sampled', 'exact' or 'empirical'.
+    has_aux: whether the loss returns (loss, aux).
+    parameters: the names and shapes of the parameters, in the order of jax.tree.leaves.
+    blocks: the blocks, in the order of the parameters. Each has a `name`, that of its first parameter, and the names of
+      its parameters in `params`.
+    gradient_only: the parameters without a block, each with the reason.
+    regularised: the parameters that have a block and also a separate term in the loss.
+  """
 
   def __init__(self, loss_fn: Callable, params: Any, args: tuple, options: Options):
     self.loss_fn, self.fisher, self.has_aux = loss_fn, options.fisher, options.has_aux
     self._options = options
     self.parameters = Parameters.of(params)
-    _, plan, _ = self._read(params, args)
+    check_arrays(params, args)
+    program, plan, marks = self._read(params, args)
+    if marks and options.examples is None:
+      warn_of_sum(program, marks)
     self.blocks: tuple[Block, ...] = plan.blocks
     self.gradient_only: dict[str, str] = plan.gradient_only
     self.regularised: tuple[str, ...] = plan.regularised
@@ -134,13 +156,13 @@ class Curvature:
     *args: Any,
     key: PRNGKeyArray | None = None,
     statistics: bool | Bool[Array, ''] | Mapping[str, Mapping[str, Bool[Array, '']]] = True,
-    basis: Mapping[str, Mapping[str, Array]] | None = None,
+    basis: Mapping[str, Mapping[str, Float[Array, 'slots n n']]] | None = None,
   ) -> tuple[Any, Any, Statistics | None]:
     """Returns the loss (or (loss, aux)), its gradient, and the statistics of this batch.
 
     Args:
-      params: as given to `curvature`; shapes of the batch may differ.
-      *args: as given to `curvature`.
+      params: as given to `curvature`.
+      *args: as given to `curvature`; shapes of the batch may differ.
       key: the key for the targets of a sampled Fisher and the signs of an exact one. If None, it is derived from the
         only PRNG key among `args`; without such a key, the exact Fisher uses the same signs at every call.
       statistics: False computes the plain gradient and returns None for the statistics. A traced boolean decides on
@@ -167,12 +189,17 @@ class Curvature:
     """Returns the products of the loss's curvature with vectors, at these parameters and this batch.
 
     Args:
-      params, *args: as given to `curvature`; shapes of the batch may differ.
+      params: as given to `curvature`.
+      *args: as given to `curvature`; shapes of the batch may differ.
       key: the key for the targets of a sampled Fisher, as in `value_and_grad`.
       fisher: overrides the curvature's own choice; 'exact' costs no more here and is free of noise.
 
+    Returns:
+      A `Products`, whose functions take and return trees shaped like the parameters.
+
     Raises:
-      CurvatureError: when a product that needs marks is computed, and there are none or they are inside of a loop.
+      CurvatureError: `fisher` is unknown. A product raises it too if it needs marks, and there are none or they are
+        inside of a loop; or if it needs a key, and there is none.
     """
     program, _, marks = self._read(params, args)
     fisher = _known(fisher or self.fisher)

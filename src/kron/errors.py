@@ -2,4 +2,7 @@
 
 
 class CurvatureError(ValueError):
-  """An error about a loss, a parameter or a setting that `kron` cannot treat as requested."""
+  """Reports a loss, a parameter or a setting that `kron` cannot treat as requested.
+
+  Its message is one line that says what is wrong, where, and what to change.
+  """

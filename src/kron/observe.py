@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Inexact, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, Int, Num, PRNGKeyArray, Shaped
 
 from ..program import observe_p
 from .errors import CurvatureError
@@ -28,30 +28,46 @@ Weight = float | Float[ArrayLike, '*n']
 
 @runtime_checkable
 class Likelihood(Protocol):
-  """The distribution p(target | outputs) of one observation.
+  """Describes the distribution p(target | outputs) of one observation; any hashable object with these members is one.
 
-  The last `event_ndims` axes of `outputs` belong to one observation; the leading axes count observations. Let F be the
-  Fisher information of one observation's outputs z. `draw` returns a random c with E[c cT] = F: the gradient of -log p
-  at a target drawn from the model. `columns` returns the number of vectors c_k = column(outputs, k), which satisfy
-  sum_k c_k c_kT = F. All these vectors have the shape of `outputs`.
+  The last `event_ndims` axes of the outputs belong to one observation; the leading axes count observations. Let F be
+  the Fisher information of one observation's outputs z. All vectors c below have the shape of the outputs.
 
   A likelihood may have two more methods. `prepare(outputs, *more)` gets the further arrays `more` that were given to
   the mark; `draw`, `column` and `product` then get its result in place of `outputs`. `product(outputs, u)` returns F u,
   so that products need no sum over columns.
+
+  Attributes:
+    event_ndims: the number of last axes of the outputs that belong to one observation.
   """
 
   event_ndims: int
 
-  def draw(self, key: PRNGKeyArray, outputs: Array) -> Array: ...
+  def draw(self, key: PRNGKeyArray, outputs: Inexact[Array, '...']) -> Inexact[Array, '...']:
+    """Returns a random c with E[c cT] = F for each observation: the gradient of -log p at a target drawn from the model.
 
-  def columns(self, outputs: Array) -> int: ...
+    It takes the random `key` and the `outputs`, (*n, *event).
+    """
+    ...
 
-  def column(self, outputs: Array, k: Int[Array, '']) -> Array: ...
+  def columns(self, outputs: Inexact[Array, '...']) -> int:
+    """Returns the number of vectors c_k whose outer products sum to F: sum_k c_k c_kT = F, for these `outputs`."""
+    ...
+
+  def column(self, outputs: Inexact[Array, '...'], k: Int[Array, '']) -> Inexact[Array, '...']:
+    """Returns the vector c_k of each observation, for the `outputs`, (*n, *event), and `k` from 0; k may be traced."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Categorical:
-  """A choice of one of C classes by softmax. F = diag(p) - p pT has the columns sqrt(p_k) (p - e_k)."""
+  """Describes a choice of one of C classes by softmax.
+
+  With the probabilities p, F = diag(p) - p pT has the columns sqrt(p_k) (p - e_k), where e_k is class k's unit vector.
+
+  Attributes:
+    event_ndims: the number of last axes of the outputs that belong to one observation; 1, the axis of classes.
+  """
 
   event_ndims: int = 1
 
@@ -74,7 +90,11 @@ class Categorical:
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
-  """Independent bits with sigmoid probabilities. F = diag(p (1 - p))."""
+  """Describes independent bits with the probabilities p = sigmoid(outputs). F = diag(p (1 - p)).
+
+  Attributes:
+    event_ndims: the number of last axes of the outputs that belong to one observation.
+  """
 
   event_ndims: int = 1
 
@@ -96,13 +116,20 @@ class Bernoulli:
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-  """Independent normals of known variance: one number, or None if the mark gives one per output. F = 1 / variance."""
+  """Describes independent normals of known variance. F = 1 / variance on the diagonal.
+
+  A complex output counts as two real ones, its real and imaginary parts.
+
+  Attributes:
+    event_ndims: the number of last axes of the outputs that belong to one observation.
+    variance: the variance of every target, in its unit squared; None if the mark gives one for each output.
+  """
 
   event_ndims: int = 1
   variance: float | None = 1.0
 
   def prepare(self, outputs, *variance):
-    """Returns 1 / standard deviation, in the type of the outputs."""
+    """Returns 1 / standard deviation in the shape of `outputs`; `*variance` is one such array, if the mark gives one."""
     z = accurate(outputs)
     return (
       jnp.full_like(z, 1 / math.sqrt(self.variance)) if self.variance else (1 / jnp.sqrt(variance[0])).astype(z.dtype)
@@ -130,17 +157,25 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """A convex loss of one observation's outputs, whose Hessian H takes the place of F (the generalised Gauss-Newton).
+  """Describes a convex loss of one observation's outputs, whose Hessian H takes the place of F.
 
-  For a negative log-likelihood whose Hessian does not depend on the target, H is the Fisher information. `eigh`
-  computes the root of H; the negative eigenvalues of a loss that is not convex are left out.
+  The curvature is then the generalised Gauss-Newton matrix. For a negative log-likelihood whose Hessian does not depend
+  on the target, H is the Fisher information. `eigh` computes the root of H, without the negative eigenvalues of a loss
+  that is not convex.
+
+  Attributes:
+    fn: `fn(z, *more)` returns the loss of one observation, a number; see `loss`.
+    event_ndims: the number of last axes of the outputs that belong to one observation.
   """
 
-  fn: Callable[..., Array]
+  fn: Callable[..., Float[Array, '']]
   event_ndims: int = 1
 
   def prepare(self, outputs, *more):
-    """Returns a root of every observation's Hessian: (*leading, columns, *event)."""
+    """Returns a root of every observation's Hessian, (*n, columns, *event); `*more` are the arrays that `fn` reads.
+
+    The `outputs` are (*n, *event).
+    """
     z = accurate(outputs)
     leading, event = z.shape[: z.ndim - self.event_ndims], z.shape[z.ndim - self.event_ndims :]
     n = math.prod(event)
@@ -212,31 +247,58 @@ def categorical(
 
 
 def bernoulli(
-  logits: Float[Array, '*n d'],
-  targets: Num[Array, '*n d'] | None = None,
+  logits: Float[Array, '*shape'],
+  targets: Num[Array, '*shape'] | None = None,
   *,
   mask: Mask | None = None,
   weight: Weight = 1.0,
   event_ndims: int = 1,
-) -> Float[Array, '*n d']:
-  """Marks sigmoid outputs; the last `event_ndims` axes together are one observation. Otherwise like `categorical`."""
+) -> Float[Array, '*shape']:
+  """Marks sigmoid outputs; the last `event_ndims` axes together are one observation.
+
+  Args:
+    logits: unnormalised log-odds of independent bits.
+    targets: the bits, in the shape of `logits`; only their shape is checked.
+    mask: which observations count, as in `categorical`.
+    weight: the coefficient of this term in the loss, as in `categorical`.
+    event_ndims: the number of last axes that belong to one observation; the axes before them count observations.
+
+  Returns:
+    `logits`, unchanged.
+
+  Raises:
+    CurvatureError: a shape does not fit, or the mask has floating-point numbers.
+  """
   return custom(logits, Bernoulli(event_ndims), targets, mask=mask, weight=weight, target_ndims=event_ndims)
 
 
 def gaussian(
-  mean: Inexact[Array, '*n d'],
-  targets: Num[Array, '*n d'] | None = None,
+  mean: Inexact[Array, '*shape'],
+  targets: Num[Array, '*shape'] | None = None,
   *,
   variance: float | Float[Array, '...'] = 1.0,
   mask: Mask | None = None,
   weight: Weight = 1.0,
   event_ndims: int = 1,
-) -> Inexact[Array, '*n d']:
-  """Marks regression outputs; the last `event_ndims` axes together are one observation. Otherwise like `categorical`.
+) -> Inexact[Array, '*shape']:
+  """Marks regression outputs; the last `event_ndims` axes together are one observation.
 
-  variance: the variance of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. It is 1
-    for the loss 1/2 |mean - target|^2, and 1/2 for the loss |mean - target|^2. It must be constant: a learned variance
-    is refused.
+  Args:
+    mean: the predictions, real or complex.
+    targets: the targets, in the shape of `mean`; only their shape is checked.
+    variance: the variance of the targets, in their unit squared: a number, or an array that broadcasts to `mean`. It is
+      1 for the loss 1/2 |mean - target|^2, and 1/2 for the loss |mean - target|^2. It must be constant: `curvature`
+      refuses a learned variance.
+    mask: which observations count, as in `categorical`.
+    weight: the coefficient of this term in the loss, as in `categorical`.
+    event_ndims: the number of last axes that belong to one observation; the axes before them count observations.
+
+  Returns:
+    `mean`, unchanged.
+
+  Raises:
+    CurvatureError: the variance is a number that is not above zero, a shape does not fit, or the mask has
+      floating-point numbers.
   """
   settings = {'mask': mask, 'weight': weight, 'target_ndims': event_ndims}
   if isinstance(variance, int | float):
@@ -251,13 +313,13 @@ def gaussian(
 
 
 def loss(
-  outputs: Float[Array, '*n ...'],
+  outputs: Inexact[Array, '*shape'],
   fn: Callable[..., Float[Array, '']],
-  *more: Num[Array, '*n ...'],
+  *more: Shaped[Array, '...'],
   mask: Mask | None = None,
   weight: Weight = 1.0,
   event_ndims: int = 1,
-) -> Float[Array, '*n ...']:
+) -> Inexact[Array, '*shape']:
   """Marks outputs by the loss of one observation, a JAX function whose Hessian becomes the curvature (the GGN).
 
   Args:
@@ -265,7 +327,15 @@ def loss(
     fn: `fn(z, *more)` returns the loss of one observation, a number. The sum over observations is the whole loss, up to
       a factor. Pass the same function object at every call, or JAX compiles again.
     *more: other arrays that `fn` reads, such as targets, with the same leading axes.
-    mask, weight: as in `categorical`.
+    mask: which observations count, as in `categorical`.
+    weight: the coefficient of this term in the loss, as in `categorical`.
+    event_ndims: the number of last axes that belong to one observation; the axes before them count observations.
+
+  Returns:
+    `outputs`, unchanged.
+
+  Raises:
+    CurvatureError: a shape does not fit, or the mask has floating-point numbers.
 
   References:
     Schraudolph, 2002 (Fast curvature matrix-vector products), section 3; Martens, 2020 (arXiv:1412.1193), section 8.
@@ -280,16 +350,34 @@ def loss(
 
 
 def custom(
-  outputs: Float[Array, '*n ...'],
+  outputs: Inexact[Array, '*shape'],
   likelihood: Likelihood,
-  targets: Num[Array, '*n ...'] | None = None,
+  targets: Shaped[Array, '...'] | None = None,
   *,
-  more: Sequence[Num[Array, '*n ...']] = (),
+  more: Sequence[Shaped[Array, '...']] = (),
   mask: Mask | None = None,
   weight: Weight = 1.0,
   target_ndims: int | None = None,
-) -> Float[Array, '*n ...']:
-  """Marks outputs by a user-defined likelihood (see `Likelihood`). Otherwise like `categorical`."""
+) -> Inexact[Array, '*shape']:
+  """Marks outputs by a user-defined likelihood.
+
+  Args:
+    outputs: the outputs; the last `likelihood.event_ndims` axes together are one observation.
+    likelihood: any object of the protocol `Likelihood`.
+    targets: the targets; only their shape is checked, and only if `target_ndims` is given.
+    more: other arrays that the likelihood's `prepare` reads.
+    mask: which observations count, as in `categorical`.
+    weight: the coefficient of this term in the loss, as in `categorical`.
+    target_ndims: the number of last axes of the outputs that the targets have too, behind the axes that count
+      observations; 0 for one number for each observation. None checks nothing.
+
+  Returns:
+    `outputs`, unchanged.
+
+  Raises:
+    CurvatureError: a shape does not fit, the outputs have fewer axes than one observation, or the mask has
+      floating-point numbers.
+  """
   outputs = jnp.asarray(outputs)
   leading = outputs.shape[: outputs.ndim - likelihood.event_ndims]
   if outputs.ndim < likelihood.event_ndims:

@@ -37,6 +37,18 @@ class Parameters(NamedTuple):
     return {name: math.prod(shape) for name, shape in zip(self.names, self.shapes, strict=True)}
 
 
+def check_arrays(params: Any, args: tuple) -> None:
+  """Raises CurvatureError if a leaf of the parameters, or of the loss's other arguments, is not an array or a number."""
+  for tree, what in ((params, 'the parameters hold'), (args, 'the arguments of the loss hold')):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      if not (hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')) and not isinstance(leaf, bool | int | float | complex):
+        where = jax.tree_util.keystr(path)
+        raise CurvatureError(
+          f'{what} {where}: {type(leaf).__name__}, which is not an array; pass arrays alone '
+          '(eqx.partition(model, eqx.is_inexact_array) in equinox, nnx.split in flax)'
+        )
+
+
 class Matched(NamedTuple):
   """The leaves of a tree, under the names that the curvature has for them.
 
@@ -66,7 +78,10 @@ class Matched(NamedTuple):
 
 
 def param_names(params: Any) -> list[str]:
-  """Returns 'path/to/kernel' for each leaf, in the order of jax.tree.leaves."""
+  """Returns the path of each leaf of a tree, such as 'path/to/kernel', in the order of jax.tree.leaves.
+
+  These are the names that `curvature` gives to the parameters `params`, a pytree.
+  """
   return _names([path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array
+from jaxtyping import Array, Float, Shaped
 
 
 @runtime_checkable
@@ -21,77 +21,121 @@ class Layout(Protocol):
 
 @runtime_checkable
 class Placement(Protocol):
-  """The location of stacks, and the ways to move them. Stacks are dictionaries by name, see `stacks.Layout`.
+  """Describes where stacks lie and how they move. Stacks are dictionaries by name, see `Layout`.
 
-  It is one object because optax.inject_hyperparams would treat separate numbers and functions as hyper-parameters.
-
-  owners, local_inverses, row_sharded: how factors are dealt to owners, see `dealing.Deal`.
-  axes: the mesh axes that number the owners, for collectives inside `over_stacks`.
+  `parallel.Placement` implements it for a mesh, and `Local` for a program without one. It is one object because
+  optax.inject_hyperparams would treat separate numbers and functions as hyper-parameters.
   """
 
   @property
-  def owners(self) -> int: ...
+  def owners(self) -> int:
+    """Returns the number of owners, see `Deal`."""
+    ...
 
   @property
-  def local_inverses(self) -> bool: ...
+  def local_inverses(self) -> bool:
+    """Returns whether inverses stay with their owners, see `Deal`."""
+    ...
 
   @property
-  def row_sharded(self) -> bool: ...
+  def row_sharded(self) -> bool:
+    """Returns whether matrices may be split by rows over all owners, see `Deal`."""
+    ...
 
   @property
-  def axes(self) -> tuple[str, ...]: ...
+  def axes(self) -> tuple[str, ...]:
+    """Returns the mesh axes that number the owners, for collectives inside `over_stacks`."""
+    ...
 
   def shards(self, examples: int) -> int:
-    """Returns the number of shards into which a batch's statistics are divided."""
+    """Returns the number of shards into which the statistics of a batch of this many `examples` are divided."""
     ...
 
   def along(self, shards: int) -> tuple[str, ...]:
-    """Returns the mesh axes along which this number of shards lies."""
+    """Returns the mesh axes along which this number of `shards` lies."""
     ...
 
-  def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """Constrains the sharding of rows.
+  def place(self, x: Shaped[Array, '...'], axis: int, divided: bool) -> Shaped[Array, '...']:
+    """Returns an array with a constraint on the sharding of its rows.
 
-    They are sharded like the batch, with examples along `axis`; or, if `divided`, with shards along `axis`.
+    Args:
+      x: the array.
+      axis: the axis that counts examples, or shards if `divided`.
+      divided: whether the rows are sharded by shards along `axis`; else they are sharded like the batch.
     """
     ...
 
   def over_shards(self, fn: Callable, shards: int) -> Callable:
-    """Wraps a function of arrays that lead with shards so that each shard runs separately, where it lies."""
-    ...
+    """Returns a version of `fn` that runs each shard separately, where it lies.
 
-  def over_stacks(self, fn: Callable) -> Callable:
-    """Wraps a function of trees of arrays that lead with the owner axis so that it runs owner by owner."""
-    ...
-
-  def at_owners(self, fn: Callable, layout: Layout) -> Callable:
-    """Wraps a function so that it runs owner by owner and every device gets its results.
-
-    It takes stacks that `share` returned and trees that lead with the owner axis; its results lead with that axis."""
-    ...
-
-  def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Layout) -> dict[str, Array]:
-    """Adds up the shards' sums, (shards, slots, n, n) by block and factor, into stacks of factors at their owners."""
-    ...
-
-  def share(self, stacks: Mapping[str, Array], layout: Layout, symmetric: bool = True) -> dict[str, Array]:
-    """Sends matrices from their owners to the devices that hold them.
-
-    Returns (matrix, n, n) on every device, or stacks with their owners.
+    Args:
+      fn: a function of arrays that lead with shards.
+      shards: the number of shards.
     """
     ...
 
-  def own(self, held: Mapping[str, Array], layout: Layout) -> dict[str, Array]:
-    """Reverses `share`: returns stacks, each with its owner. Padding slots may hold any values."""
+  def over_stacks(self, fn: Callable) -> Callable:
+    """Returns a version of `fn`, a function of trees that lead with the owner axis, that runs owner by owner."""
+    ...
+
+  def at_owners(self, fn: Callable, layout: Layout) -> Callable:
+    """Returns a version of a function that runs owner by owner and gives its results to every device.
+
+    Args:
+      fn: takes stacks that `share` returned and trees that lead with the owner axis; its results lead with that axis.
+      layout: the layout of the stacks.
+    """
+    ...
+
+  def collect(
+    self, shares: Mapping[str, Mapping[str, Float[Array, 'shards slots n n']]], layout: Layout
+  ) -> dict[str, Float[Array, 'o s r c']]:
+    """Returns stacks of factors at their owners, (owners, slots, rows, n) by name, from the sums of all shards.
+
+    Args:
+      shares: block -> factor -> (shards, slots, n, n).
+      layout: the layout of the stacks.
+    """
+    ...
+
+  def share(
+    self, stacks: Mapping[str, Float[Array, 'o s r n']], layout: Layout, symmetric: bool = True
+  ) -> dict[str, Float[Array, '...']]:
+    """Sends matrices from their owners to the devices that hold them.
+
+    Args:
+      stacks: (owners, slots, rows, n) by name.
+      layout: the layout of the stacks.
+      symmetric: whether the matrices are symmetric, so that half of each is enough.
+
+    Returns:
+      By name, (count, n, n) on every device, or stacks with their owners.
+    """
+    ...
+
+  def own(self, held: Mapping[str, Float[Array, '...']], layout: Layout) -> dict[str, Float[Array, 'o s r n']]:
+    """Returns stacks, each with its owner; it reverses `share`. Padding slots may hold any values.
+
+    Args:
+      held: the result of `share`.
+      layout: the layout of the stacks.
+    """
     ...
 
   def replicate(self, values: Any) -> Any:
-    """Places the same values on every device."""
+    """Returns the same `values`, a tree of arrays, on every device."""
     ...
 
 
 class Local(NamedTuple):
-  """The placement for a program without a mesh."""
+  """Implements `Placement` for a program without a mesh.
+
+  Attributes:
+    owners: the number of owners.
+    local_inverses: whether inverses stay with their owners, see `Deal`.
+    row_sharded: whether matrices may be split by rows over all owners, see `Deal`.
+    axes: the mesh axes that number the owners; there are none.
+  """
 
   owners: int = 1
   local_inverses: bool = False

@@ -18,14 +18,17 @@ from .param_trees import Parameters, match
 
 
 class Products(NamedTuple):
-  r"""The curvature of a loss at one point, as functions of trees shaped like the parameters.
+  """Holds the curvature of a loss at one point, as functions of trees shaped like the parameters.
 
-  hessian: $H v$ of the loss, regularisers included.
-  gauss_newton: $J^T H_z J v$, with J the jacobian of the marked outputs z and H_z the loss's Hessian in z.
-  fisher: $J^T F_z J v$ as a mean over observations. F_z is the Fisher information of an observation's outputs: that of
-    the likelihood (fisher='exact'), or $c c^T$. The vector c is the gradient at a drawn target ('sampled'), or the
-    gradient of the loss itself ('empirical').
-  forms: $u^T F v$ for all pairs from a sequence of k trees, by forward passes alone: (k, k).
+  Attributes:
+    hessian: $H v$ of the loss, regularisers included.
+    gauss_newton: $J^T H_z J v$, with J the jacobian of the marked outputs z and H_z the loss's Hessian in z.
+    fisher: $J^T F_z J v$ as a mean over observations. F_z is the Fisher information of an observation's outputs: that
+      of the likelihood (fisher='exact'), or $c c^T$. The vector c is the gradient at a drawn target ('sampled'), or the
+      gradient of the loss itself ('empirical').
+    forms: $u^T F v$ for all pairs from a sequence of k trees, by forward passes alone: (k, k).
+
+  For a loss without marks, all but `hessian` raise CurvatureError.
 
   References:
     Pearlmutter, 1994 (Fast exact multiplication by the Hessian); Schraudolph, 2002 (Fast curvature matrix-vector

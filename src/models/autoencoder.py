@@ -14,10 +14,17 @@ from .layers import accurate, constrain, dense
 
 
 class Autoencoder(nn.Module):
-  """An autoencoder that returns logits of the pixels.
+  """Maps images to logits of their pixels by a deep autoencoder (Hinton and Salakhutdinov 2006).
 
-  Layers have `widths` down to the code and mirror them on the way back; all are tanh except a linear code. The paper's
-  MNIST network is widths=(1000, 500, 250, 30).
+  Layers have `widths` down to the code and mirror them on the way back. All are followed by tanh, except the last one
+  and those that are as wide as the code. The network for MNIST has widths=(1000, 500, 250, 30).
+
+  `apply(variables, images, train=False)` takes images of any shape, (b, ...), flattens each one, and returns logits,
+  (b, pixels), in at least float32. `train` changes nothing.
+
+  Attributes:
+    widths: the widths of the layers down to the code, which is the last.
+    dtype: the type of the computation; parameters are float32.
   """
 
   widths: Sequence[int]

@@ -13,13 +13,18 @@ from .layers import accurate, constrain, dense, named
 
 
 class ConvNet(nn.Module):
-  """A convolutional network from (batch, *space, channels) to logits.
+  """Maps images, clips or volumes to logits by a plain convolutional network.
 
   It has 3-wide convolutions, each halving space, group norms, a mean over space and a Dense layer.
 
+  `apply(variables, x, train=False)` takes x of shape (b, *space, c), with any number of axes of space, and returns
+  logits, (b, classes), in at least float32. `train` changes nothing.
+
   Attributes:
     widths: channels after each convolution; convolutions are split by columns and by rows in turn.
-    groups: number of groups in each norm, which divides every width.
+    classes: the number of logits.
+    groups: the number of groups in each norm, which divides every width.
+    dtype: the type of the computation; parameters are float32.
   """
 
   widths: Sequence[int]

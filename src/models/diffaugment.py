@@ -55,10 +55,22 @@ POLICIES: dict[str, Callable[[Images, PRNGKeyArray], Images]] = {
   'translation': translation,
   'cutout': cutout,
 }
+"""Maps the name of each augmentation to its function of (images, key), which returns the changed images.
+
+'colour' changes brightness, saturation and contrast. 'translation' shifts images by up to an eighth of their side.
+'cutout' sets a square of half the side to zero.
+"""
 
 
 def augment(x: Images, key: PRNGKeyArray, policy: tuple[str, ...]) -> Images:
-  """Applies all augmentations of a policy, one after another.
+  """Returns images after all augmentations of a policy, applied one after another.
+
+  Each image gets its own random change. Gradients flow through it (DiffAugment, Zhao et al. 2020, arXiv:2006.10738).
+
+  Args:
+    x: images in [0, 1], (b, h, w, c).
+    key: the key of the random changes.
+    policy: names of `POLICIES`, in order; with none the images stay as they are.
 
   Raises:
     ValueError: a name is unknown.

@@ -16,17 +16,26 @@ from .layers import accurate, constrain, dense, named
 
 
 class DirectedVideo(nn.Module):
-  """A network from clips, each directed by a node of a graph, to logits.
+  """Maps clips, each directed by a node of a graph, to logits.
 
   A convolutional network gives features at every place of a clip. They are averaged over places, weighted by how well
   they fit the node's features, which an R-GCN computes. The weights are one head of attention (Vaswani et al. 2017,
   arXiv:1706.03762, eq. 1) whose only query is the node. Node features are first scaled to unit size, because an
   encoder's are a tenth of that when training starts.
 
+  `apply(variables, x, query, train=False)` takes clips x, (b, t, h, w, c), and the number of each clip's node, `query`,
+  (b,). None stands for node 0 in every clip. It returns logits, (b, classes), in at least float32. `train` changes
+  nothing.
+
   Attributes:
+    graph: the graph in parts.
+    classes: the number of logits.
     widths: channels after each convolution over time and space. The first has windows of 4, the others of 3; all but
       the second halve time and space.
-    width, layers: those of the graph's encoder; `width` is also that of keys and queries.
+    width: the width of the graph's embeddings and layers, and of keys and queries.
+    layers: the number of layers of the R-GCN; 0 for embeddings alone.
+    groups: the number of groups in each norm, which divides every one of `widths`.
+    dtype: the type of the computation; parameters are float32.
   """
 
   graph: Graph

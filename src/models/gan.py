@@ -127,13 +127,26 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-  """A generator of images in [0, 1] of given classes.
+  """Maps noise and classes to images in [0, 1], after BigGAN (Brock et al. 2019, arXiv:1809.11096).
+
+  `apply(variables, noise, label, train=False)` takes noise, (b, latent), and the class of each image, (b,). It returns
+  images, (b, size, size, channels), in at least float32. With `train`, batch norms use the batch and update their
+  running means, and each spectral norm takes a step of its power iteration; the collections 'batch_stats' and
+  'spectral' must then be mutable.
 
   Attributes:
-    size: side of the images, one of `SIZES`.
-    width: channels of a block, before its factor in `SIZES`.
-    latent: length of the noise; every block takes a part of it beside the class.
-    embedding: length of a class's features.
+    size: the side of the images: 28, 32, 64 or 128.
+    channels: the channels of the images.
+    classes: the number of classes.
+    width: the channels of a block, before its factor, which depends on the size (`SIZES` in the module).
+    latent: the length of the noise, which divides by the number of blocks and one more: 3 parts for size 28, 4 for 32,
+      5 for 64, 6 for 128. Every block takes a part of the noise beside the class.
+    embedding: the length of a class's features.
+    attention: whether self-attention follows the block before the last one.
+    dtype: the type of the computation; parameters are float32.
+
+  Raises:
+    ValueError: the size is unknown, or `latent` does not divide.
   """
 
   size: int
@@ -185,9 +198,23 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-  """A score of how real an image of a class looks (Miyato and Koyama 2018, arXiv:1802.05637, eq. 5).
+  """Maps images and their classes to scores of how real they look (Miyato and Koyama 2018, arXiv:1802.05637, eq. 5).
 
-  It is a linear function of the image's features, plus their product with the class's. Attributes are the generator's.
+  A score is a linear function of the image's features, plus their product with the class's.
+
+  `apply(variables, x, label, train=False)` takes images x in [0, 1], (b, size, size, c), and the class of each image,
+  (b,). It returns scores, (b,), in at least float32; a larger one says that the image looks more real. With `train`,
+  each spectral norm takes a step of its power iteration; the collection 'spectral' must then be mutable.
+
+  Attributes:
+    size: the side of the images: 28, 32, 64 or 128.
+    classes: the number of classes.
+    width: the channels of a block, before its factor, which depends on the size (`SIZES` in the module).
+    attention: whether self-attention follows the first block.
+    dtype: the type of the computation; parameters are float32.
+
+  Raises:
+    ValueError: the size is unknown.
   """
 
   size: int

@@ -20,10 +20,26 @@ from .convnet import ConvNet
 from .layers import accurate, constrain, dense, named
 
 DECODERS = ('distmult', 'complex')
+"""Lists the decoders of `LinkPredictor`: DistMult (Yang et al. 2015) and ComplEx (Trouillon et al. 2016)."""
 
 
 class Graph(NamedTuple):
-  """A graph in parts. The fields are those of `data.Parts`, and `relations`, the number of kinds of links."""
+  """Holds a graph in parts, as a model takes it: the fields of `data.Parts`, and the number of relations.
+
+  There are p parts, one for each shard of the batch, with n places each for nodes.
+
+  Attributes:
+    nodes: the node at each place of a part, -1 where there is none.
+    part: the part of each node.
+    place: the place of each node in its part.
+    shared: the places of a part's nodes that other parts read, filled up with place 0.
+    source: the source of each link: a place in the link's part or, from n on, one among all shared places, part after
+      part.
+    target: the target of each link, a place in its part.
+    relation: the relation of each link.
+    count: the number of links of that relation that the target has; 0 where there is no link.
+    relations: the number of relations, the kinds of links.
+  """
 
   nodes: Int[np.ndarray, 'p n']
   part: Int[np.ndarray, ' nodes']
@@ -111,16 +127,25 @@ class GraphEncoder(nn.Module):
 
 
 class LinkPredictor(nn.Module):
-  """A predictor of the missing end of links: from (node, relation), (b, 2), to logits over all nodes.
+  """Maps queries for the missing end of links, (node, relation), to logits over all nodes.
 
   The decoder is DistMult (Yang et al. 2015) or ComplEx (Trouillon et al. 2016), on embeddings or on the output of an
-  R-GCN. Relations count both directions.
+  R-GCN (Schlichtkrull et al. 2018). Relations count both directions.
+
+  `apply(variables, x, train=False)` takes x, (b, 2): a node and a relation for each query. It returns logits,
+  (b, nodes), in at least float32. `train` changes nothing.
 
   Attributes:
     graph: the links that messages travel along: training links only.
-    width: width of features, in real numbers; ComplEx pairs them as complex ones.
-    relations: number of relations that a query may name.
+    width: the width of features, in real numbers; ComplEx pairs them as complex ones.
+    relations: the number of relations that a query may name.
     decoder: one of `DECODERS`.
+    layers: the number of layers of the R-GCN; 0 for embeddings alone.
+    bases: the number of bases of the relations' matrices in the R-GCN; 0 gives each relation its own matrix.
+    dtype: the type of the computation; parameters are float32.
+
+  Raises:
+    ValueError: the decoder is unknown, or ComplEx is given an odd width.
   """
 
   graph: Graph
@@ -155,13 +180,21 @@ DECODE = {'distmult': jnp.multiply, 'complex': _complex}
 
 
 class ZeroShot(nn.Module):
-  """A classifier of images whose classes are nodes of a graph (Wang et al. 2018, arXiv:1803.08035).
+  """Maps images to logits of classes that are nodes of a graph (Wang et al. 2018, arXiv:1803.08035).
 
-  A logit is the product of an image's features with a node's. A class without images has features too.
+  A logit is the product of an image's features with those of a node, scaled to unit length. A class without images has
+  features too.
+
+  `apply(variables, x, train=False)` takes images x, (b, h, w, c), and returns logits, (b, classes), in at least
+  float32. `train` changes nothing.
 
   Attributes:
+    graph: the graph in parts.
     nodes: the node of each class.
-    widths: channels of the convolutional network.
+    widths: the channels of the convolutional network, see `ConvNet`.
+    width: the width of features.
+    layers: the number of layers of the R-GCN; 0 for embeddings alone.
+    dtype: the type of the computation; parameters are float32.
   """
 
   graph: Graph

@@ -14,7 +14,17 @@ from .layers import accurate, constrain, dense
 
 
 class MLP(nn.Module):
-  """A perceptron from inputs of any shape to logits. Layers are split by columns and by rows in turn."""
+  """Maps inputs of any shape to logits by a multi-layer perceptron.
+
+  `apply(variables, x, train=False)` takes x of shape (b, ...), flattens each example, and returns logits, (b, classes),
+  in at least float32. `train` changes nothing. Layers are split by columns and by rows in turn.
+
+  Attributes:
+    hidden: the widths of the hidden layers.
+    classes: the number of logits.
+    activation: the name of a function of flax.linen, such as 'tanh' or 'gelu'.
+    dtype: the type of the computation; parameters are float32.
+  """
 
   hidden: Sequence[int]
   classes: int

@@ -17,16 +17,27 @@ from .layers import accurate, constrain, dense, named, remat
 
 
 class R2Plus1D(nn.Module):
-  """An R(2+1)D network from clips to logits; blocks=(2, 2, 2, 2) is R(2+1)D-18.
+  """Maps clips to logits by an R(2+1)D network (Tran et al. 2018, arXiv:1711.11248); blocks=(2, 2, 2, 2) is R(2+1)D-18.
+
+  Each convolution becomes one over space and one over time, with a norm and a nonlinearity between them.
+
+  `apply(variables, x, train=False)` takes clips x, (b, t, h, w, c), and returns logits, (b, classes), in at least
+  float32. With `train`, batch norms use the batch and update their running means; the collection 'batch_stats' must
+  then be mutable.
 
   Attributes:
     blocks: residual blocks in each stage; each stage after the first doubles channels and halves time and space.
+    classes: the number of logits.
     width: channels of the first stage.
     stem: 'large' (7x7 by 2, through 45 of 64 channels as in the paper), 'small' (3x3) or 'patches' (4x4 by 4).
     multiple: channels between space and time are rounded up to a multiple of this. With the size of a `model` axis they
       divide over that axis.
-    dtype: type of the computation; parameters are float32.
-    keep: which activations are kept for the backward pass; see `layers.remat`.
+    dtype: the type of the computation; parameters are float32.
+    keep: the activations that are kept for the backward pass, while the others are computed again: 'all', 'blocks' (the
+      inputs of blocks), 'products' (the results of matrix products too) or 'weights' (only of products with weights).
+
+  Raises:
+    ValueError: `stem` or `keep` is unknown.
   """
 
   blocks: Sequence[int]

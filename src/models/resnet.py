@@ -17,15 +17,28 @@ from .layers import accurate, constrain, dense, named, remat
 
 
 class ResNet(nn.Module):
-  """A residual network from images, or clips (batch, time, height, width, channels), to logits.
+  """Maps images or clips to logits by a residual network with batch normalisation (He et al. 2016, v1.5).
+
+  For clips it is that of Hara et al. 2018.
+
+  `apply(variables, x, train=False)` takes images, (b, h, w, c), or clips, (b, t, h, w, c), and returns logits,
+  (b, classes), in at least float32. With `train`, batch norms use the batch and update their running means; the
+  collection 'batch_stats' must then be mutable.
 
   Attributes:
     blocks: residual blocks in each stage; (3, 4, 6, 3) is ResNet-50 with `bottleneck`.
+    classes: the number of logits.
     width: channels of the first stage; each further stage doubles them and halves space (and time).
+    bottleneck: whether a block is a 3x3 convolution between two of 1x1, the last of which has four times the channels;
+      else it is two 3x3 convolutions.
     stem: 'imagenet' (7x7 by 2, then pooling by 2), 'small' (3x3) or 'patches' (4x4 by 4). Windows are as wide in time,
       but the first convolution keeps every frame.
-    dtype: type of the computation; parameters are float32.
-    keep: which activations are kept for the backward pass; see `layers.remat`.
+    dtype: the type of the computation; parameters are float32.
+    keep: the activations that are kept for the backward pass, while the others are computed again: 'all', 'blocks' (the
+      inputs of blocks), 'products' (the results of matrix products too) or 'weights' (only of products with weights).
+
+  Raises:
+    ValueError: `keep` is unknown.
   """
 
   blocks: Sequence[int]

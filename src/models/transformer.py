@@ -14,14 +14,27 @@ from .layers import accurate, blocks, dense, named, remat
 
 
 class Transformer(nn.Module):
-  """A transformer from tokens to logits of the next token at every position.
+  """Maps tokens to logits of the next token at every position, by a decoder-only transformer.
+
+  Its blocks normalise before each layer (Radford et al. 2019).
+
+  `apply(variables, tokens, train=False)` takes tokens, (b, t), and returns logits, (b, t, vocabulary), in at least
+  float32. `train` changes nothing.
 
   Attributes:
-    vocabulary: number of different tokens.
-    length: length of the longest sequence.
-    width: width of the residual stream, which the heads divide.
-    stacked: whether one block runs in a loop over layers; see `VideoTransformer`.
-    keep: which activations are kept for the backward pass; see `layers.remat`.
+    vocabulary: the number of different tokens.
+    length: the length of the longest sequence.
+    layers: the number of blocks.
+    width: the width of the residual stream, which the heads divide.
+    heads: the number of heads of attention.
+    stacked: whether one block runs in a loop over layers, with parameters that lead with an axis of layers. It compiles
+      faster, and a mesh can keep some layers on each device along `pipe`.
+    dtype: the type of the computation; parameters are float32.
+    keep: the activations that are kept for the backward pass, while the others are computed again: 'all', 'blocks' (the
+      inputs of blocks), 'products' (the results of matrix products too) or 'weights' (only of products with weights).
+
+  Raises:
+    ValueError: a sequence is longer than `length`, or `keep` is unknown.
   """
 
   vocabulary: int

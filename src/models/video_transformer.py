@@ -20,18 +20,36 @@ from .layers import accurate, blocks, constrain, dense, named, remat
 
 
 class VideoTransformer(nn.Module):
-  """A transformer from clips to logits of each clip, or of every frame.
+  """Maps clips to logits of each clip, or of every frame, by a transformer.
+
+  Attention is factorised over time and space, as in ViViT's model 3 (Arnab et al. 2021) and TimeSformer (Bertasius et
+  al. 2021). A model with `causal` and `window` can read a stream in pieces of any length, even frame by frame. Its
+  memory does not grow, and the results are those of the whole clip.
+
+  `apply(variables, x, train=False, stream=False)` takes clips x, (b, t, h, w, c), and returns logits in at least
+  float32: (b, classes), or (b, t, classes) with `each_frame`. With `stream`, x continues what earlier calls were given,
+  from nothing at first; the collection 'stream' must then be mutable. `train` changes nothing.
 
   Attributes:
+    classes: the number of logits.
     patch: height and width of a patch, which divide those of frames.
-    depth: number of frames that a patch spans, from its own frame back.
-    window: number of frames that attention over time reaches back, the frame itself counted; 0 for all.
+    depth: the number of frames that a patch spans, from its own frame back.
+    layers: the number of blocks.
+    width: the width of the residual stream, which the heads divide.
+    heads: the number of heads of attention.
+    window: the number of frames that attention over time reaches back, the frame itself counted; 0 for all.
     causal: whether a frame sees only itself and earlier ones.
-    each_frame: whether to return logits of every frame, (b, t, classes), instead of the clip's. The clip's come from
-      the mean of all frames or, if causal, from the last.
+    each_frame: whether to return logits of every frame instead of the clip's. The clip's come from the mean of all
+      frames or, if causal, from the last.
     stacked: whether one block runs in a loop over layers, with parameters that lead with an axis of layers. It compiles
       faster, and a mesh can keep some layers on each device along `pipe`. It cannot read streams.
-    keep: which activations are kept for the backward pass; see `layers.remat`.
+    dtype: the type of the computation; parameters are float32.
+    keep: the activations that are kept for the backward pass, while the others are computed again: 'all', 'blocks' (the
+      inputs of blocks), 'products' (the results of matrix products too) or 'weights' (only of products with weights).
+
+  Raises:
+    ValueError: a patch does not divide the frames, `keep` is unknown, or a stream is given to a model that cannot read
+      one.
   """
 
   classes: int

@@ -15,13 +15,27 @@ from .layers import accurate, blocks, dense, named, remat
 
 
 class ViT(nn.Module):
-  """A vision transformer from (batch, *space, channels) to logits; ViT-B/16 by default.
+  """Maps images, clips or volumes to logits by a vision transformer (Dosovitskiy et al. 2020); ViT-B/16 by default.
+
+  It classifies the mean of the tokens.
+
+  `apply(variables, x, train=False)` takes x of shape (b, *space, c), with as many axes of space as `patch` has numbers,
+  and returns logits, (b, classes), in at least float32. `train` changes nothing.
 
   Attributes:
-    patch: sides of a patch along the axes of space, which they divide.
-    width: width of the residual stream, which the heads divide.
-    stacked: whether one block runs in a loop over layers; see `VideoTransformer`.
-    keep: which activations are kept for the backward pass; see `layers.remat`.
+    classes: the number of logits.
+    patch: the sides of a patch along the axes of space, which they divide.
+    layers: the number of blocks.
+    width: the width of the residual stream, which the heads divide.
+    heads: the number of heads of attention.
+    stacked: whether one block runs in a loop over layers, with parameters that lead with an axis of layers. It compiles
+      faster, and a mesh can keep some layers on each device along `pipe`.
+    dtype: the type of the computation; parameters are float32.
+    keep: the activations that are kept for the backward pass, while the others are computed again: 'all', 'blocks' (the
+      inputs of blocks), 'products' (the results of matrix products too) or 'weights' (only of products with weights).
+
+  Raises:
+    ValueError: the patch does not divide the inputs, or `keep` is unknown.
   """
 
   classes: int

@@ -22,20 +22,21 @@ KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'al
 
 
 class AuditError(AssertionError):
-  """An error for a program that communicates something that it must not."""
+  """Reports a program that communicates something that it must not."""
 
 
 class Collective(NamedTuple):
-  """One collective of a program.
+  """Describes one collective of a program.
 
-  kind: one of `KINDS`.
-  shapes: the types of the arrays that take part, such as 'f32[8,16]'.
-  bytes: the size, for one execution, of the whole arrays that are gathered or reduced, or that one device passes on.
-  axes: the mesh axes along which it runs, 'data' or 'data,model'; 'data/2' for groups of 2 along a longer axis.
-  group: the number of devices in one group.
-  count: the number of times it runs, by the trip counts of the loops around it.
-  exact: whether the trip counts of all loops around it are known; an unknown one counts as 1.
-  source: the innermost line outside of installed packages, such as 'file.py:12'.
+  Attributes:
+    kind: 'all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all' or 'collective-broadcast'.
+    shapes: the types of the arrays that take part, such as 'f32[8,16]'.
+    bytes: the size, for one execution, of the whole arrays that are gathered or reduced, or that one device passes on.
+    axes: the mesh axes along which it runs, 'data' or 'data,model'; 'data/2' for groups of 2 along a longer axis.
+    group: the number of devices in one group.
+    count: the number of times it runs, by the trip counts of the loops around it.
+    exact: whether the trip counts of all loops around it are known; an unknown one counts as 1.
+    source: the innermost line outside of installed packages, such as 'file.py:12'; '' in the result of `written`.
   """
 
   kind: str
@@ -69,10 +70,14 @@ class Collective(NamedTuple):
 
 
 class Audit(tuple[Collective, ...]):
-  """The collectives of one program; it prints as a table."""
+  """Holds the collectives of one program, a tuple of `Collective`s; it prints as a table."""
 
   def select(self, kind: str | None = None, axis: str | None = None) -> Audit:
     """Returns the collectives of a kind, or those that run along a mesh axis (perhaps with others).
+
+    Args:
+      kind: a kind of `Collective`; None for all.
+      axis: the name of a mesh axis; None for all.
 
     Raises:
       ValueError: the kind is unknown.
@@ -83,11 +88,14 @@ class Audit(tuple[Collective, ...]):
     return Audit(c for c in self if (kind is None or c.kind == kind) and (axis is None or along(c)))
 
   def bytes(self, kind: str | None = None, axis: str | None = None) -> int:
-    """Returns the sum of `Collective.total`."""
+    """Returns the sum of `Collective.total` over the collectives that `select` returns for this `kind` and `axis`."""
     return sum(c.total for c in self.select(kind, axis))
 
   def sent(self, kind: str | None = None, axis: str | None = None) -> float:
-    """Returns the sum of `Collective.sent`; a gather along two axes, one after another, counts as one along both."""
+    """Returns the sum of `Collective.sent` over the collectives that `select` returns for this `kind` and `axis`.
+
+    A gather along two axes, one after another, counts as one along both.
+    """
     return sum(c.sent for c in self.select(kind, axis))
 
   def summary(self) -> dict[str, tuple[int, int]]:
@@ -118,8 +126,12 @@ def audit(fn: Any, *args: Any, mesh: Mesh, **kwargs: Any) -> Audit:
 
   Args:
     fn: a jitted function, or a result of `.lower(...).compile()`.
-    *args, **kwargs: the function's arguments, or their ShapeDtypeStructs with shardings; none for a compiled one.
+    *args: the function's arguments, or their ShapeDtypeStructs with shardings; none for a compiled one.
     mesh: the mesh whose axes the list names.
+    **kwargs: the function's keyword arguments.
+
+  Returns:
+    An `Audit`, the `Collective`s in the order of the program.
   """
   compiled = fn if hasattr(fn, 'as_text') and not hasattr(fn, 'lower') else fn.lower(*args, **kwargs).compile()
   program = parse(compiled.as_text())
@@ -207,6 +219,11 @@ def _axes_of_pairs(attributes: str, mesh: Mesh) -> str:
 def assert_no_gather(audit: Audit, larger_than: int = 0, axis: str | None = None) -> None:
   """Checks that no all-gather along an axis moves more than `larger_than` bytes in one execution.
 
+  Args:
+    audit: the collectives, from `audit` or `written`.
+    larger_than: the most bytes of one gather.
+    axis: the name of a mesh axis; None for all.
+
   Raises:
     AuditError: a gather is larger; the message names each with its bytes and source line.
   """
@@ -217,6 +234,12 @@ def assert_no_gather(audit: Audit, larger_than: int = 0, axis: str | None = None
 
 def assert_bytes(audit: Audit, at_most: int, kind: str | None = None, axis: str | None = None) -> None:
   """Checks that the collectives of a kind along an axis move at most `at_most` bytes in all, in loops of known length.
+
+  Args:
+    audit: the collectives, from `audit` or `written`.
+    at_most: the most bytes of all executions together.
+    kind: a kind of `Collective`; None for all.
+    axis: the name of a mesh axis; None for all.
 
   Raises:
     AuditError: they move more, or a loop's length is unknown; the message names each with its bytes and source line.
@@ -247,7 +270,16 @@ _PRIMITIVES = {
 def written(fn: Callable, *args: Any, mesh: Mesh, **kwargs: Any) -> Audit:
   """Lists the collectives that a function asks for in shard_map, with their types before compilation.
 
-  The arguments are those of `audit`, but `fn` need not be jitted.
+  A loop whose length is not fixed (`while_loop`) counts once.
+
+  Args:
+    fn: a function, which need not be jitted.
+    *args: the function's arguments, or their ShapeDtypeStructs.
+    mesh: the mesh whose axes the list names.
+    **kwargs: options of `jax.make_jaxpr`, such as `static_argnums`.
+
+  Returns:
+    An `Audit`, whose `Collective`s name no source lines.
   """
   return Audit(_written(jax.make_jaxpr(fn, **kwargs)(*args).jaxpr, 1, mesh))
 

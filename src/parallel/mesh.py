@@ -12,15 +12,22 @@ from jax.sharding import AxisType, Mesh
 
 AXES = ('data', 'fsdp', 'model', 'space', 'columns', 'pipe')
 BATCH = ('data', 'fsdp')
-STRIPS = ('space', 'columns')  # the height and width of images are divided along these
+"""Lists the mesh axes over which the examples of a batch are divided."""
+STRIPS = ('space', 'columns')
+"""Lists the mesh axes along which images are divided: their height along the first, their width along the second."""
 
 
 class MeshError(ValueError):
-  """An error for a mesh, a batch or a rule that does not fit the devices; its message is one line."""
+  """Reports a mesh, a batch or a rule that does not fit the devices; its message is one line."""
 
 
 def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
-  """Parses a string such as 'data=-1,model=2' into sizes by axis; -1 stands for all remaining devices.
+  """Returns the size of each axis of a mesh, in the order of the text.
+
+  Args:
+    spec: a text such as 'data=-1,model=2', with axes of data, fsdp, model, space, columns and pipe; -1 stands for all
+      remaining devices. An empty text is 'data=-1'.
+    n_devices: the number of devices, which the product of the sizes must be.
 
   Raises:
     MeshError: an axis is unknown or repeated, a size is not a number, or the product is not the number of devices.
@@ -54,7 +61,11 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Returns the number of parts into which a batch is divided."""
+  """Returns the number of parts into which a batch is divided on a mesh: the product of the sizes of its `BATCH` axes.
+
+  Args:
+    mesh: any mesh; without such axes the number is 1.
+  """
   return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
@@ -62,12 +73,12 @@ def make_mesh(spec: str = 'data=-1', devices: Sequence[jax.Device] | None = None
   """Makes a mesh over the devices (all by default).
 
   Args:
-    spec: see `parse_mesh`.
+    spec: the axes and their sizes, such as 'data=-1,model=2'; see `parse_mesh`.
     devices: the devices in the order of the mesh, last axis fastest.
     explicit: makes Explicit instead of Auto axes (sharding in types).
 
   Raises:
-    MeshError: see `parse_mesh`.
+    MeshError: an axis is unknown or repeated, a size is not a number, or the product is not the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = parse_mesh(spec, len(devices))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float, Shaped
 
 from .collectives import all_reduce, reduce_scatter
 from .mesh import STRIPS, MeshError, batch_axes, batch_shards
@@ -36,16 +36,20 @@ class Stacked(Protocol):
 
 
 class Placement(NamedTuple):
-  """A placement that deals factors over all devices of a mesh: `kron.kfac(..., placement=Placement(mesh))`.
+  """Deals K-FAC's factors over all devices of a mesh: `kron.kfac(..., placement=Placement(mesh))`.
 
-  mesh: a mesh with data and model axes, in any order.
-  inverses: where inverses are kept: 'everywhere' (COMM-OPT), or with their 'owners' (MEM-OPT).
-  statistics: the type in which statistics are sent. 'float32' sends them in their own type. 'bfloat16' sends bfloat16
-    and sums in the statistics' own type.
-  row_sharded: whether matrices may be split by rows over all devices if there are too few of their size for a fair
-    deal.
+  Each device owns a part of every stack of factors (KAISA, Pauloski et al. 2021, arXiv:2107.01739). The sums of the
+  shards go to the owners by one reduce-scatter. The owners invert, and the inverses go to every device by one
+  all-gather (COMM-OPT), or stay with their owners (MEM-OPT). It implements `kron.Placement`. Give the same placement to
+  `kron.curvature` and to the optimiser.
 
-  It implements `kron.Placement`; layouts and stacks are those of `kron.stacks`.
+  Attributes:
+    mesh: a mesh with data and model axes, in any order.
+    inverses: where inverses are kept: 'everywhere' (COMM-OPT), or with their 'owners' (MEM-OPT).
+    statistics: the type in which statistics are sent. 'float32' sends them in their own type. 'bfloat16' sends bfloat16
+      and sums in the statistics' own type.
+    row_sharded: whether matrices may be split by rows over all devices if there are too few of their size for a fair
+      deal.
   """
 
   mesh: Mesh
@@ -89,7 +93,11 @@ class Placement(NamedTuple):
     return PartitionSpec(self.axes)
 
   def shardings(self, stacked: Stacked) -> Any:
-    """Returns the sharding of each stack of a state: inverses lie as `share` leaves them, all else with its owners."""
+    """Returns the sharding of each stack of a state: inverses lie as `share` leaves them, all else with its owners.
+
+    Args:
+      stacked: a `kron.Stacked` of a state, of arrays or ShapeDtypeStructs.
+    """
     sharded, everywhere = (NamedSharding(self.mesh, spec) for spec in (self.spec, PartitionSpec()))
     stacks = stacked.layout.stacks
     return stacked.filled({name: everywhere if stacked.held and stacks[name].shared else sharded for name in stacks})
@@ -104,15 +112,22 @@ class Placement(NamedTuple):
 
     The latter applies if the batch does not divide evenly over the devices. Devices along `model` share the rows of
     their shard of the batch. Devices along the axes of image strips have separate rows of every example.
+
+    Args:
+      batch_size: the number of examples.
     """
     devices = math.prod(n for axis, n in self.mesh.shape.items() if axis not in APART)
     return devices if batch_size % devices == 0 else batch_shards(self.mesh)
 
-  def place(self, x: Array, axis: int, divided: bool) -> Array:
-    """Constrains the sharding of activations.
+  def place(self, x: Shaped[Array, '...'], axis: int, divided: bool) -> Shaped[Array, '...']:
+    """Returns activations with a constraint on their sharding.
 
-    They are sharded like the batch; or, if `divided`, so that each device has whole rows of its shard. If activations
-    are sharded over `model`, an all-to-all moves the rows. Otherwise the devices send nothing.
+    If activations are sharded over `model`, an all-to-all moves the rows. Otherwise the devices send nothing.
+
+    Args:
+      x: the activations.
+      axis: the axis that counts examples, or shards if `divided`.
+      divided: whether each device gets whole rows of its shard; else the activations are sharded like the batch.
     """
     spec: list[Any] = [None if divided else PartitionSpec.UNCONSTRAINED] * x.ndim
     spec[axis] = self.along(x.shape[axis]) if divided else batch_axes(self.mesh)
@@ -124,7 +139,11 @@ class Placement(NamedTuple):
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.auto, PartitionSpec(*spec)))
 
   def along(self, shards: int) -> tuple[str, ...]:
-    """Returns the mesh axes that carry a number of shards."""
+    """Returns the mesh axes that carry a number of `shards`.
+
+    Raises:
+      MeshError: this number of shards does not fit the mesh.
+    """
     apart = tuple(a for a in self.axes if a not in APART)
     every = math.prod(self.mesh.shape[a] for a in apart)
     axes = apart if shards % every == 0 else batch_axes(self.mesh)
@@ -133,7 +152,7 @@ class Placement(NamedTuple):
     return axes
 
   def over_shards(self, fn: Callable, shards: int) -> Callable:
-    """Makes each device run `fn`, a function of arrays that lead with shards, on its shards alone.
+    """Makes each device run `fn`, a function of arrays that lead with `shards`, on its shards alone.
 
     The partitioner would turn the products of an image with itself into a convolution with a group for each shard, and
     gather the images of all devices for it.
@@ -149,7 +168,12 @@ class Placement(NamedTuple):
     return jax.shard_map(fn, mesh=self.auto, in_specs=self.spec, out_specs=self.spec, check_vma=False)
 
   def at_owners(self, fn: Callable, layout: Any) -> Callable:
-    """Makes owners run `fn` of (shared stacks, trees that lead with the owner axis); every device gets the results."""
+    """Makes owners run a function on their parts; every device gets the results.
+
+    Args:
+      fn: takes stacks that `share` returned and trees that lead with the owner axis; its results lead with that axis.
+      layout: the `kron.Layout` of the stacks.
+    """
 
     def local(stacks: dict[str, Array], inputs: Any) -> Any:
       return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axes, tiled=True), fn(stacks, inputs))
@@ -162,8 +186,15 @@ class Placement(NamedTuple):
     """Returns the partition of each stack of inverses, by name."""
     return {name: PartitionSpec() if stack.shared else self.spec for name, stack in layout.stacks.items()}
 
-  def collect(self, shares: Mapping[str, Mapping[str, Array]], layout: Any) -> dict[str, Array]:
-    """Sums the contributions of all shards of the batch to every factor, into stacks at their owners."""
+  def collect(
+    self, shares: Mapping[str, Mapping[str, Float[Array, 'shards slots n n']]], layout: Any
+  ) -> dict[str, Float[Array, 'o s r c']]:
+    """Returns the sums over all shards of the batch, as stacks of factors at their owners.
+
+    Args:
+      shares: block -> factor -> each shard's contribution, (shards, slots, n, n).
+      layout: the `kron.Layout` of the stacks.
+    """
     given = next(iter(next(iter(shares.values())).values())).shape[0]
     axes = self.along(given)
 
@@ -200,10 +231,18 @@ class Placement(NamedTuple):
     columns = jnp.transpose(theirs, (1, 3, 0, 2)).reshape(-1, r, owners * r)[..., :n]
     return jnp.where(kept(r, n, first), local_part, columns)
 
-  def share(self, stacks: Mapping[str, Array], layout: Any, symmetric: bool = True) -> dict[str, Array]:
-    """Sends matrices from their owners to every device as (matrix, n, n), triangular-packed if symmetric.
+  def share(
+    self, stacks: Mapping[str, Float[Array, 'o s r n']], layout: Any, symmetric: bool = True
+  ) -> dict[str, Float[Array, '...']]:
+    """Sends matrices from their owners to every device, triangular-packed if symmetric.
 
-    Local ones stay with their owners.
+    Args:
+      stacks: (owners, slots, rows, n) by name.
+      layout: the `kron.Layout` of the stacks.
+      symmetric: whether the matrices are symmetric.
+
+    Returns:
+      By name, (count, n, n) on every device, or the stack as it was where the inverses stay with their owners.
     """
 
     def to_all(x: Array, name: str) -> Array:
@@ -228,10 +267,14 @@ class Placement(NamedTuple):
     specs = {name: spec for name, spec in self._held(layout).items() if name in stacks}
     return jax.shard_map(local, mesh=self.auto, in_specs=self.spec, out_specs=specs, check_vma=False)(dict(stacks))
 
-  def own(self, held: Mapping[str, Array], layout: Any) -> dict[str, Array]:
-    """Reverses `share`: returns each owner's part of shared stacks, without communication.
+  def own(self, held: Mapping[str, Float[Array, '...']], layout: Any) -> dict[str, Float[Array, 'o s r n']]:
+    """Returns each owner's part of shared stacks, without communication; it reverses `share`.
 
     Padding slots may hold any values.
+
+    Args:
+      held: the result of `share`.
+      layout: the `kron.Layout` of the stacks.
     """
 
     def mine(x: Array, name: str) -> Array:
@@ -243,5 +286,5 @@ class Placement(NamedTuple):
     return jax.shard_map(local, mesh=self.auto, in_specs=(specs,), out_specs=self.spec, check_vma=False)(dict(held))
 
   def replicate(self, values: Any) -> Any:
-    """Puts the same values on every device."""
+    """Returns the same `values`, a tree of arrays, on every device."""
     return jax.lax.with_sharding_constraint(values, NamedSharding(self.auto, PartitionSpec()))

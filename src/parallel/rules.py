@@ -21,9 +21,11 @@ from .placement import Placement, Stacked
 _LOG = logging.getLogger('kronmesh')
 
 Rules = Mapping[str, str | None]
+"""Maps each logical axis of a family of models to the mesh axis along which it runs, or to None if it stays whole.
 
-# In a deep network, layers are split along `model` by columns and by rows in turn: one all-reduce for a pair. The other
-# side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both axes are optional.
+A mesh axis that a mesh does not have is not used.
+"""
+
 RULES: dict[str, Rules] = {
   'gan': {'in': 'fsdp', 'mid': 'model'},
   # The nodes of a graph lie as the batch does, and there is little else to shard.
@@ -39,6 +41,11 @@ RULES: dict[str, Rules] = {
   'zero_shot': {'nodes': None, 'window': None, 'in': 'fsdp', 'mid': 'model', 'width': None, 'classes': None},
   'vit': {'layers': 'pipe', 'window': None, 'width': 'fsdp', 'hidden': 'model'},
 }
+"""Holds the `Rules` of each family of models, by the name of the model in a config.
+
+In a deep network, layers are split along `model` by columns and by rows in turn: one all-reduce for a pair. The other
+side of a kernel lies along `fsdp`, whose shards are gathered where they are used. Both axes are optional.
+"""
 
 
 @contextlib.contextmanager
@@ -47,6 +54,13 @@ def logical_axes(rules: Rules, mesh: Mesh) -> Iterator[None]:
 
   The logical axis 'batch' is sharded over the mesh axes of the batch, and the others by the rules. No rule shards an
   activation over `fsdp`, because in activations that mesh axis belongs to the batch.
+
+  Args:
+    rules: the rules of the model, a row of `RULES`.
+    mesh: the mesh.
+
+  Returns:
+    A context manager, for a `with` statement around the call of the model.
   """
   known = [(name, axis) for name, axis in rules.items() if axis in mesh.shape and axis not in BATCH]
   linen = load('train', 'flax.linen')  # here, so that the package itself does without flax
@@ -58,11 +72,17 @@ def logical_axes(rules: Rules, mesh: Mesh) -> Iterator[None]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays that every device of `mesh` holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> NamedSharding:
   """Returns the sharding of a leading axis over `data` (and `fsdp`, where the mesh has it).
+
+  Args:
+    mesh: the mesh.
+    batch_size: the length of the axis, in examples.
+    name: the name of the batch size in the error's message.
 
   Raises:
     MeshError: the batch does not divide.
@@ -76,9 +96,12 @@ def batch_sharding(mesh: Mesh, batch_size: int, name: str = 'batch_size') -> Nam
 def local_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
   """Returns (index, count), which tell the rows of a batch that this process needs.
 
-  The rows are divided into `count` equal runs, and the devices of this process need run number `index`.
+  The rows are divided into `count` equal runs, and the devices of this process need run number `index`. Processes that
+  differ only along `model` need the same rows.
 
-  Processes that differ only along `model` need the same rows.
+  Args:
+    sharding: the sharding of the batch's leading axis, from `batch_sharding`.
+    batch_size: the length of that axis, in examples.
 
   Raises:
     MeshError: the devices need rows that are not in one run.
@@ -93,7 +116,9 @@ def local_part(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
 
 
 def param_shardings(params: Any, logical_axes: Any, rules: Rules, mesh: Mesh) -> Any:
-  """Returns the shardings of a parameter tree.
+  """Returns the shardings of a parameter tree, one NamedSharding for each parameter.
+
+  An axis whose length does not divide by the size of its mesh axis stays whole, with a warning.
 
   Args:
     params: arrays or ShapeDtypeStructs.
@@ -126,6 +151,13 @@ def shard_blocks(shardings: Any, axis: str = 'model') -> dict[str, dict[str, int
 
   A factor gets as many blocks as its kernel has shards. G is divided if the last axis (columns) is sharded over the
   mesh axis, A if another axis (rows) is. Parameters with one axis get no blocks.
+
+  Args:
+    shardings: the shardings of the parameters, from `param_shardings`.
+    axis: the name of the mesh axis.
+
+  Returns:
+    The parameter's name -> {'A' or 'G': the number of blocks}, for the parameters that are sharded over the axis.
   """
   sizes: dict[str, dict[str, int]] = {}
   for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]:
@@ -144,7 +176,10 @@ def state_shardings(state: Any, shardings: Any, mesh: Mesh, placement: Placement
     state: arrays or ShapeDtypeStructs, from `jax.eval_shape(tx.init, params)`.
     shardings: those of the parameters; a leaf mirrors a parameter if its path ends in the parameter's path.
     mesh: the mesh.
-    placement: the placement of K-FAC's stacks (`kron.Stacked`), if there are any.
+    placement: the placement of K-FAC's stacks (`kron.Stacked`), if there are any; with None they are replicated.
+
+  Returns:
+    A tree like the state, with a NamedSharding for each array.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(shardings)
   by_path = {tuple(map(str, path)): sharding for path, sharding in flat}

@@ -296,12 +296,14 @@ def exported_step(workdir: Path) -> int | None:
 
 
 def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a run's export.
+  """Reads a run's export, which `train` writes when the run ends.
 
-  folder: the run's `export`.
+  Args:
+    folder: the folder `export` in the run's work folder.
 
   Returns:
-    The variables for `model.apply`, as NumPy arrays, and {'config', 'step', 'scores', 'example'}, the last a shape.
+    The variables for `model.apply`, as NumPy arrays, and a dict of 'config' (the run's), 'step' (the last), 'scores'
+    (of the last evaluation) and 'example' (the shape of an example).
 
   Raises:
     ConfigError: there is no export, or it cannot be read.

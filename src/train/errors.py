@@ -8,32 +8,32 @@ INTERRUPTED = 130
 
 
 class ConfigError(ValueError):
-  """A config that cannot be run."""
+  """Reports a config that cannot be run."""
 
 
 class RunError(RuntimeError):
-  """A run that failed and can be resumed."""
+  """Reports a run that failed and can be resumed."""
 
 
 class Diverged(RunError):
-  """A run whose optimiser went wrong: a loss or gradient that is not finite, or a spike.
+  """Reports a run whose optimiser went wrong: a loss or gradient that is not finite, or a spike.
 
   This is the only error that says something about the settings, so scripts that compare settings may record it.
   """
 
 
 class StorageError(RunError):
-  """A run whose work folder could not be written; of several processes, one alone may raise this."""
+  """Reports a run whose work folder could not be written; of several processes, one alone may raise this."""
 
 
 class Stopped(RunError):
-  """A run that was told to stop."""
+  """Reports a run that was told to stop."""
 
 
 class Preempted(Stopped):
-  """A run that was told to stop and has saved its state."""
+  """Reports a run that was told to stop and has saved its state."""
 
 
 def is_common(error: BaseException | None) -> bool:
-  """Returns whether all processes of a run raise this error together."""
+  """Returns whether all processes of a run raise the error `error` together."""
   return isinstance(error, RunError) and not isinstance(error, StorageError)

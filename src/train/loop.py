@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from .. import files
 from . import faults
 from .build import build
 from .checkpoints import Restored, Saver, export, exported_step, open_checkpoints, restore, set_aside
-from .errors import ConfigError, Preempted, Stopped, StorageError
+from .errors import ConfigError, Preempted, Stopped
 from .layer_metrics import Layers
 from .planning.plan import step_flops
+from .reporting.about import write_about
+from .reporting.live import LivePage, reported
 from .reporting.meter import Meter
+from .reporting.predictions import write_predictions
 from .reporting.progress import Progress
-from .reporting.report import write_report
+from .reporting.usage import Usage
 from .reporting.writers import Writers
 from .run import Run
 from .runtime import processes, starting
@@ -44,7 +47,6 @@ from .runtime.workdir import (
   flat,
   read_rows,
   storage_errors,
-  write_about,
 )
 from .steps import TrainState
 from .task import first_at
@@ -60,19 +62,24 @@ def train(
   `export/`.
 
   Args:
-    config: see settings/defaults.py.
+    config: a config, such as `settings.defaults.defaults()` returns.
     workdir: the run's folder.
     quiet: whether to hide the progress.
-    run: a run that was built before, from a config that differs at most in its seed.
-    profile: 'FIRST:LAST', the steps to trace.
+    run: a run that was built before, from a config that differs at most in its seed; None builds one.
+    profile: 'FIRST:LAST', the steps to trace; None for none.
 
   Returns:
-    The rows of `metrics.jsonl` that carry an evaluation, including those before a resumption.
+    The rows of `metrics.jsonl` that carry an evaluation, including those before a resumption. Of several processes, only
+    the first returns any.
 
   Raises:
-    ConfigError, parallel.MeshError, data.DataError, kron.CurvatureError: the config cannot be run.
+    ConfigError: the config cannot be run.
+    parallel.MeshError: the mesh, or the batch on it, does not fit the devices.
+    data.DataError: the data are missing or cannot be used.
+    kron.CurvatureError: K-FAC cannot treat the network or its loss.
     RunError: the run failed; it can be resumed.
     Preempted: the run was told to stop and has saved its state.
+    Stopped: the run was told to stop, and keeps no checkpoints.
   """
   workdir = Path(workdir).absolute()
   tracing = Profile(profile, workdir / 'profile', config.steps)
@@ -107,6 +114,7 @@ def train(
       last = (before or [{}])[-1].items()
       scores = {k.removeprefix('eval_'): v for k, v in last if k.startswith('eval_')}
       export(run, workdir, restored.state, scores)
+      write_predictions(run, restored.state, workdir)
   processes.agree(True)  # the others wait until the chief has finished
   return evaluations(workdir) if chief else []
 
@@ -126,7 +134,7 @@ def _claim(stack: contextlib.ExitStack, run: Run, workdir: Path, events: Events,
   check_config(run.config, workdir)
   check_data(run.known_by, workdir)
   write_about(run, workdir)
-  stack.enter_context(_reported(workdir, events, check))
+  stack.enter_context(reported(workdir, events, check))
   if run.coverage:
     files.write(workdir / 'coverage.txt', f'{run.coverage}\n')
   for old in (workdir / '.processes').glob('*'):
@@ -168,34 +176,6 @@ def _tell_beginning(restored: Restored, workdir: Path, events: Events, chief: bo
       events.add('warning', start, f'{bad} lines of {name}.jsonl cannot be read, and are lost')
 
 
-@contextlib.contextmanager
-def _reported(workdir: Path, events: Events, check: Callable[[], None]) -> Iterator[None]:
-  """Writes the report however the run ends, and records the error that ended it, if any.
-
-  check: raises an error if the folder may no longer be written.
-  """
-  well = True
-  try:
-    yield
-  except Exception as error:
-    well = False
-    with contextlib.suppress(OSError, StorageError):  # the disk may be full
-      check()
-      rows = read_rows(workdir / 'metrics.jsonl')
-      kind = 'stopped' if isinstance(error, Preempted) else 'error'
-      events.add(kind, rows[-1]['step'] if rows else 0, f'{type(error).__name__}: {error}', tell=False)
-    raise
-  finally:
-    with contextlib.suppress(StorageError):
-      check()
-      try:
-        write_report(workdir)
-      except Exception as error:  # a failed report must not end the run
-        told = f'report.html cannot be made: {" ".join(str(error).split())[:200]}'
-        with contextlib.suppress(OSError):
-          events.add('warning', 0, told, tell=well)  # if the run failed, its own error is shown instead
-
-
 def identity(config: Any, workdir: Path) -> dict[str, Any]:
   """Returns what all processes of a run must have in common: settings, work folder, versions and the code itself."""
   code = hashlib.sha256()
@@ -229,6 +209,8 @@ class Loop:
     self.trained, self.clock = before[-1]['seconds'] if before else 0.0, time.perf_counter()
     self.looks, self.policy = _looks(self.config), faults.Policy(self.config)
     self.meter = Meter(self.config.data.batch_size)
+    self.usage = Usage(run.mesh.local_devices)
+    self.page = LivePage(self.workdir, watchers.events.chief, watchers.writers.check)
     self.layers = Layers(run, self.workdir, watchers.writers)
     self.pending: list[tuple[int, dict[str, jax.Array]]] = []
 
@@ -257,6 +239,9 @@ class Loop:
         scores, reached = self._evaluate(bar) if forward and self._evaluates() else (None, False)
         if self._save(scores, stop, ends=reached or self.step == config.steps):
           return
+        if self.page.due():
+          with self.meter.of('checkpoint'):
+            self.page.renew()
         self.clock = time.perf_counter()
 
   def _take_step(self) -> Any:
@@ -279,14 +264,15 @@ class Loop:
     good = [row for row in rows if not row['held']]
     self.trained += time.perf_counter() - self.clock
     watchers.writers.steps(good)
-    times = meter.row(self.step)
+    times = {**meter.row(self.step), **self.usage.row()}
     if good:
       watchers.events.look_at(good)
       watchers.events.count(good[-1])
       bar.update(good[-1]['step'], good[-1], times.get('examples_per_second'))
     if not meter.flops_share and not watchers.quiet:
-      run = self.run
-      meter.flops_share = step_flops(run, self.state, batch) / peak(self.config.model.dtype, run.mesh.size)
+      with self.usage.counted():
+        flops = step_flops(self.run, self.state, batch)
+        meter.flops_share = flops / peak(self.config.model.dtype, self.run.mesh.size)
     forward = True
     if len(good) < len(rows):
       forward = self._handle_fault(good, rows[len(good)], len(rows) - len(good))
@@ -313,7 +299,7 @@ class Loop:
   def _evaluate(self, bar: Progress) -> tuple[dict[str, float], bool]:
     """Returns the scores on the evaluation set, and whether the run ends here because it has reached its target."""
     run, writers = self.run, self.watchers.writers
-    with self.meter.of('evaluation'):
+    with self.meter.of('evaluation'), self.usage.apart():
       scores = evaluate_all(run, self.state, self.watchers.watchdog.beat)
     row = {'step': self.step, 'seconds': self.trained, **{f'eval_{k}': v for k, v in scores.items()}}
     writers.row('eval', row)
@@ -325,12 +311,13 @@ class Loop:
   def _save(self, scores: dict[str, float] | None, stop: bool, ends: bool) -> bool:
     """Saves the checkpoint and the export if they are due; returns whether the run has ended."""
     saver, config = self.watchers.saver, self.config
-    with self.meter.of('checkpoint'), self.watchers.watchdog.paused():
+    with self.meter.of('checkpoint'), self.usage.apart(), self.watchers.watchdog.paused():
       saver.save_if_due(self.state, self.step, self.position, scores, at_once=stop or ends)
       if ends or stop:
         saver.finish()
       if ends:
         export(self.run, self.workdir, self.state, scores)
+        write_predictions(self.run, self.state, self.workdir)
     if ends:
       return True
     if stop and not config.keep_checkpoints:

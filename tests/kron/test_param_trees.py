@@ -14,7 +14,7 @@ from flax import nnx
 from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from kronmesh import kron
+from kronmesh import kron, parallel
 from tests.draws import normal, normals
 
 X, Y = normal(32, 4), jnp.arange(32) % 3
@@ -236,3 +236,43 @@ def test_multisteps_is_refused_as_it_drops_statistics(name):
   if name != 'ekfac':
     beside = optax.chain(optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), OPTIMIZERS[name](CURVATURE))
     jax.jit(beside.update)(grads, beside.init(PARAMS), PARAMS, stats=stats)
+
+
+def test_a_leaf_that_is_no_array_is_refused_by_name():
+  class Model(eqx.Module):
+    a: jax.Array
+    axis_name: str = 'batch'
+
+  loss = lambda m, x: jnp.sum(kron.observe.gaussian(x @ m.a, x) ** 2)  # noqa: E731
+  with pytest.raises(
+    kron.CurvatureError, match=r'parameters hold \.axis_name: str, which is not an array; .*eqx.partition'
+  ):
+    kron.curvature(loss, Model(jnp.eye(4)), X)
+  with pytest.raises(kron.CurvatureError, match=r'arguments of the loss hold \[0\]'):
+    kron.curvature(loss_fn, PARAMS, 'train', Y)
+
+
+@pytest.mark.parametrize('name', ['kfac', 'ekfac', 'kfac_adam', 'stale_kfac'])
+def test_a_state_of_other_devices_is_refused(name):
+  """The plain state of one device on four, and back; `to_logical` is the way, and the message says so."""
+  mesh = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4])
+  placement = parallel.Placement(mesh)
+  curvature = kron.curvature(loss_fn, PARAMS, X, Y, fisher='exact', placement=placement)
+  one, four = OPTIMIZERS[name](CURVATURE), OPTIMIZERS[name](curvature, placement=placement)
+  _, grads, stats = CURVATURE.value_and_grad(PARAMS, X, Y)
+  for tx, other in ((one, four), (four, one)):
+    with pytest.raises(kron.CurvatureError, match=r'laid out for other devices.*kron.to_logical'):
+      tx.update(grads, other.init(PARAMS), PARAMS, stats=stats)
+
+
+def test_counters_move_the_targets_that_are_drawn():
+  """Random state may be a key that stays and a count that grows, as in flax.nnx."""
+
+  def loss(p, key, count, x, y):
+    del count
+    return loss_fn(p, x + 0 * jax.random.normal(key), y)
+
+  key = jax.random.key(0)
+  curvature = kron.curvature(loss, PARAMS, key, jnp.uint32(0), X, Y)
+  drawn = [curvature.value_and_grad(PARAMS, key, jnp.uint32(i), X, Y)[2].means('b')['G'] for i in (0, 0, 1)]
+  assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def exact(
 def random_key(key: PRNGKeyArray | None, args: tuple, program: Program, otherwise: int | None = None) -> PRNGKeyArray:
   """Returns the given key, else one derived from the only key among the loss's arguments, else one from a seed.
 
-  Two numbers of type uint32 count as a key if the loss draws from them.
+  Two numbers of type uint32 count as a key if the loss draws from them. Counters among the arguments, which are scalar
+  integers, are folded into the key, because random state may be a key that stays and a count that grows (flax.nnx).
   """
   if key is not None:
     return key
@@ -58,7 +60,8 @@ def random_key(key: PRNGKeyArray | None, args: tuple, program: Program, otherwis
   inputs = program.inputs[len(program.inputs) - len(leaves) :]
   keys = [leaf for leaf, ref in zip(leaves, inputs, strict=True) if _is_key(leaf, ref, program)]
   if len(keys) == 1:
-    return jax.random.fold_in(keys[0], _SAMPLING)
+    counts = [leaf for leaf in leaves if jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)]
+    return functools.reduce(jax.random.fold_in, counts, jax.random.fold_in(keys[0], _SAMPLING))
   if otherwise is not None:
     return jax.random.key(otherwise)
   raise CurvatureError(

@@ -20,6 +20,10 @@ from .factor import accurate
 
 Linear = Dense | Conv | Embedding
 SHARING = ('expand', 'reduce')
+"""Lists the choices of `sharing=` in `curvature`, for kernels that an example uses several times.
+
+'expand' treats the uses as independent, 'reduce' sums over them first (Eschenhagen et al. 2023).
+"""
 APPROXIMATIONS = ('kronecker', 'unit', 'diagonal')
 
 

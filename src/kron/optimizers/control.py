@@ -26,11 +26,15 @@ from .precondition import scale_by_kfac
 
 
 class QuadraticStepState(NamedTuple):
-  """State of `quadratic_step`.
+  """Holds the state of `quadratic_step`.
 
-  previous: the last step.
-  learning_rate, momentum: the model's last choice, before `scale` and the clip; zeros before the first step.
-  clip: the factor by which the last step was shortened, 1 if it was not shortened.
+  Attributes:
+    count: the number of updates so far.
+    previous: the last step, a tree like the parameters in at least float32; zeros before the first step.
+    learning_rate: the model's last choice of the learning rate, before `scale` and the clip; 0 before the first step.
+    momentum: the model's last choice of the momentum, before `scale` and the clip; 0 before the first step.
+    clip: the factor by which the last step was shortened, 1 if it was not shortened.
+    inner: the state of the wrapped transformation.
   """
 
   count: Int[Array, '']
@@ -52,12 +56,13 @@ def quadratic_step(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Replaces learning rate and momentum by the step $-\alpha\Delta + \mu\delta_0$ that minimises the quadratic model.
 
-  $\Delta$ is the update that `inner` makes from the gradient, and $\delta_0$ is the previous step. Each step computes
-  two forward derivatives.
+  $\Delta$ is the update that `inner` makes from the gradient, and $\delta_0$ is the previous step. The model of a step
+  $\delta$ is $M(\delta) = h + g^T \delta + \delta^T (F + (\lambda + \eta) I) \delta / 2$, with the loss h, its gradient
+  g, and the Fisher information F of the whole network. Each step computes two forward derivatives.
 
   Args:
     inner: a transformation whose update approximates $F^{-1} g$, such as `scale_by_kfac`.
-    damping: lambda of the model, unless `update` is given `damping=`.
+    damping: lambda of the model, unless `update` is given `damping=`; a number or a schedule.
     l2: eta, if the loss has a term eta / 2 times the sum of all squared parameters.
     use_momentum: False chooses the learning rate only.
     scale: a factor that multiplies the chosen step; as a schedule, it can end a run with smaller steps.
@@ -67,11 +72,11 @@ def quadratic_step(
 
   Returns:
     A transformation whose `update` takes the arguments of `inner` and
-    `products=curvature.products(params, *batch, fisher='exact')` for the gradient's batch. It returns steps to add to
-    the parameters.
+    `products=curvature.products(params, *batch, fisher='exact')` for the gradient's batch, or a function that makes
+    them. It returns steps to add to the parameters.
 
   Raises:
-    CurvatureError: no products are given.
+    CurvatureError: when `update` is called without products.
 
   References:
     Martens and Grosse, 2015 (arXiv:1503.05671), sections 6.4 and 7.
@@ -132,7 +137,15 @@ def _made(products: Products | Callable[[], Products] | None) -> Products:
 
 
 class AdaptDampingState(NamedTuple):
-  """State of `adapt_damping`; `ratio` is the last ratio of actual to predicted change, 1 before the first."""
+  """Holds the state of `adapt_damping`.
+
+  Attributes:
+    count: the number of updates so far.
+    damping: lambda of the next update.
+    ratio: the last ratio of the actual to the predicted change of the loss; 1 before the first measurement, -1 if one
+      of the changes was not finite, and 0 if the model predicted no decrease.
+    inner: the state of the wrapped transformation.
+  """
 
   count: Int[Array, '']
   damping: Float[Array, '']
@@ -152,24 +165,25 @@ def adapt_damping(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adapts the damping to how well the quadratic model predicts the loss, by Levenberg and Marquardt's rule.
 
-  Every `every` steps it measures $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$. If rho is above
-  3/4, it multiplies the damping by rate^every. If rho is below 1/4, or the loss is not finite, it divides the damping
-  by rate^every.
+  Every `every` steps it measures $\rho = (h(\theta + \delta) - h(\theta)) / (M(\delta) - h(\theta))$, with the loss h
+  and its quadratic model M (see `quadratic_step`). If rho is above 3/4, it multiplies the damping by rate^every. If rho
+  is below 1/4, or the loss is not finite, it divides the damping by rate^every.
 
   Args:
     inner: a whole chain, including the learning rate, in which one link takes `damping=` in its update.
     initial: lambda at the first step.
-    every: T_1 of the paper.
-    rate: omega_1 for one step; a number or a schedule.
-    smallest, largest: bounds of lambda.
-    l2: see `quadratic_step`.
+    every: T_1 of the paper, the number of steps between two measurements.
+    rate: omega_1 of the paper for one step; a number or a schedule.
+    smallest: the lower bound of lambda.
+    largest: the upper bound of lambda.
+    l2: eta, as in `quadratic_step`.
 
   Returns:
     A transformation whose `update` takes the arguments of `inner`, `value=` (the loss), `value_fn=` (params -> loss,
     same batch and keys) and `products=` (or a function that makes them, which is called only when they are needed).
 
   Raises:
-    CurvatureError: one of these arguments is missing.
+    CurvatureError: when `update` is called without one of these arguments.
 
   References:
     Martens and Grosse, 2015 (arXiv:1503.05671), section 6.5.
@@ -230,14 +244,19 @@ def adaptive_kfac(
   Args:
     curvature: from `kron.curvature`.
     damping: the initial damping.
-    damping_every, damping_rate, smallest_damping: see `adapt_damping`.
-    scale, kl_clip, l2: see `quadratic_step`.
-    **settings: see `scale_by_kfac`.
+    damping_every: the number of steps between two changes of the damping, `every` in `adapt_damping`.
+    damping_rate: `rate` in `adapt_damping`.
+    smallest_damping: `smallest` in `adapt_damping`.
+    scale: a factor that multiplies the chosen step, as in `quadratic_step`.
+    kl_clip: as in `quadratic_step`; None for no clip.
+    l2: as in `quadratic_step`.
+    **settings: `decay`, `statistics_every`, `inverses_every` and `placement` of `scale_by_kfac`.
 
   Returns:
-    A transformation whose `update` takes `stats`, `products`, `value` and `value_fn`.
+    A transformation whose `update` takes `stats`, `products`, `value` and `value_fn`, see `scale_by_kfac`,
+    `quadratic_step` and `adapt_damping`.
 
-  Example:
+  Examples:
     >>> import jax, jax.numpy as jnp, optax
     >>> from kronmesh import kron
     >>> def loss_fn(params, x, y):

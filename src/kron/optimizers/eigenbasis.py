@@ -25,9 +25,16 @@ Vectors = dict[str, Float[Array, 'slots n n']]  # by factor
 
 
 class Eigenbasis(NamedTuple):
-  """Averages of the factors, and the factors' eigenvectors at the last refresh; identities before the first.
+  """Holds averages of the factors, and the factors' eigenvectors at the last refresh.
 
-  rejected_inverses: the number of decompositions dropped so far because they were not finite.
+  It is a part of the states of `scale_by_ekfac` and `scale_by_kfac_adam`.
+
+  Attributes:
+    count: the number of updates so far.
+    averages: the moving averages of the factors, in stacks.
+    vectors: the eigenvectors as columns, in stacks, in ascending order of eigenvalue; identities before the first
+      refresh.
+    rejected_inverses: the number of decompositions dropped so far because they were not finite.
   """
 
   count: Int[Array, '']
@@ -50,7 +57,7 @@ class Eigenbasis(NamedTuple):
     return self._replace(vectors=self.vectors.filled(vectors), rejected_inverses=rejected)
 
   def of(self, block: Block) -> Vectors:
-    """Returns a block's eigenvectors."""
+    """Returns the eigenvectors of `block` by factor, (slots, n, n) each."""
     return {f: self.vectors.layout.read(self.vectors, block.name, f) for f in block.operator.factors}
 
 
@@ -99,7 +106,19 @@ def rotated_back(block: Block, v: Array, vectors: Vectors) -> Array:
 
 
 def basis(state: Any, curvature: Curvature) -> dict[str, Vectors]:
-  """Reads the eigenvectors of all two-factor blocks from an optimiser state, for `value_and_grad(..., basis=)`."""
+  """Reads the eigenvectors of all blocks with two factors from an optimiser state, for `value_and_grad(..., basis=)`.
+
+  Args:
+    state: an optax state that contains the state of one `scale_by_ekfac` or `scale_by_kfac_adam`.
+    curvature: the curvature that the optimiser was made with.
+
+  Returns:
+    block -> factor ('A' or 'G') -> eigenvectors as columns, (slots, n, n): one matrix for each matrix of the factor.
+    They are identities before the first refresh.
+
+  Raises:
+    CurvatureError: there is no such state, or there are several.
+  """
   held = find_state(state, Eigenbasis)
   return {b.name: held.of(b) for b in curvature.blocks if isinstance(b.operator, Kronecker)}
 

@@ -17,6 +17,7 @@ from ..param_trees import match
 from ..placing import Local, Placement
 from ..state.dealing import lay_out, undivided
 from ..state.schedule import at, is_due
+from ..state.stacks import for_layout
 from ..statistics import Statistics
 from .eigenbasis import Eigenbasis, Vectors, matrix_shape, rotated, rotated_back
 from .kfac import descend
@@ -24,13 +25,16 @@ from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
 
 
 class ScaleByEkfacState(NamedTuple):
-  """State of `scale_by_ekfac`.
+  """Holds the state of `scale_by_ekfac`.
 
-  moments: averaged second moments of each block's gradient matrix in the eigenbasis.
+  Attributes:
+    eigenbasis: the averages of the factors, and their eigenvectors.
+    moments: averaged second moments of each block's gradient matrix in the eigenbasis, by block: (slots, rows, columns)
+      for a kernel, (slots, n) for a block with one factor. Block names have '.' in place of '/'.
   """
 
   eigenbasis: Eigenbasis
-  moments: dict[str, Float[Array, 's i o']]
+  moments: dict[str, Float[Array, ' slots *matrix']]
 
 
 def scale_by_ekfac(
@@ -51,15 +55,18 @@ def scale_by_ekfac(
   Args:
     curvature: from `kron.curvature`.
     damping: lambda, in the unit of the curvature; a number or a schedule.
-    decay, statistics_every, placement: see `scale_by_kfac`; `decay` applies to S too.
+    decay: the decay of the moving averages of the factors and of S, as in `scale_by_kfac`.
+    statistics_every: as in `scale_by_kfac`.
     basis_every: the number of updates between two computations of the eigenvectors; S may be fresher.
+    placement: as in `scale_by_kfac`.
 
   Returns:
     A transformation whose `update` takes `phase=` and `damping=`, as `scale_by_kfac` does, and `stats=` from
     `value_and_grad(..., basis=kron.basis(state, curvature))`.
 
   Raises:
-    CurvatureError: the statistics hold no second moments in the basis.
+    CurvatureError: when `update` is given statistics without second moments in the basis, or for any reason that
+      `scale_by_kfac` names.
 
   References:
     George et al., 2018 (arXiv:1806.03884), algorithm 1.
@@ -127,7 +134,7 @@ def scale_by_ekfac(
     eigenbasis = state.eigenbasis._replace(count=optax.safe_increment(count))
     return updates, state._replace(eigenbasis=eigenbasis)
 
-  return optax.GradientTransformationExtraArgs(init, typed_update(update))
+  return optax.GradientTransformationExtraArgs(init, typed_update(for_layout(update, layout)))
 
 
 def _products(block: Block, factors: dict[str, Array], vectors: Vectors) -> Array:
@@ -148,6 +155,18 @@ def ekfac(
   weight_decay: optax.ScalarOrSchedule = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """Makes the EKFAC optimiser: `kfac` with `scale_by_ekfac` (which takes `settings`) instead of `scale_by_kfac`."""
+  """Makes the EKFAC optimiser: `kfac` with `scale_by_ekfac` instead of `scale_by_kfac`.
+
+  Args:
+    learning_rate: a number or a schedule.
+    curvature: from `kron.curvature`.
+    momentum: as in `kfac`.
+    kl_clip: as in `kfac`.
+    weight_decay: as in `kfac`.
+    **settings: `damping`, `decay`, `statistics_every`, `basis_every` and `placement` of `scale_by_ekfac`.
+
+  Returns:
+    A transformation whose `update` takes `stats=`, `phase=` and `damping=`, see `scale_by_ekfac`.
+  """
   natural = scale_by_ekfac(curvature, **settings)
   return descend(natural, learning_rate, momentum=momentum, kl_clip=kl_clip, weight_decay=weight_decay)

@@ -19,12 +19,13 @@ _ITERATIONS = 30
 
 
 class Health(NamedTuple):
-  """The condition of one factor, with one number for each of its matrices.
+  """Describes the condition of one factor, with one number for each of its matrices.
 
-  largest: the largest eigenvalue of the factor.
-  damping: the number added to its diagonal.
-  condition: the condition number of the damped factor at its last inversion: its largest eigenvalue times the
-    inverse's.
+  Attributes:
+    largest: the largest eigenvalue of the factor.
+    damping: the number added to its diagonal.
+    condition: the condition number of the damped factor at its last inversion: its largest eigenvalue times the
+      inverse's.
   """
 
   largest: Float[Array, ' slots']
@@ -43,10 +44,13 @@ def health(
   Args:
     state: an optax state that contains a `scale_by_kfac` state.
     damping: lambda, the value now in use.
-    placement: the placement that the optimiser was made with.
+    placement: the placement that the optimiser was made with; None for one owner.
+
+  Returns:
+    block -> factor -> `Health`, whose numbers have shape (slots,): one for each matrix of the factor.
 
   Raises:
-    CurvatureError: there is no such state.
+    CurvatureError: there is no such state, or there are several.
   """
   placement = placement or Local()
   kfac = find_state(state)

@@ -24,23 +24,24 @@ from ..placing import Local, Placement
 from ..state.dealing import deal_of, lay_out
 from ..state.inverse import slot_damping
 from ..state.schedule import Interval, Unit, at, deal_units, growing, is_due
-from ..state.stacks import Layout
+from ..state.stacks import Layout, check_layout
 from ..statistics import Statistics
 from .precondition import ScaleByKfacState, find_state, renewed, replace_state
 
 
 class InverseSchedule(NamedTuple):
-  """The functions that `inverse_schedule` makes.
+  """Holds the functions that `inverse_schedule` makes.
 
-  statistics_due: tells from a step's number whether the step takes statistics.
-  take: (optimiser state, statistics) -> the state with them added to its averages; compile it with the gradient.
-  refresh: (optimiser state, step) -> the state in which the inverses that are due are refreshed; call it from the host.
-    It donates the inverses of the state, so the old state must not be used again. It also takes three options.
-    `caution=` multiplies the damping. `when=` is a boolean on the device; if it is false, nothing changes.
-    `everything=True` also refreshes inverses that are not due.
-  units: the groups of inverses that are computed at once, and when they are due.
-  programs: (optimiser state, or its shapes) -> the programs of `refresh` by name, 'damping' and one for each stack,
-    with their arguments; they can be lowered for tables of costs.
+  Attributes:
+    statistics_due: tells from a step's number whether the step takes statistics.
+    take: (optimiser state, statistics) -> the state with them added to its averages; compile it with the gradient.
+    refresh: (optimiser state, step) -> the state in which the inverses that are due are refreshed; call it from the
+      host. It donates the inverses of the state, so the old state must not be used again. It also takes three options.
+      `caution=` multiplies the damping. `when=` is a boolean on the device; if it is false, nothing changes.
+      `everything=True` also refreshes inverses that are not due.
+    units: the groups of inverses that are computed at once, and when they are due.
+    programs: (optimiser state, or its shapes) -> the programs of `refresh` by name, 'damping' and one for each stack,
+      with their arguments; they can be lowered for tables of costs.
   """
 
   statistics_due: Callable[[int], bool]
@@ -66,15 +67,22 @@ def inverse_schedule(
   intervals 1 the results equal those of `kfac(..., inverses_every=1)`.
 
   Args:
-    curvature, damping, decay, placement: as in `scale_by_kfac`, whose damping and decay are then not used.
+    curvature: from `kron.curvature`.
+    damping: lambda, as in `scale_by_kfac`, whose own damping is then not used; a number or a schedule.
+    decay: the decay of the moving averages, as in `scale_by_kfac`, whose own decay is then not used.
     statistics_every: the number of steps between two uses of statistics.
     inverses_every: the number of steps in which every inverse is renewed once.
     grow: whether both intervals start from 1, see `growing`.
+    placement: the placement of the optimiser; None for one owner.
+
+  Returns:
+    An `InverseSchedule` of these functions.
 
   Raises:
-    CurvatureError: a setting is out of range, or a state does not contain one of `scale_by_kfac`.
+    CurvatureError: an interval is below 1; or, when a function is called, the state does not contain one of
+      `scale_by_kfac`.
 
-  Example:
+  Examples:
     >>> import jax, jax.numpy as jnp, optax
     >>> from kronmesh import kron
     >>> def loss_fn(params, x, y, key):
@@ -140,6 +148,7 @@ def inverse_schedule(
 
   def take(state: Any, stats: Statistics) -> Any:
     kfac = find_state(state)
+    check_layout(kfac, layout)
     averages = kfac.averages.add(stats, blocks, at(decay, kfac.count), placement)
     return replace_state(state, kfac._replace(averages=averages))
 

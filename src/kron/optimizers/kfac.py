@@ -17,7 +17,13 @@ from .precondition import scale_by_kfac
 
 
 class ClipByKlState(NamedTuple):
-  """State of `clip_by_kl`; `clip` is the factor applied to the last update, 1 if nothing was clipped."""
+  """Holds the state of `clip_by_kl`.
+
+  Attributes:
+    count: the number of updates so far.
+    clip: the factor applied to the last update, 1 if nothing was clipped.
+    inner: the state of the wrapped transformation.
+  """
 
   count: Int[Array, '']
   clip: Float[Array, '']
@@ -38,8 +44,12 @@ def clip_by_kl(
     max_kl: c, in nats; a number or a schedule.
     learning_rate: the rate of the coming step, as later given to `scale_by_learning_rate`; a number or a schedule.
 
+  Returns:
+    A transformation whose `update` takes the arguments of `inner` and returns the scaled u.
+
   References:
-    Ba, Grosse and Martens, 2017 (Distributed second-order optimization using Kronecker-factored approximations), eq. 11.
+    Ba, Grosse and Martens, 2017 (Distributed second-order optimization using Kronecker-factored approximations),
+    eq. 11.
   """
   inner = optax.with_extra_args_support(inner)
 
@@ -81,16 +91,20 @@ def kfac(
   Args:
     learning_rate: a number or a schedule.
     curvature: from `kron.curvature`.
-    damping, decay, statistics_every, inverses_every, placement: see `scale_by_kfac`.
+    damping: lambda, in the unit of the curvature, as in `scale_by_kfac`; a number or a schedule.
     momentum: heavy-ball coefficient on the preconditioned gradient; a number or a schedule.
     kl_clip: the largest KL divergence of a step before momentum, in nats; None for no clip. See `clip_by_kl`.
     weight_decay: decoupled weight decay, which adds this times the parameters to the natural gradient; a number or a
       schedule.
+    decay: the decay of the factors' moving averages, as in `scale_by_kfac`; a number or a schedule.
+    statistics_every: the number of updates between two uses of statistics, as in `scale_by_kfac`.
+    inverses_every: the number of updates between two refreshes of the inverses, as in `scale_by_kfac`.
+    placement: decides who owns which factors, as in `scale_by_kfac`; None for one owner.
 
   Returns:
-    A transformation whose `update` takes `stats=` and `phase=` (see `scale_by_kfac`).
+    A transformation whose `update` takes `stats=`, `phase=` and `damping=`, see `scale_by_kfac`.
 
-  Example:
+  Examples:
     >>> import jax, jax.numpy as jnp, optax
     >>> from kronmesh import kron
     >>> def loss_fn(params, x, y, key):

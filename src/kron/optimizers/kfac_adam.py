@@ -17,22 +17,27 @@ from ..param_trees import match
 from ..placing import Local, Placement
 from ..state.dealing import lay_out, undivided
 from ..state.schedule import at, is_due
+from ..state.stacks import for_layout
 from .eigenbasis import Eigenbasis, matrix_shape, rotated, rotated_back
 from .kfac import keeping_types
 from .precondition import NOT_GIVEN, Phase, averaged, by_block, given, when
 
 
 class ScaleByKfacAdamState(NamedTuple):
-  """State of `scale_by_kfac_adam`.
+  """Holds the state of `scale_by_kfac_adam`.
 
-  mu: the average of the gradient.
-  nu: the average of its squares in the eigenbasis, by block.
-  rest: the average of its squares by parameter, for parameters with entries in no block.
+  Attributes:
+    eigenbasis: the averages of the factors, and their eigenvectors.
+    mu: the average of the gradient, a tree like the parameters in at least float32.
+    nu: the average of the gradient's squares in the eigenbasis, by block: (slots, rows, columns) for a kernel,
+      (slots, n) for a block with one factor. Block names have '.' in place of '/'.
+    rest: the average of the gradient's squares, by parameter, for parameters with entries in no block. Their names have
+      '.' in place of '/'.
   """
 
   eigenbasis: Eigenbasis
   mu: PyTree
-  nu: dict[str, Float[Array, 's i o']]
+  nu: dict[str, Float[Array, ' slots *matrix']]
   rest: dict[str, Float[Array, '...']]
 
 
@@ -50,18 +55,29 @@ def scale_by_kfac_adam(
   r"""Applies Adam to the gradient in K-FAC's eigenbasis, with no damping to tune.
 
   The result is $U_A [\hat m' / (\sqrt{\hat v} + \epsilon)] U_G^T$, with $m' = U_A^T m U_G$ for the average m of the
-  gradients, and v the average of the squares of $U_A^T V U_G$. Parameters without a block get plain Adam.
+  gradients, and v the average of the squares of $U_A^T V U_G$. The hats mark averages without their bias towards zero.
+  Parameters without a block get plain Adam.
 
   Args:
     curvature: from `kron.curvature`.
-    b1, b2, eps: Adam's settings; see `optax.scale_by_adam`.
-    decay, statistics_every, placement: see `scale_by_kfac`.
+    b1: the decay of m, as in `optax.scale_by_adam`; a number or a schedule.
+    b2: the decay of v, as in `optax.scale_by_adam`; a number or a schedule.
+    eps: epsilon, as in `optax.scale_by_adam`.
+    decay: the decay of the factors' moving averages, as in `scale_by_kfac`.
+    statistics_every: as in `scale_by_kfac`.
     basis_every: the number of updates between two computations of the eigenvectors. v is kept, because eigenvectors
       come in order.
+    placement: as in `scale_by_kfac`.
+
+  Returns:
+    A transformation whose `update` takes `stats=` and `phase=`, as `scale_by_kfac` does.
+
+  Raises:
+    CurvatureError: when `update` is called, for any reason that `scale_by_kfac` names.
 
   References:
-    George et al., 2018 (arXiv:1806.03884), section 4; SOAP (Vyas et al., 2024, arXiv:2409.11321) is the same in Shampoo's
-    eigenbasis.
+    George et al., 2018 (arXiv:1806.03884), section 4; SOAP (Vyas et al., 2024, arXiv:2409.11321) is the same in
+    Shampoo's eigenbasis.
   """
   blocks, placement = curvature.blocks, placement or Local()
   layout = lay_out(blocks, undivided(placement))
@@ -116,7 +132,7 @@ def scale_by_kfac_adam(
     eigenbasis = eigenbasis._replace(count=optax.safe_increment(count))
     return new, ScaleByKfacAdamState(eigenbasis, mu, nu, rest)
 
-  return optax.GradientTransformationExtraArgs(init, typed_update(update))
+  return optax.GradientTransformationExtraArgs(init, typed_update(for_layout(update, layout)))
 
 
 def _above_rounding(nu: Float[Array, ' s *n']) -> Bool[Array, ' s *n']:
@@ -136,7 +152,18 @@ def kfac_adam(
   weight_decay: optax.ScalarOrSchedule = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """Makes Adam in K-FAC's eigenbasis: `scale_by_kfac_adam` (with `settings`), decoupled weight decay, learning rate."""
+  """Makes Adam in K-FAC's eigenbasis: `scale_by_kfac_adam`, decoupled weight decay and the learning rate in one chain.
+
+  Args:
+    learning_rate: a number or a schedule.
+    curvature: from `kron.curvature`.
+    weight_decay: decoupled weight decay, which adds this times the parameters to Adam's step; a number or a schedule.
+    **settings: the other arguments of `scale_by_kfac_adam`: `b1`, `b2`, `eps`, `decay`, `statistics_every`,
+      `basis_every` and `placement`.
+
+  Returns:
+    A transformation whose `update` takes `stats=` and `phase=`, see `scale_by_kfac_adam`.
+  """
   plain = optax.chain(
     scale_by_kfac_adam(curvature, **settings),
     optax.add_decayed_weights(weight_decay),

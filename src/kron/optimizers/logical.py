@@ -17,7 +17,17 @@ from ..state.stacks import Stacked
 
 
 def to_logical(state: Any) -> Any:
-  """Replaces every `Stacked` in an optax state by dictionaries block -> factor -> (slots, ...)."""
+  """Replaces every `Stacked` in an optax state by dictionaries, the form in which checkpoints hold the factors.
+
+  It does not depend on the number of owners, and so not on the mesh. `from_logical` reverses it.
+
+  Args:
+    state: an optax state, or any pytree.
+
+  Returns:
+    The same tree with block -> factor -> array in place of each `Stacked`: (slots, n, n) for matrices, (slots,) for
+    numbers, without padding. Block names have '.' in place of '/'.
+  """
 
   def convert(x: Any) -> Any:
     return {key_of(block): matrices for block, matrices in x.by_block().items()} if isinstance(x, Stacked) else x
@@ -31,6 +41,9 @@ def from_logical(logical: Any, like: Any) -> Any:
   Args:
     logical: a result of `to_logical`.
     like: the state of the optimiser that will continue, or its shapes (`jax.eval_shape(tx.init, params)`).
+
+  Returns:
+    A state with the structure and layout of `like` and the values of `logical`.
   """
   return jax.tree.map(
     lambda template, x: _stacked(template, x) if isinstance(template, Stacked) else x,

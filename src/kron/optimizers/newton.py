@@ -24,7 +24,15 @@ Matrix = Literal['hessian', 'gauss_newton', 'fisher']
 
 
 class Solution(NamedTuple):
-  """Result of `conjugate_gradients`: x, the number of products, |g - M x| / |g|, and if negative curvature ended it."""
+  """Holds the result of `conjugate_gradients`.
+
+  Attributes:
+    x: the solution, a tree like g.
+    iterations: the number of products, not counting the one for the starting point.
+    residual: |g - M x| / |g| by the recursion of the method. If the first direction had negative curvature, it is the
+      residual of the starting point.
+    negative: whether negative curvature ended the solution.
+  """
 
   x: PyTree
   iterations: Int[Array, '']
@@ -44,15 +52,21 @@ def conjugate_gradients(
   """Solves M x = g for a symmetric M, by preconditioned conjugate gradients.
 
   A direction of negative curvature ends the solution, and x keeps its value from before that direction. If it is the
-  first direction, x is the direction itself: the preconditioned gradient (Nocedal and Wright 2006, algorithm 7.1,
-  without a trust region).
+  first direction, x is the starting point plus that direction; from a start at zero, this is the preconditioned
+  gradient (Nocedal and Wright 2006, algorithm 7.1, without a trust region).
 
   Args:
-    product: v -> M v.
-    x0: the starting point.
-    preconditioner: r -> P r, for a symmetric positive definite P near the inverse of M.
+    product: v -> M v, for trees like g.
+    g: the right-hand side, a tree of arrays.
+    x0: the starting point, a tree like g.
+    preconditioner: r -> P r, for a symmetric positive definite P near the inverse of M; the identity by default.
     max_iterations: the largest number of products, not counting the one for x0.
-    tolerance: the largest residual, as a share of |g|.
+    tolerance: the largest residual |g - M x|, as a share of |g|, at which it stops.
+
+  Returns:
+    A named tuple of `x` (a tree like g), `iterations` (the number of products, without the one for x0), `residual`
+    (|g - M x| / |g|; that of x0 if the first direction had negative curvature), and `negative` (whether negative
+    curvature ended the solution). The last three are arrays of shape ().
   """
   size = jnp.sqrt(dot(g, g))
 
@@ -80,7 +94,16 @@ def conjugate_gradients(
 
 
 class ScaleByCurvatureState(NamedTuple):
-  """State of `scale_by_curvature`; `iterations`, `residual` and `negative` are those of the last `Solution`."""
+  """Holds the state of `scale_by_curvature`.
+
+  Attributes:
+    count: the number of updates so far.
+    solution: the last finite solution, a tree like the parameters in at least float32; zeros before the first.
+    iterations: the number of products that the last solution took.
+    residual: the last solution's |g - M x| / |g|, with M the damped curvature.
+    negative: whether negative curvature ended the last solution.
+    preconditioner: the state of the preconditioner.
+  """
 
   count: Int[Array, '']
   solution: PyTree
@@ -101,20 +124,24 @@ def scale_by_curvature(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Multiplies the gradient by $(C + \lambda I)^{-1}$ for the curvature C of the whole network.
 
+  It solves $(C + \lambda I) x = g$ by `conjugate_gradients`, which needs only products of C with vectors.
+
   Args:
     matrix: the kind of C: 'hessian', 'gauss_newton' or 'fisher', see `Products`.
-    damping: lambda, in the unit of the curvature; a number or a schedule.
-    max_iterations, tolerance: see `conjugate_gradients`.
+    damping: lambda, in the unit of the curvature; a number or a schedule. `update(..., damping=)` replaces it.
+    max_iterations: the largest number of products of an update, see `conjugate_gradients`.
+    tolerance: the largest residual, as a share of the gradient's length, see `conjugate_gradients`.
     warm_start: the share of the last solution from which the next one starts (Martens 2010 uses 0.95).
     preconditioner: a transformation that is linear in the gradient and symmetric positive definite, as `scale_by_kfac`
-      is, with the same damping. It is first given the statistics, and then every residual.
+      is, with the same damping. It is first given the statistics, and then every residual. None for no preconditioner.
 
   Returns:
     A transformation whose `update` needs `products=curvature.products(params, *batch)`. It passes further extra
     arguments, such as `stats=` and `phase=`, to the preconditioner.
 
   Raises:
-    CurvatureError: no products are given, or the loss has none of this kind.
+    CurvatureError: the kind of C is unknown; or, when `update` is called, no products are given, or the loss has none
+      of this kind.
 
   References:
     Martens, 2010 (Deep learning via Hessian-free optimization); for the natural gradient Pascanu and Bengio, 2013
@@ -172,10 +199,14 @@ def newton(
   r"""Makes Newton's method, $\theta - \alpha (H + \lambda I)^{-1} g$, with the Hessian H of the loss on the batch.
 
   Args:
-    learning_rate: the length of the step; 1 is the full step.
-    damping, **settings: see `scale_by_curvature`.
+    learning_rate: alpha, the length of the step; 1 is the full step. A number or a schedule.
+    damping: lambda, in the unit of the curvature; a number or a schedule.
+    **settings: `max_iterations`, `tolerance`, `warm_start` and `preconditioner` of `scale_by_curvature`.
 
-  Example:
+  Returns:
+    A transformation whose `update` needs `products=curvature.products(params, *batch)`.
+
+  Examples:
     >>> import jax.numpy as jnp, optax
     >>> from kronmesh import kron
     >>> def loss_fn(params, x):
@@ -194,7 +225,19 @@ def newton(
 def gauss_newton(
   learning_rate: optax.ScalarOrSchedule, *, damping: optax.ScalarOrSchedule = 1e-3, **settings: Any
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Makes the Gauss-Newton method $\theta - \alpha (J^T H_z J + \lambda I)^{-1} g$, with the arguments of `newton`."""
+  r"""Makes the Gauss-Newton method, $\theta - \alpha (J^T H_z J + \lambda I)^{-1} g$.
+
+  J is the jacobian of the loss's marked outputs z, and $H_z$ the Hessian of the loss in z (Schraudolph 2002, Fast
+  curvature matrix-vector products).
+
+  Args:
+    learning_rate: alpha, the length of the step; 1 is the full step. A number or a schedule.
+    damping: lambda, in the unit of the curvature; a number or a schedule.
+    **settings: `max_iterations`, `tolerance`, `warm_start` and `preconditioner` of `scale_by_curvature`.
+
+  Returns:
+    A transformation whose `update` needs `products=curvature.products(params, *batch)`.
+  """
   return _rule('gauss_newton', learning_rate, damping=damping, **settings)
 
 
@@ -203,8 +246,17 @@ def natural_gradient(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Makes natural-gradient descent, $\theta - \alpha (F + \lambda I)^{-1} g$ (Amari 1998, theorem 1).
 
-  The arguments are those of `newton`. The curvature's `fisher` decides what F is: the Fisher information of the
-  likelihood ('exact'), of drawn targets, or of the loss's gradients.
+  The `fisher` of the products decides what F is: the Fisher information of the likelihood ('exact'), of drawn targets
+  ('sampled'), or of the loss's gradients ('empirical').
+
+  Args:
+    learning_rate: alpha, the length of the step; 1 is the full step. A number or a schedule.
+    damping: lambda, in the unit of the curvature; a number or a schedule.
+    **settings: `max_iterations`, `tolerance`, `warm_start` and `preconditioner` of `scale_by_curvature`.
+
+  Returns:
+    A transformation whose `update` needs `products=curvature.products(params, *batch)`, whose `fisher` is that of the
+    curvature unless `products` is given another.
   """
   return _rule('fisher', learning_rate, damping=damping, **settings)
 

@@ -23,18 +23,21 @@ from ..state.averages import Averages
 from ..state.dealing import deal_of, lay_out
 from ..state.inverse import slot_damping, split_inverse, sure_inverse
 from ..state.schedule import Interval, at, is_due
-from ..state.stacks import Layout, Stacked
+from ..state.stacks import Layout, Stacked, for_layout
 from ..statistics import Statistics
 
 Phase = Literal['plain', 'refresh']
 
 
 class ScaleByKfacState(NamedTuple):
-  """State of `scale_by_kfac`.
+  """Holds the state of `scale_by_kfac`.
 
-  inverses: the damped inverses at the last refresh; identities before the first.
-  rejected_inverses: the number of inverses dropped so far because they were not finite.
-  redamped_inverses: the number of inverses so far that needed more damping than the given one.
+  Attributes:
+    count: the number of updates so far.
+    averages: the moving averages of the factors, in stacks.
+    inverses: the damped inverses at the last refresh, in stacks; identities before the first.
+    rejected_inverses: the number of inverses dropped so far because they were not finite.
+    redamped_inverses: the number of inverses so far that needed more damping than the given one.
   """
 
   count: Int[Array, '']
@@ -61,8 +64,8 @@ def scale_by_kfac(
   r"""Multiplies the gradient by the damped inverse of the curvature's blocks.
 
   For a kernel with gradient matrix V the result is
-  $(A + \pi\sqrt\lambda I)^{-1} V (G + \sqrt\lambda/\pi\, I)^{-1}$; for a unit-wise block it is
-  $(F + \lambda I)^{-1} v$.
+  $(A + \pi\sqrt\lambda I)^{-1} V (G + \sqrt\lambda/\pi\, I)^{-1}$, where $\pi^2$ is the ratio of the mean diagonals of
+  A and G (Martens and Grosse 2015, section 6.3); for a unit-wise block it is $(F + \lambda I)^{-1} v$.
 
   Args:
     curvature: from `kron.curvature`.
@@ -76,11 +79,11 @@ def scale_by_kfac(
     placement: decides who owns which factors; None for one owner.
 
   Returns:
-    A transformation whose `update` takes, besides optax's arguments,
-    stats: `Statistics`, or None for a step without; it must be given unless phase='plain';
-    phase: static; 'plain' leaves the factors' inverses as they are, 'refresh' recomputes them, and None follows the
-      counter of updates. With 'plain' or 'refresh', `statistics_every` does not apply: all given statistics are used;
-    damping: replaces the transformation's damping, as `adapt_damping` does.
+    A transformation whose `update` takes three arguments besides optax's. `stats=` is a `Statistics`, or None for a
+    step without; it must be given unless phase='plain'. `phase=` is static: 'plain' leaves the factors' inverses as
+    they are, 'refresh' recomputes them, and None follows the counter of updates. With 'plain' or 'refresh',
+    `statistics_every` does not apply: all given statistics are used. `damping=` replaces the transformation's damping,
+    as `adapt_damping` does.
 
   Raises:
     CurvatureError: the gradient lacks a parameter that is not masked, lacks a part of a block (optax.partition and
@@ -109,7 +112,7 @@ def scale_by_kfac(
     updates = apply_inverses(updates, state.inverses, curvature, layout, placement)
     return updates, state._replace(count=optax.safe_increment(count))
 
-  return optax.GradientTransformationExtraArgs(init, typed_update(update))
+  return optax.GradientTransformationExtraArgs(init, typed_update(for_layout(update, layout)))
 
 
 class NotGiven(NamedTuple):
@@ -313,13 +316,27 @@ def factors(state: Any) -> dict[str, dict[str, Float[Array, 'slots n n']]]:
 
   Args:
     state: any optax state that contains averages of factors exactly once.
+
+  Returns:
+    block -> factor ('A', 'G' or 'F') -> the average, (slots, n, n).
+
+  Raises:
+    CurvatureError: there are no averages in the state, or several.
   """
   averages = find_state(state, Averages)
   return averages.factors.filled(averages.means()).by_block()
 
 
 def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
-  """Returns the only state of a kind inside an optax state."""
+  """Returns the only state of a kind inside an optax state.
+
+  Args:
+    state: any optax state, or any pytree.
+    kind: the type to look for.
+
+  Raises:
+    CurvatureError: there is no state of this kind, or there are several.
+  """
   is_state = lambda x: isinstance(x, kind)  # noqa: E731
   states = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
   if len(states) != 1:
@@ -328,6 +345,11 @@ def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
 
 
 def replace_state(state: Any, new: ScaleByKfacState) -> Any:
-  """Returns an optax state with `new` in place of the only state of its kind."""
+  """Returns an optax state with `new` in place of the only state of its kind.
+
+  Args:
+    state: an optax state that contains a state of the type of `new`. If there is none, it is returned unchanged.
+    new: the new state.
+  """
   is_state = lambda x: isinstance(x, type(new))  # noqa: E731
   return jax.tree.map(lambda x: new if is_state(x) else x, state, is_leaf=is_state)

@@ -26,18 +26,21 @@ from ..placing import Local, Placement
 from ..state.averages import batch_means, observed
 from ..state.dealing import lay_out, undivided
 from ..state.schedule import at
-from ..state.stacks import Layout, Stacked
+from ..state.stacks import Layout, Stacked, for_layout
 from .kfac import descend
 from .precondition import NOT_GIVEN, ScaleByKfacState, apply_inverses, find_state, given, refreshed
 
 
 class Staleness(NamedTuple):
-  """The times at which each factor is refreshed; arrays are by factor, in the order of `kron.intervals`.
+  """Holds the times at which each factor is refreshed; arrays are by factor, in the order of `kron.intervals`.
 
-  interval, before: the last two intervals, in updates.
-  next: the update (counted from 0) at which the factor is due.
-  refreshes: the number of refreshes so far.
-  last_factors, before_factors: the statistics X of the last two refreshes, in stacks.
+  Attributes:
+    interval: the last interval, in updates.
+    before: the interval before that, in updates.
+    next: the update (counted from 0) at which the factor is due.
+    refreshes: the number of refreshes so far.
+    last_factors: the statistics X of the last refresh, in stacks.
+    before_factors: the statistics X of the refresh before that, in stacks.
   """
 
   interval: Int[Array, ' f']
@@ -49,9 +52,12 @@ class Staleness(NamedTuple):
 
 
 class ScaleByStaleKfacState(NamedTuple):
-  """State of `scale_by_stale_kfac`.
+  """Holds the state of `scale_by_stale_kfac`.
 
-  refreshes_saved: the share of all possible refreshes that were not needed so far.
+  Attributes:
+    kfac: the averages and inverses, as in `scale_by_kfac`.
+    staleness: the times at which each factor is refreshed.
+    refreshes_saved: the share of all possible refreshes that were not needed so far.
   """
 
   kfac: ScaleByKfacState
@@ -71,15 +77,19 @@ def scale_by_stale_kfac(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Preconditions like `scale_by_kfac`, with an interval for each factor that follows how much the factor changes.
 
-  X differs from Y if $|X - Y|_F \ge$ threshold $|Y|_F$.
+  A refresh compares a factor's new statistic X with those of the last two refreshes. X differs from Y if
+  $|X - Y|_F \ge$ threshold $|Y|_F$. If X differs from the last one, the interval is halved. If it differs only from the
+  one before, the interval stays. If it differs from neither, the interval becomes the sum of the last two.
 
   Args:
     curvature: from `kron.curvature`.
-    damping, placement: see `scale_by_kfac`.
+    damping: as in `scale_by_kfac`.
     decay: the decay of the moving averages for each update that has passed: after k updates the old average has weight
       decay^k. With 0, as in the paper, only the last statistic counts.
     threshold: alpha of the paper. The noise of a batch must lie below it, or no factor ever rests.
-    smallest, largest: bounds of the intervals, in updates.
+    smallest: the shortest interval, in updates.
+    largest: the longest interval, in updates.
+    placement: as in `scale_by_kfac`.
 
   Returns:
     A transformation whose `update` takes `stats=` and `damping=` as `scale_by_kfac` does. If the statistics come from
@@ -87,7 +97,10 @@ def scale_by_stale_kfac(
     statistics are not finite is due again at once.
 
   Raises:
-    CurvatureError: a setting is out of range.
+    CurvatureError: a setting is out of range; or, when `update` is called, for any reason that `scale_by_kfac` names.
+
+  References:
+    Osawa et al., 2020 (arXiv:2002.06015), algorithm 2.
   """
   if not 1 <= smallest <= largest or not threshold > 0:
     raise CurvatureError(
@@ -152,7 +165,7 @@ def scale_by_stale_kfac(
     kfac = refreshed(kfac._replace(averages=averages), layout, strength, placement, only)
     return ScaleByStaleKfacState(kfac, staleness, state.refreshes_saved)
 
-  return optax.GradientTransformationExtraArgs(init, typed_update(update))
+  return optax.GradientTransformationExtraArgs(init, typed_update(for_layout(update, layout)))
 
 
 def _names(curvature: Curvature) -> list[tuple[str, str]]:
@@ -204,14 +217,37 @@ def _on_slots(values: Array, layout: Layout, names: list) -> dict[str, Array]:
 
 
 def due(state: Any, curvature: Curvature) -> dict[str, dict[str, Bool[Array, '']]]:
-  """Tells which factors the next update will take, by block and factor, for `value_and_grad(..., statistics=)`."""
+  """Returns which factors the next update will take, for `value_and_grad(..., statistics=)`.
+
+  Args:
+    state: an optax state that contains the state of one `scale_by_stale_kfac`.
+    curvature: the curvature that the optimiser was made with.
+
+  Returns:
+    block -> factor -> a boolean of shape (). The two factors of a kernel that is also used transposed are due together,
+    because its statistics make both.
+
+  Raises:
+    CurvatureError: there is no such state, or there are several.
+  """
   stale = find_state(state, ScaleByStaleKfacState)
   flags = _due(stale.staleness, stale.kfac.count, curvature)
   return _nested(flags, curvature)
 
 
 def intervals(state: Any, curvature: Curvature) -> dict[str, dict[str, Int[Array, '']]]:
-  """Returns the current interval of each factor, in updates, by block and factor; 0 before the first refresh."""
+  """Returns the current interval of each factor, in updates.
+
+  Args:
+    state: an optax state that contains the state of one `scale_by_stale_kfac`.
+    curvature: the curvature that the optimiser was made with.
+
+  Returns:
+    block -> factor -> a whole number of shape (); 0 before the factor's first refresh.
+
+  Raises:
+    CurvatureError: there is no such state, or there are several.
+  """
   return _nested(find_state(state, ScaleByStaleKfacState).staleness.interval, curvature)
 
 
@@ -231,6 +267,18 @@ def stale_kfac(
   weight_decay: optax.ScalarOrSchedule = 0.0,
   **settings: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """Makes `kfac` with `scale_by_stale_kfac` (which takes `settings`) instead of `scale_by_kfac`."""
+  """Makes `kfac` with `scale_by_stale_kfac` instead of `scale_by_kfac`.
+
+  Args:
+    learning_rate: a number or a schedule.
+    curvature: from `kron.curvature`.
+    momentum: as in `kfac`.
+    kl_clip: as in `kfac`.
+    weight_decay: as in `kfac`.
+    **settings: `damping`, `decay`, `threshold`, `smallest`, `largest` and `placement` of `scale_by_stale_kfac`.
+
+  Returns:
+    A transformation whose `update` takes `stats=` and `damping=`, see `scale_by_stale_kfac`.
+  """
   natural = scale_by_stale_kfac(curvature, **settings)
   return descend(natural, learning_rate, momentum=momentum, kl_clip=kl_clip, weight_decay=weight_decay)

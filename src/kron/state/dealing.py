@@ -23,13 +23,17 @@ _SMALL = 8  # matrices up to this size are dealt in runs rather than one by one
 
 
 class Deal(NamedTuple):
-  """The settings for dealing factors to owners.
+  """Holds the settings for dealing factors to owners, the devices that keep and invert them.
 
-  owners: the number of owners.
-  local_inverses: whether the inverses of each block stay with one owner, which multiplies the block's gradient (KAISA's
-    MEM-OPT); else every device gets all inverses (COMM-OPT).
-  row_sharded: whether matrices may be split by rows over all owners if there are too few of their size to balance the
-    owners' loads.
+  Attributes:
+    owners: the number of owners.
+    local_inverses: whether the inverses of each block stay with one owner, which multiplies the block's gradient
+      (KAISA's MEM-OPT); else every device gets all inverses (COMM-OPT).
+    row_sharded: whether matrices may be split by rows over all owners if there are too few of their size to balance the
+      owners' loads.
+
+  References:
+    Pauloski et al., 2021 (arXiv:2107.01739), KAISA.
   """
 
   owners: int = 1
@@ -38,10 +42,11 @@ class Deal(NamedTuple):
 
 
 class Load(NamedTuple):
-  """The load of each owner, including its padding.
+  """Holds the load of each owner, including its padding.
 
-  work: the sum of n^3 over its inverses.
-  memory: the count of numbers that it holds.
+  Attributes:
+    work: the sum of n^3 over its inverses.
+    memory: the count of numbers that it holds.
   """
 
   work: float
@@ -52,7 +57,20 @@ Item = tuple[str, Any, tuple[tuple[str, Factor], ...]]  # a block's name, type a
 
 
 def lay_out(blocks: Sequence[Block] | Sequence[Item], deal: Deal = Deal()) -> Layout:  # noqa: B008
-  """Deals the factors of all blocks."""
+  """Deals the factors of all blocks to owners, from their shapes alone, and returns where each matrix is.
+
+  Matrices are dealt by the longest-processing-time rule (Pauloski et al. 2021, arXiv:2107.01739). All owners run one
+  program, so an owner's share of a stack costs as much as the largest share. A matrix therefore goes to the owner that
+  has the fewest matrices of its size. Among several such owners, it goes to the one with the least work.
+
+  Args:
+    blocks: `curvature.blocks`, or a tuple (name, type, ((factor's name, factor), ...)) for each block.
+    deal: the settings; one owner by default.
+
+  Returns:
+    The `Layout`. With several owners and `deal.row_sharded`, it splits matrices by rows, the largest sizes first, until
+    the load is within 10 % of a fair share or no further size helps.
+  """
   return _best(_items(blocks), deal)
 
 
@@ -87,7 +105,16 @@ def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
 
 
 def load(layout: Layout, deal: Deal) -> Load:
-  """Returns the work of each owner at a refresh, and the averages and inverses that it holds."""
+  """Returns the work of each owner at a refresh, and the averages and inverses that it holds.
+
+  Args:
+    layout: from `lay_out`.
+    deal: the settings that the layout was made with. The layout alone decides the result.
+
+  Returns:
+    A named tuple of `work`, the sum of n^3 over an owner's slots (of n^2 times its rows, for matrices split by rows),
+    and `memory`, the count of numbers; both include padding.
+  """
   work = memory = 0
   for stack in layout.stacks.values():
     one = stack.slots * stack.rows * stack.n
@@ -97,7 +124,15 @@ def load(layout: Layout, deal: Deal) -> Load:
 
 
 def least(items: Sequence[Item] | Sequence[Block], deal: Deal) -> Load:
-  """Returns a lower bound for any deal of whole matrices: a fair share, or the largest matrix."""
+  """Returns a lower bound for an owner's load under any deal of whole matrices: a fair share, or the largest matrix.
+
+  Args:
+    items: `curvature.blocks`, or tuples as in `lay_out`.
+    deal: the settings.
+
+  Returns:
+    A named tuple of `work`, the sum of n^3 over an owner's inverses, and `memory`, the count of numbers that it holds.
+  """
   factors = [f for _, _, of_block in _items(items) for _, f in of_block]
   work, numbers = ([f.rows * f.n**p for f in factors] for p in (3, 2))
   largest = max(f.n for f in factors)

@@ -61,11 +61,15 @@ def is_due(step: Any, every: Interval) -> Any:
 
 
 class Unit(NamedTuple):
-  """A run of slots that is inverted at once, the same slots for each owner.
+  """Describes a run of slots that is inverted at once, the same slots for each owner.
 
-  first, width: the first slot and the number of slots.
-  at: the step among `every` at which the run is due.
-  work: n^3 for each inverse of one owner.
+  Attributes:
+    stack: the name of the stack.
+    first: the first slot of the run.
+    width: the number of slots.
+    at: the step among `every` at which the run is due.
+    every: the number of steps in which all runs are due once.
+    work: n^3 for each inverse of one owner.
   """
 
   stack: str
@@ -76,7 +80,7 @@ class Unit(NamedTuple):
   work: int
 
   def due(self, step: int, interval: int) -> bool:
-    """Checks whether the run is due at this step, if all runs are due once in `interval` steps, at most `every`."""
+    """Checks whether the run is due at `step`, if all runs are due once in `interval` steps, at most `every`."""
     return step % interval == self.at * interval // self.every
 
 
@@ -86,6 +90,14 @@ def deal_units(layout: Layout, every: int, statistics_every: int = 1) -> tuple[U
   Small matrices are inverted together, up to a step's share. If `statistics_every` divides `every`, the steps that take
   statistics get no inverses. Inverses are dealt to steps by the longest-processing-time rule. Neighbouring steps are
   far apart in the order of the deal, so that shorter intervals, which merge neighbours, are balanced too.
+
+  Args:
+    layout: from `lay_out`.
+    every: the number of steps in which every inverse is renewed once.
+    statistics_every: the number of steps between two uses of statistics.
+
+  Returns:
+    The runs of slots that are inverted at once; together they cover every slot of every stack.
   """
   apart = statistics_every > 1 and every % statistics_every == 0
   steps = [s for s in _scattered(every) if not (apart and s % statistics_every == 0)]

@@ -21,14 +21,18 @@ Ints = Sequence[int] | Int[np.ndarray, ' n']  # one for each device
 
 
 class Strip(NamedTuple):
-  """The layout of an axis of length `size` over the `shards` devices of a mesh axis, in order and as even as possible.
+  """Describes how an axis is divided over the devices of a mesh axis, in order and as evenly as possible.
 
   The rows of device i begin at row unit * ceil(i * (size / unit) / shards). A stride of two halves an axis; the strips
   of the axis and of its half then begin at the same places of the image. The stride therefore makes no window read
   additional rows of other devices. Each strip has room for `rows` rows. The unused end of a strip is padding, whose
   values are undefined.
 
-  unit: a divisor of size; runs of `unit` rows are never parted.
+  Attributes:
+    axis: the name of the mesh axis.
+    shards: the number of devices along it.
+    size: the length of the divided axis.
+    unit: a divisor of size; runs of `unit` rows are never parted.
   """
 
   axis: str
@@ -66,7 +70,7 @@ class Strip(NamedTuple):
     return np.where(at < self.counts[:, None], self.firsts[:, None] + at, -1).reshape(-1)
 
   def of(self, size: int) -> Strip:
-    """Returns the strip of another axis, of this size, over the same devices."""
+    """Returns the strip of another axis, of length `size`, over the same devices."""
     return self if size == self.size else Strip(self.axis, self.shards, size)
 
 

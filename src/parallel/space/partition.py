@@ -19,7 +19,12 @@ KEPT = ('attend',)  # jitted functions that have a rule
 
 
 def strip(mesh: Mesh, axis: str, size: int) -> Strip:
-  """Returns the strips of an axis of length `size` along a mesh axis, as even as possible.
+  """Returns the strips of an axis along a mesh axis, as even as possible.
+
+  Args:
+    mesh: the mesh.
+    axis: the name of the mesh axis.
+    size: the length of the axis to divide.
 
   Raises:
     MeshError: the mesh has no such axis.
@@ -46,9 +51,13 @@ def partition(fn: Callable, mesh: Mesh, strips: Any) -> Callable:
       in place of others (or of whole trees). Such an array has `shards * rows` rows, and `Strip.places` says which of
       them are padding.
 
-  Raises, when called:
-    PartitionError: an operation cannot run without gathering; the message names it, its layer and its line.
-    MeshError: the length of an array is not that of its strips.
+  Returns:
+    A function of the same arguments as `fn`, with the same results.
+
+  Raises:
+    PartitionError: when the result is called, an operation cannot run without gathering; the message names it, its
+      layer and its line.
+    MeshError: when the result is called, the length of an array is not that of its strips.
   """
 
   def run(*args: Any) -> Any:

@@ -17,7 +17,7 @@ Strips = tuple[Strip | None, ...]
 
 
 class PartitionError(MeshError):
-  """An error for an operation that cannot run in strips; it names the operation, its layer and its line."""
+  """Reports an operation that cannot run in strips; the message names it, its layer and its line."""
 
 
 class Value(NamedTuple):

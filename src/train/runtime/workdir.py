@@ -12,16 +12,13 @@ import fcntl
 import json
 import math
 import os
-import platform
 import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 from tqdm import tqdm
 
 from ... import files
@@ -63,7 +60,7 @@ _FOLDERS = (
   'left_out',
 )
 _FILES = ('about.json', 'config.json', 'coverage.txt', 'data.json', 'events.jsonl', 'layers.jsonl', 'metrics.jsonl',
-          'report.html', 'sweep.html', 'sweep.json', 'table.txt', 'trials.jsonl', '.lock')  # fmt: skip
+          'predictions.json', 'report.html', 'sweep.html', 'sweep.json', 'table.txt', 'trials.jsonl', '.lock')  # fmt: skip
 
 
 class Claim:
@@ -173,23 +170,6 @@ def check_contents(workdir: Path) -> None:
         )
       if path.exists() and not is_kind(path):
         raise ConfigError(f'{path} is not a {kind}, which a run keeps there; remove it, or choose another --workdir')
-
-
-def write_about(run: Any, workdir: Path) -> None:
-  """Writes `about.json`: the machine, the versions, the number of parameters and the target metric of a run."""
-  devices = list(run.mesh.devices.flat)
-  about = {
-    'command': ' '.join(sys.argv),
-    'devices': f'{len(devices)} x {devices[0].device_kind}, {jax.process_count()} processes',
-    'host': socket.gethostname(),
-    'started': time.strftime('%Y-%m-%d %H:%M:%S %z'),
-    'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda: run.init(0)).params)),
-    'python': platform.python_version(),
-    **{name: version(name) for name in ('jax', 'flax', 'optax', 'kronmesh')},
-    'target_metric': run.task.target,
-    'lower_is_better': run.task.lower_is_better,
-  }
-  files.write(workdir / 'about.json', jsonfile.dumps(about, indent=2) + '\n')
 
 
 def check_same(config: Any, workdir: Path) -> None:

@@ -8,20 +8,38 @@ from ml_collections import ConfigDict
 
 
 def grid(optimizer: str, **values: Sequence[float]) -> Iterator[dict[str, Any]]:
-  """Yields all combinations of an optimiser's settings, as overrides of a config."""
+  """Yields all combinations of an optimiser's settings, as overrides of a config.
+
+  Args:
+    optimizer: the name of the optimiser, such as 'kfac'.
+    **values: for each setting of its section, the values to combine.
+  """
   for combination in itertools.product(*values.values()):
     settings = dict(zip(values, combination, strict=True))
     yield {'optimizer': optimizer, **{f'{optimizer}.{name}': value for name, value in settings.items()}}
 
 
 def choose(preset: str, presets: Sequence[str]) -> None:
-  """Raises ValueError unless `presets` holds the preset, which follows the colon in --config=file.py:preset."""
+  """Checks that `presets` holds the preset of a config file.
+
+  Args:
+    preset: the name that follows the colon in --config=file.py:preset.
+    presets: the names that the file knows.
+
+  Raises:
+    ValueError: the preset is unknown.
+  """
   if preset not in presets:
     raise ValueError(f'preset {preset!r} is unknown; choose from {", ".join(presets)}')
 
 
 def model(name: str, **settings: Any) -> ConfigDict:
-  """Returns a model's section: its settings, and those that all models or all deep models share."""
+  """Returns a model's section of a config: its settings, and those that all models or all deep models share.
+
+  Args:
+    name: the name of the model, such as 'resnet'.
+    **settings: the attributes of its network, such as those of `models.ResNet`; they override the shared ones.
+  """
   shared = {'dtype': 'float32'}
   if name in ('r2plus1d', 'resnet', 'transformer', 'video_transformer', 'vit'):
     shared['keep'] = 'all'  # activations kept for the backward pass: all, products, weights, blocks (models/layers.py)
@@ -31,7 +49,10 @@ def model(name: str, **settings: Any) -> ConfigDict:
 
 
 def defaults() -> ConfigDict:
-  """Returns the default config. Names give units: *_steps and *_every count optimiser steps, sizes count examples."""
+  """Returns the default config. Names give units: *_steps and *_every count optimiser steps, sizes count examples.
+
+  The comments beside each value in the source say what it is; `kronmesh configs` lists the values of a config.
+  """
   config = ConfigDict()
   config.seed = 0
   config.steps = 300
@@ -139,8 +160,8 @@ def defaults() -> ConfigDict:
 def spaces() -> dict[str, dict[str, Sequence[float]]]:
   """Returns the ranges from which `kronmesh compare --trials` draws each optimiser's settings.
 
-  Each range is (lowest, highest), on a logarithmic scale. Every optimiser has two free numbers; momentum m is tried as
-  1 - m. The `spaces()` of a config file take precedence.
+  The result is optimiser -> setting -> (lowest, highest), on a logarithmic scale. Every optimiser has two free numbers;
+  momentum m is tried as 1 - m. The `spaces()` of a config file take precedence.
   """
   momentum = (0.03, 0.3)
   # The clip sets the length of most steps, and while it acts the learning rate matters little.
