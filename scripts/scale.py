@@ -54,7 +54,7 @@ def deals(blocks: Any) -> list[list[Any]]:
       for devices in COUNTS:
         deal = kron.Deal(devices, local_inverses and devices > 1, split)
         layout = kron.lay_out(blocks, deal)
-        loaded, least = kron.load(layout, deal), kron.least(blocks, deal)
+        loaded, least = kron.load(layout), kron.least(blocks, deal)
         sizes = sorted(s.n for s in layout.stacks.values() if s.row_sharded)
         sent = sum(_travels(s) for s in layout.stacks.values())
         rows.append([

@@ -40,7 +40,7 @@ class Autoencoder(nn.Module):
       out = 'pixels' if i == len(layers) - 1 else ('odd', 'even')[i % 2]
       names = ('even' if i % 2 == 0 else 'odd', out) if i else ('pixels', out)
       x = dense(width, names, nn.initializers.glorot_normal(), dtype=self.dtype, name=f'layer_{i}')(x)
-      if width != self.widths[-1] and i < len(layers) - 1:
+      if i not in (len(self.widths) - 1, len(layers) - 1):  # the code and the pixels are linear
         x = nn.tanh(x)
       x = constrain(x, 'batch', out)
     return accurate(x)

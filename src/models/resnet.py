@@ -62,8 +62,10 @@ class ResNet(nn.Module):
       x = conv(self.width, (7,) * space, strides=every_frame(2), padding=[(3, 3)] * space, name='stem')(x)
     elif self.stem == 'patches':
       x = conv(self.width, (4,) * space, strides=every_frame(4), name='stem')(x)
-    else:
+    elif self.stem == 'small':
       x = conv(self.width, (3,) * space, name='stem')(x)
+    else:
+      raise ValueError(f"stem {self.stem!r} is unknown; choose 'imagenet', 'small' or 'patches'")
     x = nn.relu(norm(name='stem_norm')(x))
     if self.stem == 'imagenet':
       x = nn.max_pool(x, (3,) * space, (2,) * space, padding=[(1, 1)] * space)

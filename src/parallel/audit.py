@@ -284,7 +284,8 @@ def written(fn: Callable, *args: Any, mesh: Mesh, **kwargs: Any) -> Audit:
   return Audit(_written(jax.make_jaxpr(fn, **kwargs)(*args).jaxpr, 1, mesh))
 
 
-def _written(jaxpr: Any, count: int, mesh: Mesh) -> Iterator[Collective]:
+def _written(jaxpr: Any, count: int, mesh: Mesh, exact: bool = True) -> Iterator[Collective]:
+  """Yields the collectives of a program. exact: False in the body of a `while`, whose number of runs is not known."""
   for eqn in jaxpr.eqns:
     kind = _PRIMITIVES.get(eqn.primitive.name)
     if kind is not None:
@@ -295,10 +296,10 @@ def _written(jaxpr: Any, count: int, mesh: Mesh) -> Iterator[Collective]:
       size = sum(a.size * a.dtype.itemsize for a in arrays)
       group = math.prod(mesh.shape.get(a, 1) for a in axes)
       shapes = tuple(f'{a.dtype.name}[{",".join(map(str, a.shape))}]' for a in arrays)
-      yield Collective(kind, shapes, size, ','.join(axes), group, count, True, '')
+      yield Collective(kind, shapes, size, ','.join(axes), group, count, exact, '')
     times = count * (eqn.params['length'] if eqn.primitive.name == 'scan' else 1)
     for value in eqn.params.values():
       for body in value if isinstance(value, tuple | list) else (value,):
         body = getattr(body, 'jaxpr', body)
         if hasattr(body, 'eqns'):
-          yield from _written(body, times, mesh)
+          yield from _written(body, times, mesh, exact and eqn.primitive.name != 'while')

@@ -28,7 +28,7 @@ def resnet50():
 def test_resnet50_is_dealt_fairly(resnet50, owners, mem_opt):
   """The busiest device: within 1.1 of a fair share or the largest matrix, padding counted; MEM-OPT's memory too."""
   deal = kron.Deal(owners, mem_opt)
-  found, least = kron.load(kron.lay_out(resnet50, deal), deal), kron.least(resnet50, deal)
+  found, least = kron.load(kron.lay_out(resnet50, deal)), kron.least(resnet50, deal)
   assert found.work <= 1.1 * least.work
   assert found.memory <= 1.1 * least.memory
 
@@ -38,10 +38,10 @@ def test_past_the_largest_matrix_more_devices_are_faster(resnet50, mem_opt):
   work = {}
   for owners in (8, 64):
     deal = kron.Deal(owners, mem_opt)
-    work[owners] = kron.load(kron.lay_out(resnet50, deal), deal).work
+    work[owners] = kron.load(kron.lay_out(resnet50, deal)).work
   assert work[64] <= work[8] / 4
   whole = kron.Deal(64, row_sharded=False)
-  assert kron.load(kron.lay_out(resnet50, whole), whole).work >= 4608**3
+  assert kron.load(kron.lay_out(resnet50, whole)).work >= 4608**3
 
 
 def blocks_of(shapes):

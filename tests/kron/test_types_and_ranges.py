@@ -75,6 +75,7 @@ def test_scheduled_momentum_is_that_of_numbers():
 
 @pytest.mark.brief('100000000.0', '1000000000000.0')
 @pytest.mark.parametrize('scale', [1e-12, 1e-9, 1e-8, 1e8, 1e11, 1e12])
+@pytest.mark.filterwarnings('ignore:the loss is about')
 def test_the_scale_of_a_loss(scale):
   """The loss times c and the damping times c^2 make the update 1/c as long."""
   updates = []

@@ -237,3 +237,17 @@ def test_golden_tables(model, spec):
   for step, table in expected.items():
     # How many arrays share one collective is the compiler's affair; what they move is not.
     assert {k: v[1] for k, v in found[step].items()} == {k: v[1] for k, v in table.items()}
+
+
+def test_a_loop_of_unknown_length_is_not_counted_exactly():
+  """What is written in the body of a `while` may run any number of times, so that no bound on its bytes holds."""
+  mesh = parallel.make_mesh('data=8')
+
+  def run(x):
+    return jax.lax.while_loop(lambda c: c.sum() < 100, lambda c: c + jax.lax.psum(c, 'data'), x)
+
+  run = jax.shard_map(run, mesh=mesh, in_specs=P('data'), out_specs=P('data'), check_vma=False)
+  found = parallel.written(run, jnp.ones(8), mesh=mesh)
+  assert [c.exact for c in found] == [False]
+  with pytest.raises(parallel.AuditError):
+    parallel.assert_bytes(found, 10**9)

@@ -103,6 +103,7 @@ def test_a_wrong_mesh_is_one_line(spec, words):
   assert words in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.wrong_types
 def test_a_placement_that_cannot_be_is_refused_by_the_optimiser():
   """Without a word from the user's side: no group is rounded to another."""
   params, x = {'w': jnp.ones((3, 2))}, jnp.ones((8, 3))

@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ...program import Op, Program, Ref
+from ...program import Op, Program, Ref, is_known
 from ..products import information_product
 from .evaluate import NOTHING, evaluate
 from .observations import Observed, shares
@@ -85,9 +86,9 @@ def _seems_to_sum(tail: Program, marks: Sequence[Op]) -> bool:
     moving |= {v.index for v in op.outputs}
     if op.name in ('div', 'mul') and len(moves) == 2 and not all(moves):
       other = op.inputs[moves.index(False)]
-      if isinstance(other, Ref):
+      if isinstance(other, Ref) or not is_known(other):
         return False
-      number = abs(float(jnp.max(jnp.asarray(other)))) or 1.0
+      number = float(np.abs(np.asarray(other)).max(initial=0)) or 1.0  # a literal, also where the loss is traced
       divisor *= number if op.name == 'div' and moves[0] else 1 / number
   return divisor * _MANY < max(math.prod(_leading(mark)) for mark in marks)
 

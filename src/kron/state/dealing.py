@@ -93,7 +93,7 @@ def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
 
   def excess(layout: Layout) -> float:
     """Returns the load relative to a fair share of work, and also of memory if inverses are local to save memory."""
-    loaded = load(layout, deal)
+    loaded = load(layout)
     return max(loaded.work / fair.work, loaded.memory / fair.memory if deal.local_inverses else 0)
 
   best = plain
@@ -104,12 +104,11 @@ def _best(items: tuple[Item, ...], deal: Deal) -> Layout:
   return best
 
 
-def load(layout: Layout, deal: Deal) -> Load:
+def load(layout: Layout) -> Load:
   """Returns the work of each owner at a refresh, and the averages and inverses that it holds.
 
   Args:
     layout: from `lay_out`.
-    deal: the settings that the layout was made with. The layout alone decides the result.
 
   Returns:
     A named tuple of `work`, the sum of n^3 over an owner's slots (of n^2 times its rows, for matrices split by rows),
