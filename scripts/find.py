@@ -32,10 +32,10 @@ from kronmesh.train.runtime.workdir import storage_errors
 
 VIDEOS = flags.DEFINE_string('videos', None, 'The folder that is searched, with all folders in it.', required=True)
 EXAMPLE = flags.DEFINE_string('example', None, 'A video: what is looked for.', required=True)
-AT = flags.DEFINE_float('at', -1.0, 'The shot of the example at so many seconds; below 0: its longest shot.')
+AT = flags.DEFINE_float('at', -1.0, 'The second of the example whose shot is searched for; below 0: its longest shot.')
 RUN = flags.DEFINE_string('run', '', 'Work folder of a finished run of a network of clips; empty: colours.')
 TOP = flags.DEFINE_integer('top', 20, 'How many shots are shown.', lower_bound=1)
-THRESHOLD = flags.DEFINE_float('threshold', 2.0, 'A cut is a change so many times that of the frames around it.', 1.0)
+THRESHOLD = flags.DEFINE_float('threshold', 2.0, 'How many times the change of the frames around it makes a cut.', 1.0)
 WORKDIR = launch.define_folder('workdir', 'runs/find', 'Folder for the library, the page and the run file.')
 
 
@@ -65,6 +65,12 @@ def times(begins: float, ends: float) -> str:
   return f'{clock(begins)} to {clock(ends)}'
 
 
+def is_example(entry: retrieval.Entry, span: tuple[float, float]) -> bool:
+  """Returns whether a shot of the library is the example itself."""
+  same = (Path(VIDEOS.value) / entry.film).resolve() == Path(EXAMPLE.value).resolve()
+  return same and entry.begins < span[1] and span[0] < entry.ends
+
+
 def find() -> None:
   workdir = Path(WORKDIR.value)
   for name in ('found.html', 'run.txt'):
@@ -91,9 +97,10 @@ def search(workdir: Path) -> None:
     )
   entries, skipped = retrieval.library(Path(VIDEOS.value), embedding, workdir / 'library', THRESHOLD.value)
   cosines, rows = retrieval.nearest(np.stack([e.vector for e in entries]), vector[None], TOP.value)
-  hits = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
+  found = [(float(c), entries[row]) for c, row in zip(cosines[0], rows[0], strict=True)]
   picture = lambda jpeg: 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()  # noqa: E731
   span = (shot.first / embedding.rate, (shot.first + len(shot.frames)) / embedding.rate)
+  hits = [(c, entry) for c, entry in found if c > 0 and not is_example(entry, span)]
   some = [shot.frames[i] for i in (len(shot.frames) // 4, len(shot.frames) // 2, 3 * len(shot.frames) // 4)]
   page = render(
     'find.html',
@@ -123,7 +130,7 @@ def search(workdir: Path) -> None:
     skipped=skipped,
   )
   files.write(workdir / 'found.html', page)
-  names = {f'{entry.film}#{entry.begins:.1f}': cosine for cosine, entry in hits}
+  names = {f'{entry.film}#{entry.begins:.1f}': cosine for cosine, entry in found}
   trec.write_run(workdir / 'run.txt', {'example': names}, 'kronmesh')
   for rank, (cosine, entry) in enumerate(hits[:10], 1):
     print(f'{rank:3}  {cosine:6.3f}  {shown(entry.film)}  {times(entry.begins, entry.ends)}')

@@ -47,6 +47,8 @@ def main(config: Any, workdir: str) -> None:
     raise ConfigError(f'--gpus={",".join(_GPUS.value)} is fewer than --workers={_WORKERS.value}')
   with claimed(path), storage_errors(path):
     sweep = Sweep(config, path, members)
+    where = f'on {_CLUSTER.value}' if _CLUSTER.value else f'{_WORKERS.value} at a time'
+    print(f'{len(sweep.waiting())} of {len(members)} members to train, {where}; logs in {path / "logs"}', flush=True)
     if sweep.waiting() and _CLUSTER.value:
       run_on_cluster(sweep, _CLUSTER.value, _SLURM.value)
     elif sweep.waiting():

@@ -359,4 +359,4 @@ def test_a_bug_ends_in_one_line_too(capsys, monkeypatch):
   with pytest.raises(SystemExit) as ended:
     launch.guarded(buggy)(['train.py'])
   line = told(ended.value.code, capsys.readouterr().err, allowed=(3,))
-  assert re.fullmatch(r'error: ZeroDivisionError: a bug \(at test_broken.py:\d+; --debug shows the way there\)', line)
+  assert re.fullmatch(r'error: ZeroDivisionError: a bug \(at test_broken.py:\d+; --debug prints the traceback\)', line)

@@ -36,8 +36,8 @@ def warn_of_sum(program: Program, marks: Sequence[Op]) -> None:
   if math.isfinite(ratio) and ratio >= _MANY:
     number = sum(math.prod(_leading(mark)) for mark in marks)
     warnings.warn(
-      f'the loss is about {ratio:.3g} times the mean over its {number:,} observations; divide it by their number, '
-      'or the steps of K-FAC are so many times too long',
+      f'the loss is about {ratio:.3g} times the mean over its {number:,} observations, which makes the steps of K-FAC '
+      'too long by this factor; divide the loss by their number',
       stacklevel=4,
     )
 

@@ -29,6 +29,7 @@ from ..gan.judge import before_logits
 Pixels = UInt8[np.ndarray, 't h w 3']
 Vectors = Float[np.ndarray, 'n d']
 _GRID = 4  # cells per side in the layout of colours
+_FAINT = 4.0  # standard deviation of a frame's colours, of 255, below which it is of one colour
 _THUMB = 128  # pixels, the longer side
 _MANY = 50_000  # from this number of shots on, the index is approximate
 
@@ -60,14 +61,18 @@ class Entry(NamedTuple):
 
 
 def layout() -> Embedding:
-  """Returns an embedding without a network: the colours of a grid over the middle frame, less their mean."""
+  """Returns an embedding without a network: the colours of a grid over the middle frame, less their mean.
+
+  A frame that is nearly of one colour, such as a black one, has the vector zero: its small differences are noise.
+  """
 
   def of(pixels: list[Pixels]) -> Vectors:
     small = [np.asarray(Image.fromarray(c[len(c) // 2]).resize((_GRID, _GRID), Image.Resampling.BOX)) for c in pixels]
     vectors = np.stack(small).reshape(len(small), -1).astype(np.float32)
-    return unit(vectors - vectors.mean(1, keepdims=True))
+    vectors -= vectors.mean(1, keepdims=True)
+    return unit(np.where(vectors.std(1, keepdims=True) < _FAINT, 0, vectors))
 
-  return Embedding(1, 1, 5.0, 128, of, 'layout of colours', 'layout')
+  return Embedding(1, 1, 5.0, 128, of, 'the colours of the middle frame alone', 'layout')
 
 
 def network(run: str | Path) -> Embedding:

@@ -312,7 +312,7 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
         processes.stop(processes.lost(error), STOPPED)
       place = traceback.extract_tb(error.__traceback__)[-1]
       where = f'{Path(place.filename).name}:{place.lineno}'
-      _fail(RunError(f'{type(error).__name__}: {error} (at {where}; --debug shows the way there)'), FAILED, error)
+      _fail(RunError(f'{type(error).__name__}: {error} (at {where}; --debug prints the traceback)'), FAILED, error)
     except KeyboardInterrupt:
       print('error: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
       # Exit at once: shutting Python down while an XLA thread still computes ends in a segmentation fault.

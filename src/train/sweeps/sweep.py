@@ -137,7 +137,9 @@ class Sweep:
       rows = [m._asdict() for m in self.members.values()]
       files.write(self.path, jsonfile.dumps({'config': as_json(self.config), 'members': rows}, indent=1))
       ended = [m for m in self.members.values() if m.state not in ('waits', 'runs')]
-      if state != 'runs':
+      if state == 'runs':
+        print(f'{member.name}: starts', flush=True)
+      else:
         self._compare()
         print(f'{len(ended)}/{len(self.members)} {member.name}: {state}{": " if words else ""}{words}', flush=True)
 
