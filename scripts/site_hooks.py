@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+CLONE = 'https://github.com/kronmesh/kronmesh'
+SOURCE = f'{CLONE}/blob/main'
 # The packages and modules whose public names are the API, with the title of each page.
 PACKAGES = {
   'kronmesh.kron': 'kron: curvature and optimisers',
@@ -19,6 +21,7 @@ PACKAGES = {
   'kronmesh.train.settings.defaults': 'train.settings.defaults: configs',
   'kronmesh.train.build': 'train.build: runs',
   'kronmesh.train.loop': 'train.loop: training',
+  'kronmesh.train.trained': 'train.trained: use a trained model',
   'kronmesh.train.checkpoints': 'train.checkpoints: exports',
   'kronmesh.train.errors': 'train.errors: errors and exit codes',
 }
@@ -69,6 +72,22 @@ def page_of(package: str, title: str) -> str:
   return '\n'.join(lines)
 
 
+def settings_page() -> str:
+  """Returns the page of all settings of a config: the lines of `defaults()`, whose comments explain them."""
+  text = source_of('kronmesh.train.settings.defaults').read_text()
+  tree = ast.parse(text)
+  (node,) = [node for node in tree.body if getattr(node, 'name', '') == 'defaults']
+  lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
+  words = [
+    '# All settings of a config',
+    '',
+    'Every config starts from these values. Change one by `--config.NAME=VALUE`, or in a file of your own.',
+    '`kronmesh configs NAME` shows the values of a packaged config.',
+    '',
+  ]
+  return '\n'.join([*words, '```python', *lines, '```', ''])
+
+
 def _import_line(package: str) -> str:
   parent, _, name = package.rpartition('.')
   return f'from {parent} import {name}'
@@ -104,6 +123,7 @@ def on_files(files: Any, config: Any) -> Any:
   for package, title in PACKAGES.items():
     name = package.removeprefix('kronmesh.')
     files.append(File.generated(config, f'api/{name}.md', content=page_of(package, title)))
+  files.append(File.generated(config, 'api/settings.md', content=settings_page()))
   for name in ('CHANGELOG.md', 'CONTRIBUTING.md'):
     files.append(
       File.generated(config, f'project/{name.lower()}', content=(ROOT / name).read_text().replace('](docs/', '](../'))
@@ -111,7 +131,21 @@ def on_files(files: Any, config: Any) -> Any:
   return files
 
 
-def on_page_content(html: str, **rest: Any) -> str:
-  """Sets the formulas of a page."""
+def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
+  """Says at the top of a page with commands from scripts/ that they need a clone of the repository."""
   del rest
+  if page.file.src_uri.startswith(('api/', 'project/')) or not re.search(r'(python|^|\s)\s?scripts/\w', markdown):
+    return markdown
+  title, _, text = markdown.partition('\n')
+  return (
+    f'{title}\n\n!!! note\n    Commands with `scripts/` need a clone of the repository: `git clone {CLONE}`\n{text}'
+  )
+
+
+def on_page_content(html: str, page: Any, **rest: Any) -> str:
+  """Sets the formulas of a page, and turns links of notebooks to other notebooks and pages into links of the site."""
+  del rest
+  if page.file.src_uri.endswith('.ipynb'):
+    html = re.sub(r'href="(\w+)\.ipynb"', r'href="../\1/"', html)
+    html = re.sub(rf'href="{SOURCE}/docs/([\w/]+)\.md"', r'href="../../\1/"', html)
   return formulas_as_mathml(html)

@@ -73,6 +73,15 @@ def test_pages_ask_no_other_host(site):
       assert kind == 'link' or 'colab' in url or 'shields' in url, (path, url)
 
 
+def test_links_of_the_site_lead_somewhere(site):
+  """Those of notebooks too, which mkdocs does not check."""
+  for path in site.rglob('*.html'):
+    for link in re.findall(r'<a [^>]*?href="([^"#?]+)', path.read_text()):
+      if path.name != '404.html' and not re.match(r'[a-z]+:', link):
+        target = (path.parent / link).resolve()
+        assert target.exists(), f'{path.relative_to(site)} links to {link}'
+
+
 @pytest.mark.parametrize('width', [1280, 390])
 @pytest.mark.parametrize(
   'page', ['', 'api/kron/', 'explain/factors/', 'guides/own_loop/', 'convergence/', 'notebooks/own_loop/']

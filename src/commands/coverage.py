@@ -3,7 +3,7 @@
   kronmesh coverage --config=digits
   kronmesh coverage --config=imagenet_resnet50 --config.data.name=noise --config.data.shape='(224,224,3)'
 
-Nothing is trained or written. A parameter without a block gets its plain gradient; the table says why.
+Nothing is trained or written. An unsupported use of a parameter is an error that names the parameter and the line.
 """
 
 from __future__ import annotations

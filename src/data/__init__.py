@@ -5,7 +5,7 @@ from ..extras import need
 need('train', 'tensorflow_datasets', 'grain', 'array_record', 'PIL', 'scipy')  # isort: split
 
 from .arrays import Arrays, check_labels, noise, some_of_each, write_arrays
-from .batches import array_batches, ordered_batches, record_batches, shift_and_flip, stream
+from .batches import array_batches, ordered_batches, prepared_picture, record_batches, shift_and_flip, stream
 from .clips import clip_batches, prepared
 from .datasets import IN_MEMORY, data_dir, example_shape, load_arrays, record_source
 from .directed import Directed, load_directed
@@ -62,6 +62,7 @@ __all__ = [
   'partitioned',
   'permuted',
   'prepared',
+  'prepared_picture',
   'queries',
   'read_lines',
   'read_nouns',

@@ -7,15 +7,18 @@ batches of an uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from .arrays import Arrays, check_labels
 from .errors import DataError
+from .folders import shown
+from .limits import read_file
 from .pictures import decode
 
 Batch = dict[str, np.ndarray]
@@ -279,3 +282,21 @@ def _centre_crop(size: int) -> Callable:
     return _finish(image.resize((size, size), 2, (left, top, left + side, top + side)), example['label'])
 
   return crop
+
+
+def prepared_picture(path: str | Path, size: int) -> Float[np.ndarray, 'h w 3']:
+  """Reads a picture as `record_batches` does for an evaluation: its centre, `size` pixels wide, normalised.
+
+  Args:
+    path: the file of the picture.
+    size: the side of the result in pixels.
+
+  Raises:
+    DataError: the file cannot be read as a picture.
+  """
+  try:
+    return _centre_crop(size)(_decode({'image': read_file(Path(path)), 'label': 0}))['inputs']
+  except (OSError, ValueError) as error:
+    raise DataError(
+      f'{shown(Path(path))}: cannot be read as a picture ({" ".join(str(error).split())[:100]})'
+    ) from error

@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from .. import data, files, kron, parallel
 from . import constants, jsonfile
 from .errors import ConfigError, RunError, is_common
+from .reporting.predictions import class_names
 from .run import Run
 from .runtime import durable, processes
 from .runtime.workdir import as_json, changes
@@ -279,6 +280,7 @@ def export(run: Run, workdir: Path, state: TrainState, scores: dict[str, float])
   whole = jax.jit(lambda x: x, out_shardings=parallel.replicated(run.mesh))((params, state.model_state))
   about = {'config': as_json(run.config), 'step': int(state.step), 'scores': scores}
   about['example'] = list(run.batch['inputs'].shape[1:])
+  about['names'] = list(class_names(run.config, run.config.model.get('classes', 0)))
   variables = {'params': whole[0], **whole[1]}
   about['values'] = _digests(jax.device_get(variables))
   with ocp.Checkpointer(_exported(_handler()), temporary_path_class=durable.TemporaryFolder) as writer:
@@ -303,7 +305,7 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
   Returns:
     The variables for `model.apply`, as NumPy arrays, and a dict of 'config' (the run's), 'step' (the last), 'scores'
-    (of the last evaluation) and 'example' (the shape of an example).
+    (of the last evaluation), 'example' (the shape of an example) and 'names' (of the classes, where the data have them).
 
   Raises:
     ConfigError: there is no export, or it cannot be read.

@@ -23,7 +23,8 @@ def test_lines_where_there_is_no_terminal(capsys):
     bar.note({'accuracy': 0.25})
     bar.printed = 0.0
     bar.update(6, {'loss': 1.5, 'accuracy': 0.5}, 0.1)  # a step that compiles
-    bar.update(7, {'loss': 1.5, 'accuracy': 0.5}, 8.0)
+    for rate in (0.1, 8.0, 8.0):
+      bar.update(7, {'loss': 1.5, 'accuracy': 0.5}, rate)
     bar.printed = 0.0
     bar.update(8, {'loss': 1.5, 'accuracy': 0.5}, 8.0)
     bar.update(10, {'loss': 1.25, 'accuracy': 0.5}, 8.0)

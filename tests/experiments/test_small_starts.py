@@ -9,9 +9,11 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from kronmesh.train.build import build
+from kronmesh.train.errors import ConfigError
 from kronmesh.train.fitting import batch_that_fits
 from kronmesh.train.loop import train
 from kronmesh.train.settings import configfile
+from kronmesh.train.trained import load_model
 
 
 def config_of(name, **settings):
@@ -85,3 +87,24 @@ def test_a_table_is_learned(tmp_path):
 def test_a_subsample_becomes_a_whole_number_of_examples_and_is_told(caplog):
   build(config_of('digits_classifier', **{'data.batch_size': 112, 'kfac.subsample': 0.125}), load=False)
   assert 'config.kfac.subsample=0.125 of the 14 examples of a shard is not a whole number; 2 are taken' in caplog.text
+
+
+def test_a_trained_model_predicts_as_the_run_did(tmp_path):
+  """From files alone: the accuracy over the evaluation's pictures is the run's, and classes have their names."""
+  draw_pictures(tmp_path / 'pictures', {'train': 16, 'test': 4})
+  settings = {
+    'data.batch_size': 8,
+    'data.folder': str(tmp_path / 'pictures'),
+    'steps': 3,
+    'eval_every': 3,
+    'data.image_size': 32,
+  }
+  rows = train(config_of('small_images', **settings), tmp_path / 'run', quiet=True)
+  model = load_model(tmp_path / 'run')
+  paths = sorted((tmp_path / 'pictures/test').glob('*/*.png'))
+  best = model.predict(model.prepare(paths)).argmax(-1)
+  right = np.mean([model.names[i] == path.parent.name for i, path in zip(best, paths, strict=True)])
+  assert model.names == ('cross', 'disk', 'square') and model.scores['accuracy'] == pytest.approx(right)
+  assert rows[-1]['eval_accuracy'] == pytest.approx(right)
+  with pytest.raises(ConfigError, match=r'inputs have the shape \(1, 8, 8, 3\), not \(examples, 32, 32, 3\)'):
+    model.predict(np.zeros((1, 8, 8, 3), np.float32))

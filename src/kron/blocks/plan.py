@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +110,7 @@ def _without_sites(
 ) -> tuple[list[Block], dict[str, str]]:
   """Returns the sampled diagonals and the gradient-only parameters, with reasons, among those without a block."""
   diagonals, gradient_only = [], {}
+  _warn_of_idle(options.fallback, owned)
   in_loss = reaching(program, survey, True, through_kernels=True)
   for param, name in enumerate(names):
     if name in owned:
@@ -123,6 +125,16 @@ def _without_sites(
     else:
       _complain(name, refused.get(param), param, survey, in_loss)
   return diagonals, gradient_only
+
+
+def _warn_of_idle(fallback: Mapping[str, str], owned: set[str]) -> None:
+  """Warns of a fallback for one parameter whose use is understood, because such a fallback does nothing."""
+  for name in fallback.keys() & owned:
+    warnings.warn(
+      f'fallback for {name!r} does nothing: its use is understood, and it has a block; approximation={{{name!r}: ...}} '
+      'or max_factor= makes the block smaller, optax.partition gives the parameter to another optimiser',
+      stacklevel=6,
+    )
 
 
 def _check_reduced(blocks: Sequence[Block], survey: Survey, observations: tuple[int, ...]) -> None:

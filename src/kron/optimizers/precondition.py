@@ -341,7 +341,12 @@ def find_state(state: Any, kind: type = ScaleByKfacState) -> Any:
   states = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
   if len(states) != 1:
     raise CurvatureError(f'the optimiser state holds {len(states)} of {kind.__name__}; expected one')
-  return states[0]
+  # flax's nnx.Optimizer keeps each array of the state in a variable.
+  return jax.tree.map(lambda x: x[...] if _is_variable(x) else x, states[0], is_leaf=_is_variable)
+
+
+def _is_variable(x: Any) -> bool:
+  return hasattr(x, 'get_value') and hasattr(x, 'get_metadata')
 
 
 def replace_state(state: Any, new: ScaleByKfacState) -> Any:

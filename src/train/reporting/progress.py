@@ -9,7 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-_LEAST = 3  # rates that must be known before the time left is estimated: the first ones include compilation
+_LEAST = 3  # rates that must be known before the time left is estimated
+_FIRST = 2  # rates that are left out, because the first ones include compilation
 _BAR = '{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}'
 _SHOWN = ('loss', 'error', 'accuracy')
 
@@ -59,9 +60,9 @@ class Progress:
     self.notes = f'; {_named("evaluation", scores)}'
 
   def _pace(self, done: int) -> str:
-    if len(self.rates) < _LEAST:
+    if len(self.rates) < _FIRST + _LEAST:
       return ''
-    rate = statistics.median(self.rates)
+    rate = statistics.median(self.rates[_FIRST:])
     left = (self.steps - done) * self.batch_size / rate
     return f'; {rate:,.0f} examples/s' + (f', about {left:.0f} s left' if done < self.steps else '')
 
