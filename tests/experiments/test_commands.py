@@ -94,6 +94,7 @@ def test_a_file_of_the_user_is_not_shadowed(tmp_path, monkeypatch):
   [
     (['--config=digts'], 'did you mean --config=digits?'),
     (['--config.kfac.dampin=0.1'], "did you mean 'damping'"),
+    (['--config.adam.lr=0.1'], "no key 'adam.lr'; adam has b1, b2, learning_rate"),
     (['digits'], "'digits' is not a flag"),
   ],
 )

@@ -198,7 +198,7 @@ def command(*args, **env):
 
 COMMANDS = {
   'a typo in a key': (['--config.optimiser=adam'], "no key 'optimiser'; did you mean 'optimizer'?"),
-  'a typo in a section': (['--config.kfac.dampin=1'], "no key 'dampin'; did you mean 'damping'?"),
+  'a typo in a section': (['--config.kfac.dampin=1'], "no key 'kfac.dampin'; did you mean 'damping'?"),
   'an argument no config takes': (['--config=experiments/configs/digits.py:big'], 'get_config() takes'),
   'a wrong type': (['--config.steps=many'], 'steps'),
   'a wrong mesh': (['--config.mesh=data=3'], 'does not match the 8 devices'),

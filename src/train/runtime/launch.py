@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging as python_logging
 import os
 import re
@@ -256,12 +257,29 @@ def _flag_message(error: Exception, argv: list[str]) -> str:
     text = f'the config file {file} cannot be read: {type(error).__name__}: {text}'
   nearest = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text)
   if nearest:
-    return f'the config has no key {nearest[2]!r}; did you mean {nearest[1]!r}?'
+    return f'the config has no key {_path_of(nearest[2], argv)!r}; did you mean {nearest[1]!r}?'
   if "no attribute 'get_config" in text:
     return f'the config file {file} has no get_config()'
   if isinstance(error, KeyError | AttributeError):
-    return f'the config has no such key: {text.strip(chr(34) + chr(39))!r}'
+    return _unknown_key(text.strip(chr(34) + chr(39)), argv)
   return text
+
+
+def _path_of(key: str, argv: list[str]) -> str:
+  """Returns the whole path of a key that the command line names, such as 'kfac.damping'."""
+  given = [word.lstrip('-').partition('=')[0].removeprefix('config.') for word in argv if '--config.' in word]
+  return next((path for path in given if key in path.split('.')), key)
+
+
+def _unknown_key(key: str, argv: list[str]) -> str:
+  """Names the whole path of a key that the config lacks, with the nearest key of its section, or else all of them."""
+  path = _path_of(key, argv)
+  section = path.rpartition('.')[0]
+  beside = [known.rpartition('.')[2] for known in configfile.known_keys() if known.rpartition('.')[0] == section]
+  near = difflib.get_close_matches(path.rpartition('.')[2], beside, 1)
+  if near:
+    return f'the config has no key {path!r}; did you mean {near[0]!r}?'
+  return f'the config has no key {path!r}' + (f'; {section} has {", ".join(beside)}' if section and beside else '')
 
 
 def _known_mistake(text: str, file: str) -> str | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from .defaults import defaults
 
 CONFIGS = 'kronmesh.configs'  # the package that holds the configs that are found by name
 
@@ -47,6 +49,16 @@ def unknown(value: str) -> str:
 def summary(path: Path) -> str:
   """Returns the first line of a config file's docstring, without running the file."""
   return (ast.get_docstring(ast.parse(path.read_text())) or '').partition('\n')[0]
+
+
+def known_keys() -> list[str]:
+  """Returns the paths of the settings that all configs have, such as 'kfac.damping'."""
+  paths = lambda section, prefix: [  # noqa: E731
+    path
+    for key, value in section.items()
+    for path in (paths(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else [f'{prefix}{key}'])
+  ]
+  return paths(defaults(), '')
 
 
 def config_path() -> str:
