@@ -302,7 +302,10 @@ class Curvature:
     names = param_names(params)
     for name, leaf in zip(names, jax.tree.leaves(params), strict=True):
       if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-        raise CurvatureError(f'parameter {name!r} has type {jnp.result_type(leaf)}; parameters must be real numbers')
+        raise CurvatureError(
+          f'parameter {name!r} has type {jnp.result_type(leaf)}; parameters must be real numbers: give the others to '
+          'the loss as another argument (nnx.split(model, nnx.Param, ...) in flax)'
+        )
     if not names:
       raise CurvatureError('there are no parameters')
     marks = observation_marks(program)

@@ -51,7 +51,9 @@ def parse_mesh(spec: str, n_devices: int) -> dict[str, int]:
     sizes[open_axes[0]] = n_devices // fixed
   if math.prod(sizes.values()) != n_devices:
     wanted = ' x '.join(f'{axis} {size}' for axis, size in sizes.items())
-    raise MeshError(f'mesh {spec!r}: {wanted} does not match the {n_devices} devices there are; change the mesh')
+    raise MeshError(
+      f'mesh {spec!r}: {wanted} does not match the {n_devices} devices there are; change the mesh or the devices'
+    )
   return sizes
 
 

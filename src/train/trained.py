@@ -24,7 +24,7 @@ class Trained(NamedTuple):
   Attributes:
     predict: inputs, (examples, *example), as batches of the run hold them -> outputs, (examples, outputs): logits of
       the classes, or of the pixels of a reconstruction.
-    prepare: paths of pictures -> inputs, (pictures, *example), cropped and normalised as in the run's evaluation. It
+    prepare: paths of pictures, or one path -> inputs, (pictures, *example), cropped and normalised as in the run's evaluation. It
       raises ConfigError for a run whose examples are not pictures of files.
     names: the names of the classes, in the order of the outputs; empty if the data have none.
     example: the shape of an example.
@@ -33,7 +33,7 @@ class Trained(NamedTuple):
   """
 
   predict: Callable[[Num[np.ndarray, 'b ...']], Inexact[np.ndarray, 'b ...']]
-  prepare: Callable[[Sequence[str | Path]], Float[np.ndarray, 'b ...']]
+  prepare: Callable[[str | Path | Sequence[str | Path]], Float[np.ndarray, 'b ...']]
   names: tuple[str, ...]
   example: tuple[int, ...]
   config: ConfigDict
@@ -68,10 +68,11 @@ def load_model(folder: str | Path) -> Trained:
       raise ConfigError(f'inputs have the shape {np.shape(inputs)}, not (examples, {", ".join(map(str, shape))})')
     return np.asarray(forward(variables, inputs))
 
-  def prepare(paths: Sequence[str | Path]) -> Float[np.ndarray, 'b ...']:
+  def prepare(paths: str | Path | Sequence[str | Path]) -> Float[np.ndarray, 'b ...']:
     pictures = len(about['example']) == 3 and config.data.name not in (*data.IN_MEMORY, *data.SCENES, 'noise')
     if not pictures:
       raise ConfigError(f'config.data.name={config.data.name!r} has no pictures of files; give predict arrays')
+    paths = [paths] if isinstance(paths, str | Path) else paths
     return np.stack([data.prepared_picture(path, config.data.image_size) for path in paths])
 
   return Trained(predict, prepare, tuple(about.get('names', ())), tuple(about['example']), config, about['scores'])
