@@ -24,8 +24,8 @@ class Trained(NamedTuple):
   Attributes:
     predict: inputs, (examples, *example), as batches of the run hold them -> outputs, (examples, outputs): logits of
       the classes, or of the pixels of a reconstruction.
-    prepare: paths of pictures, or one path -> inputs, (pictures, *example), cropped and normalised as in the run's evaluation. It
-      raises ConfigError for a run whose examples are not pictures of files.
+    prepare: paths of pictures, or one path -> inputs, (pictures, *example), cropped and normalised as in the run's
+      evaluation. It raises ConfigError for a run whose examples are not pictures of files.
     names: the names of the classes, in the order of the outputs; empty if the data have none.
     example: the shape of an example.
     config: the run's config.
