@@ -11,6 +11,8 @@ where the first stopped.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -258,7 +260,8 @@ def main(config: Any, workdir: str) -> None:
   print(f'metrics, checkpoints   {first}')
   if names[0].partition(':')[0] in SECOND_ORDER:
     print(f'what K-FAC covers      {first / "coverage.txt"}')
-  command = f'kronmesh train --config={short_name(config_path())}'
+  installed = 'kronmesh' if shutil.which('kronmesh') else f'{os.path.relpath(sys.prefix)}/bin/kronmesh'
+  command = f'{installed} train --config={short_name(config_path())}'
   print('next, one run with one setting changed:')
   print(f'  {command} --config.kfac.damping=0.03 --workdir=runs/damping')
 
