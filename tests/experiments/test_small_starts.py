@@ -11,15 +11,24 @@ from sklearn.datasets import load_digits
 from kronmesh.train.build import build
 from kronmesh.train.errors import ConfigError
 from kronmesh.train.fitting import batch_that_fits
-from kronmesh.train.loop import train
+from kronmesh.train.runtime.workdir import evaluations
 from kronmesh.train.settings import configfile
 from kronmesh.train.trained import load_model
+from tests import commands
 
 
 def config_of(name, **settings):
   config = runpy.run_path(str(configfile.packaged()[name]))['get_config']()
   config.update_from_flattened_dict({'devices': 0, 'mesh': 'data=-1', **settings})  # the tests have eight devices
   return config
+
+
+def trained(name, workdir, **settings):
+  """Trains as a user does, on one device and in a process of its own, and returns the evaluations."""
+  given = [f'--config.{key}={value}' for key, value in settings.items()]
+  done = commands.run('experiments/train.py', f'--config={name}', f'--workdir={workdir}', *given)
+  assert done.returncode == 0, done.stderr
+  return evaluations(workdir)
 
 
 def draw_pictures(folder, counts):
@@ -57,8 +66,7 @@ def test_classes_and_batch_of_a_folder_are_counted(tmp_path):
 @pytest.mark.long
 def test_sixty_pictures_are_told_apart(tmp_path):
   draw_pictures(tmp_path / 'pictures', {'train': 16, 'test': 4})
-  config = config_of('small_images', **{'data.folder': str(tmp_path / 'pictures')})
-  rows = train(config, tmp_path / 'run', quiet=True)
+  rows = trained('small_images', tmp_path / 'run', **{'data.folder': tmp_path / 'pictures'})
   assert rows[-1]['eval_accuracy'] >= 0.8, rows[-1]
 
 
@@ -67,8 +75,7 @@ def test_arrays_of_ones_own(tmp_path):
   x, y = digits.data.astype(np.float32) / 16, digits.target
   np.savez(tmp_path / 'train.npz', image=x[:1400], label=y[:1400])
   np.savez(tmp_path / 'test.npz', image=x[1400:], label=y[1400:])
-  config = config_of('arrays', **{'data.source': str(tmp_path), 'steps': 4, 'eval_every': 4})
-  train(config, tmp_path / 'run', quiet=True)
+  trained('arrays', tmp_path / 'run', **{'data.source': tmp_path, 'steps': 4, 'eval_every': 4})
   stored = json.loads((tmp_path / 'run/config.json').read_text())
   assert (stored['model']['classes'], stored['data']['batch_size']) == (10, 256)
 
@@ -80,7 +87,7 @@ def test_a_table_is_learned(tmp_path):
   x, y = digits.data[order].astype(np.float32) / 16, digits.target[order]
   np.savez(tmp_path / 'train.npz', image=x[:1400], label=y[:1400])
   np.savez(tmp_path / 'test.npz', image=x[1400:], label=y[1400:])
-  rows = train(config_of('arrays', **{'data.source': str(tmp_path)}), tmp_path / 'run', quiet=True)
+  rows = trained('arrays', tmp_path / 'run', **{'data.source': tmp_path})
   assert rows[-1]['eval_accuracy'] >= 0.97, rows[-1]
 
 
@@ -92,14 +99,8 @@ def test_a_subsample_becomes_a_whole_number_of_examples_and_is_told(caplog):
 def test_a_trained_model_predicts_as_the_run_did(tmp_path):
   """From files alone: the accuracy over the evaluation's pictures is the run's, and classes have their names."""
   draw_pictures(tmp_path / 'pictures', {'train': 16, 'test': 4})
-  settings = {
-    'data.batch_size': 8,
-    'data.folder': str(tmp_path / 'pictures'),
-    'steps': 3,
-    'eval_every': 3,
-    'data.image_size': 32,
-  }
-  rows = train(config_of('small_images', **settings), tmp_path / 'run', quiet=True)
+  settings = {'data.folder': tmp_path / 'pictures', 'steps': 3, 'eval_every': 3, 'data.image_size': 32}
+  rows = trained('small_images', tmp_path / 'run', **settings)
   model = load_model(tmp_path / 'run')
   paths = sorted((tmp_path / 'pictures/test').glob('*/*.png'))
   best = model.predict(model.prepare(paths)).argmax(-1)

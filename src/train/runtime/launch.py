@@ -23,7 +23,7 @@ if starting.is_command():
 # devices wait for each other (an inverse on 8 devices took 170 ms instead of 10 ms) and may leave no thread to answer a
 # collective.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-os.environ.setdefault('NPROC', '32')
+os.environ.setdefault('NPROC', '16')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', '0')  # it would swallow SIGTERM in a job of several processes
 
