@@ -208,3 +208,22 @@ def pytest_collection_modifyitems(config, items):
     chosen = [i for i in chosen if not has_wrong_types(i)]
   config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
   items[:] = chosen
+
+
+@pytest.fixture(scope='session')
+def browser():
+  """Chromium without a window; pages must say nothing to its console."""
+  driver = shutil.which('chromedriver')
+  if driver is None:
+    pytest.skip('no chromedriver here: apt-get install chromium chromium-driver')
+  from selenium import webdriver
+  from selenium.webdriver.chrome.service import Service
+
+  options = webdriver.ChromeOptions()
+  quiet = ('quic', 'background-networking', 'component-update', 'sync', 'gpu')
+  for flag in ('headless=new', 'no-sandbox', 'no-first-run', *(f'disable-{name}' for name in quiet)):
+    options.add_argument(f'--{flag}')
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+  found = webdriver.Chrome(options=options, service=Service(driver))
+  yield found
+  found.quit()

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -36,23 +35,6 @@ def address(site):
   threading.Thread(target=server.serve_forever, daemon=True).start()
   yield f'http://localhost:{server.server_port}'
   server.shutdown()
-
-
-@pytest.fixture(scope='module')
-def browser():
-  driver = shutil.which('chromedriver')
-  if driver is None:
-    pytest.skip('no chromedriver here: apt-get install chromium chromium-driver')
-  from selenium import webdriver
-  from selenium.webdriver.chrome.service import Service
-
-  options = webdriver.ChromeOptions()
-  for flag in ('headless=new', 'no-sandbox', 'no-first-run', 'disable-gpu', 'disable-background-networking'):
-    options.add_argument(f'--{flag}')
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  opened = webdriver.Chrome(options=options, service=Service(driver))
-  yield opened
-  opened.quit()
 
 
 def test_every_public_name_is_on_an_api_page(site):

@@ -211,25 +211,6 @@ def test_a_large_sweep_is_compared_within_three_seconds(tmp_path):
 # In a browser
 
 
-@pytest.fixture(scope='module')
-def browser():
-  """Chromium without a window; pages must say nothing to its console."""
-  driver = shutil.which('chromedriver')
-  if driver is None:
-    pytest.skip('no chromedriver here: apt-get install chromium chromium-driver')
-  from selenium import webdriver
-  from selenium.webdriver.chrome.service import Service
-
-  options = webdriver.ChromeOptions()
-  quiet = ('quic', 'background-networking', 'component-update', 'sync', 'gpu')
-  for flag in ('headless=new', 'no-sandbox', 'no-first-run', *(f'disable-{name}' for name in quiet)):
-    options.add_argument(f'--{flag}')
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  found = webdriver.Chrome(options=options, service=Service(driver))
-  yield found
-  found.quit()
-
-
 def opened(browser, path, width):
   """The page at this width: rendered, and silent."""
   size = {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': width < 600}
