@@ -84,15 +84,21 @@ def _members(path: Path, where: str) -> tuple[np.ndarray, np.ndarray]:
     raise DataError(f'{where} is not a file of np.savez ({objects.splitlines()[0][:100]}); {remedy}') from error
 
 
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+  """Reads the shape and the type of an array from the head of its .npy file."""
+  version = np.lib.format.read_magic(file)
+  read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+  shape, _, dtype = read(file)
+  return shape, dtype
+
+
 def _check_member(path: Path, name: str, where: str) -> None:
   """Raises DataError if an array would not fit in memory, judged by its header alone.
 
   Images also need room for their float32 copy.
   """
   with zipfile.ZipFile(path) as packed, packed.open(f'{name}.npy') as file:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, dtype = _header(file)
     stored = packed.getinfo(f'{name}.npy').compress_size
   count = math.prod(shape)
   needed = count * (dtype.itemsize + (4 if name == 'image' else 0))
@@ -109,9 +115,7 @@ def stored_shape(path: Path) -> tuple[int, ...]:
   try:
     check_regular(path)
     with zipfile.ZipFile(path) as packed, packed.open('image.npy') as file:
-      version = np.lib.format.read_magic(file)
-      read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-      shape = read(file)[0]
+      shape, _ = _header(file)
   except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
     raise DataError(f"{where} has no array 'image' ({error}); write it by np.savez(image=, label=)") from error
   return (*shape[1:], 1) if len(shape) == 3 else shape[1:]

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from .. import data
 from .checkpoints import load_export
 from .errors import ConfigError
-from .registry import load
 from .task import make_model
 
 
@@ -58,7 +57,6 @@ def load_model(folder: str | Path) -> Trained:
   config = ConfigDict(about['config'])
   if config.task not in ('classify', 'reconstruct', 'next_token'):
     raise ConfigError(f'{folder}: a model of config.task={config.task!r} needs more than inputs; use load_export')
-  load('basic')  # a config's task is known only where its module is loaded
   model = make_model(config)
   forward = jax.jit(lambda variables, inputs: model.apply(variables, inputs, train=False))
 
