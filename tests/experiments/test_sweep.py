@@ -15,7 +15,7 @@ from kronmesh.train.errors import ConfigError
 from kronmesh.train.runtime.workdir import read_rows
 from kronmesh.train.settings.overrides import apply, differences, flags_of, names_of, parse_sweep, resolved
 from tests import commands
-from tests.experiments.test_pages import browser, opened  # noqa: F401  (a fixture)
+from tests.experiments.test_pages import opened
 from tests.experiments.test_starting import HEED
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def states(workdir):
 
 
 @pytest.mark.long
-def test_members_that_fail_do_not_stop_others_and_a_second_call_goes_on(tmp_path, browser):  # noqa: F811
+def test_members_that_fail_do_not_stop_others_and_a_second_call_goes_on(tmp_path, browser):
   workdir = tmp_path / 'sweep'
   done = run_sweep(workdir, 'data.batch_size=64,0;seed=0..1', '--workers=2')
   assert done.returncode == 3, done.stderr
