@@ -13,6 +13,7 @@ from .graphs import DECODERS, Graph, LinkPredictor, ZeroShot
 from .mlp import MLP
 from .r2plus1d import R2Plus1D
 from .resnet import ResNet
+from .ternary import TernaryNet
 from .transformer import Transformer
 from .video_transformer import VideoTransformer
 from .vit import ViT
@@ -30,6 +31,7 @@ __all__ = [
   'LinkPredictor',
   'R2Plus1D',
   'ResNet',
+  'TernaryNet',
   'Transformer',
   'ViT',
   'VideoTransformer',

@@ -35,6 +35,7 @@ RULES: dict[str, Rules] = {
   'convnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
   'r2plus1d': {'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
   'resnet': {'window': None, 'in': 'fsdp', 'mid': 'model', 'out': None, 'classes': None},
+  'ternary': {'window': None, 'in': 'fsdp', 'mid': 'model', 'classes': None},
   'transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
   'video_transformer': {'layers': 'pipe', 'width': 'fsdp', 'hidden': 'model'},
   'directed_video': {'nodes': None, 'in': 'fsdp', 'mid': 'model', 'width': None, 'classes': None},

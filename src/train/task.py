@@ -56,6 +56,7 @@ def make_model(config: Any, **more: Any) -> nn.Module:
     'mlp': models.MLP,
     'r2plus1d': models.R2Plus1D,
     'resnet': models.ResNet,
+    'ternary': models.TernaryNet,
     'transformer': models.Transformer,
     'video_transformer': models.VideoTransformer,
     'vit': models.ViT,
