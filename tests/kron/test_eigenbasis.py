@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from kronmesh import kron
+from kronmesh.kron.optimizers import eigenbasis
 from tests.kron.reference import close
 
 N, D, H, K = 16, 4, 5, 3
@@ -356,3 +357,16 @@ def test_mistakes_end_in_one_line():
     jax.jit(tx.update)(grads, tx.init(params), params, stats=stats)
   with pytest.raises(kron.CurvatureError, match='holds 0 of Eigenbasis'):
     kron.basis(kron.kfac(0.1, curvature).init(params), curvature)
+
+
+def test_the_eigenvectors_of_padding_come_last():
+  """A stack of a whole factor and of one with fewer rows, whose padding is zero."""
+  x = jax.random.normal(KEYS[6], (1, 2, 4, 4))
+  x = x @ jnp.swapaxes(x, -1, -2)
+  x = x.at[0, 1, 3:].set(0).at[0, 1, :, 3:].set(0)
+  extended = eigenbasis._beyond_the_end({'stack': x}, {'stack': np.array([[4, 3]])})['stack']
+  close(extended[0, 0], x[0, 0], 1e-6)
+  vectors = jnp.linalg.eigh(extended)[1][0, 1]
+  close(jnp.abs(vectors[3]), jnp.eye(4)[3], 1e-6)
+  close(jnp.abs(jnp.linalg.eigh(x[0, 1, :3, :3])[1]), jnp.abs(vectors[:3, :3]), 1e-4)
+  assert eigenbasis._beyond_the_end({'whole': x}, {'whole': np.array([[4, 4]])})['whole'] is x

@@ -280,6 +280,15 @@ def test_a_variance_of_each_output(shape):
   close(sampled, g, 0.1)
 
 
+def test_every_axis_of_a_variance_must_fit():
+  x = jnp.ones((4, 5))
+  for shape in ((), (5,), (1,), (4, 1), (1, 5), (4, 5)):
+    kron.observe.gaussian(x, variance=jnp.ones(shape))
+  for shape in ((4,), (3, 5), (4, 4), (5, 4), (1, 4, 5)):
+    with pytest.raises(kron.CurvatureError, match='does not broadcast'):
+      kron.observe.gaussian(x, variance=jnp.ones(shape))
+
+
 def test_a_variance_that_does_not_fit_or_is_learned_is_refused():
   params, x = normals({'a': (4, 3), 'rho': (3,)}), normal(6, 4)
   with pytest.raises(kron.CurvatureError, match='does not broadcast'):

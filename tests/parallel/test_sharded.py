@@ -118,3 +118,13 @@ def test_a_batch_or_rule_that_does_not_fit():
     parallel.batch_sharding(mesh, 6)
   with pytest.raises(MeshError, match="w: logical axis 'heads' has no rule"):
     parallel.param_shardings({'w': jnp.ones((2, 2))}, {'w': PartitionSpec('heads', None)}, {'in': None}, mesh)
+
+
+def test_a_kernel_has_as_many_blocks_as_shards():
+  mesh = make_mesh('data=2,model=4')
+  specs = {'layer': {'columns': (None, 'model'), 'rows': ('model', None), 'bias': ('model',), 'whole': (None, None)}}
+  shardings = jax.tree.map(
+    lambda s: NamedSharding(mesh, PartitionSpec(*s)), specs, is_leaf=lambda s: isinstance(s, tuple)
+  )
+  assert parallel.shard_blocks(shardings) == {'layer/columns': {'G': 4}, 'layer/rows': {'A': 4}}
+  assert parallel.shard_blocks(shardings, 'data') == {}
