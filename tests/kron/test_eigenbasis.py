@@ -305,6 +305,17 @@ def test_adam_in_the_eigenbasis_is_adam_where_there_is_no_block():
     params = optax.apply_updates(params, jax.tree.map(lambda u: -0.1 * u, updates))
 
 
+def test_only_entries_that_are_in_no_block_have_an_average_of_their_own():
+  params, (x, y) = dense_params() | {'other': jnp.arange(1.0, 4.0), 'half': jnp.ones((2 * D, 3))}, data()
+
+  def loss(params, x, y):
+    z = dense_net(params, x) + x @ params['half'][:D]
+    return cross_entropy(kron.observe.categorical(z), y).mean() + (params['other'] ** 2).sum()
+
+  curvature = kron.curvature(loss, params, x, y)
+  assert set(kron.scale_by_kfac_adam(curvature).init(params).rest) == {'other', 'half'}
+
+
 LINKS = {
   'ekfac': lambda curvature, **k: kron.ekfac(0.1, curvature, damping=0.01, **k),
   'kfac_adam': lambda curvature, **k: kron.kfac_adam(0.03, curvature, **k),
