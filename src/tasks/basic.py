@@ -10,15 +10,19 @@ A batch has these arrays; at evaluation it also has `mask` (b,), which is 0 for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from .. import kron
 from ..train import masked, mixing
+from ..train.checkpoints import load_export
+from ..train.errors import ConfigError
 from ..train.registry import TASKS
 from ..train.task import Task, apply, make_model
 
@@ -45,7 +49,8 @@ def _reconstruction(model: nn.Module, config: Any) -> Callable:
 
 
 def _classification(model: nn.Module, config: Any) -> Callable:
-  smoothing = config.recipe.label_smoothing
+  smoothing, teacher = config.recipe.label_smoothing, read_teacher(config)
+  share, hot = config.recipe.teacher_share, config.recipe.teacher_temperature
 
   def loss(params, model_state, batch, train=True):
     logits, model_state = apply(model, params, model_state, batch['inputs'], train)
@@ -55,10 +60,34 @@ def _classification(model: nn.Module, config: Any) -> Callable:
       value = masked.mean(optax.softmax_cross_entropy(logits, target), batch)
     else:
       value = masked.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']), batch)
+    if train and teacher is not None:
+      # Both networks' probabilities at a higher temperature (Hinton et al. 2015, arXiv:1503.02531, section 2).
+      wanted = jax.nn.softmax(jax.lax.stop_gradient(teacher(batch['inputs'])) / hot)
+      value = (1 - share) * value + share * hot**2 * masked.mean(
+        optax.softmax_cross_entropy(logits / hot, wanted), batch
+      )
     accuracy = masked.mean(logits.argmax(-1) == batch['label'], batch)
     return value, ({'loss': value, 'accuracy': accuracy}, model_state)
 
   return loss
+
+
+def read_teacher(config: Any) -> Callable[[jax.Array], jax.Array] | None:
+  """Returns the logits of the network of the run `config.recipe.teacher`, as a function of inputs; None for none.
+
+  Raises:
+    ConfigError: that run has no export, is not a classifier's, or has other classes.
+  """
+  folder = config.recipe.teacher
+  if not folder:
+    return None
+  variables, about = load_export(Path(folder) / 'export' if (Path(folder) / 'export').is_dir() else folder)
+  theirs = ConfigDict(about['config'])
+  if theirs.task != 'classify' or theirs.model.get('classes') != config.model.get('classes'):
+    what = f'a run of {theirs.task!r} with {theirs.model.get("classes")} classes'
+    raise ConfigError(f'config.recipe.teacher={folder!r} is {what}; it must be a classifier with the same classes')
+  model = make_model(theirs)
+  return lambda inputs: model.apply(variables, inputs, train=False)
 
 
 def _next_token(model: nn.Module, config: Any) -> Callable:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -165,7 +165,7 @@ class Saver:
     self.checkpoints.wait_until_finished()
 
 
-def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
+def restore(run: Run, checkpoints: ocp.CheckpointManager, new: Callable[[Run], TrainState]) -> Restored:
   """Reads the newest readable checkpoint onto this run's mesh, or makes a new state if there is none.
 
   Raises:
@@ -192,7 +192,7 @@ def restore(run: Run, checkpoints: ocp.CheckpointManager) -> Restored:
       f'none of the checkpoints {", ".join(map(str, unreadable))} in {checkpoints.directory} can be read (of {newest}: '
       f'{why}); move them away to begin anew, or choose another --workdir'
     )
-  return Restored(run.init(run.config.seed), 0, {})
+  return Restored(new(run), 0, {})
 
 
 def _restored(run: Run, checkpoints: ocp.CheckpointManager, step: int) -> Restored:

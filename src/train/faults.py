@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import kron, parallel
+from .beginning import new_state
 from .checkpoints import restore, set_aside
 from .errors import Diverged
 from .run import Run
@@ -192,7 +193,7 @@ def handle(
     'fault', fault.step, f'step {fault.step}: {fault.why}; {done}', fault=fault.kind, policy=what, batch=position
   )
   if what == 'rollback':
-    restored = restore(run, saver.checkpoints)
+    restored = restore(run, saver.checkpoints, new_state)
     if restored.unreadable:
       set_aside(saver.checkpoints, restored.unreadable)
       events.add('warning', checkpoint, f'the checkpoints of steps {sorted(restored.unreadable)} cannot be read')

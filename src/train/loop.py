@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import files
 from . import faults
+from .beginning import new_state
 from .build import build
 from .checkpoints import Restored, Saver, export, exported_step, open_checkpoints, restore, set_aside
 from .errors import ConfigError, Preempted, Stopped
@@ -97,7 +98,7 @@ def train(
     _check_shared(workdir, marks)
     kept = config.keep_checkpoints or None, config.keep_best, run.task.lower_is_better
     checkpoints = stack.enter_context(open_checkpoints(workdir, *kept))
-    restored = restore(run, checkpoints)
+    restored = restore(run, checkpoints, new_state)
     start = int(restored.state.step)
     if restored.unreadable:
       set_aside(checkpoints, restored.unreadable)

@@ -51,6 +51,10 @@ def make_task(config: Any, parts: int = 1) -> Task:
   entry = TASKS.get(config.task)
   if entry is None:
     raise ConfigError(f'config.task={config.task!r} is unknown; choose from {", ".join(TASKS)}')
+  if config.recipe.teacher and config.task != 'classify':
+    raise ConfigError(
+      f"recipe.teacher has logits of classes; config.task={config.task!r} has none, only 'classify' has"
+    )
   for name in ('mixup', 'cutmix'):
     if config.recipe[name] and config.task != 'classify':
       raise ConfigError(f"recipe.{name} mixes labels; config.task={config.task!r} has none, only 'classify' has")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kronmesh.train import checkpoints
+from kronmesh.train.beginning import new_state
 from kronmesh.train.build import build
 from kronmesh.train.checkpoints import load_export, open_checkpoints, restore
 from kronmesh.train.errors import ConfigError, Preempted, RunError
@@ -66,7 +67,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, name):
   states = []
   for part in ('parts', 'whole'):
     with open_checkpoints(tmp_path / part) as found:
-      states.append(restore(run, found).state)
+      states.append(restore(run, found, new_state).state)
   for a, b in zip(*map(jax.tree.leaves, states), strict=True):
     a, b = (jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b))
     np.testing.assert_array_equal(a, b)

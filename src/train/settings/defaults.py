@@ -83,6 +83,7 @@ def defaults() -> ConfigDict:
   # The run ends after more than `limit` faults in a row.
   config.faults = ConfigDict({'not_finite': 'skip', 'spike': 'ignore', 'deviations': 8.0, 'limit': 3})
   config.faults.damping_factor = 10.0
+  config.start = ''  # the work folder of a finished run whose parameters this one begins with; '': drawn by the seed
   config.task = 'classify'
   config.target = 0.0  # a value of the task's metric on the evaluation set; 0: none
   config.stop_at_target = False
@@ -126,6 +127,9 @@ def defaults() -> ConfigDict:
   config.recipe.running_mixup = False
   config.recipe.cutmix = 0.0  # over time for clips
   config.recipe.clip_norm = 0.0  # for all gradients together, before the optimiser; 0: none
+  # Distillation. teacher: the work folder of a classifier whose logits are learned too ('' for none). teacher_share: their
+  # share of the loss. teacher_temperature: what both networks' logits are divided by.
+  config.recipe.update({'teacher': '', 'teacher_share': 0.5, 'teacher_temperature': 2.0})
   config.recipe.average = 0.0  # decay of a moving average of the parameters, which evaluation then uses; 0: none
   config.recipe.loss_scale = 0.0  # initial value for model.dtype float16; halved at an overflow; 0: none
   config.recipe.rescale_weights = ()  # patterns of kernels followed by a norm: '*/conv_*/kernel'

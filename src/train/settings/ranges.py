@@ -52,6 +52,8 @@ RANGES = {
   'recipe.cutmix': '>= 0',
   'recipe.clip_norm': '>= 0',
   'recipe.average': '[0, 1)',
+  'recipe.teacher_share': '(0, 1]',
+  'recipe.teacher_temperature': '> 0',
   'recipe.loss_scale': '>= 0',
   'learning_rate': '> 0',
   'power': '> 0',
@@ -78,7 +80,16 @@ RANGES = {
 }
 
 
-_FOLDERS = ('data.folder', 'data.source', 'data.graph_source', 'generated.run', 'generated.judge', 'gan.judge')
+_FOLDERS = (
+  'data.folder',
+  'data.source',
+  'data.graph_source',
+  'generated.run',
+  'generated.judge',
+  'gan.judge',
+  'recipe.teacher',
+  'start',
+)
 # The largest value of a task's metric, where there is one.
 _MOST = {'classify': 1.0, 'directed': 1.0, 'links': 1.0, 'generate': 1.0, 'zero_shot': 1.0}
 
@@ -115,9 +126,10 @@ def check_whole(config: Any) -> None:
     if lacks and name != 'model':
       raise ConfigError(f'the config has no key {name}.{lacks[0]}; update the section of defaults(), do not replace it')
   for path in _FOLDERS:
-    section, _, key = path.partition('.')
-    if str(config[section][key]).startswith('~'):
-      raise ConfigError(f'config.{path}={config[section][key]!r}: write the whole path; ~ is expanded by shells alone')
+    *section, key = path.split('.')
+    value = str((config[section[0]] if section else config)[key])
+    if value.startswith('~'):
+      raise ConfigError(f'config.{path}={value!r}: write the whole path; ~ is expanded by shells alone')
   if 'name' not in config.model:
     raise ConfigError('the config has no key model.name')
 
