@@ -21,9 +21,9 @@ ARROWS = {
   'edge': {'files'},
   'models': {'edge', 'extras', 'program'},
   'data': {'extras', 'files'},
-  'train': {'data', 'extras', 'files', 'kron', 'models', 'parallel', 'program'},
-  'tasks': {'data', 'extras', 'files', 'kron', 'models', 'parallel', 'train'},
-  'commands': {'extras', 'files', 'train'},
+  'train': {'data', 'edge', 'extras', 'files', 'kron', 'models', 'parallel', 'program'},
+  'tasks': {'data', 'edge', 'extras', 'files', 'kron', 'models', 'parallel', 'train'},
+  'commands': {'edge', 'extras', 'files', 'tasks', 'train'},
   '__main__': {'commands'},
 }
 # The storeys of a package, from the ground: a module imports from its own storey and from those below. What is in none

@@ -19,6 +19,8 @@ COMMANDS = {
   'sweep': 'train a config with several settings, here or on Slurm',
   'plan': 'forecast memory, flops and traffic on devices that you do not have',
   'coverage': 'list the layers of a config that K-FAC covers, and how',
+  'prune': 'choose which weights of a ternary network become zero',
+  'pack': 'pack a ternary network into a small file, and check it',
   'report': 'write the page of a run anew',
   'configs': 'list the configs of the package, or the settings of one',
 }

@@ -73,6 +73,7 @@ def head(
   places: int,
 ) -> Head:
   """Folds a head: its integers `weights`, a weight's `unit`, and the number of places that its mean is over."""
-  scale = unit / (top(bits_in) * places)
+  # Few digits, so that programs that add up in another order do not differ in the last one.
+  scale = (unit / (top(bits_in) * places)).astype(jnp.bfloat16).astype(jnp.float32)
   offset = jnp.floor(bias / scale + 0.5).astype(jnp.int32)
   return Head(weights.astype(jnp.int8), offset, scale)

@@ -24,7 +24,8 @@ class TernaryNet(nn.Module):
   `apply(variables, x, train=False)` takes images (b, h, w, c) in [0, 1] and returns logits, (b, classes), or (b, h, w,
   classes) with `by_place`. With `train`, the loss sees ternary weights whose gradient goes to the hidden float weights,
   and the collections 'batch_stats' and 'edge' must be mutable. Without, the network is folded to integers, and computes
-  what its logic will compute (`edge.program`). With rule='float' it is an ordinary network in both.
+  what its logic will compute (`edge.program`). With rule='float' it is an ordinary network in both: with bits=0 and
+  input_bits=0 wholly, else with rounded activations.
 
   Where an attribute may be a sequence, it has one value for each layer; a single value is for all.
 
@@ -36,11 +37,11 @@ class TernaryNet(nn.Module):
     pools: the sides of the places whose maximum is kept after the activation, 1 for none.
     depthwise: whether each channel has its own window.
     adds: the stream that is added before the activation, 0 for the input, i for layer i - 1; None for none.
-    bits: of the activations.
-    input_bits: of the input.
+    bits: of the activations; 0, with rule='float' alone, for none that are rounded.
+    input_bits: of the input, likewise.
     rule: which weights are zero: 'mean' (|w| below 0.7 of the layer's mean), 'share' (the smallest, as many as `zeros`
       says), 'learned' (|w| below a learned share of the mean), 'chosen' (those of the collection 'edge') or 'float' (no
-      weight is ternary, and activations are not rounded).
+      weight is ternary).
     zeros: the share of zeros.
     first_zeros: the share of zeros of the first layer.
     head_zeros: the share of zeros of the head.
@@ -82,15 +83,25 @@ class TernaryNet(nn.Module):
     convs = tuple(Conv(width, *rest) for width, *rest in zip(self.widths, *columns, strict=True))
     return Plan(convs, self.classes, self.input_bits, self.by_place)
 
+  @property
+  def gradient_only(self) -> tuple[str, ...]:
+    """Returns the names of the parameters that K-FAC has no factors for: learned thresholds."""
+    layers = (*(f'layer_{i}' for i in range(len(self.widths))), 'head')
+    return tuple(f'{layer}/threshold' for layer in layers) if self.rule == 'learned' else ()
+
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool = False) -> Float[Array, 'b *place classes']:
     if self.rule not in ternary.RULES:
       raise ValueError(f'rule {self.rule!r} is unknown; choose from {", ".join(ternary.RULES)}')
+    if self.rule != 'float' and not all((self.input_bits, *each(self.bits, len(self.widths)))):
+      raise ValueError(
+        f"bits=0 does not go with rule={self.rule!r}; logic has levels: give 1 to 8 bits, or rule='float'"
+      )
     step = self.variable('edge', 'step', lambda: jnp.zeros((), jnp.int32))
     zeros = (self.first_zeros, *each(self.zeros, len(self.widths))[1:], self.head_zeros)
     rules = [_Rule(self.rule, z, min(self.start_zeros, z), self.ramp_steps, step.value) for z in zeros]
-    plan, float_only = self.plan(), self.rule == 'float'
-    x = x if float_only else activations.rounded(x, self.input_bits)
+    plan = self.plan()
+    x = activations.rounded(x, self.input_bits) if self.input_bits else x
     values, numbers = [x.astype(self.dtype)], []
     for i, conv in enumerate(plan.convs):
       settings = _Settings(rules[i], bits_of(plan, i), self.reach, self.dtype)
@@ -102,7 +113,7 @@ class TernaryNet(nn.Module):
     result, head = _Head(plan, axes, self.head_bits, name='head')(values[-1], settings)
     if train and not self.is_initializing():
       step.value = step.value + 1
-    if train or float_only:
+    if train or self.rule == 'float':
       return result
     if not self.is_initializing():
       self.sow('network', 'numbers', (tuple(numbers), head))  # only where the caller makes 'network' mutable
@@ -172,7 +183,7 @@ class _Layer(nn.Module):
   names: tuple[str, str]
 
   @nn.compact
-  def __call__(self, values: list[Array], settings: _Settings, train: bool) -> tuple[Array, Numbers]:
+  def __call__(self, values: list[Array], settings: _Settings, train: bool) -> tuple[Array, Numbers | None]:
     conv, x = self.conv, values[-1]
     inputs = 1 if conv.depthwise else x.shape[-1]
     init = named(
@@ -183,13 +194,15 @@ class _Layer(nn.Module):
     norm = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=settings.dtype, name='norm')
     y = norm(program.sums(x, conv, effective.astype(settings.dtype)))
     added = 0 if conv.add is None else values[conv.add]
-    if settings.rule.name == 'float':
+    if not conv.bits:
       y = nn.relu(y + added)
     elif conv.add is None:
       y = activations.rounded(y / settings.reach, conv.bits)
     else:
       y = jnp.clip(activations.signed(y / settings.reach, conv.bits) + added, 0, 1)
     params, stats = norm.variables['params'], norm.variables['batch_stats']
+    if settings.rule.name == 'float':
+      return constrain(program.pooled(y, conv.pool), 'batch', None, None, self.names[1]), None
     folded = fold.Norm(params['scale'], params['bias'], stats['mean'], stats['var'], EPSILON)
     folded = fold.numbers(signs, scale, folded, conv, settings.bits_in, settings.reach)
     return constrain(program.pooled(y, conv.pool), 'batch', None, None, self.names[1]), folded
@@ -208,7 +221,9 @@ class _Head(nn.Module):
     init = named(nn.initializers.lecun_normal(), *self.names)
     weight = self.param('kernel', init, (x.shape[-1], plan.outputs))
     bias = self.param('bias', named(nn.initializers.zeros_init(), 'classes'), (plan.outputs,))
-    if self.bits > 2 and settings.rule.name != 'float':
+    if settings.rule.name == 'float':
+      whole, unit, effective = jnp.sign(weight), jnp.ones(()), weight
+    elif self.bits > 2:
       unit = jnp.maximum(jnp.abs(weight).max(), 1e-9) / (2 ** (self.bits - 1) - 1)
       whole = jnp.floor(weight / unit + 0.5)
       effective = ternary.straight_through(weight, whole * unit)
@@ -218,13 +233,13 @@ class _Head(nn.Module):
     mean = x if plan.by_place else x.mean((1, 2))
     result = (mean @ effective.astype(settings.dtype) + bias.astype(settings.dtype)).astype(jnp.float32)
     places = 1 if plan.by_place else x.shape[1] * x.shape[2]
-    return result, fold.head(whole, unit, bias, settings.bits_in, places)
+    return result, fold.head(whole, unit, bias, max(settings.bits_in, 1), places)
 
 
 def _weights(module: nn.Module, weight: Array, rule: _Rule, per_channel: bool = True) -> tuple[Array, Array, Array]:
   """Returns the signs, the scale, and the effective weight of a layer."""
   if rule.name == 'float':
-    return jnp.sign(weight), jnp.ones(1), weight
+    return weight, jnp.ones(1), weight
   term = 0.0
   if rule.name == 'learned':
     kept, term = ternary.learned(weight, module.param('threshold', named(nn.initializers.constant(0.7)), ()))

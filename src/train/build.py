@@ -204,6 +204,9 @@ def _player(
       'subsample': _whole_subsample(section.subsample, seen, networks.placement),
       'placement': None if by_shard else networks.placement,
     }
+    gradient_only = getattr(task.model, 'gradient_only', ())
+    if gradient_only:
+      settings['fallback'] = dict.fromkeys(gradient_only, 'gradient')
     if config.placement.blocks:
       settings['blocks'] = parallel.shard_blocks(part(networks.shardings, name))
     curvature = kron.curvature(loss, params, context, seen, has_aux=True, **settings)

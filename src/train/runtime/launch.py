@@ -311,6 +311,7 @@ def _say_once() -> None:
 def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
   """Wraps `run` so that every error becomes one line and an exit code."""
   from ...data import DataError
+  from ...edge import EdgeError
   from ...extras import MissingExtra
   from ...kron import CurvatureError
   from ...parallel import MeshError
@@ -319,7 +320,7 @@ def guarded(run: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     _say_once()
     try:
       run(argv)
-    except (ConfigError, MeshError, DataError, CurvatureError, MissingExtra) as error:
+    except (ConfigError, MeshError, DataError, CurvatureError, EdgeError, MissingExtra) as error:
       _fail(error, MISTAKE)
     except Preempted as error:
       _fail(error, AGAIN)

@@ -98,7 +98,7 @@ module window #(
       end else begin : delayed
         localparam SIZE = i == 1 ? SPAN + 1 : SPAN;
         localparam AB = $clog2(SIZE);
-        reg [WIDTH-1:0] memory [0:SIZE-1];
+        (* no_rw_check *) reg [WIDTH-1:0] memory [0:SIZE-1];  // never reads and writes at one place
         reg [AB-1:0] writing, reading;
         always @(posedge clk) begin
           if (rst) begin
