@@ -344,3 +344,15 @@ def test_a_term_that_reaches_an_output_is_no_regulariser():
 
   with pytest.raises(kron.CurvatureError, match="parameter 'w' is used by add"):
     kron.curvature(loss, params, x, fisher='empirical')
+
+
+def test_the_table_names_each_parameter_once():
+  params = {'net': {'layer': {'b': jnp.ones(3), 'w': jnp.ones((4, 3))}}}
+  x = jnp.ones((5, 4))
+
+  def loss(params, x):
+    layer = params['net']['layer']
+    return 0.5 * (kron.observe.gaussian(x @ layer['w'] + layer['b']) ** 2).sum(-1).mean()
+
+  lines = str(kron.curvature(loss, params, x)).splitlines()
+  assert lines[2].split() == ['net/layer/w', '+', 'b', 'dense', 'A', '5x5,', 'G', '3x3', '136', '100.0%', '340']

@@ -87,33 +87,19 @@ module window #(
       end
     end
 
-  // Row i of the window is i rows behind the newest. Its newest beat is the memory's output register.
+  // Row i of the window is i rows behind the newest. What comes from the row before it has waited for one beat already.
   wire [WIDTH-1:0] newest = outside ? {WIDTH{1'b0}} : in_data;
   genvar i, j;
   generate
     for (i = 0; i < K; i = i + 1) begin : line
-      reg [WIDTH-1:0] first;
-      if (i == 0) begin : direct
-        always @(posedge clk) if (advance) first <= newest;
-      end else begin : delayed
-        localparam SIZE = i == 1 ? SPAN + 1 : SPAN;
-        localparam AB = $clog2(SIZE);
-        (* no_rw_check *) reg [WIDTH-1:0] memory [0:SIZE-1];  // never reads and writes at one place
-        reg [AB-1:0] writing, reading;
-        always @(posedge clk) begin
-          if (rst) begin
-            writing <= 0;
-            reading <= 1 % SIZE;
-          end else if (advance) begin
-            writing <= reading;
-            reading <= reading == SIZE - 1 ? 0 : reading + 1'b1;
-          end
-          if (advance) begin
-            first <= memory[reading];
-            memory[writing] <= i == 1 ? newest : line[i-1].first;
-          end
-        end
+      wire [WIDTH-1:0] first, before_it;
+      if (i < 2) begin : from_input
+        assign before_it = newest;
+      end else begin : from_line
+        assign before_it = line[i-1].first;
       end
+      delay_line #(.WIDTH(WIDTH), .CYCLES(i == 0 ? 0 : i == 1 ? SPAN : SPAN - 1)) row_above (
+        .clk(clk), .rst(rst), .advance(advance), .in(before_it), .out(first));
       wire [WIDTH*LONG-1:0] chain;  // the newest beat lowest
       if (LONG == 1) begin : short
         assign chain = first;
