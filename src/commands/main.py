@@ -21,6 +21,7 @@ COMMANDS = {
   'coverage': 'list the layers of a config that K-FAC covers, and how',
   'prune': 'choose which weights of a ternary network become zero',
   'pack': 'pack a ternary network into a small file, and check it',
+  'synth': 'turn a ternary network into Verilog, and measure it',
   'report': 'write the page of a run anew',
   'configs': 'list the configs of the package, or the settings of one',
 }
