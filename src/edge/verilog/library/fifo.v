@@ -21,8 +21,11 @@ module fifo #(
   reg [BITS:0] held;         // values in memory
   reg [WIDTH-1:0] next;      // the value behind out_data
   reg next_valid;
+  reg some;                  // held is not zero
   wire move = ~out_valid | out_ready;
-  wire take = (~next_valid | move) & (held != 0);
+  wire take = (~next_valid | move) & some;
+  // One more, one less, or as many as before: the change as a signed number.
+  wire [BITS:0] change = {{BITS{take & ~in_valid}}, take ^ in_valid};
 
   always @(posedge clk) begin
     if (in_valid) memory[writing] <= in_data;
@@ -32,13 +35,15 @@ module fifo #(
       writing <= 0;
       reading <= 0;
       held <= 0;
+      some <= 1'b0;
       next_valid <= 1'b0;
       out_valid <= 1'b0;
       room <= 1'b0;
     end else begin
       if (in_valid) writing <= writing + 1'b1;
       if (take) reading <= reading + 1'b1;
-      held <= held + {{BITS{1'b0}}, in_valid} - {{BITS{1'b0}}, take};
+      held <= held + change;
+      some <= in_valid | held > 1 | (held == 1 & ~take);
       next_valid <= take | (next_valid & ~move);
       out_valid <= next_valid | (out_valid & ~out_ready);
       room <= held <= DEPTH - SPARE;

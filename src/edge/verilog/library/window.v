@@ -31,6 +31,7 @@ module window #(
   localparam [BB-1:0] LAST = BEATS[BB-1:0] - 1'b1;
 
   reg [BB-1:0] beat;
+  reg start;              // the beat is a pixel's first
   reg [CB-1:0] column;
   reg [RB-1:0] row;
   reg [7:0] right, down;  // windows are sent where both are zero
@@ -38,9 +39,9 @@ module window #(
   reg outside;            // the pixel at hand is one of the zeros
   reg started;            // an image has begun
 
-  wire start = beat == 0;
   wire last = beat == LAST;
-  wire go = ~start | (room & (pause == 0));
+  wire paused = PERIOD > BEATS && pause != 0;
+  wire go = ~start | (room & ~paused);
   wire advance = go & (outside | in_valid);
   assign in_ready = go & ~outside;
 
@@ -58,6 +59,7 @@ module window #(
     if (rst) begin
       // It begins with more zeros than lie after an image, so that what the memories held before is never seen.
       beat <= 0;
+      start <= 1'b1;
       column <= 0;
       row <= P == 0 ? 0 : ROWS - 1;
       outside <= P != 0;
@@ -73,6 +75,7 @@ module window #(
       pause <= advance & last ? PERIOD - BEATS : pause == 0 ? 0 : pause - 1'b1;
       if (advance) begin
         beat <= last ? 0 : beat + 1'b1;
+        start <= last;
         if (last) begin
           outside <= next_outside;
           column <= end_of_row ? 0 : column + 1'b1;
