@@ -128,6 +128,7 @@ def packages() -> Any:
     'files': (6.4, 0.2, 2.2, 'files\nwhole, synced files'),
     'kron': (0.2, 1.4, 2.0, 'kron\ncurvature, optimisers'),
     'parallel': (2.4, 1.4, 2.0, 'parallel\nmeshes, strips'),
+    'edge': (3.6, 0.2, 2.2, 'edge\nternary networks'),
     'models': (4.6, 1.4, 1.8, 'models\nflax modules'),
     'data': (6.6, 1.4, 2.0, 'data\nsets, films, graphs'),
     'train': (3.3, 2.6, 2.4, 'train\nthe trainer'),
@@ -135,15 +136,18 @@ def packages() -> Any:
     'commands': (2.3, 3.5, 2.6, 'commands\nkronmesh train, plan, ...'),
     'experiments': (2.3, 4.3, 2.6, 'experiments, scripts'),
   }
-  colours = {'kron': BLUE, 'parallel': BLUE, 'program': BLUE, 'models': GREEN, 'data': GREEN, 'files': GREEN}
+  colours = {'kron': BLUE, 'parallel': BLUE, 'program': BLUE, 'models': GREEN, 'edge': GREEN, 'data': GREEN, 'files': GREEN}
   height = 0.55
   for name, (x, y, w, words) in boxes.items():
     box(axes, x, y, w, height, words, colours.get(name, ORANGE), 10)
   pairs = (
-    'kron program, parallel program, models program, data files, train kron, train parallel, train models, train data'
+    'kron program, parallel program, models program, data files, train kron, train parallel, train models, train data, models edge, edge files'
   )
-  for pair in f'{pairs}, tasks train, commands train, experiments commands'.split(', '):
+  for pair in f'{pairs}, tasks train, commands train, commands tasks, experiments commands'.split(', '):
     upper, lower = (boxes[name] for name in pair.split())
+    if upper[1] == lower[1]:
+      arrow(axes, (upper[0] + upper[2], upper[1] + height / 2), (lower[0], lower[1] + height / 2))
+      continue
     lean = 0.35 * (lower[0] + lower[2] / 2 - upper[0] - upper[2] / 2)
     lean = max(-0.4 * upper[2], min(0.4 * upper[2], lean))
     back = max(-0.4 * lower[2], min(0.4 * lower[2], -lean))

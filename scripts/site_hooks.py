@@ -17,6 +17,7 @@ PACKAGES = {
   'kronmesh.kron.observe': 'kron.observe: likelihoods',
   'kronmesh.parallel': 'parallel: meshes and placement',
   'kronmesh.models': 'models: networks',
+  'kronmesh.edge': 'edge: ternary networks',
   'kronmesh.data': 'data: sets, films, graphs, batches',
   'kronmesh.train.settings.defaults': 'train.settings.defaults: configs',
   'kronmesh.train.build': 'train.build: runs',

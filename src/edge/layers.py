@@ -25,11 +25,16 @@ MOST_EXACT = 2**24  # up to here float32 holds all integers, so a sum in float32
 
 
 class Conv(NamedTuple):
-  """A layer's shape.
+  """Describes the shape of a layer.
 
-  width: output channels. kernel: the window's side, odd. stride: the distance of windows. pool: the side of the places
-  whose maximum is kept, 1 for none. depthwise: whether each channel has its own window. add: the stream that is added,
-  0 for the network's input, i for the output of layer i - 1; None for none. bits: of its outputs.
+  Attributes:
+    width: the number of output channels.
+    kernel: the side of its window in pixels, an odd number.
+    stride: the distance of two windows in pixels.
+    pool: the side of the squares whose maximum is kept; 1 for none.
+    depthwise: whether each channel has its own window.
+    add: the stream that is added, 0 for the network's input, i for the output of layer i - 1; None for none.
+    bits: the bits of an output, whose levels are 0 ... 2^bits - 1.
   """
 
   width: int
@@ -42,10 +47,13 @@ class Conv(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """A network's shape.
+  """Describes the shape of a network.
 
-  convs: its layers in order. outputs: of the head. bits: of the input. by_place: whether the head gives outputs at every
-  place, as a detector's does, or sums over all places.
+  Attributes:
+    convs: its layers in order.
+    outputs: the number of the head's outputs.
+    bits: the bits of an input, whose levels are 0 ... 2^bits - 1.
+    by_place: whether the head gives outputs at every place, as a detector's does, or sums over all places.
   """
 
   convs: tuple[Conv, ...]
@@ -55,7 +63,14 @@ class Plan(NamedTuple):
 
 
 class Numbers(NamedTuple):
-  """A layer's integers: weights (kernel, kernel, inputs or 1, width) in {-1, 0, 1}, the others by channel."""
+  """Holds the integers of a layer.
+
+  Attributes:
+    weights: -1, 0 or 1, (kernel, kernel, inputs, width); with `depthwise` (kernel, kernel, 1, width).
+    multiplier: what a sum is multiplied by, from 0 to 255, (width,).
+    offset: what is then added, (width,).
+    shift: by how many bits the result is then shifted right, (width,).
+  """
 
   weights: Any
   multiplier: Any
@@ -64,7 +79,13 @@ class Numbers(NamedTuple):
 
 
 class Head(NamedTuple):
-  """The head's integers: weights (inputs, outputs) of at most 8 bits, offset (outputs,), and a logit for one unit."""
+  """Holds the integers of the head.
+
+  Attributes:
+    weights: of at most 8 bits, (inputs, outputs).
+    offset: what is added to the sums, (outputs,).
+    scale: the logit that a sum of 1 stands for.
+  """
 
   weights: Int8[np.ndarray, 'inputs outputs']
   offset: Int[np.ndarray, ' outputs']
@@ -72,7 +93,14 @@ class Head(NamedTuple):
 
 
 class Network(NamedTuple):
-  """A network of integers. shape: (height, width, channels) of its input."""
+  """Holds a network of integers.
+
+  Attributes:
+    plan: its shape.
+    shape: (height, width, channels) of its input.
+    layers: the integers of its layers.
+    head: those of its head.
+  """
 
   plan: Plan
   shape: tuple[int, int, int]

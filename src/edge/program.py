@@ -13,7 +13,16 @@ LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def forward(network: Network, pixels: Float[Array, 'b height width channels']) -> Int[Array, 'b *place outputs']:
-  """Computes the head's sums of pixels in [0, 1]; times `network.head.scale` they are the logits."""
+  """Computes a network's outputs in JAX, equal to those of `streams`.
+
+  Args:
+    network: the network.
+    pixels: images in [0, 1], (b, height, width, channels).
+
+  Returns:
+    The head's sums as int32, (b, outputs), or (b, height, width, outputs) with `plan.by_place`; times
+    `network.head.scale` they are the logits.
+  """
   return levels(network.plan, network.layers, network.head, quantised(pixels, network.plan.bits))
 
 

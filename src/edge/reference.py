@@ -12,10 +12,15 @@ from .layers import Conv, Network, Numbers, bits_of, padding
 def streams(
   network: Network, levels: UInt8[np.ndarray, 'b height width channels']
 ) -> list[Int[np.ndarray, 'b *place channels']]:
-  """Computes every stream of a network: the input, each layer's output, and at last the head's sums.
+  """Computes every stream of a network by NumPy, in integers alone.
 
   Args:
-    levels: the input's levels, 0 ... 2^bits - 1, as `quantised` returns them.
+    network: the network.
+    levels: the input's levels, 0 ... 2^bits - 1, (b, height, width, channels), as `edge.reference.quantised` returns
+      them.
+
+  Returns:
+    The input, each layer's output, and at last the head's sums, as int32.
   """
   values = [np.asarray(levels, np.int32)]
   for conv, numbers in zip(network.plan.convs, network.layers, strict=True):
