@@ -136,14 +136,23 @@ def packages() -> Any:
     'commands': (2.3, 3.5, 2.6, 'commands\nkronmesh train, plan, ...'),
     'experiments': (2.3, 4.3, 2.6, 'experiments, scripts'),
   }
-  colours = {'kron': BLUE, 'parallel': BLUE, 'program': BLUE, 'models': GREEN, 'edge': GREEN, 'data': GREEN, 'files': GREEN}
+  colours = {
+    'kron': BLUE,
+    'parallel': BLUE,
+    'program': BLUE,
+    'models': GREEN,
+    'edge': GREEN,
+    'data': GREEN,
+    'files': GREEN,
+  }
   height = 0.55
   for name, (x, y, w, words) in boxes.items():
     box(axes, x, y, w, height, words, colours.get(name, ORANGE), 10)
   pairs = (
-    'kron program, parallel program, models program, data files, train kron, train parallel, train models, train data, models edge, edge files'
+    'kron program, parallel program, models program, data files, train kron, train parallel, train models, train data'
   )
-  for pair in f'{pairs}, tasks train, commands train, commands tasks, experiments commands'.split(', '):
+  upwards = 'models edge, edge files, tasks train, commands train, commands tasks, experiments commands'
+  for pair in f'{pairs}, {upwards}'.split(', '):
     upper, lower = (boxes[name] for name in pair.split())
     if upper[1] == lower[1]:
       arrow(axes, (upper[0] + upper[2], upper[1] + height / 2), (lower[0], lower[1] + height / 2))
