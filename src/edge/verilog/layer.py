@@ -183,13 +183,20 @@ def _use(name: str, counts: Counts, serial: bool) -> str:
   ports = ',\n    '.join(f'.sum_{i}(count_{i})' for i in range(len(counts.widths)))
   counted = f"""  wire counted;
   delay #(.CYCLES({counts.latency})) beside_counts (.clk(clk), .rst(rst), .in(valid), .out(counted));
+  reg clear;
+  always @(posedge clk) clear <= rst | nearly;
 """
+  nearly = '  wire nearly = valid & last;'
+  if counts.latency > 1:
+    nearly = f"""  wire nearly;  // one cycle before `finished`
+  delay #(.CYCLES({counts.latency - 1})) almost_last (.clk(clk), .rst(rst), .in(valid & last), .out(nearly));"""
   return f"""{declared}
   {name} counts (
     .clk(clk), .taps(taps),
     {ports});
+{nearly}
 {counted if serial else ''}  wire finished;
-  delay #(.CYCLES({counts.latency})) last_of_counts (.clk(clk), .rst(rst), .in(valid & last), .out(finished));"""
+  delay #(.CYCLES(1)) last_of_counts (.clk(clk), .rst(rst), .in(nearly), .out(finished));"""
 
 
 def _sums_of_pixels(counts: Counts, widths: Sequence[int], serial: bool) -> str:
@@ -199,7 +206,7 @@ def _sums_of_pixels(counts: Counts, widths: Sequence[int], serial: bool) -> str:
     more = f"{{{wide - narrow}'b0, count_{i}}}" if wide > narrow else f'count_{i}'
     lines.append(f'  wire [{wide - 1}:0] sum_{i};')
     if serial:
-      ports = f'.clk(clk), .rst(rst), .valid(counted), .last(finished), .count({more}), .sum(sum_{i})'
+      ports = f'.clk(clk), .clear(clear), .valid(counted), .last(finished), .count({more}), .sum(sum_{i})'
       lines.append(f'  accumulate #(.WIDTH({wide})) accumulate_{i} ({ports});')
     else:
       lines.append(f'  assign sum_{i} = {more};')

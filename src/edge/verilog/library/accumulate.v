@@ -1,10 +1,10 @@
 // Adds up the bit-planes of a pixel, most significant first: the sum doubles at each beat. At the last beat the sum is
-// handed over, and the next begins at zero.
+// handed over, and the next begins at zero. `last` is set in a valid beat only.
 module accumulate #(
   parameter WIDTH = 9
 ) (
   input wire clk,
-  input wire rst,
+  input wire clear,           // with `last`, and in a reset; a register of its own, as it goes to every sum
   input wire valid,
   input wire last,
   input wire [WIDTH-1:0] count,
@@ -13,8 +13,8 @@ module accumulate #(
   reg [WIDTH-1:0] so_far;
   wire [WIDTH-1:0] now = (so_far << 1) + count;
   always @(posedge clk) begin
-    if (rst | (valid & last)) so_far <= 0;
+    if (clear) so_far <= 0;
     else if (valid) so_far <= now;
-    if (valid & last) sum <= now;
+    if (last) sum <= now;
   end
 endmodule

@@ -18,14 +18,17 @@ module board #(
   wire ready;
   reg [STEPS*WAY-1:0] left;
   reg [SB-1:0] steps;
+  // The reset comes from a pin, far from most of the logic.
+  reg reset;
+  always @(posedge clk) reset <= rst;
   wire take = steps == 0 & ready;
   network network (
-    .clk(clk), .rst(rst), .in_data(in_data), .in_valid(in_valid), .in_ready(in_ready),
+    .clk(clk), .rst(reset), .in_data(in_data), .in_valid(in_valid), .in_ready(in_ready),
     .out_data(result), .out_valid(ready), .out_ready(steps == 0));
   always @(posedge clk) begin
     if (take) left[OUT-1:0] <= result;
     else left <= left >> WAY;
-    if (rst) steps <= 0;
+    if (reset) steps <= 0;
     else if (take) steps <= STEPS[SB-1:0];
     else if (steps != 0) steps <= steps - 1'b1;
   end
