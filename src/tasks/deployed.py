@@ -64,6 +64,19 @@ def deploy(folder: str | Path) -> Deployed:
   return Deployed(network, lambda x: np.asarray(forward(x)), config, size)
 
 
+def on_all_devices(config: ConfigDict) -> ConfigDict:
+  """Returns a run's config for this machine: its batches divided over all devices, whatever the run had.
+
+  Batches grow to the next size that divides.
+  """
+  config, count = config.copy_and_resolve_references(), len(jax.devices())
+  config.mesh, config.devices, config.microbatches = 'data=-1', 0, 1
+  config.start, config.recipe.teacher = '', ''
+  for name in ('batch_size', 'eval_batch_size'):
+    config.data[name] = -(-config.data[name] // count) * count
+  return config
+
+
 def sizes(network: edge.Network) -> list[Size]:
   """Returns the weights of each layer and of the head."""
   weights = {f'layer_{i}': n.weights for i, n in enumerate(network.layers)} | {'head': network.head.weights}
@@ -72,10 +85,8 @@ def sizes(network: edge.Network) -> list[Size]:
 
 def evaluation(config: ConfigDict, most: int) -> tuple[Float[np.ndarray, 'n h w c'], Int[np.ndarray, ' n']]:
   """Returns at most `most` inputs and labels of a run's evaluation set."""
-  config = ConfigDict(config)
-  config.mesh, config.devices, config.start, config.recipe.teacher = 'data=1', 0, '', ''
   inputs, labels = [], []
-  for batch in build(config).eval_batches():
+  for batch in build(on_all_devices(config)).eval_batches():
     real = np.asarray(batch['mask']) > 0 if 'mask' in batch else slice(None)
     inputs.append(np.asarray(batch['inputs'])[real])
     labels.append(np.asarray(batch['label'])[real])

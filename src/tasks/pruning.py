@@ -18,6 +18,7 @@ from ..train.errors import ConfigError
 from ..train.loop import evaluate_all
 from ..train.run import Run
 from ..train.steps import TrainState
+from .deployed import on_all_devices
 
 WAYS = ('curvature', 'magnitude')
 DAMPING = 0.01  # of the factors, as a share of their mean diagonals
@@ -51,31 +52,33 @@ def prune(folder: str | Path, workdir: str | Path, zeros: float, by: str = 'curv
     batches: of training, for the curvature and the batch norms.
 
   Raises:
-    ConfigError: the run has no export, or its model is another one; `by` is unknown.
+    ConfigError: the run has no export, or its model is another one; `by` is unknown; `workdir` holds a run.
   """
   if by not in WAYS:
     raise ConfigError(f'--by={by!r} is unknown; choose from {", ".join(WAYS)}')
-  folder = Path(folder)
+  folder, workdir = Path(folder), Path(workdir)
+  if (workdir / 'config.json').exists():
+    raise ConfigError(f'{workdir} holds a run, whose export would be replaced; choose another --workdir')
   variables, about = load_export(folder / 'export' if (folder / 'export').is_dir() else folder)
   config = ConfigDict(about['config'])
   if config.model.name != 'ternary':
     raise ConfigError(f'{folder} is a run of config.model.name={config.model.name!r}; only a ternary network is pruned')
-  config.optimizer, config.start, config.recipe.teacher = 'kfac', '', ''
-  config.kfac.subsample, config.kfac.fisher = (
-    1.0,
-    'exact',
-  )  # samples of a confident network are nearly always its classes
-  config.devices, config.mesh = 0, 'data=1'
+  config = on_all_devices(config)
+  config.optimizer = 'kfac'
+  config.kfac.subsample = 1.0
+  config.kfac.fisher = (
+    'exact'  # targets that a confident network draws are nearly always the same, and have no gradient
+  )
   run = build(config)
   state = _with(run, jax.tree.map(jnp.asarray, variables))
   layers = layers_of(run, state, batches)
   chosen = chosen_of(layers, run.task.model, zeros, by)
-  config = ConfigDict(config)
+  config = config.copy_and_resolve_references()
   config.model.rule = 'chosen'
   after = build(config)
   pruned = _normed(after, _with(after, _put(variables, chosen, run)), batches)
   result = evaluate_all(after, pruned)
-  export(after, Path(workdir), pruned, result)
+  export(after, workdir, pruned, result)
   shares = {name: 1 - np.count_nonzero(c.signs) / c.signs.size for name, c in chosen.items()}
   costs = {name: choice.cost(layers[name], c) for name, c in chosen.items()}
   return Pruned(shares, costs, evaluate_all(run, state), result)

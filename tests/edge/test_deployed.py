@@ -36,8 +36,9 @@ def runs(tmp_path_factory):
     devices = jax.devices()
     patch.setattr(jax, 'devices', lambda *a: devices[:2])
     train(config_of('float'), folder / 'float', quiet=True)
-    patch.setattr(jax, 'devices', lambda *a: devices[:1])
+    patch.undo()
     done = {by: pruning.prune(folder / 'float', folder / by, 0.75, by, 4) for by in pruning.WAYS}
+    patch.setattr(jax, 'devices', lambda *a: devices[:1])
     tuned = config_of('chosen', start=str(folder / 'curvature'), mesh='data=1')
     train(tuned, folder / 'tuned', quiet=True)
   return folder, done
@@ -118,6 +119,8 @@ def test_mistakes_are_told_in_one_line(runs, tmp_path, one_device):
     deployed.deploy(tmp_path / 'none')
   with pytest.raises(ConfigError, match=r"--by='size' is unknown; choose from curvature, magnitude"):
     pruning.prune(folder / 'float', tmp_path / 'out', 0.5, 'size')
+  with pytest.raises(ConfigError, match=r'holds a run, whose export would be replaced; choose another --workdir'):
+    pruning.prune(folder / 'float', folder / 'float', 0.5)
   other = digits_classifier.get_config()
   other.devices, other.mesh, other.steps, other.optimizer = 0, 'data=1', 1, 'sgd'
   train(other, tmp_path / 'mlp', quiet=True)
