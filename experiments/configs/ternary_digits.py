@@ -8,6 +8,9 @@
 Presets behind a colon: `share` (90 % of the weights are zero from the first step on, the smallest of each layer), `float`
 (float weights, activations of four bits: the start of the commands above) and `chosen` (the zeros that kronmesh prune
 chose, trained on).
+
+Measured (two cores, one seed, 299 test images; docs/edge.md): accuracy 0.990 in `float`; with 90 % zeros chosen and trained
+on, 0.973 in a file of 7,104 bytes, 53 times smaller than in float32.
 """
 
 from ml_collections import ConfigDict
