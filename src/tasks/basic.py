@@ -86,7 +86,7 @@ def read_teacher(config: Any) -> Callable[[jax.Array], jax.Array] | None:
   if theirs.task != 'classify' or theirs.model.get('classes') != config.model.get('classes'):
     what = f'a run of {theirs.task!r} with {theirs.model.get("classes")} classes'
     raise ConfigError(f'config.recipe.teacher={folder!r} is {what}; it must be a classifier with the same classes')
-  model = make_model(theirs)
+  model, variables = make_model(theirs), jax.tree.map(jnp.asarray, variables)
   return lambda inputs: model.apply(variables, inputs, train=False)
 
 

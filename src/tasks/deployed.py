@@ -59,9 +59,9 @@ def deploy(folder: str | Path) -> Deployed:
     raise ConfigError(f'{folder} is a run of config.model.name={config.model.name!r}, which has no integers')
   net = make_model(config)
   network = models.ternary.network(net, variables, tuple(about['example']))
-  forward = jax.jit(lambda x: net.apply(variables, x))
+  forward = jax.jit(net.apply)
   size = 4 * sum(x.size for x in jax.tree.leaves(variables['params']))
-  return Deployed(network, lambda x: np.asarray(forward(x)), config, size)
+  return Deployed(network, lambda x: np.asarray(forward(variables, x)), config, size)
 
 
 def on_all_devices(config: ConfigDict) -> ConfigDict:

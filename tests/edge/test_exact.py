@@ -100,7 +100,7 @@ def test_the_evaluation_in_training_is_the_network(name):
 def test_evaluation_is_close_to_the_training_program():
   """Folding rounds the norm's numbers alone: with the batch's own statistics, few levels differ, each by one."""
   net, variables = networks.float_network(widths=(6,), pools=1)
-  pixels = np.random.default_rng(0).random((400, 8, 8, 1), np.float32)
+  pixels = jax.random.uniform(jax.random.key(0), (400, 8, 8, 1))
   trained, new = net.apply(variables, pixels, train=True, mutable=['batch_stats', 'edge'])
   moved = lambda old, after: (after - 0.9 * old) / 0.1  # noqa: E731
   stats = jax.tree.map(moved, variables['batch_stats'], new['batch_stats'])
