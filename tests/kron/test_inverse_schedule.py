@@ -169,3 +169,10 @@ def test_the_deal_of_units(stacks, every, statistics_every):
   assert largest <= max(share, max(s.n for s in named.values()) ** 3) * (1 + 1e-9)
   if apart:
     assert not any(busy[step] for step in range(0, every, statistics_every))
+
+
+def test_intervals_start_from_one_unless_they_are_told_not_to_grow():
+  curvature = problem()[0]
+  taken = lambda **more: [kron.inverse_schedule(curvature, **more).statistics_due(step) for step in range(16)]  # noqa: E731
+  assert all(taken()) and taken() == taken(statistics_every=8, grow=True)
+  assert taken(grow=False) == [step % 8 == 0 for step in range(16)]
