@@ -15,7 +15,7 @@ from ..edge.errors import EdgeError
 from ..edge.layers import Conv, Head, Network, Numbers, Plan, bits_of, check
 from .layers import constrain, named
 
-EPSILON = 1e-5  # of the batch norms
+EPSILON, MOMENTUM = 1e-5, 0.9  # of the batch norms
 
 
 class TernaryNet(nn.Module):
@@ -191,7 +191,7 @@ class _Layer(nn.Module):
     )
     weight = self.param('kernel', init, (conv.kernel, conv.kernel, inputs, conv.width))
     signs, scale, effective = _weights(self, weight, settings.rule)
-    norm = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=settings.dtype, name='norm')
+    norm = nn.BatchNorm(not train, momentum=MOMENTUM, epsilon=EPSILON, dtype=settings.dtype, name='norm')
     y = norm(program.sums(x, conv, effective.astype(settings.dtype)))
     added = 0 if conv.add is None else values[conv.add]
     if not conv.bits:

@@ -10,7 +10,6 @@ A batch has these arrays; at evaluation it also has `mask` (b,), which is 0 for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -81,7 +80,7 @@ def read_teacher(config: Any) -> Callable[[jax.Array], jax.Array] | None:
   folder = config.recipe.teacher
   if not folder:
     return None
-  variables, about = load_export(Path(folder) / 'export' if (Path(folder) / 'export').is_dir() else folder)
+  variables, about = load_export(folder)
   theirs = ConfigDict(about['config'])
   if theirs.task != 'classify' or theirs.model.get('classes') != config.model.get('classes'):
     what = f'a run of {theirs.task!r} with {theirs.model.get("classes")} classes'

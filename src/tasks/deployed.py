@@ -52,8 +52,7 @@ def deploy(folder: str | Path) -> Deployed:
     ConfigError: there is no export, or it is not of a ternary network.
     edge.EdgeError: its weights are not ternary, or a sum could overflow.
   """
-  folder = Path(folder)
-  variables, about = load_export(folder / 'export' if (folder / 'export').is_dir() else folder)
+  variables, about = load_export(folder)
   config = ConfigDict(about['config'])
   if config.model.name != 'ternary':
     raise ConfigError(f'{folder} is a run of config.model.name={config.model.name!r}, which has no integers')
@@ -86,7 +85,9 @@ def sizes(network: edge.Network) -> list[Size]:
 def evaluation(config: ConfigDict, most: int) -> tuple[Float[np.ndarray, 'n h w c'], Int[np.ndarray, ' n']]:
   """Returns at most `most` inputs and labels of a run's evaluation set."""
   inputs, labels = [], []
-  for batch in build(on_all_devices(config)).eval_batches():
+  config = on_all_devices(config)
+  config.optimizer = 'sgd'  # only its data are used
+  for batch in build(config).eval_batches():
     real = np.asarray(batch['mask']) > 0 if 'mask' in batch else slice(None)
     inputs.append(np.asarray(batch['inputs'])[real])
     labels.append(np.asarray(batch['label'])[real])

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from .. import kron
 from ..edge import choice
+from ..models.ternary import MOMENTUM
+from ..train.beginning import new_state
 from ..train.build import build
 from ..train.checkpoints import export, load_export
 from ..train.errors import ConfigError
@@ -22,7 +24,7 @@ from .deployed import on_all_devices
 
 WAYS = ('curvature', 'magnitude')
 DAMPING = 0.01  # of the factors, as a share of their mean diagonals
-MOMENTUM = 0.9  # of the batch norms' averages in `models.TernaryNet`
+Key = tuple[str, int]  # a layer, and a slot of its factors
 
 
 class Pruned(NamedTuple):
@@ -56,111 +58,107 @@ def prune(folder: str | Path, workdir: str | Path, zeros: float, by: str = 'curv
   """
   if by not in WAYS:
     raise ConfigError(f'--by={by!r} is unknown; choose from {", ".join(WAYS)}')
-  folder, workdir = Path(folder), Path(workdir)
+  workdir = Path(workdir)
   if (workdir / 'config.json').exists():
     raise ConfigError(f'{workdir} holds a run, whose export would be replaced; choose another --workdir')
-  variables, about = load_export(folder / 'export' if (folder / 'export').is_dir() else folder)
-  config = ConfigDict(about['config'])
+  config = ConfigDict(load_export(folder)[1]['config'])
   if config.model.name != 'ternary':
     raise ConfigError(f'{folder} is a run of config.model.name={config.model.name!r}; only a ternary network is pruned')
   config = on_all_devices(config)
-  config.optimizer = 'kfac'
-  config.kfac.subsample = 1.0
-  config.kfac.fisher = (
-    'exact'  # targets that a confident network draws are nearly always the same, and have no gradient
-  )
+  config.start, config.optimizer, config.kfac.subsample = str(folder), 'kfac', 1.0
+  # Targets that a confident network draws are nearly always the same and have no gradient, so none are drawn.
+  config.kfac.fisher = 'exact'
   run = build(config)
-  state = _with(run, jax.tree.map(jnp.asarray, variables))
+  state = new_state(run)
   layers = layers_of(run, state, batches)
   chosen = chosen_of(layers, run.task.model, zeros, by)
   config = config.copy_and_resolve_references()
   config.model.rule = 'chosen'
   after = build(config)
-  pruned = _normed(after, _with(after, _put(variables, chosen, run)), batches)
+  pruned = _normed(after, _put(new_state(after), chosen, run), batches)
   result = evaluate_all(after, pruned)
   export(after, workdir, pruned, result)
-  shares = {name: 1 - np.count_nonzero(c.signs) / c.signs.size for name, c in chosen.items()}
-  costs = {name: choice.cost(layers[name], c) for name, c in chosen.items()}
-  return Pruned(shares, costs, evaluate_all(run, state), result)
+  names = sorted({name for name, _ in chosen})
+  kept = {n: np.mean([np.mean(c.signs != 0) for (name, _), c in chosen.items() if name == n]) for n in names}
+  costs = {n: sum(choice.cost(layers[key], c) for key, c in chosen.items() if key[0] == n) for n in names}
+  return Pruned({n: 1 - float(share) for n, share in kept.items()}, costs, evaluate_all(run, state), result)
 
 
-def layers_of(run: Run, state: TrainState, batches: int) -> dict[str, choice.Layer]:
-  """Returns the weights of a network's layers, with factors from `batches` batches of training."""
+def layers_of(run: Run, state: TrainState, batches: int) -> dict[Key, choice.Layer]:
+  """Returns the weights of a network's layers, with factors from `batches` batches of training.
+
+  Raises:
+    ConfigError: K-FAC has no factors A and G for a layer.
+  """
   (curvature,) = run.curvatures.values()
   take = jax.jit(lambda batch, key: curvature.value_and_grad(state.params, state.model_state, batch, key=key)[2])
-  sums = None
-  for i, batch in zip(range(batches), run.train_batches(run.config.seed, 0), strict=False):
-    stats = take(batch, jax.random.key(i))
-    sums = stats if sums is None else kron.accumulate(sums, stats)
-  layers = {}
-  for block in curvature.blocks:
-    if not block.name.endswith('kernel') or 'A' not in block.operator.factors:
-      continue
-    leaves = [_leaf(state.params, name) for name in block.params]
-    weight = np.asarray(block.operator.to_matrix(*leaves)[0], np.float64)
-    means = {k: np.asarray(v[0], np.float64) for k, v in sums.means(block.name).items()}
-    rows = len(weight) - (len(block.params) > 1)  # the bias of a head is the last row, and no weight
-    a = means['A'][:rows, :rows]
-    a += DAMPING * np.trace(a) / rows * np.eye(rows)
-    g = means['G'] + DAMPING * np.trace(means['G']) / len(means['G']) * np.eye(len(means['G']))
-    name = block.name.removesuffix('/kernel')
-    layers[name] = choice.Layer(weight[:rows], a, g, one_scale=name == 'head')
+  stats = [
+    take(batch, jax.random.key(i))
+    for i, batch in zip(range(batches), run.train_batches(run.config.seed, 0), strict=False)
+  ]
+  sums, layers = kron.accumulate(*stats), {}
+  for name, block in _kernels(run).items():
+    leaves = [_leaf(state.params, param) for param in block.params]
+    weights = np.asarray(block.operator.to_matrix(*leaves), np.float64)
+    means = {k: np.asarray(v, np.float64) for k, v in sums.means(block.name).items()}
+    rows = weights.shape[1] - (len(block.params) > 1)  # the bias of a head is the last row, and no weight
+    for slot, weight in enumerate(weights):
+      a, g = _damped(means['A'][slot][:rows, :rows]), _damped(means['G'][slot])
+      layers[name, slot] = choice.Layer(weight[:rows], a, g, one_scale=name == 'head')
   return layers
 
 
-def chosen_of(layers: dict[str, choice.Layer], model: Any, zeros: float, by: str) -> dict[str, choice.Chosen]:
+def _kernels(run: Run) -> dict[str, Any]:
+  """Returns the blocks of the kernels of all layers, by the layer's name. A depthwise layer has a slot for each channel."""
+  (curvature,) = run.curvatures.values()
+  blocks = {b.name.removesuffix('/kernel'): b for b in curvature.blocks if 'A' in b.operator.factors}
+  for name in curvature.parameters.names:
+    layer, _, leaf = name.rpartition('/')
+    if leaf == 'kernel' and layer not in blocks:
+      raise ConfigError(f'K-FAC has no factors A and G for {name!r}, so its zeros cannot be chosen; use --by=magnitude')
+  return blocks
+
+
+def _damped(factor: np.ndarray) -> np.ndarray:
+  return factor + DAMPING * np.trace(factor) / len(factor) * np.eye(len(factor))
+
+
+def chosen_of(layers: dict[Key, choice.Layer], model: Any, zeros: float, by: str) -> dict[Key, choice.Chosen]:
   """Chooses the weights: the first layer and the head to their own shares of zeros, the others under one budget."""
   own = {'layer_0': model.first_zeros, 'head': model.head_zeros}
-  groups = [({name: layers[name]}, share) for name, share in own.items() if name in layers]
-  groups.append(({name: layer for name, layer in layers.items() if name not in own}, zeros))
-  chosen: dict[str, choice.Chosen] = {}
-  for group, share in groups:
-    left = lambda layer, share=share: round((1 - share) * layer.weight.size)  # noqa: E731
+  chosen: dict[Key, choice.Chosen] = {}
+  for share in ('layer_0', 'head', None):
+    group = {key: layer for key, layer in layers.items() if (key[0] if key[0] in own else None) == share}
+    left = {key: round((1 - own.get(share, zeros)) * layer.weight.size) for key, layer in group.items()}
     if by == 'magnitude':
-      chosen |= {name: choice.by_magnitude(layer.weight, left(layer)) for name, layer in group.items()}
+      chosen |= {key: choice.by_magnitude(layer.weight, left[key]) for key, layer in group.items()}
     elif group:
-      chosen |= choice.under_budget(group, sum(map(left, group.values())))
+      chosen |= choice.under_budget(group, sum(left.values()))
   return chosen
 
 
-def _put(variables: dict[str, Any], chosen: dict[str, choice.Chosen], run: Run) -> dict[str, Any]:
-  """Returns variables whose kernels are the chosen weights, and which weights these are."""
-  (curvature,) = run.curvatures.values()
-  params = jax.tree.map(np.array, variables['params'])
-  kept: dict[str, Any] = {'step': np.zeros((), np.int32)}
-  for block in curvature.blocks:
-    name = block.name.removesuffix('/kernel')
-    if name not in chosen:
-      continue
-    signs, scale = chosen[name]
+def _put(state: TrainState, chosen: dict[Key, choice.Chosen], run: Run) -> TrainState:
+  """Returns the state whose kernels are the chosen weights, with the masks of those that are not zero."""
+  params, masks = jax.tree.map(lambda x: x, state.params), dict(state.model_state['edge'])
+  for name, block in _kernels(run).items():
+    slots = [chosen[key] for key in chosen if key[0] == name]
     shape = params[name]['kernel'].shape
-    kernel = lambda m, b=block, s=shape: _as_kernel(b, m, s)  # noqa: E731
-    params[name]['kernel'] = kernel(signs * scale).astype(np.float32)
-    kept[name] = {'kept': kernel(signs) != 0}
-  return {**variables, 'params': params, 'edge': kept}
+    signs = _as_kernel(block, np.stack([c.signs for c in slots]), shape)
+    params[name]['kernel'] = jnp.asarray(_as_kernel(block, np.stack([c.signs * c.scale for c in slots]), shape))
+    masks[name] = {'kept': jnp.asarray(signs != 0)}
+  return state._replace(params=params, model_state={**state.model_state, 'edge': masks})
 
 
-def _as_kernel(block: Any, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _as_kernel(block: Any, matrices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   if len(block.params) > 1:  # the bias of a head is the last row
-    matrix = np.concatenate([matrix, np.zeros((1, matrix.shape[1]))])
-  return np.asarray(block.operator.from_matrix(jnp.asarray(matrix[None], jnp.float32))[0]).reshape(shape)
+    matrices = np.concatenate([matrices, np.zeros_like(matrices[:, :1])], 1)
+  return np.asarray(block.operator.from_matrix(jnp.asarray(matrices, jnp.float32))[0]).reshape(shape)
 
 
 def _leaf(params: Any, name: str) -> jax.Array:
   for key in name.split('/'):
     params = params[key]
   return params
-
-
-def _with(run: Run, variables: dict[str, Any]) -> TrainState:
-  """Returns a new state with these variables, and what they lack as it begins."""
-  state = run.init(run.config.seed)
-  model_state = {k: variables.get(k, v) for k, v in state.model_state.items()}
-  like = lambda new, old: jnp.asarray(new, old.dtype)  # noqa: E731
-  return state._replace(
-    params=jax.tree.map(like, variables['params'], state.params),
-    model_state=jax.tree.map(like, model_state, state.model_state),
-  )
 
 
 def _normed(run: Run, state: TrainState, batches: int) -> TrainState:
@@ -171,11 +169,8 @@ def _normed(run: Run, state: TrainState, batches: int) -> TrainState:
   def moments(batch):
     zero = {**state.model_state, 'batch_stats': jax.tree.map(jnp.zeros_like, state.model_state['batch_stats'])}
     _, new = model.apply({'params': state.params, **zero}, batch['inputs'], train=True, mutable=list(zero))
-    return jax.tree.map(lambda x: x / (1 - MOMENTUM), new['batch_stats'])
+    return jax.tree.map(lambda x: x / (1 - MOMENTUM) / batches, new['batch_stats'])
 
-  sums = None
-  for _, batch in zip(range(batches), run.train_batches(run.config.seed, 0), strict=False):
-    new = moments(batch)
-    sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
-  stats = jax.tree.map(lambda x: x / batches, sums)
+  each = [moments(batch) for _, batch in zip(range(batches), run.train_batches(run.config.seed, 0), strict=False)]
+  stats = jax.tree.map(lambda *parts: sum(parts), *each)
   return state._replace(model_state={**state.model_state, 'batch_stats': stats})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,8 +27,7 @@ def new_state(run: Run) -> TrainState:
   state = run.init(run.config.seed)
   if not run.config.start:
     return state
-  folder = Path(run.config.start)
-  variables, _ = load_export(folder / 'export' if (folder / 'export').is_dir() else folder)
+  variables, _ = load_export(run.config.start)
   params = variables.pop('params')
   names = kron.param_names(state.params)
   theirs = dict(zip(kron.param_names(params), jax.tree.leaves(params), strict=True))

@@ -301,7 +301,7 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads a run's export, which `train` writes when the run ends.
 
   Args:
-    folder: the folder `export` in the run's work folder.
+    folder: the run's work folder, or the folder `export` in it.
 
   Returns:
     The variables for `model.apply`, as NumPy arrays, and a dict of 'config' (the run's), 'step' (the last), 'scores'
@@ -312,7 +312,9 @@ def load_export(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     data.DataError: the export claims to be larger than memory.
   """
   folder = Path(folder).absolute()
-  if not folder.is_dir():
+  if (folder / 'export').is_dir():
+    folder = folder / 'export'
+  if not folder.is_dir() or (folder / 'config.json').exists():  # the latter is a run that has not ended
     raise ConfigError(f'no export in {folder}; a run writes it when it ends')
   odd = files.first_odd(folder)
   if odd is not None:

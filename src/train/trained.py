@@ -52,8 +52,7 @@ def load_model(folder: str | Path) -> Trained:
     ConfigError: there is no export, it cannot be read, or its task has no model of inputs alone (graphs, GANs).
     data.DataError: the export claims to be larger than memory.
   """
-  folder = Path(folder)
-  variables, about = load_export(folder / 'export' if (folder / 'export').is_dir() else folder)
+  variables, about = load_export(folder)
   config = ConfigDict(about['config'])
   if config.task not in ('classify', 'reconstruct', 'next_token'):
     raise ConfigError(f'{folder}: a model of config.task={config.task!r} needs more than inputs; use load_export')

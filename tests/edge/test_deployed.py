@@ -10,18 +10,19 @@ from experiments.configs import digits_classifier, ternary_digits
 from kronmesh import edge, models
 from kronmesh.edge import EdgeError, choice, pack
 from kronmesh.tasks import deployed, pruning
+from kronmesh.train.beginning import new_state
 from kronmesh.train.build import build
 from kronmesh.train.checkpoints import load_export
 from kronmesh.train.errors import ConfigError, RunError
 from kronmesh.train.loop import train
 from kronmesh.train.task import make_model
-from tests.experiments.small import losses
 
 
 def config_of(preset, **settings):
   config = ternary_digits.get_config(preset)
   config.mesh = 'data=2'
   config.model.widths, config.model.pools = (4, 6, 6), (2, 1, 2)
+  config.model.depthwise = (False, False, True)
   config.data.batch_size, config.steps, config.eval_every = 64, 8, 4
   config.kfac.inverses_every = 2
   config.update(settings)
@@ -54,8 +55,8 @@ def test_what_was_chosen(runs):
   _, done = runs
   for by, found in done.items():
     assert set(found.zeros) == {'layer_0', 'layer_1', 'layer_2', 'head'}, by
-    hidden = 4 * 6 * 9 * found.zeros['layer_1'] + 6 * 6 * 9 * found.zeros['layer_2']
-    assert 0.75 * 540 - 1 <= hidden <= 0.85 * 540, by
+    hidden = 4 * 6 * 9 * found.zeros['layer_1'] + 6 * 9 * found.zeros['layer_2']
+    assert 0.75 * 270 - 2 <= hidden <= 0.85 * 270, by
     assert 0.45 < found.zeros['layer_0'] < 0.65 and 0.45 < found.zeros['head'] < 0.65, by
   # What magnitude chooses for all layers costs more, by the curvature itself.
   assert sum(done['curvature'].cost.values()) < sum(done['magnitude'].cost.values())
@@ -65,26 +66,27 @@ def test_factors_are_those_of_the_effective_weights(runs, one_device):
   """The cost is the second-order growth of the loss, measured with batch norms that see their batch."""
   folder, _ = runs
   variables, _ = load_export(folder / 'float' / 'export')
-  config = config_of('float', mesh='data=1')
+  config = config_of('float', mesh='data=1', start=str(folder / 'float'))
   config.kfac.update({'subsample': 1.0, 'fisher': 'exact'})
   run = build(config)
-  state = pruning._with(run, jax.tree.map(jnp.asarray, variables))
-  layers = pruning.layers_of(run, state, 2)
-  (curvature,) = run.curvatures.values()
-  for block in curvature.blocks:
-    name = block.name.removesuffix('/kernel')
-    if name in layers:
-      kernel = variables['params'][name]['kernel']
-      np.testing.assert_allclose(pruning._as_kernel(block, layers[name].weight, kernel.shape), kernel, rtol=1e-6)
+  layers = pruning.layers_of(run, new_state(run), 2)
+  for name, block in pruning._kernels(run).items():
+    kernel = variables['params'][name]['kernel']
+    weights = np.stack([layer.weight for key, layer in layers.items() if key[0] == name])
+    np.testing.assert_allclose(pruning._as_kernel(block, weights, kernel.shape), kernel, rtol=1e-6)
 
 
-def test_a_run_goes_on_with_the_chosen_zeros(runs):
+def test_a_run_goes_on_with_the_chosen_zeros(runs, one_device):
   folder, done = runs
-  kept = load_export(folder / 'tuned' / 'export')[0]['edge']
-  first = load_export(folder / 'curvature' / 'export')[0]['edge']
-  masks = [{k: v for k, v in state.items() if k != 'step'} for state in (kept, first)]
-  jax.tree.map(np.testing.assert_array_equal, *masks)
-  assert int(kept['step']) == 8 and losses(folder / 'tuned')[-1] < losses(folder / 'tuned')[0]
+  pruned, tuned = (load_export(folder / name)[0] for name in ('curvature', 'tuned'))
+  begun = new_state(build(config_of('chosen', start=str(folder / 'curvature'), mesh='data=1')))
+  jax.tree.map(np.testing.assert_array_equal, begun.params, pruned['params'])
+  assert not np.array_equal(tuned['params']['layer_1']['kernel'], pruned['params']['layer_1']['kernel'])
+  states = begun.model_state['edge'], pruned['edge'], tuned['edge']
+  masks = [{k: v for k, v in state.items() if k != 'step'} for state in states]
+  for other in masks[1:]:
+    jax.tree.map(np.testing.assert_array_equal, masks[0], other)
+  assert int(tuned['edge']['step']) == 8
   for size in deployed.sizes(deployed.deploy(folder / 'tuned').network):
     assert 1 - size.nonzero / size.weights == pytest.approx(done['curvature'].zeros[size.name], abs=1e-9)
 
